@@ -1,0 +1,50 @@
+"""Config keys of this plugin, all under one node of our own: ``D2_MASKRCNN``.
+
+Detectron2's own keys keep their meaning; nothing is added to nodes that belong to it.
+"""
+
+from detectron2.config import CfgNode
+
+# Detectron2's key -> the name that this plugin's component has in Detectron2's registry.
+COMPONENTS = {
+    "MODEL.META_ARCHITECTURE": "MaskRCNN",
+    "MODEL.BACKBONE.NAME": "build_maskrcnn_resnet_fpn_backbone",
+    "MODEL.ANCHOR_GENERATOR.NAME": "MaskRCNNAnchorGenerator",
+    "MODEL.PROPOSAL_GENERATOR.NAME": "MaskRCNNRPN",
+    "MODEL.RPN.HEAD_NAME": "MaskRCNNRPNHead",
+    "MODEL.ROI_HEADS.NAME": "MaskRCNNROIHeads",
+    "MODEL.ROI_BOX_HEAD.NAME": "MaskRCNNBoxHead",
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNMaskHead",
+}
+
+
+def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
+    """Adds the node ``D2_MASKRCNN`` with its defaults to ``cfg``, in place.
+
+    Call it after ``get_cfg()`` and before ``merge_from_file``.
+    """
+    node = cfg.D2_MASKRCNN = CfgNode()
+
+    # Convolutions run on channels-last (NHWC) memory: faster on CPUs and on tensor cores, same results to rounding.
+    node.CHANNELS_LAST = True
+
+    # Your own COCO-format data without writing Python. Paths are relative to the working directory or, where not found
+    # there, to $DETECTRON2_DATASETS (default: datasets). A pair that is set takes the place of DATASETS.TRAIN or .TEST.
+    node.DATA = CfgNode()
+    node.DATA.TRAIN_JSON = ""
+    node.DATA.TRAIN_IMAGES = ""
+    node.DATA.VAL_JSON = ""
+    node.DATA.VAL_IMAGES = ""
+
+    node.SOLVER = CfgNode()
+    # "SGD" (momentum and Nesterov as in SOLVER) or "AdamW" (decoupled weight decay).
+    node.SOLVER.OPTIMIZER = "SGD"
+
+
+def use_d2_maskrcnn_components(cfg: CfgNode) -> None:
+    """Replaces Detectron2's component names in ``cfg`` by this plugin's, in place.
+
+    So a config of Detectron2's model zoo (say ``mask_rcnn_R_101_FPN_3x.yaml``) builds this plugin's model; every number in it is
+    kept, and so are the names of the parameters.
+    """
+    cfg.merge_from_list([item for pair in COMPONENTS.items() for item in pair])
