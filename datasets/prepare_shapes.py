@@ -1,10 +1,10 @@
-"""Draws a small instance-segmentation dataset in COCO format: circles, squares, triangles and stars on a noisy background.
+"""Draws a small dataset in COCO format: circles, squares, triangles and stars on a noisy background.
 
     python datasets/prepare_shapes.py --output datasets/shapes --train 600 --val 100 --size 128 --seed 0
 
-writes ``annotations/instances_{train,val}.json`` and the pictures ``{train,val}/NNNNNN.png``. What real data has is here too:
-shapes that hide one another (an annotation covers the visible part only), shapes cut off by the border, a few tiny ones, and
-crowds (many small shapes under one ``iscrowd`` RLE). Colours hint at the category but do not decide it.
+writes ``annotations/instances_{train,val}.json`` and the pictures ``{train,val}/NNNNNN.png``. What real data has is here
+too: shapes that hide one another (an annotation covers the visible part only), shapes cut off by the border, a few tiny
+ones, and crowds (many small shapes under one ``iscrowd`` RLE). Colours hint at the category but do not decide it.
 
 Every picture depends on (seed, split, number) alone, so a larger dataset begins with the pictures of a smaller one.
 """
@@ -90,8 +90,9 @@ def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
 def stripes(rng: np.random.Generator, size: int, strength: float) -> np.ndarray:
     """(size, size) float32 sine waves of a random direction and wavelength, between -strength and strength."""
     angle, wavelength, phase = rng.uniform(0, math.pi), size * rng.uniform(0.06, 0.25), rng.uniform(0, 2 * math.pi)
-    y, x = np.mgrid[:size, :size].astype(np.float32)
-    return strength * np.sin((x * math.cos(angle) + y * math.sin(angle)) * (2 * math.pi / wavelength) + phase)
+    position = np.arange(size, dtype=np.float32)
+    along = position * math.cos(angle) + position[:, None] * math.sin(angle)
+    return np.sin(along * (2 * math.pi / wavelength) + phase) * strength
 
 
 def pick_colour(rng: np.random.Generator, category: int) -> np.ndarray:
@@ -199,10 +200,10 @@ def to_polygons(mask: np.ndarray) -> list[list[float]]:
 
 
 def grow_to_edges(corners: np.ndarray, side: int) -> np.ndarray:
-    """Pixel indices (N, 2) of a supersampled contour -> picture pixels, reaching the picture's edge where it touches it.
+    """Pixel indices (N, 2) of a supersampled contour -> picture pixels, up to the picture's edge where it touches it.
 
-    A contour goes through the centres of the outermost pixels; half a supersampled pixel (1/8 pixel) matters on the border
-    alone, where a shape must end exactly at the picture's edge.
+    A contour goes through the centres of the outermost pixels; half a supersampled pixel (1/8 pixel) matters on the
+    border alone, where a shape must end exactly at the picture's edge.
     """
     centres = corners + 0.5
     centres[corners == 0] = 0
@@ -300,7 +301,7 @@ def draw_dataset(
     """
     if train < 1 or val < 1 or size < 32 or seed < 0:
         raise ValueError(
-            f"train={train}, val={val}, size={size}, seed={seed}: expected at least 1 picture each, size >= 32, seed >= 0"
+            f"train={train}, val={val}, size={size}, seed={seed}: expected train and val >= 1, size >= 32, seed >= 0"
         )
     target = Path(output).resolve()
     made_with = {"train": train, "val": val, "size": size, "seed": seed, "version": 1}
@@ -351,9 +352,7 @@ def _put_in_place(partial: Path, target: Path, keep_old: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        description="Draws a small COCO-format dataset of circles, squares, triangles, stars."
-    )
+    parser = argparse.ArgumentParser(description="Draws a small COCO-format dataset of simple shapes.")
     parser.add_argument("--output", default="datasets/shapes", help="folder to make (default: %(default)s)")
     parser.add_argument("--train", type=int, default=600, help="training pictures (default: %(default)s)")
     parser.add_argument("--val", type=int, default=100, help="validation pictures (default: %(default)s)")
