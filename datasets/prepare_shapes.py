@@ -2,8 +2,8 @@
 
     python datasets/prepare_shapes.py --output datasets/shapes --train 600 --val 100 --size 128 --seed 0
 
-writes ``annotations/instances_{train,val}.json`` and the pictures ``{train,val}/NNNNNN.png``. What real data has is here
-too: shapes that hide one another (an annotation covers the visible part only), shapes cut off by the border, a few tiny
+writes ``annotations/instances_{train,val}.json`` and the pictures ``{train,val}/NNNNNN.png``. Like real data it has
+shapes that hide one another (an annotation covers the visible part only), shapes cut off by the border, a few tiny
 ones, and crowds (many small shapes under one ``iscrowd`` RLE). Colours hint at the category but do not decide it.
 
 Every picture depends on (seed, split, number) alone, so a larger dataset begins with the pictures of a smaller one.
@@ -84,7 +84,7 @@ def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
     cells = rng.uniform(60, 190, (5, 5, 1)) + rng.normal(0, 12, (5, 5, 3))
     picture = cv2.resize(cells.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
     picture += stripes(rng, size, strength=8.0)[..., None]
-    return picture + rng.normal(0, 7, picture.shape).astype(np.float32)
+    return picture + rng.normal(0, 7, picture.shape)
 
 
 def stripes(rng: np.random.Generator, size: int, strength: float) -> np.ndarray:
