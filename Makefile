@@ -1,0 +1,27 @@
+# Two commands for a fresh machine. Both set themselves up in .venv; README.md shows the plain commands behind them.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+OUTPUT := output/quickstart
+
+.PHONY: quickstart test clean
+
+$(STAMP): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install -c constraints.txt -e ".[test]"
+	touch $@
+
+quickstart: $(STAMP)
+	$(RUN) datasets/prepare_shapes.py --output datasets/shapes
+	$(RUN) train_net.py --config-file configs/quickstart.yaml OUTPUT_DIR $(OUTPUT)
+
+test: $(STAMP)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest -n auto
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,133 @@
+"""Starts the processes of a training: one, several on this machine, or those that ``torchrun`` has started already.
+
+Several processes on CPUs talk through gloo and behave like several GPUs, which talk through nccl.
+"""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils import comm
+
+from d2_maskrcnn.engine.cli import run_main
+from d2_maskrcnn.errors import UserError
+
+TIMEOUT = timedelta(minutes=30)
+_TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def under_torchrun() -> bool:
+    """Whether ``torchrun`` started this process (all the variables that it sets are there)."""
+    return all(name in os.environ for name in _TORCHRUN_VARIABLES)
+
+
+def launch(
+    main: Callable[..., Any],
+    processes_per_machine: int = 1,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: tuple[Any, ...] = (),
+) -> None:
+    """Runs ``main(*args)`` in every process of the job and returns when all have ended.
+
+    Args:
+        main: importable by name, since workers are spawned.
+        processes_per_machine: GPUs to use of each machine; on a machine without a GPU, processes on its CPU.
+        num_machines: machines in the job.
+        machine_rank: which of them this one is, from 0.
+        dist_url: ``tcp://HOST:PORT`` of machine 0; ``auto`` picks a free port when there is one machine.
+        args: what ``main`` is called with.
+
+    Raises:
+        UserError: the numbers do not fit together, or there are fewer GPUs than asked for.
+        SystemExit: a worker ended with a non-zero status (it has printed why).
+    """
+    if under_torchrun():
+        _run_torchrun_worker(main, args)
+        return
+    _check_numbers(processes_per_machine, num_machines, machine_rank, dist_url)
+    if processes_per_machine * num_machines == 1:
+        main(*args)
+        return
+    if dist_url == "auto":
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    try:
+        mp.start_processes(
+            _run_spawned_worker,
+            args=(main, processes_per_machine, num_machines, machine_rank, dist_url, args),
+            nprocs=processes_per_machine,
+            start_method="spawn",
+        )
+    except mp.ProcessExitedException as error:
+        raise SystemExit(error.exit_code) from error
+
+
+def _check_numbers(processes: int, machines: int, rank: int, dist_url: str) -> None:
+    if processes < 1 or machines < 1 or not 0 <= rank < machines:
+        raise UserError(
+            f"--num-gpus {processes} --num-machines {machines} --machine-rank {rank}: expected at least one process and one "
+            "machine, and a rank from 0 to the number of machines less one."
+        )
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise UserError(
+            f"--num-gpus {processes}: this machine has {torch.cuda.device_count()}; ask for at most that many."
+        )
+    if machines > 1 and dist_url == "auto":
+        raise UserError("--num-machines above 1 needs --dist-url tcp://HOST:PORT, the same on all machines.")
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def _run_torchrun_worker(main: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    env = {name: os.environ[name] for name in _TORCHRUN_VARIABLES}
+    _join(
+        "env://", int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_RANK"]), int(env["LOCAL_WORLD_SIZE"])
+    )  # torchrun sets MASTER_ADDR and MASTER_PORT for env://
+    try:
+        main(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _run_spawned_worker(
+    local_rank: int,
+    main: Callable[..., Any],
+    processes: int,
+    machines: int,
+    machine_rank: int,
+    dist_url: str,
+    args: tuple[Any, ...],
+) -> None:
+    def work() -> None:
+        _join(dist_url, machine_rank * processes + local_rank, machines * processes, local_rank, processes)
+        main(*args)
+        dist.destroy_process_group()
+
+    sys.exit(run_main(work))
+
+
+def _join(url: str, rank: int, world_size: int, local_rank: int, local_size: int) -> None:
+    use_gpu = torch.cuda.is_available()
+    if use_gpu:
+        torch.cuda.set_device(local_rank)
+    else:
+        # Left alone, every process would start a thread for each core and they would get in each other's way.
+        torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
+    dist.init_process_group(
+        "nccl" if use_gpu else "gloo", init_method=url, rank=rank, world_size=world_size, timeout=TIMEOUT
+    )
+    comm.create_local_process_group(local_size)
+    comm.synchronize()
+    logging.getLogger(__name__).debug("rank %d of %d joined", rank, world_size)

@@ -1,0 +1,41 @@
+"""Packaging of d2_maskrcnn. Nothing is compiled and nothing heavy is imported here, so isolated builds work."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+HERE = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "d2_maskrcnn/__init__.py").read_text(), re.MULTILINE).group(1)
+
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-tabulate"]
+
+setup(
+    name="d2_maskrcnn",
+    version=VERSION,
+    description="Mask R-CNN with a ResNet101-FPN backbone as a Detectron2 plugin that installs with pip",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # The embedded engine is a package called detectron2 in a folder without __init__.py, hence namespace packages.
+    packages=find_namespace_packages(include=["d2_maskrcnn", "d2_maskrcnn.*"]),
+    package_data={"d2_maskrcnn": ["py.typed"], "d2_maskrcnn.ops": ["csrc/*"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=1.26",
+        "Pillow>=10",
+        "opencv-python>=4.8",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.10",
+        "pycocotools>=2.0.8",
+        "faster-coco-eval>=1.6.5",
+        "PyYAML>=6",
+        "tabulate>=0.9",
+        "termcolor>=2",
+        "tqdm>=4.66",
+        "tensorboard>=2.16",
+    ],
+    extras_require={"test": TEST},
+)
