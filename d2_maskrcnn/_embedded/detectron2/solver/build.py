@@ -1,0 +1,31 @@
+"""What ``cfg.SOLVER`` describes: SGD over groups of parameters, gradient clipping, and the learning-rate schedule."""
+
+import torch
+
+from detectron2.config import CfgNode
+from detectron2.solver.gradient_clipping import maybe_add_gradient_clipping
+from detectron2.solver.lr_scheduler import build_lr_scheduler
+from detectron2.solver.parameter_groups import get_default_optimizer_params
+
+__all__ = ["build_lr_scheduler", "build_optimizer", "get_default_optimizer_params", "maybe_add_gradient_clipping"]
+
+
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum over the trainable parameters of ``model``, clipped if ``SOLVER.CLIP_GRADIENTS.ENABLED``."""
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+    optimizer_class = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
+    return optimizer_class(
+        groups,
+        lr=cfg.SOLVER.BASE_LR,
+        momentum=cfg.SOLVER.MOMENTUM,
+        nesterov=cfg.SOLVER.NESTEROV,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        foreach=True,
+    )

@@ -1,0 +1,168 @@
+"""Learning rates that follow an fvcore parameter scheduler.
+
+fvcore's schedulers are functions of ``where``, the finished share of the training in [0, 1), that return a multiplier
+of the base learning rate. So a schedule does not depend on the number of iterations, and one schedule serves groups of
+parameters with different base learning rates.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    ConstantParamScheduler,
+    CosineParamScheduler,
+    LinearParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
+    StepWithFixedGammaParamScheduler,
+)
+from torch.optim import Optimizer
+from torch.optim import lr_scheduler as torch_schedulers
+
+from detectron2.config import CfgNode
+
+logger = logging.getLogger(__name__)
+
+
+class WarmupParamScheduler(CompositeParamScheduler):
+    """``scheduler``, preceded by a warm-up (Goyal et al. 2017, section 2.2: "Accurate, large minibatch SGD").
+
+    The warm-up starts at ``warmup_factor * scheduler(0)``. A linear one ends at the value with which ``scheduler``
+    goes on.
+
+    Args:
+        scheduler: what follows the warm-up.
+        warmup_factor: multiplier of the first value, in [0, 1].
+        warmup_length: share of the whole training, in [0, 1].
+        warmup_method: ``"linear"``, or ``"constant"`` at the first value.
+        rescale_interval: squeeze all of ``scheduler`` into the time after the warm-up; otherwise the warm-up replaces
+            the first part of it.
+
+    Raises:
+        ValueError: ``warmup_method`` is none of the two.
+    """
+
+    def __init__(
+        self,
+        scheduler: ParamScheduler,
+        warmup_factor: float,
+        warmup_length: float,
+        warmup_method: str = "linear",
+        rescale_interval: bool = False,
+    ) -> None:
+        first = warmup_factor * scheduler(0.0)
+        last = scheduler(0.0) if rescale_interval else scheduler(warmup_length)
+        if warmup_method == "linear":
+            warmup: ParamScheduler = LinearParamScheduler(first, last)
+        elif warmup_method == "constant":
+            warmup = ConstantParamScheduler(first)
+        else:
+            raise ValueError(f"Unknown warmup method {warmup_method!r}: expected 'linear' or 'constant'")
+        super().__init__(
+            [warmup, scheduler],
+            lengths=[warmup_length, 1 - warmup_length],
+            interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
+        )
+
+
+class LRMultiplier(torch_schedulers.LRScheduler):
+    """Sets every group's learning rate to its base rate times ``multiplier(iteration / max_iter)``.
+
+    Its checkpoints hold the base rates and the iteration, not the multiplier: that comes from the config, so a schedule
+    can be changed before training is resumed.
+
+    Args:
+        optimizer: whose groups are set; a group's base rate is its ``lr`` at this moment.
+        multiplier: a function of the finished share of the training.
+        max_iter: number of iterations of the whole training.
+        last_iter: -1 at the start; else the last finished iteration.
+
+    Raises:
+        ValueError: ``multiplier`` is no fvcore ``ParamScheduler``.
+    """
+
+    def __init__(self, optimizer: Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1) -> None:
+        if not isinstance(multiplier, ParamScheduler):
+            raise ValueError(f"multiplier must be an fvcore ParamScheduler, got {multiplier!r}")
+        self._multiplier = multiplier
+        self._max_iter = max_iter
+        super().__init__(optimizer, last_epoch=last_iter)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Base rates and last iteration."""
+        return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """The learning rate of each group in the iteration ``last_epoch``."""
+        factor = self._multiplier(self.last_epoch / self._max_iter)
+        return [base_lr * factor for base_lr in self.base_lrs]
+
+
+class _DecaysOfEqualLength(ParamScheduler):
+    """fvcore's fixed-gamma schedule, defined at ``where`` = 1 too: the step after the last iteration asks for that."""
+
+    def __init__(self, num_decays: int, gamma: float, max_iter: int) -> None:
+        self._last_value = gamma**num_decays
+        self._scheduler = StepWithFixedGammaParamScheduler(
+            base_value=1.0, num_decays=num_decays, gamma=gamma, num_updates=max_iter
+        )
+
+    def __call__(self, where: float) -> float:
+        return self._last_value if where + self.WHERE_EPSILON >= 1 else self._scheduler(where)
+
+
+def _multi_step(cfg: CfgNode) -> ParamScheduler:
+    steps = [step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER]
+    if len(steps) != len(cfg.SOLVER.STEPS):
+        logger.warning(
+            "SOLVER.STEPS %s: those not below SOLVER.MAX_ITER (%d) are ignored", cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER
+        )
+    if any(step <= before for step, before in zip(steps, [0, *steps], strict=False)):
+        raise ValueError(f"SOLVER.STEPS {cfg.SOLVER.STEPS}: expected iterations above 0 in increasing order")
+    return MultiStepParamScheduler(
+        values=[cfg.SOLVER.GAMMA**decays for decays in range(len(steps) + 1)],
+        milestones=steps,
+        num_updates=cfg.SOLVER.MAX_ITER,
+    )
+
+
+def _cosine(cfg: CfgNode) -> ParamScheduler:
+    end = cfg.SOLVER.BASE_LR_END / cfg.SOLVER.BASE_LR
+    if not 0 <= end <= 1:
+        raise ValueError(
+            f"SOLVER.BASE_LR_END ({cfg.SOLVER.BASE_LR_END}) must be between 0 and SOLVER.BASE_LR ({cfg.SOLVER.BASE_LR})"
+        )
+    return CosineParamScheduler(1, end)
+
+
+def _fixed_gamma(cfg: CfgNode) -> ParamScheduler:
+    return _DecaysOfEqualLength(cfg.SOLVER.NUM_DECAYS, cfg.SOLVER.GAMMA, cfg.SOLVER.MAX_ITER)
+
+
+_SCHEDULES = {
+    "WarmupMultiStepLR": _multi_step,
+    "WarmupCosineLR": _cosine,
+    "WarmupStepWithFixedGammaLR": _fixed_gamma,
+}
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
+    """The schedule that ``SOLVER.LR_SCHEDULER_NAME`` names, with its warm-up.
+
+    Raises:
+        ValueError: an unknown schedule or warm-up method, steps that do not increase, or an end rate above the
+            base rate.
+    """
+    name = cfg.SOLVER.LR_SCHEDULER_NAME
+    if name not in _SCHEDULES:
+        raise ValueError(f"Unknown SOLVER.LR_SCHEDULER_NAME {name!r}: expected one of {', '.join(_SCHEDULES)}")
+    multiplier = WarmupParamScheduler(
+        _SCHEDULES[name](cfg),
+        cfg.SOLVER.WARMUP_FACTOR,
+        min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0),
+        cfg.SOLVER.WARMUP_METHOD,
+        cfg.SOLVER.RESCALE_INTERVAL,
+    )
+    return LRMultiplier(optimizer, multiplier, max_iter=cfg.SOLVER.MAX_ITER)

@@ -1,0 +1,105 @@
+"""Which parameter gets which learning rate and weight decay."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+# Their weights scale normalised features: decaying them is usually unwanted (SOLVER.WEIGHT_DECAY_NORM).
+NORM_TYPES = (
+    nn.modules.batchnorm._BatchNorm,  # BatchNorm1d, 2d, 3d and SyncBatchNorm
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+
+ParamGroup = dict[str, Any]
+
+
+def get_default_optimizer_params(
+    model: nn.Module,
+    base_lr: float | None = None,
+    weight_decay: float | None = None,
+    weight_decay_norm: float | None = None,
+    bias_lr_factor: float | None = 1.0,
+    weight_decay_bias: float | None = None,
+    lr_factor_func: Callable[[str], float] | None = None,
+    overrides: dict[str, dict[str, float]] | None = None,
+) -> list[ParamGroup]:
+    """Groups of the trainable parameters of ``model`` for a torch optimizer, one for each set of hyper-parameters.
+
+    A value that is left at None is left to the optimizer's defaults. A parameter that several modules share is listed
+    once. A setting for biases wins over one for normalisation layers.
+
+    Args:
+        model: whose parameters with ``requires_grad`` are listed.
+        base_lr: learning rate of all groups.
+        weight_decay: weight decay of all groups.
+        weight_decay_norm: weight decay of the parameters of normalisation layers.
+        bias_lr_factor: factor of ``base_lr`` for parameters called ``bias``.
+        weight_decay_bias: weight decay of parameters called ``bias``.
+        lr_factor_func: full parameter name -> factor of ``base_lr`` (layer-wise learning rates).
+        overrides: last part of a parameter's name -> settings that win over all others,
+            e.g. ``{"embedding": {"lr": 0.01, "weight_decay": 0.1}}``.
+
+    Raises:
+        ValueError: a factor without ``base_lr``, or both ``overrides["bias"]`` and a setting for biases.
+
+    >>> groups = get_default_optimizer_params(torch.nn.BatchNorm1d(3), weight_decay=0.1, weight_decay_bias=0.0)
+    >>> [(group["weight_decay"], len(group["params"])) for group in groups]
+    [(0.1, 1), (0.0, 1)]
+    """
+    if lr_factor_func is not None and base_lr is None:
+        raise ValueError("lr_factor_func needs base_lr")
+    overrides = _add_bias_settings(overrides or {}, base_lr, bias_lr_factor, weight_decay_bias)
+    defaults = _without_none({"lr": base_lr, "weight_decay": weight_decay})
+
+    groups: dict[tuple[tuple[str, float], ...], ParamGroup] = {}
+    for module, full_name, parameter in _trainable_parameters(model):
+        settings = dict(defaults)
+        if isinstance(module, NORM_TYPES) and weight_decay_norm is not None:
+            settings["weight_decay"] = weight_decay_norm
+        if lr_factor_func is not None:
+            settings["lr"] *= lr_factor_func(full_name)
+        settings.update(overrides.get(full_name.rpartition(".")[2], {}))
+        key = tuple(sorted(settings.items()))
+        groups.setdefault(key, {"params": [], **settings})["params"].append(parameter)
+    return list(groups.values())
+
+
+def _without_none(settings: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _add_bias_settings(
+    overrides: dict[str, dict[str, float]],
+    base_lr: float | None,
+    bias_lr_factor: float | None,
+    weight_decay_bias: float | None,
+) -> dict[str, dict[str, float]]:
+    """``overrides``, with what is asked of biases as an override for the name ``bias``."""
+    bias: dict[str, float | None] = {"weight_decay": weight_decay_bias}
+    if bias_lr_factor is not None and bias_lr_factor != 1.0:
+        if base_lr is None:
+            raise ValueError("bias_lr_factor needs base_lr")
+        bias["lr"] = base_lr * bias_lr_factor
+    settings = _without_none(bias)
+    if not settings:
+        return overrides
+    if "bias" in overrides:
+        raise ValueError(
+            f"overrides['bias'] = {overrides['bias']} conflicts with the other settings for biases: {settings}"
+        )
+    return {**overrides, "bias": settings}
+
+
+def _trainable_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, torch.nn.Parameter]]:
+    """(owner, full name, parameter), each parameter once, in the order of the modules."""
+    seen: set[torch.nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                yield module, f"{module_name}.{name}" if module_name else name, parameter
