@@ -1,0 +1,1 @@
+"""Weight files: safe reading, names of other programs, reports, whole-or-nothing writing."""

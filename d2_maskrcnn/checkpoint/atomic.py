@@ -1,0 +1,155 @@
+"""Files that are written whole or not at all: temporary file, flush to the disk, rename."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+
+from d2_maskrcnn.errors import UserError
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # .model_final.pth.<process id>.tmp
+
+
+class _Recorder(io.BufferedIOBase):
+    """Passes writes on and remembers the first that failed: ``torch.save`` turns a full disk into RuntimeError."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        if not self.closed and not self._file.closed:
+            self._file.flush()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes the rename itself survive a power cut (POSIX; elsewhere folders cannot be opened)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Gives a file to write to; it takes the place of ``path`` if the block ends well, and vanishes otherwise."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)  # gone already after the rename; else it goes here, Ctrl-C included
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error) or type(error).__name__
+    try:
+        free = f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free there"
+    except OSError:
+        free = f"the folder {path.parent} cannot be read"
+    kept = "the older file of that name is unchanged" if path.exists() else "nothing was left behind"
+    return UserError(
+        f"Cannot write {path}: {reason} ({free}); {kept}. Free some space or raise the quota, or choose another "
+        "OUTPUT_DIR."
+    )
+
+
+def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
+    """``torch.save`` that leaves either the whole new file or the older one, whatever happens.
+
+    What is written must be readable again by tensors-only loading, so anything but tensors, plain containers, numbers
+    and text is refused.
+
+    Args:
+        obj: nested dicts, lists and tuples of tensors, numbers and text.
+        path: a local file in an existing folder.
+
+    Raises:
+        UserError: the file cannot be written (disk full, no permission, no such folder).
+        TypeError: ``obj`` holds something that a tensors-only reader would refuse, named in the message.
+    """
+    path = Path(path)
+    recorder: _Recorder | None = None
+    try:
+        with _replacing(path) as file:
+            recorder = _Recorder(file)
+            torch.save(obj, cast(Any, recorder))
+            file.flush()
+            _check_readable(Path(file.name), path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    except RuntimeError as error:
+        if recorder is None or recorder.error is None:
+            raise
+        raise _cannot_write(path, recorder.error) from error
+
+
+def _check_readable(temporary: Path, path: Path) -> None:
+    unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(str(temporary))
+    if unsafe:
+        raise TypeError(
+            f"{path}: not written: it would hold what cannot be read back safely ({', '.join(sorted(unsafe))}); "
+            "store tensors, numbers, text and plain containers in state_dict()."
+        )
+
+
+def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes ``text`` (UTF-8) so that a reader finds either the older or the new file, never a part.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    path = Path(path)
+    try:
+        with _replacing(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def remove_stale_temporaries(folder: str | os.PathLike[str]) -> list[str]:
+    """Removes the temporary files that killed processes of this machine left in ``folder``.
+
+    Returns:
+        The names of the removed files.
+    """
+    removed = []
+    for path in sorted(Path(folder).glob(".*.tmp")):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _is_running(int(match.group(1))):
+            path.unlink(missing_ok=True)
+            removed.append(path.name)
+    return removed
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's process
+        return True
+    return True
