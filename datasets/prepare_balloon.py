@@ -1,0 +1,249 @@
+"""Converts polygons drawn with the VGG Image Annotator (VIA), such as the balloon data, to COCO format.
+
+    python datasets/prepare_balloon.py --input balloon --output datasets/balloon
+
+reads ``{train,val}/via_region_data.json`` and the pictures beside it, and writes ``annotations/instances_{train,val}.json``
+and the pictures ``{train,val}/*``. The balloon data itself (61 + 13 photographs) is one zip file:
+https://github.com/matterport/Mask_RCNN/releases/download/v2.1/balloon_dataset.zip
+
+VIA 1 (regions in a dict), VIA 2 (in a list) and VIA 2 project files are read; regions are polygons or rectangles.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from PIL import Image
+from tqdm import tqdm
+
+SPLITS = ("train", "val")
+VIA_NAME = "via_region_data.json"
+MADE_BY = "made by prepare_balloon.py"
+EXIF_ORIENTATION, EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+
+
+class InputError(ValueError):
+    """Something in the input cannot be converted; the message is one line for the person at the keyboard."""
+
+
+def read_via(path: Path) -> list[dict[str, Any]]:
+    """The picture entries (``filename``, ``regions``, ...) of a VIA JSON file, in the file's order.
+
+    Raises:
+        InputError: no such file, no JSON, or not VIA's.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; expected VIA's JSON there, in a folder train and a folder val")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not JSON ({error}); export the annotations from VIA again") from error
+    if isinstance(data, dict) and {"images", "annotations"} <= data.keys():
+        raise InputError(f"{path}: this is COCO JSON already; train with it as it is (see datasets/README.md)")
+    if isinstance(data, dict) and "_via_img_metadata" in data:
+        data = data["_via_img_metadata"]
+    entries = list(data.values()) if isinstance(data, dict) else None
+    if not entries or not all(isinstance(entry, dict) and {"filename", "regions"} <= entry.keys() for entry in entries):
+        raise InputError(f"{path}: not VIA's JSON; expected entries with 'filename' and 'regions'")
+    return entries
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of a picture as it is shown, that is after the turn that its EXIF data asks for.
+
+    Raises:
+        InputError: no such file, or no picture that can be decoded.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            width, height = picture.size
+            turned = picture.getexif().get(EXIF_ORIENTATION) in EXIF_QUARTER_TURNS
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: the annotations name this picture, but it is not there") from error
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
+        raise InputError(f"{path}: not a readable picture ({error})") from error
+    return (height, width) if turned else (width, height)
+
+
+def region_corners(region: dict[str, Any], where: str) -> np.ndarray:
+    """Corners (N, 2), x and y in pixels, of a VIA region; pixel i covers [i, i + 1] and VIA gives pixel indices.
+
+    Raises:
+        InputError: neither a polygon nor a rectangle, or its coordinates are incomplete.
+    """
+    shape = region.get("shape_attributes", {})
+    kind = shape.get("name")
+    try:
+        if kind in ("polygon", "polyline"):
+            corners = np.array([shape["all_points_x"], shape["all_points_y"]], dtype=np.float64).T
+        elif kind == "rect":
+            x, y, width, height = (float(shape[key]) for key in ("x", "y", "width", "height"))
+            return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]])
+        else:
+            raise InputError(f"{where}: its shape is {kind!r}; expected 'polygon' or 'rect', draw it as one of these")
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where}: bad coordinates ({error!r}); expected as many numbers for x as for y") from error
+    if len(corners) < 3:
+        raise InputError(f"{where}: a polygon of {len(corners)} points; expected at least 3")
+    return corners + 0.5  # a pixel's centre
+
+
+def region_category(region: dict[str, Any], attribute: str | None, default: str, where: str) -> str:
+    """The category of a region: the value of ``attribute`` where one is named, else ``default``."""
+    if attribute is None:
+        return default
+    value = (region.get("region_attributes") or {}).get(attribute)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{where}: its attribute {attribute!r} is {value!r}; expected the name of a category")
+    return value.strip()
+
+
+def annotate(corners: np.ndarray, width: int, height: int, where: str) -> dict[str, Any]:
+    """COCO annotation of one polygon (N, 2), cut at the borders of a ``width`` x ``height`` picture.
+
+    Raises:
+        InputError: it lies outside of the picture or has no area.
+    """
+    if (corners.min(axis=0) >= (width, height)).any() or (corners.max(axis=0) <= 0).any():
+        raise InputError(f"{where}: it lies outside of the picture, which is {width}x{height} (as shown, EXIF applied)")
+    corners = np.clip(corners, 0, (width, height))
+    polygon = [float(value) for value in corners.ravel()]
+    area = float(mask_util.area(mask_util.merge(mask_util.frPyObjects([polygon], height, width))))
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    if area == 0 or not (high > low).all():
+        raise InputError(f"{where}: it covers no pixel; delete it in VIA or draw it again")
+    box = [float(value) for value in (*low, *(high - low))]
+    return {"segmentation": [polygon], "bbox": box, "area": area, "iscrowd": 0}
+
+
+def convert_split(folder: Path, attribute: str | None, category: str) -> tuple[dict[str, Any], list[str]]:
+    """Converts one folder.
+
+    Returns:
+        The split in COCO format with category *names* in the place of ids, and the names of its pictures.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    via = folder / VIA_NAME
+    for image_id, entry in enumerate(tqdm(read_via(via), desc=folder.name, leave=False, disable=None), start=1):
+        width, height = picture_size(folder / entry["filename"])
+        images.append({"id": image_id, "file_name": entry["filename"], "width": width, "height": height})
+        regions = entry["regions"]
+        for key, region in regions.items() if isinstance(regions, dict) else enumerate(regions):
+            where = f"{via}: {entry['filename']}, region {key}"
+            annotation = annotate(region_corners(region, where), width, height, where)
+            annotation["category"] = region_category(region, attribute, category, where)
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
+    names = [image["file_name"] for image in images]
+    if len(set(names)) != len(names):
+        raise InputError(f"{via}: the picture {max(names, key=names.count)} is there more than once; expected once")
+    return {"info": {"description": MADE_BY}, "images": images, "annotations": annotations}, names
+
+
+def number_categories(splits: list[dict[str, Any]]) -> None:
+    """Replaces category names by ids from 1 on, in alphabetical order, the same in all splits; in place."""
+    names = sorted({annotation["category"] for split in splits for annotation in split["annotations"]})
+    ids = {name: number for number, name in enumerate(names, start=1)}
+    for split in splits:
+        split["categories"] = [{"id": number, "name": name} for name, number in ids.items()]
+        for annotation in split["annotations"]:
+            annotation["category_id"] = ids[annotation.pop("category")]
+
+
+def check_may_write(path: Path, overwrite: bool) -> None:
+    """Refuses to replace a JSON file that this script did not write."""
+    if overwrite or not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if MADE_BY not in file.read(200):
+            raise InputError(
+                f"{path}: exists and was not made by this script; name another --output or add --overwrite"
+            )
+
+
+def convert_dataset(
+    source: Path, output: Path, attribute: str | None = None, category: str = "balloon", overwrite: bool = False
+) -> list[dict[str, Any]]:
+    """Converts ``source/{train,val}`` to COCO format under ``output``. All input is checked before anything is written.
+
+    Args:
+        source: folder with ``{train,val}/via_region_data.json`` and the pictures.
+        output: folder to write; may be ``source`` itself, then only the JSON is written.
+        attribute: the region attribute that holds the category's name; None: all regions are of one category.
+        category: the name of that one category.
+        overwrite: replace JSON files that something else wrote.
+
+    Returns:
+        The two splits as written.
+
+    Raises:
+        InputError: bad input, see the message.
+    """
+    if not source.is_dir():
+        raise InputError(f"--input {source}: no such folder; expected one with train/{VIA_NAME} and val/{VIA_NAME}")
+    targets = [output / "annotations" / f"instances_{split}.json" for split in SPLITS]
+    for target in targets:
+        check_may_write(target, overwrite)
+    converted = [convert_split(source / split, attribute, category) for split in SPLITS]
+    splits = [data for data, _ in converted]
+    number_categories(splits)
+    for split, (_, names) in zip(SPLITS, converted, strict=True):
+        copy_pictures(source / split, output / split, names)
+    for target, data in zip(targets, splits, strict=True):  # last, so that JSON is only there once its pictures are
+        write_whole(target, json.dumps(data))
+    return splits
+
+
+def copy_pictures(source: Path, target: Path, names: list[str]) -> None:
+    """Copies the named pictures into ``target`` where they are not there already."""
+    for name in names:
+        copy = target / name
+        if copy.exists() and copy.stat().st_size == (source / name).stat().st_size:
+            continue
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / name, copy)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path``: all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Converts VIA polygons (the balloon data) to COCO format.")
+    parser.add_argument("--input", type=Path, required=True, help=f"folder with train/{VIA_NAME} and val/{VIA_NAME}")
+    parser.add_argument("--output", type=Path, default=Path("datasets/balloon"), help="default: %(default)s")
+    parser.add_argument("--category", default="balloon", help="the one category's name (default: %(default)s)")
+    parser.add_argument("--category-attribute", help="take the categories from this region attribute instead")
+    parser.add_argument("--overwrite", action="store_true", help="replace JSON files that something else wrote")
+    options = parser.parse_args(arguments)
+    try:
+        splits = convert_dataset(
+            options.input, options.output, options.category_attribute, options.category, options.overwrite
+        )
+    except (InputError, OSError) as error:
+        print(f"prepare_balloon.py: {error}", file=sys.stderr)
+        return 1
+    for name, data in zip(SPLITS, splits, strict=True):
+        print(f"{options.output}: {name}: {len(data['images'])} pictures, {len(data['annotations'])} objects")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
