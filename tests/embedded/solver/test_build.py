@@ -28,7 +28,8 @@ def describe(model, groups):
 
 
 # The right-hand sides are what Detectron2 answers for the same network.
-ALL = [
+FC = ["fc.weight", "fc.bias", "fc2.bias"]
+ALL = ["scale", "conv.weight", "conv.bias", "bn.weight", "bn.bias", "gn.weight", "gn.bias", *FC]
     "scale",
     "conv.weight",
     "conv.bias",

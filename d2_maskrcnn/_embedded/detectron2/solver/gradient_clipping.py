@@ -50,6 +50,6 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: OptimizerOrClass) -> Op
         return optimizer
     clip = _create_clipper(cfg.SOLVER.CLIP_GRADIENTS)
     if isinstance(optimizer, torch.optim.Optimizer):
-        optimizer.__class__ = _with_clipping(type(optimizer), clip)
+        optimizer.__class__ = _with_clipping(type(optimizer), clip)  # type: ignore[assignment]
         return optimizer
     return cast(OptimizerOrClass, _with_clipping(optimizer, clip))
