@@ -1,7 +1,7 @@
 """Mask R-CNN with a ResNet-FPN backbone as a Detectron2 plugin.
 
-Importing this package chooses the engine (an installed Detectron2, or the embedded one) and registers the model's parts in
-Detectron2's registries. It must come before any ``from detectron2 ...``.
+Importing this package chooses the engine (an installed Detectron2, or the embedded one) and registers the model's parts
+in Detectron2's registries. It must come before any ``from detectron2 ...``.
 """
 
 from d2_maskrcnn._bootstrap import EngineInfo, choose_engine, engine_info

@@ -5,8 +5,8 @@ The rules, in order:
 1. A ``detectron2`` that is already imported is kept: two engines in one process would register everything twice.
 2. ``D2_MASKRCNN_ENGINE=installed`` or ``=embedded`` is obeyed.
 3. An installed Detectron2 wins, and its own import errors are never hidden by falling back.
-4. Otherwise the embedded engine's folder is appended to ``sys.path``. Appending keeps one name for each module, so pickles name
-   the same classes under both engines, and worker processes that inherit ``sys.path`` find the same engine.
+4. Otherwise the embedded engine's folder is appended to ``sys.path``. Appending keeps one name for each module, so
+   pickles name the same classes under both engines, and worker processes that inherit ``sys.path`` find the same engine.
 """
 
 import importlib
@@ -49,8 +49,9 @@ class EngineInfo:
 def _find_installed() -> importlib.machinery.ModuleSpec | None:
     """The spec of a really installed Detectron2, or None.
 
-    A bare ``detectron2/`` folder in the working directory (a clone's parent, say) gives a namespace spec without an origin; it
-    is no installation. The embedded folder may be on ``sys.path`` already in worker processes; it is none either.
+    A bare ``detectron2/`` folder in the working directory (a clone's parent, say) gives a namespace spec without an
+    origin; it is no installation. The embedded folder may be on ``sys.path`` already in worker processes; it is none
+    either.
     """
     search_path = [entry for entry in sys.path if Path(entry or ".").resolve() != EMBEDDED_ROOT]
     spec = importlib.machinery.PathFinder.find_spec("detectron2", search_path)
@@ -73,7 +74,8 @@ def _forced_choice() -> str:
     choice = os.environ.get(ENGINE_VARIABLE, "auto").strip().lower() or "auto"
     if choice not in _CHOICES:
         raise UserError(
-            f"{ENGINE_VARIABLE}={choice!r} is not an engine: set it to one of {', '.join(_CHOICES)}, or unset it for auto."
+            f"{ENGINE_VARIABLE}={choice!r} is not an engine: set it to one of {', '.join(_CHOICES)}, or unset it for "
+            "auto."
         )
     return choice
 
@@ -102,7 +104,8 @@ def choose_engine() -> None:
     if choice == "installed" and installed is None:
         raise UserError(
             f"{ENGINE_VARIABLE}=installed, but no Detectron2 is installed for {sys.executable}: install it "
-            "(https://detectron2.readthedocs.io/tutorials/install.html) or unset the variable to use the embedded engine."
+            "(https://detectron2.readthedocs.io/tutorials/install.html) or unset the variable to use the embedded "
+            "engine."
         )
     root = str(EMBEDDED_ROOT)
     if choice == "embedded":

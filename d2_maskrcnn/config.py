@@ -44,7 +44,7 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
 def use_d2_maskrcnn_components(cfg: CfgNode) -> None:
     """Replaces Detectron2's component names in ``cfg`` by this plugin's, in place.
 
-    So a config of Detectron2's model zoo (say ``mask_rcnn_R_101_FPN_3x.yaml``) builds this plugin's model; every number in it is
-    kept, and so are the names of the parameters.
+    So a config of Detectron2's model zoo (say ``mask_rcnn_R_101_FPN_3x.yaml``) builds this plugin's model; every number
+    in it is kept, and so are the names of the parameters.
     """
     cfg.merge_from_list([item for pair in COMPONENTS.items() for item in pair])

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
-from detectron2.utils.file_io import PathManager
 
 from d2_maskrcnn.config import add_d2_maskrcnn_config
 from d2_maskrcnn.errors import UserError
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.file_io import PathManager
 
 BASE_KEY = "_BASE_"
 
@@ -30,7 +30,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         A config that can still be changed (not frozen).
 
     Raises:
-        UserError: a file is missing or is no YAML, a key is unknown (the nearest known one is named), or a value has the wrong
+        UserError: a file is missing or is no YAML, a key is unknown (the nearest known one is named), or a value has
+        the wrong
             type.
     """
     cfg = get_cfg()

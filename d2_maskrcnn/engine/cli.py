@@ -14,7 +14,8 @@ def run_main(main: Callable[[], object]) -> int:
     """Runs a program and turns its end into an exit status.
 
     Args:
-        main: the program. A :class:`UserError` that it raises is printed as one line on stderr, without a traceback; any other
+        main: the program. A :class:`UserError` that it raises is printed as one line on stderr, without a traceback;
+        any other
             exception is a fault of ours and keeps its traceback.
 
     Returns:

@@ -3,21 +3,24 @@
 Several processes on CPUs talk through gloo and behave like several GPUs, which talk through nccl.
 """
 
+import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from detectron2.utils import comm
 
 from d2_maskrcnn.engine.cli import run_main
 from d2_maskrcnn.errors import UserError
+from detectron2.utils import comm
 
 TIMEOUT = timedelta(minutes=30)
 _TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -59,21 +62,40 @@ def launch(
         return
     if dist_url == "auto":
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    workers = mp.start_processes(
+        _run_spawned_worker,
+        args=(main, processes_per_machine, num_machines, machine_rank, dist_url, args),
+        nprocs=processes_per_machine,
+        join=False,
+        start_method="spawn",
+    )
+    _let_workers_handle_signals(workers.pids())
     try:
-        mp.start_processes(
-            _run_spawned_worker,
-            args=(main, processes_per_machine, num_machines, machine_rank, dist_url, args),
-            nprocs=processes_per_machine,
-            start_method="spawn",
-        )
+        while not workers.join():
+            pass
     except mp.ProcessExitedException as error:
         raise SystemExit(error.exit_code) from error
+
+
+def _let_workers_handle_signals(pids: list[int]) -> None:
+    """Ctrl-C reaches the workers by itself and SIGTERM is passed on: they save and end, and this process waits for
+    them.
+    """
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    signal.signal(signal.SIGINT, lambda number, frame: None)
+    signal.signal(signal.SIGTERM, pass_on)
 
 
 def _check_numbers(processes: int, machines: int, rank: int, dist_url: str) -> None:
     if processes < 1 or machines < 1 or not 0 <= rank < machines:
         raise UserError(
-            f"--num-gpus {processes} --num-machines {machines} --machine-rank {rank}: expected at least one process and one "
+            f"--num-gpus {processes} --num-machines {machines} --machine-rank {rank}: expected at least one process "
+            "and one "
             "machine, and a rank from 0 to the number of machines less one."
         )
     if torch.cuda.is_available() and processes > torch.cuda.device_count():

@@ -1,0 +1,21 @@
+"""Training and evaluation from the command line and from Python."""
+
+from d2_maskrcnn.engine.cli import run_main
+from d2_maskrcnn.engine.launch import launch, under_torchrun
+from d2_maskrcnn.engine.optimizer import build_optimizer
+from d2_maskrcnn.engine.predictions import draw_predictions
+from d2_maskrcnn.engine.setup import setup
+from d2_maskrcnn.engine.step import TrainStep
+from d2_maskrcnn.engine.trainer import Trainer, build_checkpointer
+
+__all__ = [
+    "TrainStep",
+    "Trainer",
+    "build_checkpointer",
+    "build_optimizer",
+    "draw_predictions",
+    "launch",
+    "run_main",
+    "setup",
+    "under_torchrun",
+]

@@ -1,0 +1,103 @@
+"""Pictures of what a model finds: the annotation on the left, the predictions on the right."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pycocotools import mask as mask_util
+from torch import nn
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from d2_maskrcnn.data import MaskRCNNMapper
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import inference_context
+from detectron2.structures import Instances
+
+logger = logging.getLogger(__name__)
+
+# The palette of Okabe and Ito (2008), which people with colour-blindness can tell apart.
+COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"]
+MIN_SIDE = 384  # small pictures are enlarged to this, so that boxes and labels can be read
+
+
+def draw_predictions(
+    cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Path, count: int = 8, threshold: float = 0.5
+) -> list[Path]:
+    """Runs ``model`` on the first pictures of a dataset and writes one JPEG for each.
+
+    Args:
+        cfg: the config the model was built from.
+        model: takes a list of dicts; its training mode is left as it was.
+        dataset_name: a registered dataset.
+        folder: where ``<picture>.jpg`` go; made if needed.
+        count: pictures to draw.
+        threshold: detections with a lower score are left out; in [0, 1].
+
+    Returns:
+        The files written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    mapper = MaskRCNNMapper(cfg, is_train=False)
+    names = MetadataCatalog.get(dataset_name).get("thing_classes")
+    written = []
+    with inference_context(model), torch.no_grad():
+        for record in DatasetCatalog.get(dataset_name)[:count]:
+            found = model([mapper(record)])[0]["instances"].to("cpu")
+            with Image.open(record["file_name"]) as file:
+                picture = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)  # (3, H, W) uint8
+            left = _draw(picture, *_annotated(record), names)
+            right = _draw(picture, *_detected(found, threshold), names)
+            path = folder / f"{Path(record['file_name']).stem}.jpg"
+            to_pil_image(torch.cat([left, right], dim=2)).save(path, quality=90)
+            written.append(path)
+    logger.info("Wrote %d pictures (annotation left, prediction right) to %s", len(written), folder)
+    return written
+
+
+def _annotated(record: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, list[int], list[float]]:
+    """Boxes (N, 4) XYXY in the picture's pixels, masks (N, H, W) bool, classes and scores (1 for annotations)."""
+    annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
+    boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]  # COCO's boxes are XYWH
+    size = (record["height"], record["width"])
+    masks = [_decode(a["segmentation"], size) for a in annotations]
+    stacked = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
+    return boxes, stacked, [a["category_id"] for a in annotations], [1.0] * len(annotations)
+
+
+def _decode(segmentation: Any, size: tuple[int, int]) -> torch.Tensor:
+    if isinstance(segmentation, list):
+        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+    return torch.from_numpy(mask_util.decode(segmentation)).bool()
+
+
+def _detected(found: Instances, threshold: float) -> tuple[torch.Tensor, torch.Tensor, list[int], list[float]]:
+    found = found[found.scores >= threshold]
+    return found.pred_boxes.tensor, found.pred_masks, found.pred_classes.tolist(), found.scores.tolist()
+
+
+def _draw(
+    picture: torch.Tensor,
+    boxes: torch.Tensor,
+    masks: torch.Tensor,
+    classes: list[int],
+    scores: list[float],
+    names: list[str] | None,
+) -> torch.Tensor:
+    """Draws on a copy of ``picture`` ((3, H, W) uint8 RGB), enlarged to ``MIN_SIDE`` where it is smaller."""
+    scale = max(1, round(MIN_SIDE / min(picture.shape[1:])))
+    picture = picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    if not classes:
+        return picture
+    masks = masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    colours = [COLOURS[c % len(COLOURS)] for c in classes]
+    labels = [
+        (names[c] if names else str(c)) + (f" {s:.0%}" if s < 1 else "") for c, s in zip(classes, scores, strict=True)
+    ]
+    picture = draw_segmentation_masks(picture, masks, alpha=0.45, colors=colours)
+    return draw_bounding_boxes(picture, boxes * scale, labels=labels, colors=colours, width=2)

@@ -1,0 +1,64 @@
+"""From command-line arguments to a checked, frozen config with its datasets registered and logging set up."""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+import torch
+
+from d2_maskrcnn._bootstrap import engine_info
+from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.data import check_datasets, register_own_data
+from d2_maskrcnn.errors import UserError
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+logger = logging.getLogger(__name__)
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Reads and checks everything that a training or an evaluation starts from.
+
+    Args:
+        args: from Detectron2's ``default_argument_parser``: ``config_file``, ``opts``, ``eval_only``.
+
+    Returns:
+        The frozen config; it is also written to ``OUTPUT_DIR/config.yaml``.
+
+    Raises:
+        UserError: a key, a file or a dataset is not what it should be.
+    """
+    cfg = load_config(args.config_file, args.opts)
+    register_own_data(cfg)
+    moved_to_cpu = _use_cpu_without_gpu(cfg)
+    _check_output_dir(cfg.OUTPUT_DIR)
+    check_datasets(cfg, train=not args.eval_only)
+    cfg.freeze()
+    default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_maskrcnn", abbrev_name="d2m")
+    logger.info("Engine: %s", engine_info())
+    if moved_to_cpu:
+        logger.warning(
+            "MODEL.DEVICE is cuda but this machine offers no CUDA device: running on the CPU, which is slow."
+        )
+    return cfg
+
+
+def _use_cpu_without_gpu(cfg: CfgNode) -> bool:
+    if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+        return True
+    return False
+
+
+def _check_output_dir(output_dir: str) -> None:
+    path = Path(output_dir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR {path} cannot be made ({error.strerror}): name another folder.") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"OUTPUT_DIR {path} is not writable: change its permissions or name another folder.")

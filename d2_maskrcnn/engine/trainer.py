@@ -1,0 +1,226 @@
+"""The training loop: Detectron2's ``DefaultTrainer`` with data, steps and checkpoints that survive being killed."""
+
+import contextlib
+import logging
+import os
+import signal
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from d2_maskrcnn._bootstrap import engine_info
+from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
+from d2_maskrcnn.data import MaskRCNNMapper, build_resumable_train_loader
+from d2_maskrcnn.engine.optimizer import build_optimizer
+from d2_maskrcnn.engine.predictions import draw_predictions
+from d2_maskrcnn.engine.randomness import choose_seed
+from d2_maskrcnn.engine.step import TrainStep
+from d2_maskrcnn.errors import UserError
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains, evaluates and resumes the model that a config describes, on either engine.
+
+    A training that is killed and started again with ``resume`` continues as if nothing had happened: batches,
+    augmentations and sampled boxes are functions of (seed, iteration), and the seed travels in the checkpoint. On a CPU
+    its weights equal those of an uninterrupted training bit for bit.
+
+    Args:
+        cfg: a frozen config; datasets must be registered.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # DefaultTrainer's own __init__ would build Detectron2's loader, step and checkpointer; theirs are replaced
+        # here.
+        TrainerBase.__init__(self)
+        self.cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.seed = comm.all_gather(choose_seed(self.cfg.SEED))[0]
+        self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
+        self.stop_requested = False
+
+        model = self.build_model(self.cfg)
+        optimizer = self.build_optimizer(self.cfg, model)
+        self.train_loader = build_resumable_train_loader(self.cfg, self.seed)
+        self._trainer = TrainStep(
+            _distribute(model), self.train_loader, optimizer, seed=self.seed, amp_dtype=_amp_dtype(self.cfg)
+        )
+        self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
+        self.checkpointer = build_checkpointer(self.cfg, model, trainer=weakref.proxy(self))
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """See :func:`d2_maskrcnn.engine.optimizer.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> COCOEvaluator:
+        """COCO's measure for boxes and masks; detections are written under ``OUTPUT_DIR/inference``."""
+        return COCOEvaluator(dataset_name, output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Detectron2's test loader over a mapper that names the pictures it cannot read."""
+        from detectron2.data import build_detection_test_loader
+
+        return build_detection_test_loader(cfg, dataset_name, mapper=MaskRCNNMapper(cfg, is_train=False))
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Detectron2's hooks, and pictures of the predictions once training has ended."""
+        all_hooks: list[HookBase | None] = list(super().build_hooks())
+        if comm.is_main_process():
+            all_hooks.insert(-1, _DrawPredictions())
+        return all_hooks
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Loads ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR`` if there is one.
+
+        Raises:
+            UserError: without ``resume``, if ``OUTPUT_DIR`` holds a training that would be overwritten.
+        """
+        if not resume and self.checkpointer.has_checkpoint():
+            raise UserError(
+                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} already holds a training "
+                f"({self.checkpointer.get_checkpoint_file()}): "
+                "add --resume to go on with it, or name another folder (OUTPUT_DIR path)."
+            )
+        super().resume_or_load(resume)
+        self._trainer.seed = self.seed  # of the checkpoint, where there was one
+        self.train_loader.set_seed(self.seed)
+        self.train_loader.set_start_iter(self.start_iter)
+
+    def train(self) -> Any:
+        """Runs from ``start_iter`` to ``max_iter``, or to the end of the iteration in which Ctrl-C or SIGTERM came.
+
+        Returns:
+            The results of the last evaluation, if there was one.
+
+        Raises:
+            SystemExit: it was stopped by a signal; a checkpoint has been saved.
+        """
+        logger.info("Training iterations %d to %d with seed %d", self.start_iter, self.max_iter - 1, self.seed)
+        self.iter = self.start_iter
+        with _stop_on_signals(self), EventStorage(self.start_iter) as self.storage:
+            try:
+                self.before_train()
+                while self.iter < self.max_iter and not self._anyone_stopped():
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    self.iter += 1
+            finally:
+                self.iter -= 1  # hooks expect the last finished iteration after training
+                self.after_train()
+        if self.iter + 1 < self.max_iter:
+            self._save_and_leave()
+        results = getattr(self, "_last_eval_results", None)
+        if results and comm.is_main_process() and self.cfg.TEST.EXPECTED_RESULTS:
+            from detectron2.evaluation import verify_results
+
+            verify_results(self.cfg, results)
+        return results
+
+    def _anyone_stopped(self) -> bool:
+        """Whether any rank got a signal: all must leave at the same iteration."""
+        if comm.get_world_size() == 1:
+            return self.stop_requested
+        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+        flag = torch.tensor([float(self.stop_requested)], device=device)
+        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def _save_and_leave(self) -> None:
+        self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+        comm.synchronize()
+        logger.info(
+            "Stopped after iteration %d and saved it. Start again with --resume to go on from there.", self.iter
+        )
+        raise SystemExit(130)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the training beside the weights: iteration, hooks, optimiser and seed."""
+        return {**super().state_dict(), "seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave."""
+        super().load_state_dict(state_dict)
+        self.seed = state_dict.get("seed", self.seed)
+
+
+def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -> MaskRCNNCheckpointer:
+    """A checkpointer for ``OUTPUT_DIR`` whose files also tell the engine and the names of the classes."""
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") if cfg.DATASETS.TRAIN else None
+    return MaskRCNNCheckpointer(
+        model,
+        cfg.OUTPUT_DIR,
+        save_to_disk=comm.is_main_process(),
+        class_names=names,
+        engine=engine_info().as_dict(),
+        **checkpointables,
+    )
+
+
+def _distribute(model: nn.Module) -> nn.Module:
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
+    )
+
+
+def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    return torch.float16 if str(cfg.MODEL.DEVICE).startswith("cuda") else torch.bfloat16
+
+
+@contextlib.contextmanager
+def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
+    """While training, Ctrl-C and SIGTERM ask for a stop after the running iteration; a second Ctrl-C stops at once."""
+
+    def request(number: int, _frame: FrameType | None) -> None:
+        if trainer.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+        logger.warning(
+            "%s: finishing this iteration, then saving. Ctrl-C again stops at once.", signal.Signals(number).name
+        )
+
+    try:
+        old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # signals can be handled in the main thread only; a training in another thread goes without
+        old = {}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+class _DrawPredictions(HookBase):
+    """Leaves pictures of what the finished model finds on the test sets."""
+
+    def after_train(self) -> None:
+        trainer = self.trainer
+        if trainer.iter + 1 < trainer.max_iter:
+            return
+        for name in trainer.cfg.DATASETS.TEST:
+            draw_predictions(trainer.cfg, trainer.model, name, Path(trainer.cfg.OUTPUT_DIR) / "predictions")
+
+
+__all__ = ["Trainer", "build_checkpointer", "hooks"]
