@@ -1,0 +1,81 @@
+"""Reads a YAML config and the files that it inherits from. Only plain YAML is read: a tag can never run code."""
+
+import os
+from collections.abc import Callable
+from typing import IO, Any
+
+import yaml
+
+BASE_KEY = "_BASE_"
+
+
+def load_yaml_with_base(
+    filename: str, open_file: Callable[[str], IO[Any]], chain: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Reads ``filename`` and, first, the file or files named by its ``_BASE_`` key.
+
+    Args:
+        filename: path or address of the file.
+        open_file: opens such a path for reading.
+        chain: the files that led here through ``_BASE_``, the outermost first.
+
+    Returns:
+        One nested dict: the bases merged in their order, then the file's own keys over them. It holds no ``_BASE_``.
+
+    Raises:
+        FileNotFoundError: there is no such file (the message names the file that asked for it).
+        ValueError: the file is no YAML mapping, holds a tag, or inherits from itself.
+    """
+    if filename in chain:
+        raise ValueError(f"{BASE_KEY} goes round in a circle: {' -> '.join([*chain, filename])}")
+    own = _read_mapping(filename, open_file, chain)
+    bases = own.pop(BASE_KEY, [])
+    merged: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        path = _resolve_base(base, filename)
+        _merge_into(load_yaml_with_base(path, open_file, (*chain, filename)), merged, filename)
+    _merge_into(own, merged, filename)
+    return merged
+
+
+def _read_mapping(filename: str, open_file: Callable[[str], IO[Any]], chain: tuple[str, ...]) -> dict[str, Any]:
+    asked_by = f" (named by {BASE_KEY} in {chain[-1]!r})" if chain else ""
+    try:
+        with open_file(filename) as file:
+            loaded = yaml.safe_load(file)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"Config file {filename!r} does not exist{asked_by}.") from error
+    except IsADirectoryError as error:
+        raise IsADirectoryError(f"Config file {filename!r} is a folder{asked_by}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"Config file {filename!r} is not valid YAML: {_one_line(error)}") from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ValueError(f"Config file {filename!r} must hold `KEY: value` pairs, not a {type(loaded).__name__}.")
+    return loaded
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _resolve_base(base: object, filename: str) -> str:
+    """A base is relative to the file that names it, unless it is absolute, an address or starts with ``~``."""
+    if not isinstance(base, str):
+        raise ValueError(f"{BASE_KEY} in {filename!r} must be a file name or a list of file names, got {base!r}.")
+    base = os.path.expanduser(base)
+    if "://" in base or os.path.isabs(base):
+        return base
+    return os.path.join(os.path.dirname(filename), base)
+
+
+def _merge_into(source: dict[str, Any], target: dict[str, Any], filename: str) -> None:
+    for key, value in source.items():
+        inherited = target.get(key)
+        if isinstance(value, dict) and isinstance(inherited, dict):
+            _merge_into(value, inherited, filename)
+        elif isinstance(value, dict) and key in target:
+            raise ValueError(f"{filename!r}: {key!r} is a section here but the value {inherited!r} in its {BASE_KEY}.")
+        else:
+            target[key] = value

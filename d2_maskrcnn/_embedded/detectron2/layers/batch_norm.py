@@ -1,0 +1,129 @@
+"""Normalisation layers, and making one by its name in a config."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from detectron2.layers.sync_batch_norm import NaiveSyncBatchNorm, SyncBatchNorm
+
+__all__ = ["FrozenBatchNorm2d", "LayerNorm", "NaiveSyncBatchNorm", "get_norm"]
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch normalisation with fixed statistics and a fixed affine: ``(x - mean) / sqrt(var + eps) * weight + bias``.
+
+    The four (C,) vectors are buffers named ``weight``, ``bias``, ``running_mean`` and ``running_var``, so they are
+    saved and loaded but never learned. A fresh layer is the identity.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        """For ``num_features`` channels; ``eps`` is added to the variance."""
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features) - eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> the same shape, dtype and memory format.
+
+        Where a gradient is needed, the layer is one multiply-add: its backward pass needs the (C,) scale only,
+        whereas that of ``F.batch_norm`` would keep ``x`` in memory.
+        """
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps)
+        scale = self.weight * (self.running_var + self.eps).rsqrt()  # (C,)
+        shift = self.bias - self.running_mean * scale  # (C,)
+        return torch.addcmul(shift.to(x.dtype).view(1, -1, 1, 1), x, scale.to(x.dtype).view(1, -1, 1, 1))
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows between the brackets."""
+        return f"num_features={self.num_features}, eps={self.eps}"
+
+    @classmethod
+    def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
+        """``module`` with every batch normalisation in it (itself included) frozen at its present values.
+
+        Returns:
+            ``module`` itself, changed in place, or a new layer if it is a batch normalisation.
+        """
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            return cls._frozen_copy(module)
+        for name, child in module.named_children():
+            frozen = cls.convert_frozen_batchnorm(child)
+            if frozen is not child:
+                setattr(module, name, frozen)
+        return module
+
+    @classmethod
+    def _frozen_copy(cls, module: nn.BatchNorm2d | nn.SyncBatchNorm) -> "FrozenBatchNorm2d":
+        frozen = cls(module.num_features, module.eps)
+        frozen.train(module.training)
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            values = getattr(module, name)
+            if values is None and name == "running_mean":
+                raise ValueError("A batch normalisation without running statistics cannot be frozen")
+            if values is not None:
+                setattr(frozen, name, values.detach().clone())
+            elif module.running_mean is not None:  # no affine: the identity, where the statistics are
+                setattr(frozen, name, getattr(frozen, name).to(module.running_mean.device))
+        return frozen
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the channels of (N, C, H, W), at each position by itself."""
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-6) -> None:
+        """For ``normalized_shape`` channels; ``eps`` is added to the variance."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(normalized_shape))
+        self.bias = nn.Parameter(torch.zeros(normalized_shape))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)  # (N, 1, H, W)
+        normalized = (x - mean) * (variance + self.eps).rsqrt()
+        return normalized * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "BN": nn.BatchNorm2d,
+    "SyncBN": SyncBatchNorm,
+    "FrozenBN": FrozenBatchNorm2d,
+    "GN": lambda channels: nn.GroupNorm(32, channels),
+    "nnSyncBN": nn.SyncBatchNorm,
+    "naiveSyncBN": NaiveSyncBatchNorm,
+    "LN": LayerNorm,
+}
+
+
+def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
+    """The normalisation layer of a config's ``NORM`` key.
+
+    Args:
+        norm: one of "BN", "SyncBN", "FrozenBN", "GN" (32 groups), "nnSyncBN", "naiveSyncBN", "LN"; a callable that
+            makes a layer for a number of channels; or "" or None for no layer.
+        out_channels: the number of channels.
+
+    Raises:
+        ValueError: ``norm`` is another string.
+    """
+    if norm is None or norm == "":
+        return None
+    if not isinstance(norm, str):
+        return norm(out_channels)
+    if norm not in _NORMS:
+        raise ValueError(
+            f"Unknown normalisation {norm!r}: expected one of {', '.join(_NORMS)}, or an empty string for none"
+        )
+    return _NORMS[norm](out_channels)

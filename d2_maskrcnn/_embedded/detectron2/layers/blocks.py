@@ -1,0 +1,28 @@
+"""What the blocks of a convolutional backbone have in common."""
+
+from torch import nn
+
+from detectron2.layers.batch_norm import FrozenBatchNorm2d
+
+
+class CNNBlockBase(nn.Module):
+    """A block that maps (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
+
+    Attributes:
+        in_channels: channels of its input.
+        out_channels: channels of its output.
+        stride: rows and columns of the input for each of the output.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.stride = stride
+
+    def freeze(self) -> "CNNBlockBase":
+        """Fixes all parameters, and turns batch normalisation into its frozen form. Returns the block itself."""
+        for parameter in self.parameters():
+            parameter.requires_grad = False
+        FrozenBatchNorm2d.convert_frozen_batchnorm(self)
+        return self

@@ -1,0 +1,84 @@
+"""From the small square masks that a network predicts to masks of the whole picture."""
+
+import torch
+from torch.nn import functional as F
+
+from detectron2.structures.boxes import Boxes
+
+# On a GPU whole pictures are resampled at once, as many instances together as fit in this many bytes.
+_CHUNK_BYTES = 2**30
+# What one pixel of one instance needs meanwhile: a sampling position (two float32) and a result (one).
+_BYTES_PER_PIXEL = 12
+
+
+def paste_masks_in_image(
+    masks: torch.Tensor, boxes: Boxes | torch.Tensor, image_shape: tuple[int, int], threshold: float = 0.5
+) -> torch.Tensor:
+    """Pastes each mask into its box in an otherwise empty picture.
+
+    The mask's cells are resampled bilinearly at the pixels' centres (x + 0.5, y + 0.5); beyond its edge a mask is 0,
+    so that it fades over the half cell there.
+
+    Args:
+        masks: (N, M, M) probabilities in [0, 1].
+        boxes: (N, 4) XYXY in pixels of the picture. Boxes may leave the picture; one without area gets an empty mask.
+        image_shape: (height, width) of the picture in pixels.
+        threshold: probability from which on a pixel belongs to the mask. Negative: soft masks are wanted.
+
+    Returns:
+        (N, height, width), bool; or, of a negative ``threshold``, uint8 with the probability in 0...255.
+
+    Raises:
+        ValueError: masks are not square, or there is not one box for each mask.
+    """
+    box_tensor = boxes.tensor if isinstance(boxes, Boxes) else boxes
+    if masks.dim() != 3 or masks.shape[1] != masks.shape[2]:
+        raise ValueError(f"Masks must be (N, M, M), got {tuple(masks.shape)}")
+    if len(box_tensor) != len(masks):
+        raise ValueError(f"Pasting needs one box for each mask, got {len(box_tensor)} boxes for {len(masks)} masks")
+    height, width = image_shape
+    pasted = masks.new_zeros((len(masks), height, width), dtype=torch.bool if threshold >= 0 else torch.uint8)
+    masks, box_tensor = masks.float(), box_tensor.float()
+    if masks.device.type == "cpu":
+        _paste_one_by_one(masks, box_tensor, pasted, threshold)
+    else:
+        _paste_in_chunks(masks, box_tensor, pasted, threshold)
+    return pasted
+
+
+def _paste_one_by_one(masks: torch.Tensor, boxes: torch.Tensor, pasted: torch.Tensor, threshold: float) -> None:
+    """Fills ``pasted``, looking at the pixels in and right around each box only."""
+    height, width = pasted.shape[1:]
+    for mask, box, picture in zip(masks, boxes, pasted, strict=True):
+        left, top = (max(0, int(side)) for side in (box[:2].floor() - 1).tolist())
+        right, bottom = (box[2:].ceil() + 1).tolist()
+        right, bottom = min(width, int(right)), min(height, int(bottom))
+        if right > left and bottom > top:
+            values = _resample(mask[None], box[None], (left, right), (top, bottom))
+            picture[top:bottom, left:right] = _quantize(values, threshold)[0]
+
+
+def _paste_in_chunks(masks: torch.Tensor, boxes: torch.Tensor, pasted: torch.Tensor, threshold: float) -> None:
+    """Fills ``pasted`` without asking the GPU where the boxes are, which would make it wait."""
+    height, width = pasted.shape[1:]
+    at_once = max(1, _CHUNK_BYTES // max(1, height * width * _BYTES_PER_PIXEL))
+    for start in range(0, len(masks), at_once):
+        part = slice(start, start + at_once)
+        pasted[part] = _quantize(_resample(masks[part], boxes[part], (0, width), (0, height)), threshold)
+
+
+def _resample(masks: torch.Tensor, boxes: torch.Tensor, xs: tuple[int, int], ys: tuple[int, int]) -> torch.Tensor:
+    """(n, ys, xs) float32: the masks (n, M, M) in the pixels from ``xs[0]`` up to ``xs[1]`` and from ``ys[0]`` up to ``ys[1]``."""
+    x0, y0, x1, y1 = (side[:, None] for side in boxes.unbind(dim=1))  # (n, 1) each
+    x = torch.arange(*xs, device=masks.device, dtype=torch.float32) + 0.5
+    y = torch.arange(*ys, device=masks.device, dtype=torch.float32) + 0.5
+    x = (x - x0) / (x1 - x0) * 2 - 1  # (n, width) in the mask's own frame: [-1, 1] from edge to edge
+    y = (y - y0) / (y1 - y0) * 2 - 1  # (n, height)
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3)  # (n, height, width, 2)
+    values = F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
+    has_area = ((x1 > x0) & (y1 > y0))[..., None]  # (n, 1, 1)
+    return torch.where(has_area, values, torch.zeros_like(values))
+
+
+def _quantize(values: torch.Tensor, threshold: float) -> torch.Tensor:
+    return values >= threshold if threshold >= 0 else (values * 255).to(torch.uint8)

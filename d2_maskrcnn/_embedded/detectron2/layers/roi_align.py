@@ -1,0 +1,54 @@
+"""ROIAlign as a module."""
+
+import torch
+from torch import nn
+from torch.nn.modules.utils import _pair
+from torchvision.ops import roi_align
+
+
+class ROIAlign(nn.Module):
+    """Pools boxes from a feature map by bilinear sampling (Mask R-CNN, section 3)."""
+
+    def __init__(
+        self, output_size: int | tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool = True
+    ) -> None:
+        """Keeps the settings.
+
+        Args:
+            output_size: bins (high, wide), or one number for both.
+            spatial_scale: what box coordinates are multiplied by to get feature coordinates: 1 / stride.
+            sampling_ratio: samples along each side of a bin; 0 for as many as the bin has feature pixels, rounded up.
+            aligned: whether pixel centres lie at half-integer coordinates, as they should. False is Detectron's first
+                version.
+        """
+        super().__init__()
+        self.output_size: tuple[int, int] = _pair(output_size)
+        self.spatial_scale = spatial_scale
+        self.sampling_ratio = sampling_ratio
+        self.aligned = aligned
+
+    def forward(self, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        """Pools each box.
+
+        Args:
+            input: (N, C, H, W).
+            rois: (K, 5): the index of the picture in the batch, then XYXY in pixels of the network's input.
+
+        Returns:
+            (K, C, output height, output width).
+
+        Raises:
+            ValueError: ``rois`` is not (K, 5).
+        """
+        if rois.dim() != 2 or rois.shape[1] != 5:
+            raise ValueError(f"ROIAlign needs rois of shape (K, 5), got {tuple(rois.shape)}")
+        return roi_align(
+            input, rois.to(input.dtype), self.output_size, self.spatial_scale, self.sampling_ratio, self.aligned
+        )
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows between the brackets."""
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
+            f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"
+        )

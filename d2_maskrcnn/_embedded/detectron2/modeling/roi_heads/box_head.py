@@ -1,0 +1,20 @@
+"""The registry of box heads."""
+
+from torch import nn
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import Registry
+
+# Classes or functions called with (cfg, input_shape), that give a module: pooled features -> features for classes and
+# boxes.
+ROI_BOX_HEAD_REGISTRY = Registry("ROI_BOX_HEAD")
+
+
+def build_box_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
+    """The box head named ``MODEL.ROI_BOX_HEAD.NAME`` for pooled features of this shape.
+
+    Raises:
+        KeyError: no such name is registered.
+    """
+    return ROI_BOX_HEAD_REGISTRY.get(cfg.MODEL.ROI_BOX_HEAD.NAME)(cfg, input_shape)

@@ -1,0 +1,28 @@
+"""What a batch is made of: pictures, boxes, masks, and the instances that tie them together."""
+
+from detectron2.structures.boxes import (
+    Boxes,
+    BoxMode,
+    matched_pairwise_iou,
+    pairwise_intersection,
+    pairwise_ioa,
+    pairwise_iou,
+)
+from detectron2.structures.image_list import ImageList
+from detectron2.structures.instances import Instances
+from detectron2.structures.masks import BitMasks, PolygonMasks, polygons_to_bitmask, rasterize_polygons_within_box
+
+__all__ = [
+    "BitMasks",
+    "BoxMode",
+    "Boxes",
+    "ImageList",
+    "Instances",
+    "PolygonMasks",
+    "matched_pairwise_iou",
+    "pairwise_intersection",
+    "pairwise_ioa",
+    "pairwise_iou",
+    "polygons_to_bitmask",
+    "rasterize_polygons_within_box",
+]

@@ -1,0 +1,86 @@
+"""Pictures of different sizes in one padded tensor."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+
+class ImageList:
+    """N pictures, padded at the right and at the bottom to one size.
+
+    Attributes:
+        tensor: (N, C, H, W), or (N, H, W) for pictures without channels, padding included.
+        image_sizes: the (height, width) of each picture without its padding, in pixels.
+    """
+
+    def __init__(self, tensor: torch.Tensor, image_sizes: list[tuple[int, int]]) -> None:
+        self.tensor = tensor
+        self.image_sizes = image_sizes
+
+    def __len__(self) -> int:
+        return len(self.image_sizes)
+
+    def __getitem__(self, idx: int) -> torch.Tensor:
+        """(C, h, w) or (h, w): one picture without its padding."""
+        height, width = self.image_sizes[idx]
+        return self.tensor[idx, ..., :height, :width]
+
+    def to(self, *args: Any, **kwargs: Any) -> "ImageList":
+        """The same pictures with ``tensor.to(...)``."""
+        return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensor lies."""
+        return self.tensor.device
+
+    @staticmethod
+    def from_tensors(
+        tensors: Sequence[torch.Tensor],
+        size_divisibility: int = 0,
+        pad_value: float = 0.0,
+        padding_constraints: Mapping[str, int] | None = None,
+    ) -> "ImageList":
+        """Pads pictures to a common size and stacks them. The result shares no memory with the input.
+
+        Args:
+            tensors: each (C, h, w) or (h, w); C must be the same for all.
+            size_divisibility: if above 1, height and width are rounded up to a multiple of it.
+            pad_value: what the padding holds.
+            padding_constraints: may hold ``"size_divisibility"``, which takes the place of that argument, and
+                ``"square_size"``: if above 0, height and width become this (then rounded up as above).
+
+        Raises:
+            ValueError: no pictures, different channels, or a picture larger than ``square_size``.
+        """
+        _check_pictures(tensors)
+        image_sizes = [(int(t.shape[-2]), int(t.shape[-1])) for t in tensors]
+        constraints = padding_constraints or {}
+        divisibility = constraints.get("size_divisibility", size_divisibility)
+        height, width = _padded_size(image_sizes, divisibility, constraints.get("square_size", 0))
+        padded = [F.pad(t, (0, width - t.shape[-1], 0, height - t.shape[-2]), value=pad_value) for t in tensors]
+        return ImageList(torch.stack(padded).contiguous(), image_sizes)
+
+
+def _check_pictures(tensors: Sequence[torch.Tensor]) -> None:
+    if isinstance(tensors, torch.Tensor) or len(tensors) == 0:
+        raise ValueError("ImageList.from_tensors needs a list of at least one picture")
+    for t in tensors:
+        if t.dim() not in (2, 3) or t.shape[:-2] != tensors[0].shape[:-2]:
+            shapes = [tuple(t.shape) for t in tensors]
+            raise ValueError(f"Pictures must be (C, H, W) with one number of channels, or (H, W), got {shapes}")
+
+
+def _padded_size(image_sizes: list[tuple[int, int]], divisibility: int, square_size: int) -> tuple[int, int]:
+    largest = [max(size[axis] for size in image_sizes) for axis in (0, 1)]
+    if square_size > 0:
+        if max(largest) > square_size:
+            raise ValueError(
+                f"A picture of (height, width) up to {tuple(largest)} does not fit square_size {square_size}"
+            )
+        largest = [square_size, square_size]
+    if divisibility > 1:
+        largest = [-(-side // divisibility) * divisibility for side in largest]
+    return largest[0], largest[1]

@@ -1,0 +1,262 @@
+"""Instance masks of one picture: as bitmaps, and as polygons."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Union
+
+import numpy as np
+import torch
+from torchvision.ops import roi_align
+
+from detectron2.structures.boxes import Boxes
+from detectron2.structures.polygons import polygon_area, polygons_to_bitmask, rasterize_polygons_within_box
+
+__all__ = ["BitMasks", "PolygonMasks", "polygon_area", "polygons_to_bitmask", "rasterize_polygons_within_box"]
+
+# Bitmaps are made float32 for resampling; at most so many pixels at a time (64 MB), as a crowded picture would fill
+# the memory.
+_PIXELS_AT_ONCE = 2**24
+
+
+class BitMasks:
+    """N masks of one picture as bitmaps.
+
+    Attributes:
+        tensor: (N, H, W) bool, in the picture's frame.
+        image_size: (H, W).
+    """
+
+    def __init__(self, tensor: torch.Tensor | np.ndarray | Any) -> None:
+        """Anything of shape (N, H, W); what is not 0 belongs to the mask.
+
+        Raises:
+            ValueError: the shape is not (N, H, W).
+        """
+        if not isinstance(tensor, torch.Tensor):
+            tensor = torch.as_tensor(np.asarray(tensor))
+        if tensor.dim() != 3:
+            raise ValueError(f"BitMasks need a tensor of shape (N, H, W), got {tuple(tensor.shape)}")
+        self.tensor = tensor.to(torch.bool)
+        self.image_size = (int(tensor.shape[1]), int(tensor.shape[2]))
+
+    @staticmethod
+    def from_polygon_masks(
+        polygon_masks: Union["PolygonMasks", Sequence[Sequence[np.ndarray]]], height: int, width: int
+    ) -> "BitMasks":
+        """Rasterises polygons (pixels of the picture) by COCO's rules, on the CPU."""
+        polygons = polygon_masks.polygons if isinstance(polygon_masks, PolygonMasks) else polygon_masks
+        if len(polygons) == 0:
+            return BitMasks(torch.zeros(0, height, width, dtype=torch.bool))
+        return BitMasks(np.stack([polygons_to_bitmask(p, height, width) for p in polygons]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensor lies."""
+        return self.tensor.device
+
+    def to(self, *args: Any, **kwargs: Any) -> "BitMasks":
+        """The same masks on another device; takes what ``torch.Tensor.to`` takes (the dtype stays bool)."""
+        return BitMasks(self.tensor.to(*args, **kwargs))
+
+    def area(self) -> torch.Tensor:
+        """(N,) int64: pixels of each mask."""
+        return self.tensor.sum(dim=(1, 2))
+
+    def nonempty(self) -> torch.Tensor:
+        """(N,) bool: the mask has a pixel."""
+        return self.tensor.flatten(1).any(dim=1)
+
+    def get_bounding_boxes(self) -> Boxes:
+        """Tight boxes: pixel columns c0..c1 give x0 = c0, x1 = c1 + 1. (0, 0, 0, 0) for a mask without pixels."""
+        x0, x1 = _first_and_end(self.tensor.any(dim=1))  # columns
+        y0, y1 = _first_and_end(self.tensor.any(dim=2))  # rows
+        return Boxes(torch.stack((x0, y0, x1, y1), dim=1))
+
+    def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
+        """Cuts a box out of each mask and brings it to a square grid.
+
+        Resampled as a feature is in ROI pooling (half-pixel aligned ROIAlign, as many samples as pixels; Mask R-CNN,
+        sec. 3), then cut at 0.5, so that the target lies exactly where the head's features do.
+
+        Args:
+            boxes: (N, 4) XYXY in pixels of the picture, one for each mask.
+            mask_size: cells along each side of the grid.
+
+        Returns:
+            (N, mask_size, mask_size) bool, on the device of ``boxes``.
+
+        Raises:
+            ValueError: there is not one box for each mask.
+        """
+        _check_one_box_each(boxes, len(self))
+        boxes = boxes.detach().to(torch.float32)
+        at_once = max(1, _PIXELS_AT_ONCE // max(1, self.image_size[0] * self.image_size[1]))
+        grids = [
+            _align(self.tensor[start : start + at_once], boxes[start : start + at_once], mask_size)
+            for start in range(0, len(self), at_once)
+        ]
+        return torch.cat(grids) if grids else boxes.new_zeros((0, mask_size, mask_size), dtype=torch.bool)
+
+    @staticmethod
+    def cat(bitmasks_list: list["BitMasks"]) -> "BitMasks":
+        """All masks of a list of at least one, in its order."""
+        if len(bitmasks_list) == 0:
+            raise ValueError("BitMasks.cat needs at least one BitMasks")
+        return BitMasks(torch.cat([masks.tensor for masks in bitmasks_list], dim=0))
+
+    def __getitem__(self, item: int | slice | torch.Tensor | Any) -> "BitMasks":
+        """Masks picked by an integer, a slice, an index or bool tensor; an integer too gives a batch (of one).
+
+        Raises:
+            IndexError: out of range, or the index picks pixels instead of masks.
+        """
+        if isinstance(item, int):
+            return BitMasks(self.tensor[item].unsqueeze(0))
+        picked = self.tensor[item]
+        if picked.dim() != 3:
+            raise IndexError(
+                f"BitMasks indexed with {item!r} gives a tensor of shape {tuple(picked.shape)}, not (N, H, W)"
+            )
+        return BitMasks(picked)
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        """One (H, W) tensor for each mask."""
+        yield from self.tensor
+
+    def __repr__(self) -> str:
+        return f"BitMasks(num_instances={len(self)})"
+
+
+def _align(masks: torch.Tensor, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
+    index = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)[:, None]
+    pixels = masks[:, None].to(device=boxes.device, dtype=torch.float32)  # (n, 1, H, W)
+    coverage = roi_align(
+        pixels, torch.cat((index, boxes), dim=1), mask_size, spatial_scale=1.0, sampling_ratio=0, aligned=True
+    )
+    return coverage[:, 0] >= 0.5
+
+
+def _first_and_end(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of (N, L) bool rows: (N,) index of the first True, and of the last one plus 1; 0 and 0 where there is none."""
+    length = occupied.shape[1]
+    if length == 0 or occupied.shape[0] == 0:
+        return occupied.new_zeros(len(occupied), dtype=torch.long), occupied.new_zeros(len(occupied), dtype=torch.long)
+    marks = occupied.to(torch.uint8)
+    first = marks.argmax(dim=1)  # the first of equal maxima
+    end = length - marks.flip(1).argmax(dim=1)
+    return first, torch.where(occupied.any(dim=1), end, torch.zeros_like(end))
+
+
+def _check_one_box_each(boxes: torch.Tensor, count: int) -> None:
+    if len(boxes) != count:
+        raise ValueError(f"crop_and_resize needs one box for each mask, got {len(boxes)} boxes for {count} masks")
+
+
+class PolygonMasks:
+    """N masks of one picture, each a list of polygons whose union it is. They lie in memory as NumPy arrays, never on a GPU.
+
+    Attributes:
+        polygons: N lists of float64 arrays [x0, y0, x1, y1, ...] in pixels.
+    """
+
+    def __init__(self, polygons: Sequence[Sequence[Any]]) -> None:
+        """Takes N lists of polygons, each an array, tensor or list of 2K numbers, K >= 3.
+
+        Raises:
+            ValueError: not nested so, or a polygon of an odd number of values or of fewer than three points.
+        """
+        if not isinstance(polygons, (list, tuple)):
+            raise ValueError(
+                f"PolygonMasks need a list with a list of polygons for each instance, got {type(polygons).__name__}"
+            )
+        self.polygons = [_check_polygons(instance) for instance in polygons]
+
+    @property
+    def device(self) -> torch.device:
+        """Always the CPU."""
+        return torch.device("cpu")
+
+    def to(self, *args: Any, **kwargs: Any) -> "PolygonMasks":
+        """Itself: polygons stay where they are."""
+        return self
+
+    def area(self) -> torch.Tensor:
+        """(N,) float64: the polygons' areas in square pixels, summed (so that overlap counts twice)."""
+        areas = [sum(polygon_area(p[0::2], p[1::2]) for p in instance) for instance in self.polygons]
+        return torch.tensor(areas, dtype=torch.float64)
+
+    def nonempty(self) -> torch.Tensor:
+        """(N,) bool: the instance has a polygon."""
+        return torch.tensor([len(instance) > 0 for instance in self.polygons], dtype=torch.bool)
+
+    def get_bounding_boxes(self) -> Boxes:
+        """Tight boxes around all polygons of each instance. (0, 0, 0, 0) for an instance without any."""
+        boxes = torch.zeros(len(self), 4)
+        for row, instance in zip(boxes, self.polygons, strict=True):
+            if instance:
+                points = np.concatenate(instance).reshape(-1, 2)  # (K, 2)
+                row[:] = torch.from_numpy(np.concatenate((points.min(axis=0), points.max(axis=0))))
+        return Boxes(boxes)
+
+    def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
+        """What each instance covers of its box, on a square grid (:func:`rasterize_polygons_within_box`).
+
+        Args:
+            boxes: (N, 4) XYXY in pixels of the picture, one for each instance.
+            mask_size: cells along each side of the grid.
+
+        Returns:
+            (N, mask_size, mask_size) bool, on the device of ``boxes``.
+
+        Raises:
+            ValueError: there is not one box for each instance.
+        """
+        _check_one_box_each(boxes, len(self))
+        rows = boxes.detach().cpu().numpy()
+        grids = [rasterize_polygons_within_box(p, box, mask_size) for p, box in zip(self.polygons, rows, strict=True)]
+        if not grids:
+            return boxes.new_zeros((0, mask_size, mask_size), dtype=torch.bool)
+        return torch.stack(grids).to(boxes.device)
+
+    @staticmethod
+    def cat(polymasks_list: list["PolygonMasks"]) -> "PolygonMasks":
+        """All instances of a list of at least one, in its order."""
+        if len(polymasks_list) == 0:
+            raise ValueError("PolygonMasks.cat needs at least one PolygonMasks")
+        return PolygonMasks([instance for masks in polymasks_list for instance in masks.polygons])
+
+    def __getitem__(self, item: int | slice | list[int] | torch.Tensor | np.ndarray) -> "PolygonMasks":
+        """Instances picked by an integer (a batch of one), a slice, a list, or an index or bool tensor."""
+        if isinstance(item, int):
+            return PolygonMasks([self.polygons[item]])
+        if isinstance(item, slice):
+            return PolygonMasks(self.polygons[item])
+        index = np.asarray(item.cpu() if isinstance(item, torch.Tensor) else item)
+        if index.ndim != 1 or (index.dtype == bool and len(index) != len(self)):
+            raise IndexError(
+                f"PolygonMasks of {len(self)} instances cannot be indexed with an array of shape {index.shape}"
+            )
+        chosen = np.flatnonzero(index) if index.dtype == bool else index
+        return PolygonMasks([self.polygons[int(i)] for i in chosen])
+
+    def __len__(self) -> int:
+        return len(self.polygons)
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        """One list of polygons for each instance."""
+        return iter(self.polygons)
+
+    def __repr__(self) -> str:
+        return f"PolygonMasks(num_instances={len(self)})"
+
+
+def _check_polygons(instance: Any) -> list[np.ndarray]:
+    if not isinstance(instance, (list, tuple)):
+        raise ValueError(f"PolygonMasks need a list of polygons for each instance, got {type(instance).__name__}")
+    arrays = [np.asarray(p.cpu() if isinstance(p, torch.Tensor) else p, dtype=np.float64).reshape(-1) for p in instance]
+    for array in arrays:
+        if len(array) % 2 or len(array) < 6:
+            raise ValueError(f"A polygon is an even number of at least 6 values, got {len(array)}: {array.tolist()}")
+    return arrays

@@ -1,0 +1,42 @@
+"""Files by path or address. All reading and writing of the engine goes through :data:`PathManager`."""
+
+from typing import Any
+
+from iopath.common.file_io import HTTPURLHandler, OneDrivePathHandler, PathHandler
+from iopath.common.file_io import PathManager as PathManagerBase
+
+__all__ = ["Detectron2Handler", "PathHandler", "PathManager"]
+
+# A path manager of our own, so that handlers registered here leave other users of iopath alone. HTTP downloads are
+# cached under $FVCORE_CACHE (default: ~/.torch/iopath_cache).
+PathManager = PathManagerBase()
+
+
+class Detectron2Handler(PathHandler):
+    """Maps ``detectron2://path`` to the address of that file in Detectron2's model zoo."""
+
+    PREFIX = "detectron2://"
+    ZOO_ADDRESS = "https://dl.fbaipublicfiles.com/detectron2/"
+
+    def _get_supported_prefixes(self) -> list[str]:
+        return [self.PREFIX]
+
+    def _address(self, path: str) -> str:
+        return self.ZOO_ADDRESS + path[len(self.PREFIX) :]
+
+    def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
+        return PathManager.get_local_path(self._address(path), force=force, **kwargs)
+
+    def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> Any:
+        return PathManager.open(self._address(path), mode, buffering, **kwargs)
+
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
+        return True  # the zoo can only be asked for single files
+
+    def _isdir(self, path: str, **kwargs: Any) -> bool:
+        return False
+
+
+PathManager.register_handler(HTTPURLHandler())
+PathManager.register_handler(OneDrivePathHandler())
+PathManager.register_handler(Detectron2Handler())

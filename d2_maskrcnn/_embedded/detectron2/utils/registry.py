@@ -1,0 +1,54 @@
+"""Name -> object tables that plugins add to, and finding an object by its dotted name."""
+
+import difflib
+import importlib
+from typing import Any
+
+from fvcore.common.registry import Registry as _Registry
+
+__all__ = ["Registry", "locate"]
+
+
+class Registry(_Registry):
+    """fvcore's registry, whose error for an unknown name also tells which names there are."""
+
+    def get(self, name: str) -> Any:
+        """The object registered under ``name``.
+
+        Raises:
+            KeyError: there is none; the message holds the registry, the name, and the names it knows.
+        """
+        if name in self:
+            return super().get(name)
+        known = sorted(key for key, _ in self)
+        nearest = difflib.get_close_matches(str(name), known, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        listing = ", ".join(known) or "none"
+        raise KeyError(f"No object named {name!r} found in {self._name!r} registry!{hint} Registered: {listing}.")
+
+
+def locate(name: str) -> Any:
+    """The module, class, function or attribute of a dotted name such as ``"torch.nn.Linear"``.
+
+    Raises:
+        ImportError: no such object.
+    """
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        module_name = ".".join(parts[:count])
+        try:
+            found = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (module_name + ".").startswith(error.name + "."):
+                raise  # the module is there, but something that it imports is not
+            continue
+        return _follow(found, parts[count:], name)
+    raise ImportError(f"Cannot locate {name!r}: there is no module {parts[0]!r}")
+
+
+def _follow(found: Any, attributes: list[str], name: str) -> Any:
+    for attribute in attributes:
+        if not hasattr(found, attribute):
+            raise ImportError(f"Cannot locate {name!r}: {found!r} has no {attribute!r}")
+        found = getattr(found, attribute)
+    return found
