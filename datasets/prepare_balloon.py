@@ -2,8 +2,8 @@
 
     python datasets/prepare_balloon.py --input balloon --output datasets/balloon
 
-reads ``{train,val}/via_region_data.json`` and the pictures beside it, and writes ``annotations/instances_{train,val}.json``
-and the pictures ``{train,val}/*``. The balloon data itself (61 + 13 photographs) is one zip file:
+reads ``{train,val}/via_region_data.json`` and the pictures beside it, and writes
+``annotations/instances_{train,val}.json`` and the pictures ``{train,val}/*``. The balloon data itself (61 + 13 photographs) is one zip file:
 https://github.com/matterport/Mask_RCNN/releases/download/v2.1/balloon_dataset.zip
 
 VIA 1 (regions in a dict), VIA 2 (in a list) and VIA 2 project files are read; regions are polygons or rectangles.
@@ -135,11 +135,14 @@ def convert_split(folder: Path, attribute: str | None, category: str) -> tuple[d
     annotations: list[dict[str, Any]] = []
     via = folder / VIA_NAME
     for image_id, entry in enumerate(tqdm(read_via(via), desc=folder.name, leave=False, disable=None), start=1):
-        width, height = picture_size(folder / entry["filename"])
-        images.append({"id": image_id, "file_name": entry["filename"], "width": width, "height": height})
+        name = str(entry["filename"])
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{via}: the picture {name!r} lies outside of {folder}; expected it in that folder")
+        width, height = picture_size(folder / name)
+        images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         regions = entry["regions"]
         for key, region in regions.items() if isinstance(regions, dict) else enumerate(regions):
-            where = f"{via}: {entry['filename']}, region {key}"
+            where = f"{via}: {name}, region {key}"
             annotation = annotate(region_corners(region, where), width, height, where)
             annotation["category"] = region_category(region, attribute, category, where)
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
