@@ -3,7 +3,8 @@
     python datasets/prepare_balloon.py --input balloon --output datasets/balloon
 
 reads ``{train,val}/via_region_data.json`` and the pictures beside it, and writes
-``annotations/instances_{train,val}.json`` and the pictures ``{train,val}/*``. The balloon data itself (61 + 13 photographs) is one zip file:
+``annotations/instances_{train,val}.json`` and the pictures ``{train,val}/*``. The balloon data itself (61 + 13
+photographs) is one zip file:
 https://github.com/matterport/Mask_RCNN/releases/download/v2.1/balloon_dataset.zip
 
 VIA 1 (regions in a dict), VIA 2 (in a list) and VIA 2 project files are read; regions are polygons or rectangles.
