@@ -1,5 +1,7 @@
 """Shared by all tests: the engine is chosen before any test file says ``from detectron2 ...``."""
 
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,53 @@ def shared_dir() -> Path:
     if not (path / "reference").is_dir():
         pytest.skip("no ../shared beside the checkout")
     return path
+
+
+@pytest.fixture(scope="session")
+def load_script():
+    """Imports a script of the repository by its path, under a name of its own, once."""
+
+    def load(relative: str):
+        name = "script_" + relative.replace("/", "_").removesuffix(".py")
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, REPO / relative)
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(sys.modules[name])
+        return sys.modules[name]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny_shapes(load_script, tmp_path_factory) -> Path:
+    """A dataset of 12 training and 6 validation pictures of 64x64, in COCO format."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    load_script("datasets/prepare_shapes.py").draw_dataset(folder, train=12, val=6, size=64, seed=3)
+    return folder
+
+
+@pytest.fixture
+def tiny_opts(tiny_shapes, tmp_path) -> list[str]:
+    """``KEY VALUE`` pairs that make configs/quickstart.yaml a matter of seconds; OUTPUT_DIR is ``tmp_path / "out"``."""
+    pairs = {
+        "MODEL.RESNETS.DEPTH": 50,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+        "MODEL.FPN.OUT_CHANNELS": 16,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+        "INPUT.MIN_SIZE_TRAIN": "(64,)",
+        "INPUT.MIN_SIZE_TEST": 64,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 6,
+        "SOLVER.WARMUP_ITERS": 2,
+        "SOLVER.CHECKPOINT_PERIOD": 2,
+        "SEED": 7,
+        "D2_MASKRCNN.DATA.TRAIN_JSON": tiny_shapes / "annotations" / "instances_train.json",
+        "D2_MASKRCNN.DATA.TRAIN_IMAGES": tiny_shapes / "train",
+        "D2_MASKRCNN.DATA.VAL_JSON": tiny_shapes / "annotations" / "instances_val.json",
+        "D2_MASKRCNN.DATA.VAL_IMAGES": tiny_shapes / "val",
+        "OUTPUT_DIR": tmp_path / "out",
+    }
+    return [str(item) for pair in pairs.items() for item in pair]

@@ -1,0 +1,155 @@
+"""What ``train_net.py`` answers to bad input: one line on stderr that names the culprit and the cure, and status 2.
+
+The cases run inside this process through the same ``run_main``, since every process of its own would cost seconds.
+"""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from d2_maskrcnn.engine import run_main
+from detectron2.engine import default_argument_parser
+
+
+@pytest.fixture
+def train_net(load_script, repo_dir, capfd):
+    """Runs train_net's main with arguments; returns (exit status, the stderr line that begins with "error:")."""
+    script = load_script("train_net.py")
+
+    def run(*words):
+        config = (
+            ["--config-file", str(repo_dir / "configs" / "quickstart.yaml")] if "--config-file" not in words else []
+        )
+        arguments = default_argument_parser().parse_args([*config, *map(str, words)])
+        status = run_main(lambda: script.main(arguments))
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
+        assert len(lines) == (1 if status else 0), lines
+        return status, lines[0] if lines else ""
+
+    return run
+
+
+@pytest.fixture
+def shapes(tiny_shapes, tmp_path, tiny_opts):
+    """A copy of the dataset to spoil: (its folder, options that name it)."""
+    folder = tmp_path / "shapes"
+    shutil.copytree(tiny_shapes, folder)
+    return folder, [word.replace(str(tiny_shapes), str(folder)) for word in tiny_opts]
+
+
+def edit(folder, change):
+    path = folder / "annotations" / "instances_train.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--config-file", "nowhere.yaml"], "there is no such file"),
+        (["SOLVER.BASE_LRR", "1"], "Did you mean SOLVER.BASE_LR?"),
+        (["D2_MASKRCNN.DATA.TRAIN_JSON", "nowhere.json"], "nowhere.json"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "7"], "MODEL.ROI_HEADS.NUM_CLASSES 4"),
+        (["--eval-only"], "MODEL.WEIGHTS"),
+        (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
+        (["D2_MASKRCNN.SOLVER.OPTIMIZER", "Lion"], "expected one of SGD, AdamW"),
+        (["MODEL.META_ARCHITECTURE", "NoSuchModel"], "NoSuchModel"),
+    ],
+)
+def test_arguments(train_net, tiny_opts, words, expected):
+    options, pairs = (words, []) if words[0].startswith("--") else ([], words)
+    status, line = train_net(*options, *tiny_opts, *pairs)
+    assert status == 2
+    assert expected in line
+
+
+def drop_categories(data):
+    del data["categories"]
+
+
+def unknown_category(data):
+    data["annotations"][0]["category_id"] = 99
+
+
+def unknown_image(data):
+    data["annotations"][0]["image_id"] = 10**6
+
+
+def flat_box(data):
+    data["annotations"][0]["bbox"] = [1, 1, 0, 5]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (drop_categories, "categories"),
+        (unknown_category, "99"),
+        (unknown_image, "1000000"),
+        (flat_box, "area"),
+    ],
+)
+def test_annotations(train_net, shapes, change, expected):
+    folder, opts = shapes
+    edit(folder, change)
+    status, line = train_net(*opts)
+    assert status == 2
+    assert expected in line and "instances_train.json" in line
+
+
+def test_json_that_is_not_json(train_net, shapes):
+    folder, opts = shapes
+    (folder / "annotations" / "instances_train.json").write_text('{"images": [')
+    status, line = train_net(*opts)
+    assert status == 2 and "instances_train.json" in line and "line 1" in line
+
+
+def test_missing_pictures(train_net, shapes):
+    folder, opts = shapes
+    shutil.rmtree(folder / "train")
+    status, line = train_net(*opts)
+    assert status == 2 and str(folder / "train") in line
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_truncated_picture(train_net, shapes, workers):
+    folder, opts = shapes
+    for path in (folder / "train").iterdir():
+        path.write_bytes(path.read_bytes()[:200])
+    status, line = train_net(*opts, "DATALOADER.NUM_WORKERS", workers)
+    assert status == 2 and str(folder / "train") in line
+
+
+def test_picture_of_another_size(train_net, shapes):
+    folder, opts = shapes
+    edit(folder, lambda data: [image.update(width=image["width"] + 1) for image in data["images"]])
+    status, line = train_net(*opts)
+    assert status == 2 and "65" in line and "64" in line and str(folder / "train") in line
+
+
+def test_weight_file_that_is_none(train_net, tiny_opts, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_text("<html>not found</html>")
+    status, line = train_net(*tiny_opts, "MODEL.WEIGHTS", path)
+    assert status == 2 and str(path) in line
+
+
+def test_loss_that_is_not_finite(train_net, tiny_opts, tiny_shapes):
+    status, line = train_net(*tiny_opts, "SOLVER.BASE_LR", "1e30", "SOLVER.WARMUP_FACTOR", "1.0")
+    assert status == 2
+    assert "iteration" in line and str(tiny_shapes / "train") in line and "--resume" in line
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_output_folder_without_permission(train_net, tiny_opts, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    status, line = train_net(*tiny_opts, "OUTPUT_DIR", tmp_path / "locked" / "out")
+    assert status == 2 and "locked" in line
+
+
+def test_output_folder_that_is_a_file(train_net, tiny_opts, tmp_path):
+    (tmp_path / "file").write_text("")
+    status, line = train_net(*tiny_opts, "OUTPUT_DIR", tmp_path / "file")
+    assert status == 2 and "OUTPUT_DIR" in line
