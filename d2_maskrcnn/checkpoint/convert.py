@@ -132,8 +132,9 @@ def _rename_caffe2(state: dict[str, Array]) -> Converted:
     renamed: dict[str, Array] = {}
     original: dict[str, str] = {}
     dropped = [blob for blob in state if _C2_DROPPED.fullmatch(blob)]
-    for blob in state.keys() - set(dropped):
-        original[caffe2_name(blob) or blob] = blob
+    for blob in state:
+        if not _C2_DROPPED.fullmatch(blob):
+            original[caffe2_name(blob) or blob] = blob
     for name, blob in original.items():
         renamed[name] = state[blob]
     for name in [name for name in renamed if name.endswith(".norm.weight")]:

@@ -52,6 +52,8 @@ def file_kind(path: str | os.PathLike[str]) -> str:
     except OSError as error:
         raise UserError(f"Cannot read the weight file {path}: {error.strerror}: check its permissions.") from error
     kind = _kind_of(head)
+    if kind is None and head and path.suffix in (".pkl", ".pickle") and not _named_kind(head):
+        return "pickle"  # an unusual beginning: its reader says what it asks for
     if kind is None:
         raise UserError(f"{path} is not a weight file: it is {_describe(head)}; expected {EXPECTED}.")
     return kind
@@ -75,10 +77,12 @@ def _kind_of(head: bytes) -> str | None:
 def _describe(head: bytes) -> str:
     if not head:
         return "empty"
-    for magic, name in _NOT_WEIGHTS:
-        if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(magic):
-            return name
-    return f"of no known kind (it begins with {head[:12]!r})"
+    return _named_kind(head) or f"of no known kind (it begins with {head[:12]!r})"
+
+
+def _named_kind(head: bytes) -> str | None:
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return next((name for magic, name in _NOT_WEIGHTS if text.startswith(magic)), None)
 
 
 def _nearby(path: Path) -> str:
@@ -114,11 +118,15 @@ def _broken(path: Path, reason: str) -> UserError:
 def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
+            names = [name.rpartition("/")[2] for name in archive.namelist()]
             bad = archive.testzip()
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
         raise _broken(path, str(error)) from error
     if bad is not None:
         raise _broken(path, f"wrong checksum of {bad}")
+    if "data.pkl" not in names or "constants.pkl" in names:
+        what = "a TorchScript program" if "constants.pkl" in names else "a zip archive of other files"
+        raise UserError(f"{path} is not a weight file: it is {what}; expected {EXPECTED}.")
 
 
 def _read_torch_zip(path: Path) -> Any:
@@ -137,7 +145,10 @@ def _torch_load(path: Path, mmap: bool) -> Any:
 
 
 def _refused_or_broken(path: Path, message: str) -> UserError:
-    names = re.findall(r"(?:GLOBAL|class|global:?|function) ([A-Za-z_][\w.]*\.[\w.]+)", message)
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+    except ValueError:  # files from before zip archives cannot be looked into so
+        names = re.findall(r"(?:GLOBAL|class|global:?|function) ([A-Za-z_][\w.]*\.[\w.]+)", message)
     if not names:
         return _broken(path, message)
     return UserError(
