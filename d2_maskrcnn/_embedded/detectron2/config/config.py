@@ -100,7 +100,7 @@ global_cfg = CfgNode()
 
 
 def set_global_cfg(cfg: CfgNode) -> None:
-    """Makes ``global_cfg`` hold the keys of ``cfg`` instead of those it held. Prefer handing a config over where that is possible."""
+    """Makes ``global_cfg`` hold the keys of ``cfg``, instead of those it held."""
     global_cfg.clear()
     global_cfg.update(cfg)
 

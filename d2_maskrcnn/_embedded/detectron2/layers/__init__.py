@@ -1,4 +1,4 @@
-"""Building blocks of models: convolution with normalisation, frozen batch normalisation, suppression, pasting of masks."""
+"""Building blocks of models: convolution with normalisation, normalisation layers, suppression, pasting of masks."""
 
 from detectron2.layers.batch_norm import FrozenBatchNorm2d, LayerNorm, get_norm
 from detectron2.layers.blocks import CNNBlockBase

@@ -68,7 +68,7 @@ def _paste_in_chunks(masks: torch.Tensor, boxes: torch.Tensor, pasted: torch.Ten
 
 
 def _resample(masks: torch.Tensor, boxes: torch.Tensor, xs: tuple[int, int], ys: tuple[int, int]) -> torch.Tensor:
-    """(n, ys, xs) float32: the masks (n, M, M) in the pixels from ``xs[0]`` up to ``xs[1]`` and from ``ys[0]`` up to ``ys[1]``."""
+    """(n, rows, columns) float32: masks (n, M, M) in the columns ``xs[0]:xs[1]`` and the rows ``ys[0]:ys[1]``."""
     x0, y0, x1, y1 = (side[:, None] for side in boxes.unbind(dim=1))  # (n, 1) each
     x = torch.arange(*xs, device=masks.device, dtype=torch.float32) + 0.5
     y = torch.arange(*ys, device=masks.device, dtype=torch.float32) + 0.5

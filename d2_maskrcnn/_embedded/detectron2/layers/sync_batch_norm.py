@@ -38,7 +38,7 @@ def _is_distributed() -> bool:
 
 
 def _normalize_over_processes(layer: nn.BatchNorm2d | nn.SyncBatchNorm, x: torch.Tensor) -> torch.Tensor:
-    """Normalises ``x`` by the mean and variance of all processes' inputs, and updates the running statistics with them."""
+    """Normalises ``x`` by mean and variance of all processes' inputs, and updates the running statistics with them."""
     # In float32, as sums of float16 would overflow. One reduction carries the count, the sums and the sums of squares.
     values = x.float()
     count = values.new_full((1,), values.numel() // max(1, values.shape[1]))

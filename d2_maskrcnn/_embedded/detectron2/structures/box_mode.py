@@ -83,7 +83,7 @@ def _convert(boxes: torch.Tensor, from_mode: BoxMode, to_mode: BoxMode) -> torch
 
 
 def _around_rotated(boxes: torch.Tensor) -> torch.Tensor:
-    """(N, 4) XYXY: the smallest upright boxes around (N, 5) rotated ones. A w x h box turned by t spans |w cos t| + |h sin t|."""
+    """(N, 4) XYXY: the upright boxes around (N, 5) rotated ones; turned by t, w x h spans |w cos t| + |h sin t|."""
     boxes = boxes.to(torch.float64) if boxes.dtype == torch.float64 else boxes.to(torch.float32)
     radians = boxes[:, 4] * (math.pi / 180)
     cos, sin = radians.cos().abs(), radians.sin().abs()

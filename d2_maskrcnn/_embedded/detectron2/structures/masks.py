@@ -155,7 +155,7 @@ def _check_one_box_each(boxes: torch.Tensor, count: int) -> None:
 
 
 class PolygonMasks:
-    """N masks of one picture, each a list of polygons whose union it is. They lie in memory as NumPy arrays, never on a GPU.
+    """N masks of one picture, each the union of a list of polygons. They are NumPy arrays and never lie on a GPU.
 
     Attributes:
         polygons: N lists of float64 arrays [x0, y0, x1, y1, ...] in pixels.

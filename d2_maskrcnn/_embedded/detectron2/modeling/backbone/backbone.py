@@ -30,7 +30,7 @@ class Backbone(nn.Module, metaclass=ABCMeta):
 
     @property
     def padding_constraints(self) -> dict[str, int]:
-        """What else padding has to see to, as ``ImageList.from_tensors`` takes it: ``size_divisibility``, ``square_size``."""
+        """What ``ImageList.from_tensors`` shall see to: ``size_divisibility``, ``square_size``; empty: nothing."""
         return {}
 
     def output_shape(self) -> dict[str, ShapeSpec]:

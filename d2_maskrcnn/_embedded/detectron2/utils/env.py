@@ -1,0 +1,57 @@
+"""The process's environment: PyTorch's version, random seeds, settings of libraries."""
+
+import importlib.util
+import logging
+import os
+import random
+import re
+
+import numpy as np
+import torch
+
+__all__ = ["TORCH_VERSION", "seed_all_rng", "setup_environment"]
+
+# (major, minor)
+_major, _minor = re.findall(r"\d+", torch.__version__)[:2]
+TORCH_VERSION: tuple[int, int] = (int(_major), int(_minor))
+
+_environment_is_set_up = False
+
+
+def seed_all_rng(seed: int | None = None) -> None:
+    """Seeds the generators of NumPy, PyTorch (CPU and GPUs) and Python, and the hashes of child processes.
+
+    Args:
+        seed: not negative; None: a random one, which is logged.
+
+    Raises:
+        ValueError: ``seed`` is negative.
+    """
+    if seed is None:
+        seed = int.from_bytes(os.urandom(4), "big")
+        logging.getLogger(__name__).info("Using a random seed: %d", seed)
+    if seed < 0:
+        raise ValueError(f"A seed must not be negative, got {seed}")
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    random.seed(seed)
+    os.environ["PYTHONHASHSEED"] = str(seed % 2**32)
+
+
+def setup_environment() -> None:
+    """Settings of libraries that a training needs. Calling it again changes nothing."""
+    global _environment_is_set_up
+    if _environment_is_set_up:
+        return
+    _environment_is_set_up = True
+    if importlib.util.find_spec("cv2") is not None:
+        _keep_opencv_to_one_thread()
+
+
+def _keep_opencv_to_one_thread() -> None:
+    # OpenCV's thread pool does not survive a fork, and data loaders fork: they would hang. Nor does OpenCL.
+    os.environ["OPENCV_OPENCL_RUNTIME"] = "disabled"
+    import cv2
+
+    cv2.setNumThreads(0)
+    cv2.ocl.setUseOpenCL(False)
