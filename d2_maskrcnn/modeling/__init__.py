@@ -1,0 +1,29 @@
+"""Mask R-CNN, all of its numerics. Importing this package registers its parts in Detectron2's registries.
+
+The names are those in :data:`d2_maskrcnn.config.COMPONENTS`.
+"""
+
+from d2_maskrcnn.modeling.anchors import MaskRCNNAnchorGenerator
+from d2_maskrcnn.modeling.box_head import BoxPredictor, MaskRCNNBoxHead
+from d2_maskrcnn.modeling.fpn import FPN, build_maskrcnn_resnet_fpn_backbone
+from d2_maskrcnn.modeling.mask_head import MaskRCNNMaskHead
+from d2_maskrcnn.modeling.meta_arch import MaskRCNN
+from d2_maskrcnn.modeling.roi_heads import MaskRCNNROIHeads
+from d2_maskrcnn.modeling.rpn import MaskRCNNRPN, MaskRCNNRPNHead
+from d2_maskrcnn.modeling.stages import Stages, active_stages, record_stages
+
+__all__ = [
+    "FPN",
+    "BoxPredictor",
+    "MaskRCNN",
+    "MaskRCNNAnchorGenerator",
+    "MaskRCNNBoxHead",
+    "MaskRCNNMaskHead",
+    "MaskRCNNROIHeads",
+    "MaskRCNNRPN",
+    "MaskRCNNRPNHead",
+    "Stages",
+    "active_stages",
+    "build_maskrcnn_resnet_fpn_backbone",
+    "record_stages",
+]

@@ -1,0 +1,125 @@
+"""A convolution with its normalisation and ReLU, the normalisation folded into the weights wherever it is a fixed
+affine.
+
+Frozen batch norm always is ``y = x * scale + shift`` with constants, and so is batch norm in evaluation mode. Then
+``norm(conv(x, w) + b) = conv(x, w * scale) + (b * scale + shift)``: one pass less over the activations in inference,
+and in training one activation less to keep for the backward pass. The names of parameters and buffers stay those of a
+separate norm.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from detectron2.layers import FrozenBatchNorm2d, get_norm
+
+_Sources = tuple[tuple[torch.Tensor, int], ...]
+_Folded = tuple[torch.Tensor, torch.Tensor]
+
+
+class ConvNorm(nn.Conv2d):
+    """``relu(norm(conv(x)) + residual)``; norm, residual and ReLU are each optional.
+
+    The convolution has a bias exactly where it has no norm. The norm is the submodule ``norm``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        norm: str = "",
+        relu: bool = False,
+    ) -> None:
+        """Builds it with "same" padding for odd kernels.
+
+        Args:
+            norm: a name that Detectron2's ``get_norm`` knows; empty for none.
+            relu: whether a ReLU ends it.
+        """
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=dilation * (kernel_size // 2),
+            dilation=dilation,
+            groups=groups,
+            bias=not norm,
+        )
+        self.norm: Any = get_norm(norm, out_channels)
+        self.relu = relu
+        self._cache: tuple[_Sources, _Folded] | None = None
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """Args: x (N, in, H, W); residual (N, out, H', W'), added before the ReLU. Returns (N, out, H', W')."""
+        if self._norm_is_fixed():
+            weight, bias = self._folded()
+            x = self._conv_forward(x, weight, bias)
+        else:
+            x = self._conv_forward(x, self.weight, self.bias)
+            x = self._normalize(x)
+        if residual is not None:
+            x += residual
+        return x.relu_() if self.relu else x
+
+    def _normalize(self, x: torch.Tensor) -> torch.Tensor:
+        if self.norm is None:
+            return x
+        if x.numel() == 0 and isinstance(self.norm, nn.BatchNorm2d):
+            # No region to take statistics of. The running ones keep the graph whole, so every parameter gets a
+            # gradient (of 0).
+            norm = self.norm
+            return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+        return self.norm(x)
+
+    def _norm_is_fixed(self) -> bool:
+        norm = self.norm
+        if isinstance(norm, FrozenBatchNorm2d):
+            return True
+        return isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None and norm.affine
+
+    def _folded(self) -> _Folded:
+        """Weight (out, in/groups, k, k) and bias (out,) with the norm folded in.
+
+        They are cached where no gradient is wanted. The cache notices a changed source by the tensor's identity and
+        its version counter, which every in-place change raises (loading weights, an optimizer's step).
+        """
+        norm = self.norm
+        tensors = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        if wants_grad or any(t.is_inference() for t in tensors):
+            return self._fold()
+        sources = tuple((t, t._version) for t in tensors)
+        if self._cache is None or not _same(self._cache[0], sources):
+            with torch.inference_mode(False), torch.no_grad():
+                self._cache = (sources, self._fold())
+        return self._cache[1]
+
+    def _fold(self) -> _Folded:
+        norm = self.norm
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+
+    def train(self, mode: bool = True) -> "ConvNorm":
+        """As in ``nn.Module``; the folded weights are dropped, so that training does not hold them in memory."""
+        self._cache = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "ConvNorm":
+        self._cache = None
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}  # copies and pickles don't carry derived weights
+
+
+def _same(old: _Sources, new: _Sources) -> bool:
+    return all(a is b and version_a == version_b for (a, version_a), (b, version_b) in zip(old, new, strict=True))
