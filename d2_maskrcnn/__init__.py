@@ -8,7 +8,7 @@ from d2_maskrcnn._bootstrap import EngineInfo, choose_engine, engine_info
 
 choose_engine()
 
-import d2_maskrcnn.modeling  # noqa: E402 - registers the model's parts
+import d2_maskrcnn.modeling  # noqa: E402, F401 - registers the model's parts
 from d2_maskrcnn.config import add_d2_maskrcnn_config  # noqa: E402
 from d2_maskrcnn.errors import UserError  # noqa: E402
 
