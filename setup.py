@@ -16,7 +16,7 @@ setup(
     description="Mask R-CNN with a ResNet101-FPN backbone as a Detectron2 plugin that installs with pip",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license="MIT",
     python_requires=">=3.10",
     # The embedded engine is a package called detectron2 in a folder without __init__.py, hence namespace packages.
     packages=find_namespace_packages(include=["d2_maskrcnn", "d2_maskrcnn.*"]),

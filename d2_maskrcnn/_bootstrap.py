@@ -6,7 +6,7 @@ The rules, in order:
 2. ``D2_MASKRCNN_ENGINE=installed`` or ``=embedded`` is obeyed.
 3. An installed Detectron2 wins, and its own import errors are never hidden by falling back.
 4. Otherwise the embedded engine's folder is appended to ``sys.path``. Appending keeps one name for each module, so
-   pickles name the same classes under both engines, and worker processes that inherit ``sys.path`` find the same engine.
+   pickles name the same classes under both engines, and worker processes that inherit ``sys.path`` find it too.
 """
 
 import importlib
@@ -14,6 +14,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -115,6 +116,15 @@ def choose_engine() -> None:
     elif installed is None and root not in sys.path:
         sys.path.append(root)
     importlib.invalidate_caches()
+    _import_fvcore_quietly()
+
+
+def _import_fvcore_quietly() -> None:
+    # fvcore's newest release scripts a few losses at import; PyTorch 2.15 answers each with a warning about a deprecated
+    # function, which the users of this package can do nothing about.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
+        importlib.import_module("fvcore.nn")
 
 
 def engine_info() -> EngineInfo:

@@ -36,6 +36,11 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     node.DATA.VAL_JSON = ""
     node.DATA.VAL_IMAGES = ""
 
+    node.RESNETS = CfgNode()
+    # Start the last normalisation of every residual block at zero, so that the block begins as the identity (Goyal et
+    # al., "Accurate, large minibatch SGD", 2017, section 5.1). For training from scratch with BN, SyncBN or GN.
+    node.RESNETS.ZERO_INIT_RESIDUAL = False
+
     node.SOLVER = CfgNode()
     # "SGD" (momentum and Nesterov as in SOLVER) or "AdamW" (decoupled weight decay).
     node.SOLVER.OPTIMIZER = "SGD"

@@ -154,8 +154,23 @@ def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         channels, stride = block.out_channels, stride * first_stride
         shapes[name] = ShapeSpec(channels=channels, stride=stride)
     resnet = ResNet(stem, stages, shapes, node.OUT_FEATURES)
+    if cfg.D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL:
+        _start_as_identities(resnet)
     resnet.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
     return resnet
+
+
+def _start_as_identities(resnet: ResNet) -> None:
+    """Zeroes the weight of every block's last norm (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
+    for module in resnet.modules():
+        if isinstance(module, Bottleneck):
+            norm = module.conv3.norm
+            if isinstance(norm, FrozenBatchNorm2d) or norm is None:
+                raise UserError(
+                    "D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL needs norms that learn: set MODEL.RESNETS.NORM to BN, "
+                    "SyncBN or GN"
+                )
+            nn.init.zeros_(norm.weight)
 
 
 def _needed_stages(out_features: list[str]) -> tuple[str, ...]:
