@@ -1,0 +1,112 @@
+"""Detectron2's mapper with errors that name the picture, and loaders that bring them out of worker processes whole."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from d2_maskrcnn.data.picture_checks import PICTURE_ERRORS, picture_size, size_mismatch
+from d2_maskrcnn.errors import UserError
+from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.data.detection_utils import SizeMismatchError
+
+Record = dict[str, Any]
+
+
+class MaskRCNNMapper(DatasetMapper):
+    """From a dataset's record to the model's input: Detectron2's :class:`DatasetMapper`, for data that may be broken.
+
+    Built as that one is: ``MaskRCNNMapper(cfg, is_train=True)``.
+    """
+
+    def __call__(self, dataset_dict: Record) -> Record:
+        """Reads and augments one picture.
+
+        Args:
+            dataset_dict: a record in Detectron2's standard format; left as it is.
+
+        Returns:
+            The record with ``image`` (C, H, W) uint8 and, in training, ``instances`` in the augmented picture's frame.
+
+        Raises:
+            UserError: the picture is missing, broken, cut off or not of the size that the dataset gives it.
+        """
+        name = dataset_dict["file_name"]
+        try:
+            return super().__call__(dataset_dict)
+        except FileNotFoundError as error:
+            raise UserError(f"{name}: no such file; copy the picture there or take it out of the JSON") from error
+        except SizeMismatchError as error:
+            expected = (dataset_dict["width"], dataset_dict["height"])
+            raise UserError(
+                f"{size_mismatch(name, picture_size(name), expected)}; expected 'width' and 'height' of the picture as "
+                "shown: resize it back, or annotate this one"
+            ) from error
+        except PICTURE_ERRORS as error:
+            raise UserError(
+                f"{name}: not a readable picture, broken or cut off ({type(error).__name__}: {error}); "
+                "copy it again or take it out of the JSON"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a worker process hands over in the place of a sample that it could not make.
+
+    An exception that crosses from a worker loses its own message to a traceback of many lines.
+    """
+
+    message: str
+
+
+class CatchUserErrors:
+    """Wraps a mapper: a :class:`UserError` becomes a :class:`Failure` that can leave a worker process."""
+
+    def __init__(self, mapper: Callable[[Record], Record]) -> None:
+        self.mapper = mapper
+
+    def __call__(self, record: Record) -> Record | Failure:
+        """The mapper's answer, or the failure."""
+        try:
+            return self.mapper(record)
+        except UserError as error:
+            return Failure(str(error))
+
+
+def raise_failures(batch: list[Record | Failure]) -> list[Record]:
+    """``batch`` if all of it is well.
+
+    Raises:
+        UserError: of the first failure in it.
+    """
+    for sample in batch:
+        if isinstance(sample, Failure):
+            raise UserError(sample.message)
+    return batch  # type: ignore[return-value]
+
+
+class CheckedLoader:
+    """A loader of batches (lists) over one whose mapper was wrapped by :class:`CatchUserErrors`."""
+
+    def __init__(self, loader: Iterable[list[Record | Failure]]) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        return map(raise_failures, self.loader)
+
+
+def build_checked_test_loader(
+    cfg: CfgNode, dataset_name: str, mapper: Callable[[Record], Record] | None = None
+) -> CheckedLoader:
+    """Detectron2's test loader, whose errors name the picture in one line even when a worker process met them.
+
+    Args:
+        cfg: gives the size of the pictures and the number of workers.
+        dataset_name: a registered dataset.
+        mapper: by default ``MaskRCNNMapper(cfg, is_train=False)``.
+    """
+    catching = CatchUserErrors(mapper or MaskRCNNMapper(cfg, is_train=False))
+    return CheckedLoader(build_detection_test_loader(cfg, dataset_name, mapper=catching))
