@@ -66,7 +66,7 @@ def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:
         (category_ids, "categories with an id that another one has"),
         (names, "categories with a name that another one has"),
     ):
-        yield from problem(_repeated(values), what, lambda i, v=values: str(v[i]), "number them differently")
+        yield from problem(_repeated(values), what, values.astype(str).item, "number them differently")
     yield from problem(
         np.flatnonzero(table.image_index < 0),
         "annotations of a picture that 'images' does not list",
@@ -95,7 +95,7 @@ def check_boxes(table: CocoTable) -> Iterator[Problem]:
     yield from problem(
         np.flatnonzero(~finite), "boxes that are not finite", _describe_box(table), "expected numbers in pixels"
     )
-    x, y, width, height = np.where(finite[:, None], table.boxes, 1.0).T
+    x, y, width, height = np.nan_to_num(table.boxes, nan=1.0, posinf=1.0, neginf=1.0).T
     sized = (width > 0) & (height > 0)
     yield from problem(
         np.flatnonzero(finite & ~sized),

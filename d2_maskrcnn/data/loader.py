@@ -21,6 +21,8 @@ from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 
+Records = Dataset[Record] | Sequence[Record]
+
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
@@ -42,7 +44,7 @@ class ResumableTrainLoader:
 
     def __init__(
         self,
-        records: Dataset[Record] | Sequence[Record],
+        records: Records,
         mapper: Callable[[Record], Record],
         *,
         groups: np.ndarray,
@@ -108,9 +110,7 @@ class _PositionedBatches:
 class _SeededSamples(Dataset):
     """Samples whose randomness depends on (seed, position in the stream) alone, whichever process makes them."""
 
-    def __init__(
-        self, records: Dataset[Record] | Sequence[Record], mapper: Callable[[Record], Record], seed: int
-    ) -> None:
+    def __init__(self, records: Records, mapper: Callable[[Record], Record], seed: int) -> None:
         self.records, self.mapper, self.seed = records, CatchUserErrors(mapper), seed
 
     def __getitem__(self, where: tuple[int, int]) -> Record | Failure:

@@ -26,7 +26,9 @@ def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
     with Image.open(path) as picture:
         width, height = picture.size
-        turned = picture.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
+        # Pillow decodes a whole PNG to look for EXIF data behind its pixels, where hardly any has them
+        exif = picture.getexif() if picture.format != "PNG" or "exif" in picture.info else {}
+        turned = exif.get(_EXIF_ORIENTATION) in _QUARTER_TURNS
     return (height, width) if turned else (width, height)
 
 
