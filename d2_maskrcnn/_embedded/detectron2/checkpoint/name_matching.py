@@ -1,0 +1,66 @@
+"""Finds the model's name for each tensor of a weight file."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+def align_and_update_state_dicts(
+    model_state_dict: Mapping[str, Any], ckpt_state_dict: Mapping[str, Any], c2_conversion: bool = True
+) -> dict[str, Any]:
+    """``ckpt_state_dict`` under the model's names, for weights of a part of the model or of another program.
+
+    A tensor belongs to the model's tensor whose name ends in the tensor's own name, at a dot: ``res2.0.conv1.weight``
+    to ``backbone.bottom_up.res2.0.conv1.weight``. Where several of the file's names fit, the longest wins.
+
+    Args:
+        model_state_dict: of the model.
+        ckpt_state_dict: of the file; tensors or arrays. It stays as it is.
+        c2_conversion: first translate the names of Caffe2's and torchvision's ResNets.
+
+    Returns:
+        The tensors under the model's names; what fits nowhere, or has another shape, keeps the name that it had.
+
+    Raises:
+        ValueError: one tensor of the file fits several of the model's.
+    """
+    if c2_conversion:
+        # Lazily: that package also has a checkpointer, which imports this engine.
+        from d2_maskrcnn.checkpoint import convert_names
+
+        ckpt_state_dict = convert_names(ckpt_state_dict, model_state_dict).state
+    renames = _match(model_state_dict, ckpt_state_dict)
+    for old, new in renames.items():
+        if old != new:
+            logger.debug("%s of the file is %s of the model", old, new)
+    return {renames.get(name, name): value for name, value in ckpt_state_dict.items()}
+
+
+def _match(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    """Names of the file -> names of the model, where the shapes agree."""
+    matches: dict[str, str] = {}
+    for name in model:
+        found = next((suffix for suffix in _suffixes(name) if suffix in checkpoint), None)
+        if found is None:
+            continue
+        if tuple(model[name].shape) != tuple(checkpoint[found].shape):
+            logger.warning(
+                "%s has shape %s in the file, but %s in the model (%s): not loaded",
+                found,
+                tuple(checkpoint[found].shape),
+                tuple(model[name].shape),
+                name,
+            )
+        elif found in matches:
+            raise ValueError(f"{found!r} of the file fits {matches[found]!r} and {name!r} of the model")
+        else:
+            matches[found] = name
+    return matches
+
+
+def _suffixes(name: str) -> list[str]:
+    """``a.b.c`` -> ``a.b.c``, ``b.c``, ``c``."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]

@@ -1,0 +1,268 @@
+"""The evaluator for datasets in COCO's format, or convertible to it."""
+
+import json
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from faster_coco_eval import COCOeval_faster
+from tabulate import tabulate
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
+from detectron2.evaluation.coco_ap import load_ground_truth, run_coco_eval
+from detectron2.evaluation.evaluator import DatasetEvaluator
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import create_small_table
+
+__all__ = ["COCOEvaluator", "instances_to_coco_json"]
+
+logger = logging.getLogger(__name__)
+
+_TASKS = ("bbox", "segm")
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # the first six of COCO's twelve numbers
+
+Detection = dict[str, Any]
+
+
+class COCOEvaluator(DatasetEvaluator):
+    """COCO's average precision of boxes and masks.
+
+    Masks are kept run-length encoded from the moment they come in, so memory does not grow with the pictures' sizes.
+
+    Args:
+        dataset_name: a registered dataset. Its metadata has ``json_file`` in COCO's format; without one, the dataset is
+            written to ``output_dir`` in that format first.
+        tasks: any of ``"bbox"``, ``"segm"``; None takes those for which there are predictions. A config means boxes,
+            and masks if ``MODEL.MASK_ON``.
+        distributed: gather the predictions of all processes and evaluate in the main one; False evaluates this
+            process's.
+        output_dir: gets ``coco_instances_results.json``; None writes nothing.
+        max_dets_per_image: the highest-scoring detections of each picture and class that count; None: COCO's 100.
+        use_fast_impl: for programs written for Detectron2, whose two implementations give the same numbers; here
+            there is the fast one only.
+        allow_cached_coco: use a converted dataset that lies in ``output_dir`` from an earlier run.
+
+    Raises:
+        ValueError: an unknown task, or a dataset to be converted without an ``output_dir``.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | CfgNode | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        max_dets_per_image: int | None = None,
+        use_fast_impl: bool = True,
+        allow_cached_coco: bool = True,
+    ) -> None:
+        if isinstance(tasks, CfgNode):
+            tasks = _TASKS if tasks.MODEL.MASK_ON else _TASKS[:1]
+        if tasks is not None and not set(tasks) <= set(_TASKS):
+            raise ValueError(f"tasks {tuple(tasks)}: expected some of {_TASKS}")
+        self._tasks = tasks
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._max_dets_per_image = max_dets_per_image
+        self._metadata = MetadataCatalog.get(dataset_name)
+        if not hasattr(self._metadata, "json_file"):
+            self._metadata.json_file = self._convert_dataset(dataset_name, allow_cached_coco)
+        self._coco_api = load_ground_truth(PathManager.get_local_path(self._metadata.json_file))
+        self._predictions: list[dict[str, Any]] = []
+
+    def _convert_dataset(self, dataset_name: str, allow_cached: bool) -> str:
+        if self._output_dir is None:
+            raise ValueError(
+                f"dataset {dataset_name!r} has no COCO JSON: COCOEvaluator needs an output_dir to write one"
+            )
+        path = os.path.join(self._output_dir, f"{dataset_name}_coco_format.json")
+        logger.info("Writing %r in COCO's format to %s for the evaluation", dataset_name, path)
+        convert_to_coco_json(dataset_name, path, allow_cached=allow_cached)
+        return path
+
+    def reset(self) -> None:
+        """Forgets all predictions."""
+        self._predictions = []
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Takes in a batch.
+
+        Args:
+            inputs: each with ``"image_id"``.
+            outputs: each with ``"instances"``, in the frame of the original picture.
+        """
+        for record, output in zip(inputs, outputs, strict=True):
+            prediction = {"image_id": record["image_id"]}
+            if "instances" in output:
+                instances = output["instances"].to(torch.device("cpu"))
+                prediction["instances"] = instances_to_coco_json(instances, record["image_id"])
+            self._predictions.append(prediction)
+
+    def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, Any]:
+        """Evaluates what came in.
+
+        Args:
+            img_ids: the pictures that count; None: all of the dataset.
+
+        Returns:
+            ``{"bbox": {"AP": ..., "AP50": ..., "AP75": ..., "APs": ..., "APm": ..., "APl": ..., "AP-<class>": ...},
+            "segm": ...}`` in percent, NaN where a number is not defined. Empty in other processes than the main one,
+            and where nothing came in.
+
+        Raises:
+            ValueError: a prediction is of a class or picture that the dataset does not have.
+        """
+        predictions = self._gather()
+        if predictions is None:
+            return {}
+        if not predictions:
+            logger.warning("COCOEvaluator: no picture was evaluated")
+            return {}
+        detections = [found for prediction in predictions for found in prediction.get("instances", [])]
+        self._use_dataset_ids(detections)
+        self._save(detections)
+        if "annotations" not in self._coco_api.dataset:
+            logger.info("%s has no annotations to evaluate against", self._metadata.json_file)
+            return {}
+        results: dict[str, Any] = OrderedDict()
+        for task in sorted(self._tasks or _tasks_of(detections)):
+            results[task] = self._evaluate_task(task, detections, img_ids)
+        return results
+
+    def _gather(self) -> list[dict[str, Any]] | None:
+        """All processes' predictions; None in those that have no more to do."""
+        if not self._distributed:
+            return self._predictions
+        comm.synchronize()
+        gathered = comm.gather(self._predictions, dst=0)
+        if not comm.is_main_process():
+            return None
+        return [prediction for predictions in gathered for prediction in predictions]
+
+    def _use_dataset_ids(self, detections: Iterable[Detection]) -> None:
+        """Replaces the model's class numbers by the dataset's ids, in place."""
+        to_contiguous = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None)
+        if to_contiguous is None:
+            return
+        to_dataset = {contiguous: dataset_id for dataset_id, contiguous in to_contiguous.items()}
+        for detection in detections:
+            category = detection["category_id"]
+            if category not in to_dataset:
+                raise ValueError(
+                    f"a prediction has class {category}, but dataset {self._metadata.name!r} has {len(to_dataset)} "
+                    "classes; is MODEL.ROI_HEADS.NUM_CLASSES that of this dataset?"
+                )
+            detection["category_id"] = to_dataset[category]
+
+    def _save(self, detections: list[Detection]) -> None:
+        if not self._output_dir:
+            return
+        PathManager.mkdirs(self._output_dir)
+        path = os.path.join(self._output_dir, "coco_instances_results.json")
+        logger.info("Writing %d detections to %s", len(detections), path)
+        with PathManager.open(path, "w") as file:
+            json.dump(detections, file)
+
+    def _evaluate_task(
+        self, task: str, detections: Sequence[Detection], img_ids: Sequence[int] | None
+    ) -> dict[str, float]:
+        key = "segmentation" if task == "segm" else "bbox"
+        detections = [detection for detection in detections if key in detection]
+        if not detections:
+            logger.warning("There are no predictions of the task %s", task)
+            return dict.fromkeys(_METRICS, math.nan)
+        evaluation = run_coco_eval(self._coco_api, detections, task, img_ids, self._max_dets_per_image)
+        results = {metric: _percent(value) for metric, value in zip(_METRICS, evaluation.stats, strict=False)}
+        logger.info("Results of %s:\n%s", task, create_small_table(results))
+        if any(math.isnan(value) for value in results.values()):
+            logger.info("NaN: not defined, since the dataset has no such objects")
+        per_class = self._per_class_ap(evaluation)
+        if per_class:
+            logger.info("AP of %s by class:\n%s", task, _table(per_class))
+        return {**results, **{f"AP-{name}": value for name, value in per_class.items()}}
+
+    def _per_class_ap(self, evaluation: COCOeval_faster) -> dict[str, float]:
+        """The AP of each class by name; nothing for a dataset with one class, whose AP that would repeat."""
+        names = self._metadata.get("thing_classes")
+        if names is None or len(names) <= 1:
+            return {}
+        to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        categories = list(evaluation.params.catIds)
+        contiguous = [to_contiguous.get(i, -1) if to_contiguous else position for position, i in enumerate(categories)]
+        precision = evaluation.eval["precision"]  # (IoUs, recalls, classes, areas, limits), -1 where undefined
+        result = {}
+        for index, name in enumerate(names):
+            of_class = precision[:, :, contiguous.index(index), 0, -1] if index in contiguous else np.empty(0)
+            of_class = of_class[of_class > -1]
+            result[name] = float(of_class.mean() * 100) if of_class.size else math.nan
+        return result
+
+
+def _tasks_of(detections: Iterable[Detection]) -> set[str]:
+    return {"bbox"} | {"segm" for detection in detections if "segmentation" in detection}
+
+
+def _percent(value: float) -> float:
+    return float(value * 100) if value >= 0 else math.nan
+
+
+def _table(values: Mapping[str, float], columns: int = 3) -> str:
+    """``values`` as a table of several name-value columns side by side."""
+    cells = [cell for item in values.items() for cell in item]
+    width = min(2 * columns, len(cells))
+    rows = [cells[start : start + width] for start in range(0, len(cells), width)]
+    return tabulate(rows, tablefmt="pipe", floatfmt=".3f", headers=["category", "AP"] * (width // 2), numalign="left")
+
+
+def instances_to_coco_json(instances: Instances, img_id: int) -> list[Detection]:
+    """The detections of one picture in COCO's results format.
+
+    Args:
+        instances: on the CPU, with ``pred_boxes``, ``scores``, ``pred_classes`` and perhaps ``pred_masks`` (N, H, W)
+            bool, or ``pred_masks_rle``, a list of N run-length encodings.
+        img_id: the picture's id in the dataset.
+
+    Returns:
+        One dict for each instance: ``image_id``, ``category_id`` (the model's class number), ``bbox`` (left, top,
+        width, height), ``score`` and, with masks, ``segmentation`` as compressed run lengths.
+    """
+    if len(instances) == 0:
+        return []
+    boxes = BoxMode.convert(instances.pred_boxes.tensor.numpy(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).tolist()
+    scores = instances.scores.tolist()
+    classes = instances.pred_classes.tolist()
+    detections: list[Detection] = [
+        {"image_id": img_id, "category_id": category, "bbox": box, "score": score}
+        for category, box, score in zip(classes, boxes, scores, strict=True)
+    ]
+    rles = _encoded_masks(instances)
+    for detection, rle in zip(detections, rles or [], strict=False):
+        detection["segmentation"] = rle
+    return detections
+
+
+def _encoded_masks(instances: Instances) -> list[dict[str, Any]] | None:
+    if instances.has("pred_masks_rle"):
+        rles = instances.pred_masks_rle
+    elif instances.has("pred_masks"):
+        # One after the other: transposing all masks at once would need their whole memory a second time.
+        rles = [mask_util.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8)) for mask in instances.pred_masks]
+    else:
+        return None
+    return [{**rle, "counts": _text(rle["counts"])} for rle in rles]
+
+
+def _text(counts: bytes | str) -> str:
+    """JSON has no bytes; compressed run lengths are ASCII."""
+    return counts.decode("ascii") if isinstance(counts, bytes) else counts

@@ -1,0 +1,200 @@
+"""Runs a model over a dataset and hands what it says to evaluators."""
+
+import contextlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import nn
+
+from detectron2.utils import comm
+from detectron2.utils.logger import log_every_n_seconds
+
+__all__ = ["DatasetEvaluator", "DatasetEvaluators", "inference_context", "inference_on_dataset"]
+
+logger = logging.getLogger(__name__)
+
+Callbacks = Mapping[str, Callable[[], None]]
+
+
+class DatasetEvaluator:
+    """Collects what a model says about each picture (:meth:`process`), and judges it at the end (:meth:`evaluate`)."""
+
+    def reset(self) -> None:
+        """Forgets everything; called before a new run."""
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Takes in one batch.
+
+        Args:
+            inputs: what the model got.
+            outputs: what it returned, one for each input.
+        """
+
+    def evaluate(self) -> Mapping[str, Any] | None:
+        """The results, by task and metric: ``{"bbox": {"AP": 40.0}}``. Called once, after all batches.
+
+        With several processes, those that do not compute the results return nothing.
+        """
+
+
+class DatasetEvaluators(DatasetEvaluator):
+    """Several evaluators as one."""
+
+    def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
+        self._evaluators = evaluators
+
+    def reset(self) -> None:
+        """Resets all."""
+        for evaluator in self._evaluators:
+            evaluator.reset()
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Hands the batch to all."""
+        for evaluator in self._evaluators:
+            evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> Mapping[str, Any]:
+        """The results of all, merged.
+
+        Raises:
+            ValueError: two evaluators have results of the same name.
+        """
+        results: dict[str, Any] = OrderedDict()
+        for evaluator in self._evaluators:
+            found = evaluator.evaluate()
+            if not comm.is_main_process() or found is None:
+                continue
+            doubled = results.keys() & found.keys()
+            if doubled:
+                raise ValueError(f"several evaluators have results called {sorted(doubled)}")
+            results.update(found)
+        return results
+
+
+class _Clock:
+    """Where the time of the evaluation goes, and how much is left."""
+
+    PARTS = ("data", "compute", "eval")
+
+    def __init__(self, total: int, warmup: int) -> None:
+        self.total = total
+        self.warmup = warmup  # the first batches are slow, so they are not counted
+        self.restart()
+
+    def restart(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.counted = 0
+        self.seconds = dict.fromkeys(self.PARTS, 0.0)
+
+    def lap(self, part: str) -> None:
+        now = time.perf_counter()
+        self.seconds[part] += now - self.last
+        self.last = now
+
+    def finish_batch(self, index: int) -> None:
+        if index < self.warmup:
+            self.restart()
+            return
+        self.counted += 1
+
+    def log_progress(self, index: int) -> None:
+        if self.counted == 0:
+            return
+        seconds_per_batch = (time.perf_counter() - self.start) / self.counted
+        data, compute, evaluate = (self.seconds[part] / self.counted for part in self.PARTS)
+        log_every_n_seconds(
+            logging.INFO,
+            f"Inference done {index + 1}/{self.total}. Data {data:.4f}, model {compute:.4f}, evaluator {evaluate:.4f}, "
+            f"all {seconds_per_batch:.4f} s/batch. ETA {_whole_seconds(seconds_per_batch * (self.total - index - 1))}",
+            n=5,
+            name=__name__,
+        )
+
+    def log_total(self) -> None:
+        count = max(self.counted, 1)
+        for name, seconds in (("", time.perf_counter() - self.start), (" of the model alone", self.seconds["compute"])):
+            logger.info(
+                "Inference time%s: %s (%.6f s/batch on each of %d processes)",
+                name,
+                _whole_seconds(seconds),
+                seconds / count,
+                comm.get_world_size(),
+            )
+
+
+def _whole_seconds(seconds: float) -> timedelta:
+    return timedelta(seconds=int(seconds))
+
+
+def inference_on_dataset(
+    model: Callable[[Any], Any] | nn.Module,
+    data_loader: Iterable[Any],
+    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
+    callbacks: Callbacks | None = None,
+) -> Mapping[str, Any]:
+    """Runs ``model`` over all batches and evaluates what it says.
+
+    Args:
+        model: called with each batch. A ``nn.Module`` is in evaluation mode meanwhile; its modes are restored.
+        data_loader: has a length; with several processes, each has its part of the data.
+        evaluator: one, several, or None to run the model only.
+        callbacks: functions called at ``"on_start"``, ``"before_inference"``, ``"after_inference"`` and ``"on_end"``.
+
+    Returns:
+        What ``evaluator.evaluate()`` returns; an empty dict where that is nothing.
+    """
+    callbacks = callbacks or {}
+    evaluator = _as_one(evaluator)
+    evaluator.reset()
+    total = len(data_loader)  # type: ignore[arg-type]
+    logger.info("Start inference on %d batches", total)
+    clock = _Clock(total, warmup=min(5, max(total - 1, 0)))
+    with contextlib.ExitStack() as stack:
+        if isinstance(model, nn.Module):
+            stack.enter_context(inference_context(model))
+        stack.enter_context(torch.no_grad())
+        _call(callbacks, "on_start")
+        for index, inputs in enumerate(data_loader):
+            clock.lap("data")
+            _call(callbacks, "before_inference")
+            outputs = model(inputs)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # kernels run on after the call; the evaluator would get their time
+            _call(callbacks, "after_inference")
+            clock.lap("compute")
+            evaluator.process(inputs, outputs)
+            clock.lap("eval")
+            clock.finish_batch(index)
+            clock.log_progress(index)
+        _call(callbacks, "on_end")
+    clock.log_total()
+    results = evaluator.evaluate()
+    return {} if results is None else results
+
+
+def _as_one(evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None) -> DatasetEvaluator:
+    if isinstance(evaluator, DatasetEvaluator):
+        return evaluator
+    return DatasetEvaluators(evaluator or [])
+
+
+def _call(callbacks: Callbacks, moment: str) -> None:
+    if moment in callbacks:
+        callbacks[moment]()
+
+
+@contextlib.contextmanager
+def inference_context(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards every module has the mode that it had before."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
