@@ -63,7 +63,7 @@ class OrderedStandIn(dict):
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
-        pass
+        """Leaves the attributes out."""
 
 
 class DTypeStandIn:
@@ -130,7 +130,7 @@ class ArrayStandIn:
                 raise Refused("holds an array without contents")
             self._budget.take(len(self._raw))
             flat = np.frombuffer(self._raw, self._dtype)
-            shaped = flat.reshape(self._shape, order=self._order)  # type: ignore[call-overload]
+            shaped = flat.reshape(self._shape, order=self._order)
             self._array = np.array(shaped, dtype=self._dtype.newbyteorder("="), order="C")
             self._raw = None
         return self._array
