@@ -47,6 +47,7 @@ class CfgNode(_CfgNode):
         loaded = self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
         _check_version(loaded, self, cfg_filename)
         try:
+            _check_sections(loaded, self, "")
             self.merge_from_other_cfg(type(self)(loaded))
         except (KeyError, ValueError) as error:
             raise type(error)(f"{error.args[0]} (in config file {cfg_filename!r})") from error
@@ -66,15 +67,17 @@ class CfgNode(_CfgNode):
             if full_key == BASE_KEY:
                 raise KeyError(f"{BASE_KEY} has a meaning in files only")
             if not self.key_is_deprecated(full_key) and not self.key_is_renamed(full_key):
-                self._check_exists(full_key)
+                self._check_is_value(full_key)
         super().merge_from_list(cfg_list)
 
-    def _check_exists(self, full_key: str) -> None:
+    def _check_is_value(self, full_key: str) -> None:
         node: Any = self
         for part in full_key.split("."):
             if not isinstance(node, _CfgNode) or part not in node:
                 raise KeyError(f"Non-existent config key: {full_key}")
             node = node[part]
+        if isinstance(node, _CfgNode):
+            raise ValueError(f"Config key {full_key} is a section: set one of {', '.join(sorted(node))} in it")
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
         """This node as YAML that :meth:`merge_from_file` reads back. Arguments go to ``yaml.safe_dump``."""
@@ -86,6 +89,18 @@ def _check_version(loaded: dict[str, Any], cfg: CfgNode, filename: str) -> None:
     version = loaded.get("VERSION", expected)
     if version != expected:
         raise ValueError(f"Config file {filename!r} has VERSION {version!r}; this engine reads version {expected}.")
+
+
+def _check_sections(loaded: dict[str, Any], cfg: _CfgNode, prefix: str) -> None:
+    """A section must stay a section, and a value a value (YACS would print the whole section in its error)."""
+    for key, value in loaded.items():
+        old = cfg.get(key)
+        if isinstance(old, _CfgNode) and not isinstance(value, dict):
+            raise ValueError(f"Config key {prefix}{key} is a section, it cannot be set to {value!r}")
+        if isinstance(value, dict) and key in cfg and not isinstance(old, _CfgNode):
+            raise ValueError(f"Config key {prefix}{key} is a value ({old!r}), not a section")
+        if isinstance(value, dict) and isinstance(old, _CfgNode):
+            _check_sections(value, old, f"{prefix}{key}.")
 
 
 def get_cfg() -> CfgNode:

@@ -31,7 +31,7 @@ def load_yaml_with_base(
     own = _read_mapping(filename, open_file, chain)
     bases = own.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in bases if isinstance(bases, list) else [bases]:
         path = _resolve_base(base, filename)
         _merge_into(load_yaml_with_base(path, open_file, (*chain, filename)), merged, filename)
     _merge_into(own, merged, filename)

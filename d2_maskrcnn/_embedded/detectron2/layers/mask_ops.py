@@ -9,6 +9,8 @@ from detectron2.structures.boxes import Boxes
 _CHUNK_BYTES = 2**30
 # What one pixel of one instance needs meanwhile: a sampling position (two float32) and a result (one).
 _BYTES_PER_PIXEL = 12
+# A box out of every picture takes the place of one without area: nothing of its mask is seen.
+_NOWHERE = (-2.0, -2.0, -1.0, -1.0)
 
 
 def paste_masks_in_image(
@@ -69,15 +71,15 @@ def _paste_in_chunks(masks: torch.Tensor, boxes: torch.Tensor, pasted: torch.Ten
 
 def _resample(masks: torch.Tensor, boxes: torch.Tensor, xs: tuple[int, int], ys: tuple[int, int]) -> torch.Tensor:
     """(n, rows, columns) float32: masks (n, M, M) in the columns ``xs[0]:xs[1]`` and the rows ``ys[0]:ys[1]``."""
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1, keepdim=True)  # (n, 1)
+    boxes = torch.where(has_area, boxes, boxes.new_tensor(_NOWHERE))  # no division by 0
     x0, y0, x1, y1 = (side[:, None] for side in boxes.unbind(dim=1))  # (n, 1) each
     x = torch.arange(*xs, device=masks.device, dtype=torch.float32) + 0.5
     y = torch.arange(*ys, device=masks.device, dtype=torch.float32) + 0.5
     x = (x - x0) / (x1 - x0) * 2 - 1  # (n, width) in the mask's own frame: [-1, 1] from edge to edge
     y = (y - y0) / (y1 - y0) * 2 - 1  # (n, height)
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=3)  # (n, height, width, 2)
-    values = F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
-    has_area = ((x1 > x0) & (y1 > y0))[..., None]  # (n, 1, 1)
-    return torch.where(has_area, values, torch.zeros_like(values))
+    return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
 
 
 def _quantize(values: torch.Tensor, threshold: float) -> torch.Tensor:
