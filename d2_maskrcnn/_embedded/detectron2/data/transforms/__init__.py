@@ -1,0 +1,65 @@
+"""Transforms (deterministic, built on fvcore's) and augmentations (which draw a transform at random).
+
+Usual import: ``import detectron2.data.transforms as T``. All randomness comes from NumPy's global generator.
+"""
+
+from fvcore.transforms.transform import (
+    BlendTransform,
+    CropTransform,
+    GridSampleTransform,
+    HFlipTransform,
+    NoOpTransform,
+    PadTransform,
+    ScaleTransform,
+    Transform,
+    TransformList,
+    VFlipTransform,
+)
+
+from detectron2.data.transforms.augmentation import (
+    AugInput,
+    Augmentation,
+    AugmentationList,
+    apply_augmentations,
+    apply_transform_gens,
+)
+from detectron2.data.transforms.color import RandomBrightness, RandomContrast, RandomLighting, RandomSaturation
+from detectron2.data.transforms.crop import FixedSizeCrop, RandomCrop, RandomExtent
+from detectron2.data.transforms.geometric import RandomApply, RandomFlip, RandomRotation
+from detectron2.data.transforms.resize import RandomResize, Resize, ResizeScale, ResizeShortestEdge
+from detectron2.data.transforms.transform import ExtentTransform, ResizeTransform, RotationTransform
+
+__all__ = [
+    "AugInput",
+    "Augmentation",
+    "AugmentationList",
+    "BlendTransform",
+    "CropTransform",
+    "ExtentTransform",
+    "FixedSizeCrop",
+    "GridSampleTransform",
+    "HFlipTransform",
+    "NoOpTransform",
+    "PadTransform",
+    "RandomApply",
+    "RandomBrightness",
+    "RandomContrast",
+    "RandomCrop",
+    "RandomExtent",
+    "RandomFlip",
+    "RandomLighting",
+    "RandomResize",
+    "RandomRotation",
+    "RandomSaturation",
+    "Resize",
+    "ResizeScale",
+    "ResizeShortestEdge",
+    "ResizeTransform",
+    "RotationTransform",
+    "ScaleTransform",
+    "Transform",
+    "TransformList",
+    "VFlipTransform",
+    "apply_augmentations",
+    "apply_transform_gens",
+]

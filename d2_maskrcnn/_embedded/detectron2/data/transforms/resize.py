@@ -1,0 +1,139 @@
+"""Augmentations that change an image's size."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from fvcore.transforms.transform import NoOpTransform, Transform
+from PIL import Image
+
+from detectron2.data.transforms.augmentation import Augmentation
+from detectron2.data.transforms.transform import ResizeTransform
+
+__all__ = ["RandomResize", "Resize", "ResizeScale", "ResizeShortestEdge"]
+
+BILINEAR = Image.Resampling.BILINEAR
+
+
+class Resize(Augmentation):
+    """Resizes to a fixed size.
+
+    Args:
+        shape: (h, w), or one number for both, in pixels.
+        interp: one of PIL's interpolations.
+    """
+
+    def __init__(self, shape: int | tuple[int, int], interp: int = BILINEAR) -> None:
+        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The resizing of ``image`` to ``shape``."""
+        return ResizeTransform(*image.shape[:2], *self.shape, self.interp)
+
+
+class RandomResize(Augmentation):
+    """Resizes to a size chosen at random.
+
+    Args:
+        shape_list: the (h, w) to choose from.
+        interp: one of PIL's interpolations.
+    """
+
+    def __init__(self, shape_list: Sequence[tuple[int, int]], interp: int = BILINEAR) -> None:
+        self.shape_list = shape_list
+        self.interp = interp
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The resizing of ``image`` to one of the sizes."""
+        h, w = self.shape_list[np.random.choice(len(self.shape_list))]
+        return ResizeTransform(*image.shape[:2], h, w, self.interp)
+
+
+class ResizeShortestEdge(Augmentation):
+    """Scales so that the shorter edge gets a given length, unless the longer one would exceed ``max_size``.
+
+    Args:
+        short_edge_length: with ``"choice"`` the lengths to choose from; with ``"range"`` (min, max), both included; in
+            pixels. A length of 0 keeps the image's size.
+        max_size: the longer edge's largest length, in pixels.
+        sample_style: ``"range"`` or ``"choice"``.
+        interp: one of PIL's interpolations.
+
+    Raises:
+        ValueError: the sample style is unknown, or the lengths do not fit it.
+    """
+
+    def __init__(
+        self,
+        short_edge_length: int | Sequence[int],
+        max_size: int = sys.maxsize,
+        sample_style: str = "range",
+        interp: int = BILINEAR,
+    ) -> None:
+        if sample_style not in ("range", "choice"):
+            raise ValueError(f"sample_style must be 'range' or 'choice', got {sample_style!r}.")
+        self.is_range = sample_style == "range"
+        if isinstance(short_edge_length, int):
+            short_edge_length = (short_edge_length, short_edge_length) if self.is_range else (short_edge_length,)
+        if self.is_range and len(short_edge_length) != 2:
+            raise ValueError(
+                f"sample_style 'range' needs two short_edge_length values (min, max), got {short_edge_length}."
+            )
+        if len(short_edge_length) == 0:
+            raise ValueError("short_edge_length must name at least one length, got none.")
+        self._init(locals())
+
+    def _draw_length(self) -> int:
+        if self.is_range:
+            return int(np.random.randint(self.short_edge_length[0], self.short_edge_length[1] + 1))
+        return int(np.random.choice(self.short_edge_length))
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The resizing of ``image`` for one drawn length."""
+        h, w = image.shape[:2]
+        length = self._draw_length()
+        if length == 0:
+            return NoOpTransform()
+        return ResizeTransform(h, w, *self.get_output_shape(h, w, length, self.max_size), self.interp)
+
+    @staticmethod
+    def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
+        """The (h, w) that an image of (oldh, oldw) gets, each rounded half up.
+
+        >>> ResizeShortestEdge.get_output_shape(480, 640, 800, 1333)
+        (800, 1067)
+        """
+        scale = short_edge_length / min(oldh, oldw)
+        h, w = (short_edge_length, scale * oldw) if oldh < oldw else (scale * oldh, short_edge_length)
+        if max(h, w) > max_size:
+            scale = max_size / max(h, w)
+            h, w = h * scale, w * scale
+        return int(h + 0.5), int(w + 0.5)
+
+
+class ResizeScale(Augmentation):
+    """Fits an image into a target size times a random factor, keeping its aspect ratio (large-scale jitter).
+
+    Args:
+        min_scale: smallest factor.
+        max_scale: largest factor.
+        target_height: in pixels.
+        target_width: in pixels.
+        interp: one of PIL's interpolations.
+    """
+
+    def __init__(
+        self, min_scale: float, max_scale: float, target_height: int, target_width: int, interp: int = BILINEAR
+    ) -> None:
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """The resizing of ``image`` for one drawn factor."""
+        h, w = image.shape[:2]
+        factor = np.random.uniform(self.min_scale, self.max_scale)
+        scale = min(self.target_height * factor / h, self.target_width * factor / w)
+        new_h, new_w = (int(size) for size in np.round(np.multiply((h, w), scale)))
+        return ResizeTransform(h, w, new_h, new_w, self.interp)

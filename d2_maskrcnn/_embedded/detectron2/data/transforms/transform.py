@@ -1,0 +1,241 @@
+"""Deterministic transforms beyond fvcore's: resizing, an affine extent, rotation."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from fvcore.transforms.transform import CropTransform, Transform, TransformList
+from PIL import Image
+
+__all__ = ["ExtentTransform", "ResizeTransform", "RotationTransform"]
+
+_TORCH_MODES = {
+    Image.Resampling.NEAREST: "nearest",
+    Image.Resampling.BILINEAR: "bilinear",
+    Image.Resampling.BICUBIC: "bicubic",
+}
+
+
+def _to_pil(array: np.ndarray) -> Image.Image:
+    """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 array -> PIL image."""
+    return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def _from_pil(image: Image.Image, ndim: int) -> np.ndarray:
+    """PIL image -> array, with the channel axis of a one-channel (H, W, 1) array restored."""
+    array = np.asarray(image)  # read-only: a copy would take as long again
+    return array[:, :, None] if array.ndim < ndim else array
+
+
+def _fits_pil(array: np.ndarray) -> bool:
+    return array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4)))
+
+
+def _resize_with_torch(array: np.ndarray, new_h: int, new_w: int, interp: int) -> np.ndarray:
+    """Resizes an (H, W) or (H, W, C) array of any number type; the result has the array's type.
+
+    Raises:
+        ValueError: the interpolation is not nearest, bilinear or bicubic.
+    """
+    if interp not in _TORCH_MODES:
+        raise ValueError(f"interpolation {interp} works on uint8 images only; use nearest, bilinear or bicubic.")
+    mode = _TORCH_MODES[Image.Resampling(interp)]
+    floating = array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float32)
+    planes = torch.from_numpy(np.ascontiguousarray(floating)).reshape(*array.shape[:2], -1)  # (H, W, C)
+    planes = planes.permute(2, 0, 1)[None]  # (1, C, H, W)
+    align = None if mode == "nearest" else False
+    planes = torch.nn.functional.interpolate(planes, (new_h, new_w), mode=mode, align_corners=align)
+    result = planes[0].permute(1, 2, 0).reshape(new_h, new_w, *array.shape[2:]).numpy()
+    if np.issubdtype(array.dtype, np.integer):
+        limits = np.iinfo(array.dtype)
+        result = np.clip(np.rint(result), limits.min, limits.max)
+    return result.astype(array.dtype, copy=False)
+
+
+class ResizeTransform(Transform):
+    """Resizes an image from (h, w) to (new_h, new_w).
+
+    Args:
+        h: height before, in pixels.
+        w: width before, in pixels.
+        new_h: height after, in pixels.
+        new_w: width after, in pixels.
+        interp: one of PIL's interpolations; None means bilinear. uint8 images are resized by PIL (with antialiasing),
+            floating-point ones by PyTorch (without).
+    """
+
+    def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None) -> None:
+        super().__init__()
+        if interp is None:
+            interp = Image.Resampling.BILINEAR
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resizes an (h, w) or (h, w, C) image; ``interp`` overrides the transform's own.
+
+        Raises:
+            ValueError: the image is not of the size that this transform was made for.
+        """
+        if img.shape[:2] != (self.h, self.w):
+            raise ValueError(f"this transform resizes images of (h, w) {(self.h, self.w)}, got one of {img.shape[:2]}.")
+        if (self.new_h, self.new_w) == (self.h, self.w):
+            return img
+        interp = self.interp if interp is None else interp
+        if not _fits_pil(img):
+            return _resize_with_torch(img, self.new_h, self.new_w, interp)
+        resized = _to_pil(img).resize((self.new_w, self.new_h), interp)
+        return _from_pil(resized, img.ndim)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Scales (N, 2) points in place."""
+        coords[:, 0] = coords[:, 0] * (self.new_w / self.w)
+        coords[:, 1] = coords[:, 1] * (self.new_h / self.h)
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Takes for each new pixel the label at its centre; works for labels of any type."""
+        if segmentation.shape[:2] != (self.h, self.w):
+            raise ValueError(f"expected labels of (h, w) {(self.h, self.w)}, got {segmentation.shape[:2]}.")
+        if _fits_pil(segmentation):
+            return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
+        rows = ((np.arange(self.new_h) + 0.5) * (self.h / self.new_h)).astype(np.intp)
+        columns = ((np.arange(self.new_w) + 0.5) * (self.w / self.new_w)).astype(np.intp)
+        return segmentation[rows[:, None], columns[None, :]]
+
+    def inverse(self) -> Transform:
+        """The transform back to (h, w)."""
+        return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
+
+
+class ExtentTransform(Transform):
+    """Cuts the rectangle ``src_rect`` out of an image, parts outside it being filled, and scales it to ``output_size``.
+
+    Args:
+        src_rect: x0, y0, x1, y1 in the image's coordinates; may reach beyond its borders.
+        output_size: (h, w) of the result, in pixels.
+        interp: one of PIL's interpolations.
+        fill: value of what lies outside the image.
+    """
+
+    def __init__(
+        self,
+        src_rect: tuple[float, float, float, float],
+        output_size: tuple[int, int],
+        interp: int = Image.Resampling.BILINEAR,
+        fill: int = 0,
+    ) -> None:
+        super().__init__()
+        self._set_attributes(locals())
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Cuts and scales a uint8 (H, W) or (H, W, C) image."""
+        h, w = self.output_size
+        result = _to_pil(img).transform(
+            size=(w, h),
+            method=Image.Transform.EXTENT,
+            data=self.src_rect,
+            resample=self.interp if interp is None else interp,
+            fill=self.fill,
+        )
+        return _from_pil(result, img.ndim)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Maps (N, 2) points into the result's frame."""
+        h, w = self.output_size
+        x0, y0, x1, y1 = self.src_rect
+        return (coords - [x0, y0]) * [w / (x1 - x0), h / (y1 - y0)]
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Cuts and scales labels without mixing them."""
+        return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
+
+
+class RotationTransform(Transform):
+    """Rotates an image counter-clockwise (by OpenCV).
+
+    Args:
+        h: height of the image, in pixels.
+        w: width of the image, in pixels.
+        angle: in degrees.
+        expand: make the result large enough to hold the whole rotated image; otherwise it keeps the size (h, w).
+        center: (x, y) of the point to rotate around; None means the image's centre.
+        interp: one of OpenCV's interpolations; None means linear.
+    """
+
+    def __init__(
+        self,
+        h: int,
+        w: int,
+        angle: float,
+        expand: bool = True,
+        center: tuple[float, float] | None = None,
+        interp: int | None = None,
+    ) -> None:
+        import cv2  # imported here: nothing else in this package needs OpenCV
+
+        super().__init__()
+        image_center = np.array((w / 2, h / 2))
+        center = image_center if center is None else center
+        interp = cv2.INTER_LINEAR if interp is None else interp
+        cos, sin = abs(np.cos(np.deg2rad(angle))), abs(np.sin(np.deg2rad(angle)))
+        bound_w, bound_h = w, h
+        if expand:
+            bound_w, bound_h = np.rint([h * sin + w * cos, h * cos + w * sin]).astype(int).tolist()
+        self._set_attributes(locals())
+        self.rm_coords = self._rotation_matrix()  # (2, 3), for points
+        # Pixel (0, 0) has its centre at (0.5, 0.5), while OpenCV takes it to be at (0, 0).
+        self.rm_image = self._rotation_matrix(offset=-0.5)  # (2, 3), for pixels
+
+    def _rotation_matrix(self, offset: float = 0.0) -> np.ndarray:
+        import cv2
+
+        center = (float(self.center[0] + offset), float(self.center[1] + offset))
+        matrix = cv2.getRotationMatrix2D(center, self.angle, 1)
+        if self.expand:
+            # The image's centre moves to the centre of the larger result.
+            moved = matrix @ [*(self.image_center + offset), 1]
+            matrix[:, 2] += np.array([self.bound_w / 2, self.bound_h / 2]) + offset - moved
+        return matrix
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Rotates an (h, w) or (h, w, C) image; what comes from outside it is 0.
+
+        Raises:
+            ValueError: the image is not of the size that this transform was made for.
+        """
+        import cv2
+
+        if img.shape[:2] != (self.h, self.w):
+            raise ValueError(f"this transform rotates images of (h, w) {(self.h, self.w)}, got one of {img.shape[:2]}.")
+        if img.size == 0 or self.angle % 360 == 0:
+            return img
+        flags = self.interp if interp is None else interp
+        rotated = cv2.warpAffine(np.ascontiguousarray(img), self.rm_image, (self.bound_w, self.bound_h), flags=flags)
+        return rotated[:, :, None] if rotated.ndim < img.ndim else rotated
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Rotates (N, 2) points."""
+        coords = np.asarray(coords, dtype=float)
+        if len(coords) == 0 or self.angle % 360 == 0:
+            return coords
+        return coords @ self.rm_coords[:, :2].T + self.rm_coords[:, 2]
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Rotates labels without mixing them."""
+        import cv2
+
+        if segmentation.dtype == bool:
+            return self.apply_image(segmentation.astype(np.uint8), interp=cv2.INTER_NEAREST).astype(bool)
+        return self.apply_image(segmentation, interp=cv2.INTER_NEAREST)
+
+    def inverse(self) -> Transform:
+        """Rotates back and, where the rotation had made the image larger, crops it to (h, w).
+
+        Raises:
+            NotImplementedError: the rotation did not keep the whole image.
+        """
+        if not self.expand:
+            raise NotImplementedError("a rotation with expand=False loses corners and has no inverse.")
+        back = RotationTransform(self.bound_h, self.bound_w, -self.angle, True, None, self.interp)
+        x0, y0 = (back.bound_w - self.w) // 2, (back.bound_h - self.h) // 2
+        return TransformList([back, CropTransform(x0, y0, self.w, self.h)])
