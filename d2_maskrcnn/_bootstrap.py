@@ -120,8 +120,8 @@ def choose_engine() -> None:
 
 
 def _import_fvcore_quietly() -> None:
-    # fvcore's newest release scripts a few losses at import; PyTorch 2.15 answers each with a warning about a deprecated
-    # function, which the users of this package can do nothing about.
+    # fvcore's newest release scripts a few losses at import; PyTorch 2.15 answers each with a warning about a
+    # deprecated function, which the users of this package can do nothing about.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
         importlib.import_module("fvcore.nn")

@@ -53,7 +53,7 @@ def test_train_then_evaluate(repo_dir, tiny_opts, tmp_path):
     # The checkpoint says where it comes from and what its classes are called.
     metadata = torch.load(out / "model_final.pth", weights_only=True, map_location="cpu")["metadata"]
     assert metadata["engine"]["name"] in ("installed", "embedded")
-    assert metadata["class_names"] == ["circle", "square", "triangle", "star"]
+    assert metadata["thing_classes"] == ["circle", "square", "triangle", "star"]
 
     # Measured again from the file, the model scores the same.
     trained = scalars(out)[-1]

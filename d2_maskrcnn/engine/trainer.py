@@ -16,7 +16,7 @@ from torch import nn
 
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
-from d2_maskrcnn.data import MaskRCNNMapper, build_resumable_train_loader
+from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
 from d2_maskrcnn.engine.optimizer import build_optimizer
 from d2_maskrcnn.engine.predictions import draw_predictions
 from d2_maskrcnn.engine.randomness import choose_seed
@@ -24,8 +24,8 @@ from d2_maskrcnn.engine.step import TrainStep
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
-from detectron2.evaluation import COCOEvaluator
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.evaluation import COCOEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -75,9 +75,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Detectron2's test loader over a mapper that names the pictures it cannot read."""
-        from detectron2.data import build_detection_test_loader
-
-        return build_detection_test_loader(cfg, dataset_name, mapper=MaskRCNNMapper(cfg, is_train=False))
+        return build_checked_test_loader(cfg, dataset_name)
 
     def build_hooks(self) -> list[HookBase | None]:
         """Detectron2's hooks, and pictures of the predictions once training has ended."""
@@ -123,14 +121,11 @@ class Trainer(DefaultTrainer):
                     self.after_step()
                     self.iter += 1
             finally:
-                self.iter -= 1  # hooks expect the last finished iteration after training
-                self.after_train()
-        if self.iter + 1 < self.max_iter:
+                self.after_train()  # self.iter == self.max_iter tells the hooks that training came to its end
+        if self.iter < self.max_iter:
             self._save_and_leave()
         results = getattr(self, "_last_eval_results", None)
         if results and comm.is_main_process() and self.cfg.TEST.EXPECTED_RESULTS:
-            from detectron2.evaluation import verify_results
-
             verify_results(self.cfg, results)
         return results
 
@@ -144,6 +139,7 @@ class Trainer(DefaultTrainer):
         return bool(flag.item())
 
     def _save_and_leave(self) -> None:
+        self.iter -= 1  # the iteration that was to come; checkpoints are named and counted by the last finished one
         self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
         comm.synchronize()
         logger.info(
@@ -217,10 +213,7 @@ class _DrawPredictions(HookBase):
 
     def after_train(self) -> None:
         trainer = self.trainer
-        if trainer.iter + 1 < trainer.max_iter:
+        if trainer.iter < trainer.max_iter:
             return
         for name in trainer.cfg.DATASETS.TEST:
             draw_predictions(trainer.cfg, trainer.model, name, Path(trainer.cfg.OUTPUT_DIR) / "predictions")
-
-
-__all__ = ["Trainer", "build_checkpointer", "hooks"]
