@@ -5,18 +5,40 @@ YAML is read with the safe loader only: a config can hold numbers, strings, list
 
 import contextlib
 import difflib
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from d2_maskrcnn.config import add_d2_maskrcnn_config
+from d2_maskrcnn.config import COMPONENTS, add_d2_maskrcnn_config
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
+)
 from detectron2.utils.file_io import PathManager
 
 BASE_KEY = "_BASE_"
+
+COMPONENT_REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+}
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -129,6 +151,27 @@ def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
         raise UserError(
             f"{where}: {key} = {value!r} is a {type(value).__name__}; expected a {type(old).__name__}, such as {old!r}."
         ) from error
+
+
+def check_components(cfg: CfgNode) -> None:
+    """Looks the names of the model's parts up in Detectron2's registries before anything is built.
+
+    Raises:
+        UserError: a name is not registered; the nearest one is named.
+    """
+    for key, registry in COMPONENT_REGISTRIES.items():
+        name = _value(cfg, key)
+        known = [str(entry) for entry, _ in registry]
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.3) or [COMPONENTS[key]]
+            raise UserError(
+                f"{key} = {name!r}: nothing of that name is registered. Did you mean {near[0]}? "
+                f"Known: {', '.join(sorted(known))}."
+            )
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(lambda node, part: node[part], key.split("."), cfg)
 
 
 def all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:

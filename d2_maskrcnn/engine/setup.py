@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from d2_maskrcnn._bootstrap import engine_info
-from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.config_check import check_components, load_config
 from d2_maskrcnn.data import check_datasets, register_own_data
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
@@ -32,6 +32,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
         UserError: a key, a file or a dataset is not what it should be.
     """
     cfg = load_config(args.config_file, args.opts)
+    check_components(cfg)
     register_own_data(cfg)
     moved_to_cpu = _use_cpu_without_gpu(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)

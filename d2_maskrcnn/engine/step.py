@@ -1,7 +1,7 @@
 """One training iteration: data, forward, check, backward, update."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -58,16 +58,23 @@ class TrainStep(SimpleTrainer):
         data_time = time.perf_counter() - start
 
         seed_iteration(self.seed, self.iter, comm.get_rank())
-        with self._autocast():
-            losses = self.model(batch)
+        losses = self._forward(batch)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
-            raise UserError(self._describe_non_finite(losses, batch))
+            values = ", ".join(f"{name} = {float(loss):.4g}" for name, loss in losses.items())
+            raise UserError(self._describe_non_finite(values, batch))
         self.optimizer.zero_grad()
         self.grad_scaler.scale(total).backward()
         self._write_metrics(losses, data_time)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
+
+    def _forward(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        try:
+            with self._autocast():
+                return self.model(batch)
+        except FloatingPointError as error:  # the proposal stage refuses boxes that are not finite
+            raise UserError(self._describe_non_finite(str(error).rstrip("."), batch)) from error
 
     def _next_batch(self) -> list[dict[str, Any]]:
         # Created at the first iteration, not before: by then a resumed training has told the loader where to start.
@@ -78,13 +85,12 @@ class TrainStep(SimpleTrainer):
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device_type, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
 
-    def _describe_non_finite(self, losses: Mapping[str, torch.Tensor], batch: list[dict[str, Any]]) -> str:
-        values = ", ".join(f"{name} = {float(loss):.4g}" for name, loss in losses.items())
+    def _describe_non_finite(self, what: str, batch: list[dict[str, Any]]) -> str:
         names = [str(record.get("file_name", "a picture without file_name")) for record in batch]
         culprits = [name for name, record in zip(names, batch, strict=True) if not self._is_finite_alone(record)]
         blame = f"; alone, these give a loss that is not finite: {', '.join(culprits)}" if culprits else ""
         return (
-            f"The loss is not finite at iteration {self.iter} ({values}). "
+            f"The loss is not finite at iteration {self.iter} ({what}). "
             f"Pictures of this batch: {', '.join(names)}{blame}. "
             "No weight was changed; look at these pictures and their annotations, lower SOLVER.BASE_LR or clip "
             "gradients (SOLVER.CLIP_GRADIENTS.ENABLED True), then go on from the last checkpoint with --resume."
