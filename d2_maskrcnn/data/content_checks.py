@@ -82,7 +82,7 @@ def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:
     if evaluate:
         yield from problem(
             np.flatnonzero(table.ids == 0),
-            "annotation with the id 0",
+            "annotations with the id 0",
             lambda i: table.name(i),
             "COCO's measure takes 0 for 'not matched' and counts the object as missed: number from 1",
             fatal=False,
@@ -93,7 +93,10 @@ def check_boxes(table: CocoTable) -> Iterator[Problem]:
     """Yields boxes without area, outside of their picture, or reaching beyond it."""
     finite = np.isfinite(table.boxes).all(axis=1)
     yield from problem(
-        np.flatnonzero(~finite), "boxes that are not finite", _describe_box(table), "expected numbers in pixels"
+        np.flatnonzero(~finite),
+        "boxes with a number that is not finite",
+        _describe_box(table),
+        "expected numbers in pixels",
     )
     x, y, width, height = np.nan_to_num(table.boxes, nan=1.0, posinf=1.0, neginf=1.0).T
     sized = (width > 0) & (height > 0)

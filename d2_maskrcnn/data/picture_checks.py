@@ -93,7 +93,7 @@ def _check_headers(table: CocoTable, root: Path, names: list[str]) -> Iterator[P
         if actual != expected:
             wrong[int(index)] = size_mismatch(names[index], actual, expected)
     yield from problem(
-        sorted(broken), f"broken pictures in {root}", broken.__getitem__, "copy them again or take them out of the JSON"
+        sorted(broken), f"pictures in {root} broken", broken.__getitem__, "copy them again or take them out of the JSON"
     )
     yield from problem(
         sorted(wrong),

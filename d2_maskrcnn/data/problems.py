@@ -10,6 +10,8 @@ import numpy as np
 EXAMPLES = 3  # shown of each kind of problem
 KINDS = 4  # shown of one file
 
+_SINGULAR = {"annotations": "annotation", "boxes": "box", "categories": "category", "pictures": "picture"}
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -34,7 +36,9 @@ class Problem:
     def __str__(self) -> str:
         more = ", ..." if self.count > len(self.examples) else ""
         shown = f" ({', '.join(self.examples)}{more})" if self.examples else ""
-        return f"{self.count} {self.what}{shown}; {self.mend}"
+        first, _, rest = self.what.partition(" ")
+        noun = _SINGULAR.get(first, first) if self.count == 1 else first
+        return f"{self.count} {f'{noun} {rest}'.rstrip()}{shown}; {self.mend}"
 
 
 def problem(

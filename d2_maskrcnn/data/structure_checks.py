@@ -77,7 +77,7 @@ def _check_entries(entries: list[Any], plural: str, rules: tuple[Rule, ...]) -> 
     odd = [index for index, entry in enumerate(entries) if type(entry) is not dict]
     yield from problem(
         odd,
-        f"{plural} that are no objects",
+        f"{plural} not written as objects",
         lambda index: f"the one at position {index} is {shorten(entries[index])}",
         'expected {"id": ..., ...}',
         structural=True,
@@ -90,6 +90,8 @@ def _check_entries(entries: list[Any], plural: str, rules: tuple[Rule, ...]) -> 
 def _check_rule(entries: Entries, plural: str, rule: Rule) -> Iterator[Problem]:
     key, accepts, expected = rule
     values = [entry.get(key, _MISSING) for entry in entries]
+    if all(map(accepts, values)):
+        return
     missing = [index for index, value in enumerate(values) if value is _MISSING]
     wrong = [index for index, value in enumerate(values) if value is not _MISSING and not accepts(value)]
 

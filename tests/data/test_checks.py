@@ -1,0 +1,311 @@
+import logging
+
+import pycocotools.mask as mask_util
+import pytest
+from PIL import Image
+
+from d2_maskrcnn import UserError, add_d2_maskrcnn_config
+from d2_maskrcnn.data import check_coco_json, check_datasets, register_own_data
+from d2_maskrcnn.data.segmentation_checks import read_runs
+from detectron2.config import get_cfg
+
+
+def error_of(folder, **options):
+    folder.write()
+    with pytest.raises(UserError) as error:
+        check_coco_json(folder.json_file, folder.images, **options)
+    message = str(error.value)
+    assert "\n" not in message
+    assert str(folder.json_file) in message or str(folder.images) in message
+    return message
+
+
+def test_a_good_file_is_summarised_and_says_nothing(coco_folder, caplog):
+    crowd = coco_folder.annotation(7, 11, 9, iscrowd=1, segmentation={"size": [40, 30], "counts": [100, 50, 1050]})
+    coco_folder.data["annotations"].append(crowd)
+    coco_folder.write()
+    summary = check_coco_json(coco_folder.json_file, coco_folder.images, polygons_only=True)
+    assert (summary.categories, summary.pictures, summary.objects, summary.crowds) == (("cat", "dog"), 4, 3, 1)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("images", "0 pictures; expected at least 1"), ("categories", "0 categories"), ("annotations", "0 annotations")],
+)
+def test_empty_lists(coco_folder, key, message):
+    coco_folder.data[key] = []
+    assert message in error_of(coco_folder)
+
+
+def test_crowds_alone_cannot_be_trained_on_but_evaluated(coco_folder):
+    for annotation in coco_folder.data["annotations"]:
+        annotation["iscrowd"] = 1
+    assert "0 annotations that are no crowd" in error_of(coco_folder)
+    assert check_coco_json(coco_folder.json_file, coco_folder.images, train=False).crowds == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ["not JSON", "line 1, column 1", "cut off"]),
+        ('{"images": [\n{"id": 1},', ["not JSON", "line 2, column 11"]),
+        ("\udcff", ["no UTF-8"]),
+        ("[]", ["not COCO JSON", "a list"]),
+        ("3", ["not COCO JSON", "a number"]),
+        ("{}", ["'images', 'annotations', 'categories' missing"]),
+        ('{"images": [], "categories": []}', ["'annotations' missing", "it has 'images', 'categories'"]),
+        ('{"images": {}, "annotations": [], "categories": []}', ["'images' is an object"]),
+        ('{"a.jpg12": {"filename": "a.jpg", "regions": {}}}', ["VIA", "prepare_balloon.py"]),
+        ('{"_via_settings": {}, "_via_img_metadata": {}}', ["VIA", "prepare_balloon.py"]),
+        ('{"shapes": [], "imagePath": "a.jpg", "version": "4.0.0"}', ["LabelMe", "labelme2coco.py"]),
+        ('[{"image_id": 1, "score": 0.5, "bbox": [1, 2, 3, 4]}]', ["detections"]),
+        ('{"images": [], "annotations": [{"segments_info": []}], "categories": []}', ["panoptic"]),
+        ('{"images": [], "annotations": [{"caption": "a cat"}]}', ["captions"]),
+        ("[" * 100_000, ["nested too deeply"]),
+    ],
+)
+def test_files_that_are_no_coco_json(coco_folder, text, expected):
+    coco_folder.json_file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError) as error:
+        check_coco_json(coco_folder.json_file, coco_folder.images)
+    for part in [str(coco_folder.json_file), *expected]:
+        assert part in str(error.value)
+
+
+def test_missing_files(coco_folder):
+    with pytest.raises(UserError, match="no such file; expected a COCO JSON"):
+        check_coco_json(coco_folder.json_file.with_name("other.json"), coco_folder.images)
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):
+        check_coco_json(coco_folder.images / "nowhere" / "other.json", coco_folder.images)
+    with pytest.raises(UserError, match="it is a folder"):
+        check_coco_json(coco_folder.images, coco_folder.images)
+    with pytest.raises(UserError, match="nowhere: no such folder; expected the 4 pictures"):
+        check_coco_json(coco_folder.json_file, coco_folder.images / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "expected"),
+    [
+        ("images", {"id": "x"}, "1 picture with a bad 'id' (position 0: 'x'); expected a whole number"),
+        ("images", {"width": 0}, "1 picture with a bad 'width' (id 10: 0)"),
+        ("images", {"height": None}, "1 picture with a bad 'height' (id 10: None)"),
+        ("images", {"file_name": ""}, "1 picture with a bad 'file_name' (id 10: '')"),
+        ("categories", {"name": 3}, "1 category with a bad 'name' (id 5: 3)"),
+        ("annotations", {"bbox": [1, 2, 3]}, "1 annotation with a bad 'bbox' (id 1: [1, 2, 3])"),
+        ("annotations", {"bbox": "1 2 3 4"}, "1 annotation with a bad 'bbox' (id 1: '1 2 3 4')"),
+        ("annotations", {"iscrowd": 2}, "1 annotation with a bad 'iscrowd' (id 1: 2)"),
+        ("annotations", {"area": "big"}, "1 annotation with a bad 'area' (id 1: 'big')"),
+        ("annotations", {"category_id": 5.0}, "1 annotation with a bad 'category_id' (id 1: 5.0)"),
+    ],
+)
+def test_entries_of_the_wrong_form(coco_folder, key, changes, expected):
+    coco_folder.data[key][0].update(changes)
+    assert expected in error_of(coco_folder)
+
+
+@pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox", "area", "iscrowd"])
+def test_annotations_without_a_key(coco_folder, key):
+    for annotation in coco_folder.data["annotations"]:
+        del annotation[key]
+    message = error_of(coco_folder)
+    assert f"3 annotations without {key!r}" in message
+    if key in ("area", "iscrowd"):  # needed by COCO's measure alone
+        check_coco_json(coco_folder.json_file, coco_folder.images, evaluate=False)
+
+
+def test_entries_that_are_no_objects(coco_folder):
+    coco_folder.data["annotations"].insert(1, [1, 2])
+    assert "1 annotation not written as objects (the one at position 1 is [1, 2])" in error_of(coco_folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"category_id": 7}, "of a category that 'categories' does not list (annotation 1: category_id 7)"),
+        ({"image_id": 99}, "of a picture that 'images' does not list (annotation 1: image_id 99)"),
+        ({"id": 2}, "annotation with an id that another one has (2)"),
+        ({"bbox": [2, 3, 0, 8]}, "1 box of no area (annotation 1 in 0.jpg of 40x30: [2, 3, 0, 8])"),
+        ({"bbox": [2, 3, 5, -8]}, "1 box of no area"),
+        ({"bbox": [40, 3, 5, 8]}, "1 box outside of their picture (annotation 1 in 0.jpg of 40x30: [40, 3, 5, 8])"),
+        ({"bbox": [-9, 3, 9, 8]}, "1 box outside of their picture"),
+        ({"bbox": [float("nan"), 3, 9, 8]}, "1 box with a number that is not finite"),
+        ({"segmentation": []}, "annotation 1 in 0.jpg: it is empty"),
+        ({"segmentation": None}, "for boxes only, pass MODEL.MASK_ON False"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "a polygon of 4 numbers"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "a polygon of 7 numbers"),
+        ({"segmentation": [1, 2, 3, 4, 5, 6]}, "expected a list of polygons"),
+        ({"segmentation": [[1, 2, 3, 4, 5, "6x"]]}, "coordinates that are not finite numbers"),
+        ({"segmentation": [[1, 2, 3, 4, 5, float("inf")]]}, "coordinates that are not finite numbers"),
+        ({"segmentation": {"size": [30, 40]}}, "an RLE without 'size' or 'counts'"),
+        (
+            {"segmentation": {"size": [40, 30], "counts": [1200]}},
+            "an RLE of size [40, 30] (height, width) in a picture",
+        ),
+        ({"segmentation": {"size": [30, 40], "counts": [5, 6]}}, "an RLE whose runs do not add up"),
+        ({"segmentation": {"size": [30, 40], "counts": "xyz"}}, "an RLE whose runs do not add up"),
+        ({"segmentation": {"size": [30, 40], "counts": [1000, 200]}}, "pass INPUT.MASK_FORMAT bitmask"),
+    ],
+)
+def test_annotations_that_make_no_sense(coco_folder, changes, expected):
+    coco_folder.data["annotations"][0].update(changes)
+    assert expected in error_of(coco_folder, polygons_only=True)
+
+
+def test_twice_the_same_id_or_name(coco_folder):
+    coco_folder.data["images"][3]["id"] = 10
+    coco_folder.data["categories"][1] = {"id": 5, "name": "cat"}
+    for annotation in coco_folder.data["annotations"]:
+        annotation["category_id"] = 5
+    message = error_of(coco_folder)
+    for part in ("picture with an id that another one has (10)", "category with an id", "name that another one has"):
+        assert part in message
+
+
+def test_many_problems_are_counted_and_only_the_first_shown(coco_folder):
+    for number in range(100, 200):
+        coco_folder.data["annotations"].append(coco_folder.annotation(number, 10, 1))
+    message = error_of(coco_folder)
+    assert "100 annotations of a category" in message
+    assert "annotation 102: category_id 1, ...);" in message
+    assert "annotation 103" not in message
+
+
+def test_boxes_alone_need_no_outlines(coco_folder):
+    for annotation in coco_folder.data["annotations"]:
+        del annotation["segmentation"]
+    assert "annotations with a bad 'segmentation'" in error_of(coco_folder)
+    check_coco_json(coco_folder.json_file, coco_folder.images, masks=False)
+
+
+def test_lenient_warns_of_values_but_not_of_ids(coco_folder, caplog):
+    coco_folder.data["annotations"][0].update(bbox=[2, 3, 0, 0], segmentation=[[1, 2]])
+    coco_folder.write()
+    with caplog.at_level(logging.WARNING):
+        check_coco_json(coco_folder.json_file, coco_folder.images, lenient=True)
+    assert "1 box of no area" in caplog.text
+    assert "training leaves the unusable ones out" in caplog.text
+    coco_folder.data["annotations"][0]["category_id"] = 1
+    assert "does not list" in error_of(coco_folder, lenient=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"bbox": [30, 3, 15, 8]}, "1 box reaching beyond their picture"), ({"id": 0}, "takes 0 for 'not matched'")],
+)
+def test_warnings(coco_folder, caplog, changes, expected):
+    coco_folder.data["annotations"][0].update(changes)
+    coco_folder.write()
+    with caplog.at_level(logging.WARNING):
+        check_coco_json(coco_folder.json_file, coco_folder.images)
+    assert expected in caplog.text
+
+
+def test_missing_pictures_are_counted(coco_folder):
+    for number in (1, 3):
+        (coco_folder.images / f"{number}.jpg").unlink()
+    message = error_of(coco_folder)
+    assert "2 of 4 pictures missing from" in message
+    assert "(1.jpg, 3.jpg)" in message
+
+
+def test_pictures_in_folders_of_their_own(coco_folder):
+    (coco_folder.images / "deep").mkdir()
+    (coco_folder.images / "0.jpg").rename(coco_folder.images / "deep" / "0.jpg")
+    coco_folder.data["images"][0]["file_name"] = "deep/0.jpg"
+    coco_folder.write()
+    assert check_coco_json(coco_folder.json_file, coco_folder.images).pictures == 4
+
+
+def test_pictures_that_are_broken_or_of_another_size(coco_folder):
+    (coco_folder.images / "0.jpg").write_bytes(b"no picture")
+    Image.new("RGB", (31, 41)).save(coco_folder.images / "1.jpg")
+    turned = Image.new("RGB", (32, 64))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(coco_folder.images / "3.jpg", exif=exif)  # shown as 64x32, as the JSON says
+    message = error_of(coco_folder)
+    assert f"1 picture in {coco_folder.images} broken" in message
+    assert "0.jpg: UnidentifiedImageError" in message
+    assert "1 picture whose size differs from the JSON's (1.jpg is 31x41, the JSON says 30x40)" in message
+
+
+@pytest.mark.parametrize("runs", [[], [3], [0, 5, 1], [2, 7, 30, 4, 900, 1, 1, 2, 50, 1202]])
+def test_runs_of_compressed_rle(runs):
+    total = sum(runs)
+    rle = mask_util.frPyObjects({"size": [total, 1], "counts": runs}, total, 1)
+    assert read_runs(rle["counts"].decode()) == runs
+
+
+@pytest.mark.parametrize("counts", ["é", "P", " "])
+def test_no_compressed_rle(counts):
+    assert read_runs(counts) is None
+
+
+def own_cfg(folder, *more):
+    cfg = get_cfg()
+    add_d2_maskrcnn_config(cfg)
+    pairs = ["D2_MASKRCNN.DATA.TRAIN_JSON", str(folder.json_file), "D2_MASKRCNN.DATA.TRAIN_IMAGES", str(folder.images)]
+    cfg.merge_from_list([*pairs, "MODEL.MASK_ON", True, "MODEL.ROI_HEADS.NUM_CLASSES", 2, *more])
+    register_own_data(cfg)
+    return cfg
+
+
+def test_datasets_of_a_config(coco_folder):
+    check_datasets(own_cfg(coco_folder))
+
+
+def test_number_of_categories(coco_folder):
+    with pytest.raises(UserError, match=r"2 categories \(cat, dog\) but .*NUM_CLASSES is 80: pass .*NUM_CLASSES 2$"):
+        check_datasets(own_cfg(coco_folder, "MODEL.ROI_HEADS.NUM_CLASSES", 80))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "expected"),
+    [
+        ([], [], "DATASETS.TRAIN is empty"),
+        (["coco_2017_trian"], [], r"'coco_2017_trian', which is not registered \(did you mean 'coco_2017_train'\?\)"),
+        (["coco_2017_train"], [], "annotations.instances_train2017.json: there is no folder"),
+    ],
+)
+def test_datasets_that_are_not_there(train, test, expected):
+    cfg = get_cfg()
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = train, test
+    with pytest.raises(UserError, match=expected):
+        check_datasets(cfg)
+
+
+def test_nothing_to_evaluate():
+    with pytest.raises(UserError, match=r"DATASETS\.TEST is empty"):
+        check_datasets(get_cfg(), train=False)
+
+
+def test_categories_of_training_and_validation_differ(coco_folder, tmp_path):
+    other = type(coco_folder)(tmp_path / "others")
+    other.data["categories"] = [{"id": 5, "name": "cat"}, {"id": 9, "name": "fish"}]
+    other.write()
+    cfg = own_cfg(coco_folder, "D2_MASKRCNN.DATA.VAL_JSON", str(other.json_file))
+    with pytest.raises(UserError, match=r"others.*pets.*differ: number 2 by id is 'fish' there and 'dog' here"):
+        check_datasets(cfg)
+
+
+def test_rle_needs_the_bitmask_format(coco_folder):
+    coco_folder.data["annotations"][0]["segmentation"] = {"size": [30, 40], "counts": [1000, 200]}
+    coco_folder.write()
+    with pytest.raises(UserError, match=r"pass INPUT\.MASK_FORMAT bitmask"):
+        check_datasets(own_cfg(coco_folder))
+    check_datasets(own_cfg(coco_folder, "INPUT.MASK_FORMAT", "bitmask"))
+    check_datasets(own_cfg(coco_folder, "MODEL.MASK_ON", False))
+
+
+@pytest.mark.parametrize(
+    ("json_file", "images", "categories"),
+    [
+        ("coco_subset/annotations/instances_train2017.json", "coco_subset/train2017", 80),
+        ("coco_subset/annotations/instances_val2017.json", "coco_subset/val2017", 80),
+        ("labelme_voc3/data_dataset_coco/annotations.json", "labelme_voc3/data_dataset_coco", 21),
+    ],
+)
+def test_real_data_is_accepted(shared_dir, json_file, images, categories):
+    summary = check_coco_json(shared_dir / "data" / json_file, shared_dir / "data" / images, polygons_only=True)
+    assert len(summary.categories) == categories

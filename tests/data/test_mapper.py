@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from d2_maskrcnn import UserError, add_d2_maskrcnn_config
+from d2_maskrcnn.data import MaskRCNNMapper, build_checked_test_loader, register_own_data
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+
+
+@pytest.fixture
+def cfg(coco_folder):
+    cfg = get_cfg()
+    add_d2_maskrcnn_config(cfg)
+    cfg.MODEL.MASK_ON = True
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (60,), 60
+    data = cfg.D2_MASKRCNN.DATA
+    data.TRAIN_JSON = data.VAL_JSON = str(coco_folder.json_file)
+    data.TRAIN_IMAGES = data.VAL_IMAGES = str(coco_folder.images)
+    register_own_data(cfg)
+    return cfg
+
+
+def cut_off(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+DAMAGES = [
+    (lambda path: path.unlink(), "no such file"),
+    (lambda path: path.write_bytes(b""), "not a readable picture"),
+    (lambda path: path.write_bytes(b"no picture at all"), "not a readable picture"),
+    (cut_off, "not a readable picture, broken or cut off"),
+    (lambda path: Image.new("RGB", (41, 30)).save(path), "is 41x30, the JSON says 40x30"),
+    (lambda path: Image.new("RGB", (30, 40)).save(path), r"30x40, the JSON says 40x30 \(turned by its EXIF"),
+]
+
+
+def test_a_good_picture_becomes_a_model_input(cfg):
+    record = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]
+    sample = MaskRCNNMapper(cfg, is_train=True)(record)
+    assert sample["image"].dtype == torch.uint8
+    assert sample["image"].shape == (3, 60, 80)
+    assert sample["instances"].image_size == (60, 80)
+    assert len(sample["instances"]) == 1
+    assert "annotations" in record
+    assert "instances" not in MaskRCNNMapper(cfg, is_train=False)(record)
+
+
+@pytest.mark.parametrize(("damage", "expected"), DAMAGES)
+def test_damaged_pictures_are_named(cfg, damage, expected):
+    record = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]
+    path = Path(record["file_name"])
+    damage(path)
+    with pytest.raises(UserError, match=expected) as error:
+        MaskRCNNMapper(cfg, is_train=True)(record)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_errors_of_the_test_loader_are_one_line(cfg, coco_folder, workers):
+    cfg.DATALOADER.NUM_WORKERS = workers
+    loader = build_checked_test_loader(cfg, cfg.DATASETS.TEST[0])
+    assert len(loader) == 4
+    assert [batch[0]["image_id"] for batch in loader] == [10, 11, 12, 13]
+    (coco_folder.images / "2.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"^\S+2\.jpg: not a readable picture.*$"):
+        list(loader)
