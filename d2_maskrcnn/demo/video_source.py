@@ -1,0 +1,284 @@
+"""Frames from video files and from streams (RTSP, HTTP), through PyAV."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from d2_maskrcnn.demo.frame import Frame, VideoInfo
+from d2_maskrcnn.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# av.FFmpegError is not the base of everything that a bad input makes PyAV raise: OSError and ValueError come too.
+BROKEN = (av.error.FFmpegError, OSError, ValueError)
+LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "rtp://", "udp://", "srt://")
+DEFAULT_RATE = Fraction(25)
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a video: a frame's number, or seconds.
+
+    >>> Position.parse("120"), Position.parse("1:02.5")
+    (Position(value=120.0, in_seconds=False), Position(value=62.5, in_seconds=True))
+    """
+
+    value: float
+    in_seconds: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "Position":
+        """``120`` is a frame's number, ``4.5s``, ``1:02`` and ``1:00:02.5`` are times.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        parts = text.removesuffix("s").split(":")
+        seconds = text.endswith("s") or len(parts) > 1
+        value = sum(float(part) * 60**place for place, part in enumerate(reversed(parts)))
+        if value < 0 or not np.isfinite(value) or (not seconds and value != int(value)) or len(parts) > 3:
+            raise ValueError(f"{text!r} is no frame number and no time")
+        return cls(value, seconds)
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """Which frames are wanted: from ``start`` on, before ``end``, and of those every ``stride``-th."""
+
+    start: Position | None = None
+    end: Position | None = None
+    stride: int = 1
+
+    def before(self, index: int, seconds: float) -> bool:
+        """Whether a frame comes before the excerpt."""
+        return self.start is not None and (seconds + 1e-6 if self.start.in_seconds else index) < self.start.value
+
+    def beyond(self, index: int, seconds: float) -> bool:
+        """Whether a frame comes after the excerpt."""
+        return self.end is not None and (seconds + 1e-6 if self.end.in_seconds else index) >= self.end.value
+
+
+class VideoSource:
+    """Frames of a file or an address, in order. Each iteration opens it anew.
+
+    Args:
+        address: path or URL.
+        excerpt: the frames that are wanted.
+        timeout: seconds without data after which a stream counts as stalled.
+        reconnects: how often in a row a stalled or broken live stream is opened again.
+
+    Attributes:
+        info: what the container says.
+        problem: after the iteration, what was wrong with a file that could be read in part; "" if nothing.
+
+    Raises:
+        UserError: it cannot be opened, has no video, or its codec is unknown.
+    """
+
+    def __init__(
+        self, address: str, excerpt: Excerpt | None = None, timeout: float = 10.0, reconnects: int = 5
+    ) -> None:
+        self.address = address
+        self.excerpt = excerpt or Excerpt()
+        self.timeout, self.reconnects = timeout, reconnects
+        self.problem = ""
+        self._remote = "://" in address
+        with self._open() as container:
+            stream = _video_stream(container, address)
+            self._rate = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
+            self._stated = int(stream.frames or 0)  # packets, as the header has it; 0: it does not say
+            self._duration = _duration(container, stream)
+            self.live = address.lower().startswith(LIVE_SCHEMES) or (self._remote and self._duration is None)
+            self.info = self._info(stream, has_audio=bool(container.streams.audio))
+
+    def _open(self) -> Any:
+        options = {"rtsp_transport": "tcp"} if self.address.lower().startswith("rtsp") else {}
+        if not self._remote and not Path(self.address).exists():
+            raise UserError(f"Video {self.address}: there is no such file.")
+        try:
+            return av.open(self.address, timeout=self.timeout if self._remote else None, options=options)
+        except BROKEN as error:
+            raise UserError(f"Video {self.address} cannot be opened ({_reason(error)}).") from error
+
+    def _info(self, stream: Any, has_audio: bool) -> VideoInfo:
+        seconds = _Clock(self._rate)
+        audio = self.address if has_audio and not self._remote and self.excerpt.stride >= 1 else None
+        start = seconds.of(self.excerpt.start) or 0.0
+        return VideoInfo(
+            rate=self._rate / self.excerpt.stride,
+            time_base=stream.time_base,
+            frames=None if self.live else self._expected(),
+            live=self.live,
+            pixel_aspect=Fraction(stream.sample_aspect_ratio or 1) or Fraction(1),
+            audio_from=audio,
+            audio_start=start,
+            audio_end=seconds.of(self.excerpt.end),
+        )
+
+    def _expected(self) -> int | None:
+        """How many frames will come, by what the container says."""
+        total = self._stated or (None if self._duration is None else round(self._duration * self._rate))
+        if total is None:
+            return None
+        clock = _Clock(self._rate)
+        first = min(total, clock.frame(self.excerpt.start, 0))
+        last = min(total, clock.frame(self.excerpt.end, total))
+        return max(0, -(-(last - first) // self.excerpt.stride))
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self._follow() if self.live else self._read_file()
+
+    def _read_file(self) -> Iterator[Frame]:
+        reader = _Reader(self)
+        yield from reader
+        self.problem = reader.problem(self._stated)
+        if reader.decoded == 0:
+            raise UserError(f"Video {self.address}: {self.problem or 'not a single frame could be decoded'}.")
+
+    def _follow(self) -> Iterator[Frame]:
+        """Frames of a live stream, opened again when it stalls or breaks."""
+        begin, index, failures, reason = time.monotonic(), 0, 0, ""
+        while failures <= self.reconnects:
+            if failures:
+                logger.warning("Stream %s: %s; connecting again (%d of %d)", self.address, reason, failures, self.reconnects)
+                time.sleep(min(2.0 ** (failures - 1) * 0.25, 5.0))
+            try:
+                for frame in _Reader(self, live=True):
+                    failures = 0
+                    frame.index, frame.time = index, time.monotonic() - begin
+                    frame.pts = frame.duration = None  # each connection counts anew
+                    index += 1
+                    if self.excerpt.beyond(frame.index, frame.time):
+                        return
+                    if not self.excerpt.before(frame.index, frame.time) and frame.index % self.excerpt.stride == 0:
+                        yield frame
+                reason = "it ended"
+            except UserError as error:
+                reason = str(error)
+            failures += 1
+        raise UserError(f"Stream {self.address}: {reason}; given up after {self.reconnects} new connections.")
+
+
+class _Reader:
+    """One pass over a container."""
+
+    def __init__(self, source: VideoSource, live: bool = False) -> None:
+        self.source, self.live = source, live
+        self.packets = self.decoded = self.bad_packets = 0
+        self.complete = False  # whether the excerpt's end was reached before the file's
+        self.failure = ""
+
+    def __iter__(self) -> Iterator[Frame]:
+        with self.source._open() as container:
+            stream = _video_stream(container, self.source.address)
+            stream.thread_type = "AUTO"
+            yield from self._frames(container, stream)
+
+    def _frames(self, container: Any, stream: Any) -> Iterator[Frame]:
+        excerpt, base = self.source.excerpt, stream.time_base
+        first_pts, origin, shown = None, None, 0
+        for image in self._decoded(container, stream):
+            index = self.decoded
+            self.decoded += 1
+            pts = image.pts if image.pts is not None else round(index / self.source._rate / base)
+            first_pts = pts if first_pts is None else first_pts
+            seconds = float((pts - first_pts) * base)
+            if self.live:
+                yield Frame(to_bgr(image), index)
+                continue
+            if excerpt.before(index, seconds):
+                continue
+            if excerpt.beyond(index, seconds):
+                self.complete = True
+                return
+            if shown % excerpt.stride == 0:
+                origin = pts if origin is None else origin
+                length = (image.duration or 0) * excerpt.stride
+                yield Frame(
+                    to_bgr(image), index, float((pts - origin) * base), pts=pts - origin, duration=length or None
+                )
+            shown += 1
+
+    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
+        """Decoded images; packets that cannot be decoded are counted and left out."""
+        packets = container.demux(stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except BROKEN as error:
+                self.failure = _reason(error)
+                if self.live:
+                    raise UserError(f"it broke off ({self.failure})") from error
+                return
+            self.packets += packet.size > 0
+            try:
+                images = packet.decode()
+            except BROKEN as error:
+                self.bad_packets += 1
+                self.failure = _reason(error)
+                continue
+            yield from images
+
+    def problem(self, stated: int) -> str:
+        """What was wrong, in a few words; "" if nothing was."""
+        if self.complete:
+            return ""
+        if stated and self.packets != stated:
+            what = "it is cut short, or its header lies" if self.packets < stated else "its header lies"
+            return f"the header says {stated} frames, {self.packets} are there ({what}); {self.decoded} were decoded"
+        if self.bad_packets:
+            return f"{self.bad_packets} of {self.packets} packets could not be decoded ({self.failure})"
+        return f"it broke off ({self.failure}) after {self.decoded} frames" if self.failure else ""
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """Between times and frame numbers, for a constant rate."""
+
+    rate: Fraction
+
+    def of(self, position: Position | None) -> float | None:
+        if position is None:
+            return None
+        return position.value if position.in_seconds else float(position.value / self.rate)
+
+    def frame(self, position: Position | None, default: int) -> int:
+        if position is None:
+            return default
+        return int(np.ceil(position.value * float(self.rate) - 1e-6)) if position.in_seconds else int(position.value)
+
+
+def to_bgr(image: Any) -> np.ndarray:
+    """A decoded image as (H, W, 3) uint8 BGR, upright as the stream's display matrix says."""
+    picture = image.to_ndarray(format="bgr24")
+    quarter_turns = round((getattr(image, "rotation", 0) or 0) / 90) % 4  # counterclockwise, like NumPy's
+    return np.ascontiguousarray(np.rot90(picture, quarter_turns))
+
+
+def _video_stream(container: Any, address: str) -> Any:
+    if not container.streams.video:
+        raise UserError(f"Video {address}: there is no video in this file.")
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise UserError(f"Video {address}: its video codec is unknown to this build of FFmpeg; convert it to H.264.")
+    return stream
+
+
+def _duration(container: Any, stream: Any) -> float | None:
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else None
+
+
+def _reason(error: BaseException) -> str:
+    """The part of PyAV's message that tells something."""
+    return getattr(error, "strerror", None) or str(error)

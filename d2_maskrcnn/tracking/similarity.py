@@ -1,0 +1,93 @@
+"""How alike two sets of boxes and masks are."""
+
+import cv2
+import numpy as np
+
+from d2_maskrcnn.detections import Detections
+from d2_maskrcnn.masks import BoxMasks, CropMasks
+
+GRID = 28  # masks are compared at this resolution ...
+LONG_SIDE = 256  # ... in a picture scaled down to this
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, M) intersection over union of (N, 4) and (M, 4) XYXY boxes; 0 where neither has an area."""
+    corner = np.maximum(a[:, None, :2], b[None, :, :2])
+    sides = np.clip(np.minimum(a[:, None, 2:], b[None, :, 2:]) - corner, 0, None)
+    shared = sides[..., 0] * sides[..., 1]
+    union = _areas(a)[:, None] + _areas(b)[None] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def widened(boxes: np.ndarray, part: np.ndarray | float) -> np.ndarray:
+    """Boxes with ``part`` of their sides added all around (arXiv:2211.14317): what moves fast may not overlap itself."""
+    margin = (boxes[:, 2:] - boxes[:, :2]) * np.broadcast_to(
+        np.asarray(part, np.float32).reshape(-1, 1), (len(boxes), 1)
+    )
+    return np.concatenate((boxes[:, :2] - margin, boxes[:, 2:] + margin), axis=1)
+
+
+def shapes_of(found: Detections) -> np.ndarray | None:
+    """(N, 28, 28) float32: each mask as probabilities inside its box; None where there are no masks."""
+    if isinstance(found.masks, BoxMasks):
+        grids = found.masks.probabilities
+        if grids.shape[1:] == (GRID, GRID):
+            return grids
+        return _stack([cv2.resize(g, (GRID, GRID), interpolation=cv2.INTER_LINEAR) for g in grids])
+    if isinstance(found.masks, CropMasks):
+        return _stack([_grid(found, index) for index in range(len(found))])
+    return None
+
+
+def mask_iou(
+    shapes_a: np.ndarray, boxes_a: np.ndarray, shapes_b: np.ndarray, boxes_b: np.ndarray, image_size: tuple[int, int]
+) -> np.ndarray:
+    """(N, M) intersection over union of masks given as shapes in boxes; pairs whose boxes are apart get 0.
+
+    Args:
+        shapes_a, shapes_b: (N, S, S) and (M, S, S) in [0, 1]. boxes_a, boxes_b: (N, 4) and (M, 4) XYXY.
+        image_size: (H, W); masks count only inside it, at a resolution of at most 256 pixels.
+    """
+    scale = min(1.0, LONG_SIDE / max(image_size))
+    small = (max(1, round(image_size[0] * scale)), max(1, round(image_size[1] * scale)))
+    a = _crops(BoxMasks(boxes_a, shapes_a, image_size).resized(*small))
+    b = _crops(BoxMasks(boxes_b, shapes_b, image_size).resized(*small))
+    result = np.zeros((len(a), len(b)), np.float32)
+    for i, j in np.argwhere(box_iou(boxes_a, boxes_b) > 0):
+        (wa, pa, area_a), (wb, pb, area_b) = a[i], b[j]
+        x0, y0, x1, y1 = max(wa.x0, wb.x0), max(wa.y0, wb.y0), min(wa.x1, wb.x1), min(wa.y1, wb.y1)
+        if x1 <= x0 or y1 <= y0:
+            continue
+        left = pa[y0 - wa.y0 : y1 - wa.y0, x0 - wa.x0 : x1 - wa.x0]
+        right = pb[y0 - wb.y0 : y1 - wb.y0, x0 - wb.x0 : x1 - wb.x0]
+        shared = int(np.count_nonzero(left & right))
+        result[i, j] = shared / max(1, area_a + area_b - shared)
+    return result
+
+
+def _crops(masks: BoxMasks) -> list[tuple]:
+    crops = [masks.crop(index) for index in range(len(masks))]
+    return [(window, pixels, int(np.count_nonzero(pixels))) for window, pixels in crops]
+
+
+def _grid(found: Detections, index: int) -> np.ndarray:
+    """The part of a bitmap inside its detection's box, resampled to the grid."""
+    assert found.masks is not None
+    window, pixels = found.masks.crop(index)
+    x0, y0, x1, y1 = (
+        int(v) for v in np.concatenate((np.floor(found.boxes[index, :2]), np.ceil(found.boxes[index, 2:])))
+    )
+    inside = np.zeros((max(1, y1 - y0), max(1, x1 - x0)), np.float32)
+    left, top, right, bottom = max(x0, window.x0), max(y0, window.y0), min(x1, window.x1), min(y1, window.y1)
+    if right > left and bottom > top:
+        part = pixels[top - window.y0 : bottom - window.y0, left - window.x0 : right - window.x0]
+        inside[top - y0 : bottom - y0, left - x0 : right - x0] = part
+    return cv2.resize(inside, (GRID, GRID), interpolation=cv2.INTER_AREA)
+
+
+def _stack(grids: list[np.ndarray]) -> np.ndarray:
+    return np.stack(grids) if grids else np.zeros((0, GRID, GRID), np.float32)
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return np.prod(np.clip(boxes[:, 2:] - boxes[:, :2], 0, None), axis=1)

@@ -1,0 +1,119 @@
+"""Labels that stay readable: real type, a plain background, inside the frame and clear of one another where possible."""
+
+from collections import OrderedDict
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from d2_maskrcnn.visualization.palette import text_colour
+
+_CACHED_STAMPS = 512
+Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
+
+
+@lru_cache(maxsize=8)
+def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans (it has Latin, Greek and Cyrillic letters), ``size`` pixels high; Pillow's own font without it."""
+    try:
+        import matplotlib  # it brings the font along
+
+        return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
+    except (ImportError, OSError):
+        return ImageFont.load_default(size)
+
+
+class LabelPainter:
+    """Stamps texts onto pictures of one size.
+
+    Args:
+        font_size: height of the type in pixels.
+    """
+
+    def __init__(self, font_size: int) -> None:
+        self.font_size = font_size
+        self.padding = max(1, font_size // 5)
+        self._stamps: OrderedDict[tuple[str, tuple[int, int, int], int], np.ndarray] = OrderedDict()
+
+    def draw(
+        self, picture: np.ndarray, texts: list[str], boxes: np.ndarray, colours: list[tuple[int, int, int]]
+    ) -> None:
+        """Writes one text at each box, in place.
+
+        Args:
+            picture: (H, W, 3) uint8, BGR.
+            boxes: (N, 4) XYXY of the N texts. colours: N backgrounds, RGB.
+        """
+        height, width = picture.shape[:2]
+        taken: list[Rect] = []
+        for text, box, colour in zip(texts, boxes, colours, strict=True):
+            stamp = self.stamp(text, colour, width)
+            rect = place(box, stamp.shape[1], min(stamp.shape[0], height), (height, width), taken)
+            taken.append(rect)
+            x0, y0, x1, y1 = rect
+            picture[y0:y1, x0:x1] = stamp[: y1 - y0, : x1 - x0]
+
+    def stamp(self, text: str, colour: tuple[int, int, int], max_width: int) -> np.ndarray:
+        """The text on its background, (h, w, 3) uint8 BGR; cut with an ellipsis where wider than ``max_width``."""
+        key = (text, colour, max_width)
+        if key in self._stamps:
+            self._stamps.move_to_end(key)
+            return self._stamps[key]
+        stamp = self._render(text, colour, max_width)
+        self._stamps[key] = stamp
+        if len(self._stamps) > _CACHED_STAMPS:
+            self._stamps.popitem(last=False)
+        return stamp
+
+    def _render(self, text: str, colour: tuple[int, int, int], max_width: int) -> np.ndarray:
+        font, room = load_font(self.font_size), max_width - 2 * self.padding
+        text = " ".join(text.split())
+        while len(text) > 1 and font.getlength(text) > room:
+            text = text[:-2] + "…"
+        width = min(max_width, int(np.ceil(font.getlength(text))) + 2 * self.padding)
+        height = int(np.ceil(self.font_size * 1.2)) + self.padding
+        image = Image.new("RGB", (max(1, width), height), colour)
+        ImageDraw.Draw(image).text((self.padding, height / 2), text, fill=text_colour(colour), font=font, anchor="lm")
+        return np.asarray(image)[:, :, ::-1].copy()
+
+
+def place(box: np.ndarray, width: int, height: int, frame: tuple[int, int], taken: list[Rect]) -> Rect:
+    """Where a label of a box goes: wholly inside the frame, at the first of these places that no other label covers.
+
+    Above the box's top left corner, inside it, below the bottom left corner, inside that, above and inside the top right
+    corner; then the least covered of them.
+
+    Args:
+        box: (4,) XYXY. width, height: of the label, at most the frame's. frame: (H, W) of the picture.
+        taken: where labels are already.
+    """
+    x0, y0, x1, y1 = (int(round(float(side))) for side in box)
+    corners = [
+        (x0, y0 - height),
+        (x0, y0),
+        (x0, y1),
+        (x0, y1 - height),
+        (x1 - width, y0 - height),
+        (x1 - width, y0),
+    ]
+    best, least = None, None
+    for left, top in corners:
+        if top < 0 or top + height > frame[0]:
+            continue
+        left = min(max(left, 0), frame[1] - width)
+        rect = (left, top, left + width, top + height)
+        covered = sum(_overlap(rect, other) for other in taken)
+        if covered == 0:
+            return rect
+        if least is None or covered < least:
+            best, least = rect, covered
+    if best is not None:
+        return best
+    left, top = min(max(x0, 0), frame[1] - width), min(max(y0, 0), frame[0] - height)
+    return (left, top, left + width, top + height)
+
+
+def _overlap(a: Rect, b: Rect) -> int:
+    """Pixels that two rectangles share."""
+    return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
