@@ -1,7 +1,9 @@
 """The checkpointer of this project, on both engines: safe reading, converted names, short reports, whole files."""
 
+import copy
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -248,6 +250,10 @@ def _plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
+    if isinstance(value, OrderedDict):  # of a module; torch keeps its ``_metadata`` as an attribute
+        plain = copy.copy(value)
+        plain.update((key, _plain(item)) for key, item in value.items())
+        return plain
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if type(value) in (list, tuple):

@@ -71,7 +71,7 @@ def _check_download(path: str, local: Path, cached: Path) -> None:
     try:
         check_whole(local)
     except UserError as error:
-        local.unlink()
+        local.unlink(missing_ok=True)  # another process of this machine may have been first
         raise _cannot_download(path, cached, f"what came was removed again: {error}") from error
 
 

@@ -1,7 +1,9 @@
 """Reads weight files. What a file is, is decided by its first bytes; its name is only used in messages."""
 
+import copy
 import importlib
 import importlib.util
+import io
 import os
 import pickle
 import re
@@ -14,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_maskrcnn.checkpoint.safe_pickle import load_pickle, scan_pickle
+from d2_maskrcnn.checkpoint.safe_pickle import load_pickle, named_imports, scan_pickle
 from d2_maskrcnn.errors import UserError
 
 EXPECTED = "a .pth file of torch.save, a .pkl of the model zoo, or .safetensors"
 # Where other programs keep the state dict in their checkpoints.
 _MODEL_KEYS = ("model", "state_dict", "model_state_dict", "model_state")
-# How torch.save began its files before they were zip archives: a pickled magic number, protocol 2.
-_TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+# How torch.save began its files before they were zip archives: a pickled magic number.
+_TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _NOT_WEIGHTS = (
     (b"<", "a web page or XML (a download link that led to a page?)"),
     (b"version https://git-lfs", "a Git LFS pointer (run `git lfs pull`)"),
@@ -63,7 +65,7 @@ def file_kind(path: str | os.PathLike[str]) -> str:
 def _kind_of(head: bytes) -> str | None:
     if head.startswith(b"PK\x03\x04"):
         return "torch_zip"
-    if head.startswith(_TORCH_LEGACY):
+    if head.startswith(b"\x80") and _TORCH_LEGACY in head[:32]:
         return "torch_legacy"
     if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**40:
         return "safetensors"
@@ -146,16 +148,33 @@ def _torch_load(path: Path, mmap: bool) -> Any:
 
 
 def _refused_or_broken(path: Path, message: str) -> UserError:
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    except ValueError:  # files from before zip archives cannot be looked into so
-        names = re.findall(r"(?:GLOBAL|class|global:?|function) ([A-Za-z_][\w.]*\.[\w.]+)", message)
-    if not names:
+    blocked = re.findall(r"GLOBAL ([A-Za-z_][\w.]*)", message)
+    if "Unsupported operand" in message and not blocked:  # an opcode of a later protocol than torch.save's
+        blocked = [name for name in _torch_imports(path) if not name.startswith(("torch.", "collections."))]
+        if not blocked:
+            return UserError(
+                f"{path}: refused, nothing in it was run: it was written with a pickle protocol that tensors-only "
+                "loading does not know: save it again with torch.save and its default pickle_protocol."
+            )
+    if not blocked:
         return _broken(path, message)
     return UserError(
-        f"{path}: refused, nothing in it was run: it tries to import {names[0]!r}, but a weight file may hold only "
-        "tensors and plain containers: save the model's state_dict() with torch.save."
+        f"{path}: refused, nothing in it was run: it tries to import {blocked[0]!r:.120}, but a weight file may hold "
+        "only tensors and plain containers: save the model's state_dict() with torch.save."
     )
+
+
+def _torch_imports(path: Path) -> list[str]:
+    """What the main pickle of a torch.save file would import; the old format has three small ones before it."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                return named_imports(io.BytesIO(archive.read(name)))
+        with path.open("rb") as file:
+            return [name for _ in range(4) for name in named_imports(file)]
+    except ValueError:
+        return []
 
 
 def _own_memory(checkpoint: Any) -> Any:
@@ -168,8 +187,10 @@ def _own_memory(checkpoint: Any) -> Any:
 def _clone_tensors(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.clone()
-    if type(value) is dict:
-        return {key: _clone_tensors(item) for key, item in value.items()}
+    if isinstance(value, dict):
+        clone = copy.copy(value)  # keeps the kind of dict and its attributes (torch's ``_metadata``)
+        clone.update((key, _clone_tensors(item)) for key, item in value.items())
+        return clone
     if type(value) in (list, tuple):
         return type(value)(_clone_tensors(item) for item in value)
     return value

@@ -17,7 +17,6 @@ MAX_GROUPS = 12
 _CONSTANTS = re.compile(r"(.*\.)?(pixel_mean|pixel_std|num_batches_tracked|anchor_generator\.cell_anchors\.\d+)")
 _CLASS_DEPENDENT = re.compile(r".*\b(box_predictor\.(cls_score|bbox_pred)|mask_head\.predictor)\.(weight|bias)")
 _BLOCK = re.compile(r"(.*\bres[2-5])\.(\d+)\..*")
-_STEM = ".stem.conv1.weight"
 _DEPTHS: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 
 

@@ -142,6 +142,32 @@ def load_pickle(path: str | os.PathLike[str]) -> Any:
             ) from error
 
 
+def named_imports(stream: IO[bytes]) -> list[str]:
+    """The names that a pickle would import, in its order, without importing them. For messages, not for decisions.
+
+    Args:
+        stream: at the beginning of the pickle.
+
+    Raises:
+        ValueError: the pickle is broken.
+    """
+    found: list[str] = []
+    texts: list[str] = []  # the texts that were put on the unpickler's stack, as far as opcodes tell
+    memo: dict[int, str] = {}
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name in ("GLOBAL", "INST"):
+            found.append(str(argument).replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL":
+            found.append(".".join(texts[-2:]))
+        elif opcode.name == "MEMOIZE":
+            memo[len(memo)] = texts[-1] if texts else ""
+        elif opcode.name in ("BINGET", "LONG_BINGET"):
+            texts.append(memo.get(cast(int, argument), ""))
+        elif isinstance(argument, str):
+            texts.append(argument)
+    return list(dict.fromkeys(found))
+
+
 def scan_pickle(path: str | os.PathLike[str]) -> None:
     """Checks that the file is one whole pickle, without loading it.
 

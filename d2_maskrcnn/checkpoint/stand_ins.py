@@ -51,6 +51,7 @@ class StandIn:
         object.__setattr__(self, "_function", function)
 
     def __call__(self, *args: Any) -> Any:
+        """What the file gets for its call."""
         return self._function(*args)
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -99,6 +99,17 @@ def test_the_content_counts_and_not_the_name(save):
     assert_same(read_weights(torch_file.rename(torch_file.with_suffix(".pkl")))["model"])
 
 
+def test_a_second_models_state_has_its_own_memory(save):
+    """As an averaged model's: it must not hang on the file either, and keeps torch's versions of modules."""
+    state = torch.nn.BatchNorm2d(2).state_dict()
+    path = save({"model": STATE, "averaged": state})
+    loaded = read_weights(path)
+    with path.open("r+b") as file:
+        file.write(b"\0" * path.stat().st_size)  # the memory mapping would show these
+    assert_same(loaded["averaged"], state)
+    assert loaded["averaged"]._metadata == state._metadata
+
+
 def test_everything_comes_to_the_cpu_and_can_be_changed(save):
     path = save({"model": STATE})
     before = path.read_bytes()
@@ -201,6 +212,23 @@ def test_nothing_in_a_file_is_run(save, tmp_path, name, options, nested):
     with pytest.raises(UserError, match=rf"refused, nothing in it was run.*'{os.system.__module__}\.system'") as info:
         read_weights(path)
     assert not marker.exists() and "\n" not in str(info.value)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("old_format", [False, True])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_later_protocols(save, tmp_path, protocol, old_format):
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": not old_format}
+    path = save({"model": {"w": Evil(tmp_path / "was_run")}}, **options)
+    with pytest.raises(UserError, match=rf"refused, nothing in it was run.*'{os.system.__module__}\.system'"):
+        read_weights(path)
+    assert not (tmp_path / "was_run").exists()
+    path = save({"model": STATE}, **options)
+    if protocol == 3:
+        assert_same(read_weights(path)["model"])
+    else:
+        with pytest.raises(UserError, match=r"refused.*default pickle_protocol"):
+            read_weights(path)
 
 
 def test_a_whole_pickled_module_is_refused_by_name(save):

@@ -14,7 +14,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from d2_maskrcnn.checkpoint.safe_pickle import MAX_DEPTH, MAX_TUPLES, load_pickle, scan_pickle
+from d2_maskrcnn.checkpoint.safe_pickle import MAX_DEPTH, MAX_TUPLES, load_pickle, named_imports, scan_pickle
 from d2_maskrcnn.errors import UserError
 
 ARRAYS = {
@@ -346,6 +346,16 @@ def test_scan_checks_the_whole_file(write):
     assert scan_pickle(write(content)) is None
     with pytest.raises(ValueError):
         scan_pickle(write(content[:-20]))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_named_imports(protocol):
+    calls = [Call(functools.partial, print), Call(functools.partial, len), Call(os.system, "true")]
+    names = ["functools.partial", "builtins.print", "builtins.len", f"{os.system.__module__}.system"]
+    if protocol < 3:
+        names = [name.replace("builtins", "__builtin__") for name in names]
+    assert named_imports(io.BytesIO(pickle.dumps(calls, protocol))) == names
+    assert named_imports(io.BytesIO(pickle.dumps([], protocol))) == []
 
 
 def test_no_module_is_imported(write):
