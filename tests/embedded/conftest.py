@@ -1,18 +1,23 @@
-"""These tests are about the embedded engine; where Detectron2 itself is in use there is nothing for them to test."""
+"""These tests are about the embedded engine; where Detectron2 itself is in use they are not even imported."""
 
-from pathlib import Path
+import multiprocessing
 
 import pytest
+import torch.multiprocessing as mp
 
 import d2_maskrcnn
 
-HERE = Path(__file__).resolve().parent
+collect_ignore_glob = [] if d2_maskrcnn.engine_info().name == "embedded" else ["*"]
 
 
-def pytest_collection_modifyitems(config, items):
-    if d2_maskrcnn.engine_info().name == "embedded":
-        return
-    skip = pytest.mark.skip(reason="the embedded engine is not in use")
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(skip)
+@pytest.fixture(scope="session")
+def run_processes():
+    """``run_processes(function, nprocs, *args)`` calls ``function(rank, *args)`` in new processes, and waits for them."""
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    if method == "forkserver":  # imports what takes long once, not in each process
+        multiprocessing.get_context(method).set_forkserver_preload(["torch", "torchvision"])
+
+    def run(function, nprocs, *args):
+        mp.start_processes(function, args=args, nprocs=nprocs, start_method=method)
+
+    return run

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from detectron2.layers import get_norm
@@ -37,9 +36,9 @@ def work(rank, folder):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, run_processes):
     folder = tmp_path_factory.mktemp("sync")
-    mp.spawn(work, args=(str(folder),), nprocs=2)
+    run_processes(work, 2, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from detectron2.utils import comm
 
@@ -67,9 +66,9 @@ def losses(rank):
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(tmp_path_factory, run_processes):
     folder = tmp_path_factory.mktemp("comm")
-    mp.spawn(work, args=(str(folder),), nprocs=4)
+    run_processes(work, 4, str(folder))
     return [torch.load(folder / f"{rank}.pt") for rank in range(4)]
 
 

@@ -1,5 +1,7 @@
 """Talk between the processes of a training. Everything works in a single process too, and with gloo as with nccl."""
 
+from __future__ import annotations  # a PyTorch without `distributed` has no ProcessGroup
+
 import functools
 from typing import Any
 
