@@ -12,7 +12,7 @@ collect_ignore_glob = [] if d2_maskrcnn.engine_info().name == "embedded" else ["
 
 @pytest.fixture(scope="session")
 def run_processes():
-    """``run_processes(function, nprocs, *args)`` calls ``function(rank, *args)`` in new processes, and waits for them."""
+    """``run_processes(function, nprocs, *args)`` calls ``function(rank, *args)`` in new processes and waits."""
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     if method == "forkserver":  # imports what takes long once, not in each process
         multiprocessing.get_context(method).set_forkserver_preload(["torch", "torchvision"])
