@@ -102,6 +102,8 @@ def build_batch_data_loader(
     if isinstance(dataset, IterableDataset):
         if sampler is not None:
             raise ValueError("a sampler makes no sense with an iterable dataset: pass sampler=None.")
+    elif sampler is None:
+        raise ValueError("a dataset with indices needs a sampler, got None.")
     else:
         # Chunks as large as what a worker hands over at a time: the loader then joins them in the sampler's order.
         chunk = 1 if aspect_ratio_grouping else batch_size

@@ -93,7 +93,7 @@ class _SerializedList:
 
     def __getitem__(self, index: int) -> Any:
         start = int(self._ends[index - 1]) if index > 0 else 0
-        return pickle.loads(memoryview(self._bytes[start : int(self._ends[index])].numpy()))
+        return pickle.loads(self._bytes[start : int(self._ends[index])].numpy().data)
 
 
 class DatasetFromList(Dataset):

@@ -26,7 +26,8 @@ class _RandomIntensity(Augmentation):
     """
 
     def __init__(self, intensity_min: float, intensity_max: float) -> None:
-        self._init(locals())
+        self.intensity_min = intensity_min
+        self.intensity_max = intensity_max
 
     def _blend_with(self, other: np.ndarray | float) -> Transform:
         weight = np.random.uniform(self.intensity_min, self.intensity_max)
@@ -70,7 +71,7 @@ class RandomLighting(Augmentation):
     """
 
     def __init__(self, scale: float) -> None:
-        self._init(locals())
+        self.scale = scale
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The colour to add to ``image``, (H, W, 3) in RGB order.

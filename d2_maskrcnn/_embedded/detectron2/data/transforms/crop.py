@@ -39,7 +39,8 @@ class RandomCrop(Augmentation):
             raise ValueError(f"crop_size of a {crop_type} crop is a part of the image, in (0, 1], got {crop_size}.")
         if crop_type == "absolute_range" and crop_size[0] > crop_size[1]:
             raise ValueError(f"crop_size of an absolute_range crop is (min, max), got {crop_size}.")
-        self._init(locals())
+        self.crop_type = crop_type
+        self.crop_size = crop_size
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The crop for ``image``."""
@@ -58,7 +59,7 @@ class RandomCrop(Augmentation):
             low, high = (int(size) for size in self.crop_size)
             crop_h = int(np.random.randint(min(h, low), min(h, high) + 1))
             return crop_h, int(np.random.randint(min(w, low), min(w, high) + 1))
-        part = np.asarray(self.crop_size, dtype=np.float32)
+        part: np.ndarray = np.asarray(self.crop_size, dtype=np.float32)
         if self.crop_type == "relative_range":
             part = part + np.random.rand(2) * (1 - part)
         return int(h * part[0] + 0.5), int(w * part[1] + 0.5)
@@ -77,7 +78,10 @@ class FixedSizeCrop(Augmentation):
     def __init__(
         self, crop_size: tuple[int, int], pad: bool = True, pad_value: float = 128.0, seg_pad_value: int = 255
     ) -> None:
-        self._init(locals())
+        self.crop_size = crop_size
+        self.pad = pad
+        self.pad_value = pad_value
+        self.seg_pad_value = seg_pad_value
 
     def _crop(self, h: int, w: int) -> Transform:
         crop_h, crop_w = self.crop_size
@@ -107,7 +111,8 @@ class RandomExtent(Augmentation):
     """
 
     def __init__(self, scale_range: tuple[float, float], shift_range: tuple[float, float]) -> None:
-        self._init(locals())
+        self.scale_range = scale_range
+        self.shift_range = shift_range
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The rectangle for ``image``, kept at its scale."""

@@ -58,7 +58,9 @@ class RandomFlip(Augmentation):
             raise ValueError(
                 f"a RandomFlip has one direction, got horizontal={horizontal}, vertical={vertical}; use two for both."
             )
-        self._init(locals())
+        self.prob = prob
+        self.horizontal = horizontal
+        self.vertical = vertical
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The flip of ``image``, or nothing."""
@@ -97,12 +99,14 @@ class RandomRotation(Augmentation):
         self.is_range = sample_style == "range"
         if isinstance(angle, int | float):
             angle = (angle, angle)
-        if center is not None and isinstance(center[0], int | float):
-            center = (center, center)
         for what, values in (("angle", angle), ("center", center)):
             if self.is_range and values is not None and len(values) != 2:
                 raise ValueError(f"sample_style 'range' needs two values (min, max) of {what}, got {values}.")
-        self._init(locals())
+        self.angle = angle
+        self.expand = expand
+        self.center = center
+        self.sample_style = sample_style
+        self.interp = interp
 
     def _draw_center(self, h: int, w: int) -> tuple[float, float] | None:
         if self.center is None:
@@ -117,7 +121,7 @@ class RandomRotation(Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         """The rotation of ``image`` by one drawn angle."""
         h, w = image.shape[:2]
-        angle = np.random.uniform(*self.angle) if self.is_range else np.random.choice(self.angle)
+        angle = np.random.uniform(self.angle[0], self.angle[1]) if self.is_range else np.random.choice(self.angle)
         center = self._draw_center(h, w)
         if angle % 360 == 0:
             return NoOpTransform()

@@ -17,6 +17,12 @@ __all__ = ["RandomResize", "Resize", "ResizeScale", "ResizeShortestEdge"]
 BILINEAR = Image.Resampling.BILINEAR
 
 
+def _resize(image: np.ndarray, shape: tuple[int, int], interp: int) -> Transform:
+    h, w = image.shape[:2]
+    new_h, new_w = shape
+    return ResizeTransform(h, w, new_h, new_w, interp)
+
+
 class Resize(Augmentation):
     """Resizes to a fixed size.
 
@@ -26,12 +32,12 @@ class Resize(Augmentation):
     """
 
     def __init__(self, shape: int | tuple[int, int], interp: int = BILINEAR) -> None:
-        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+        self.shape = (shape, shape) if isinstance(shape, int) else (shape[0], shape[1])
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The resizing of ``image`` to ``shape``."""
-        return ResizeTransform(*image.shape[:2], *self.shape, self.interp)
+        return _resize(image, self.shape, self.interp)
 
 
 class RandomResize(Augmentation):
@@ -48,8 +54,7 @@ class RandomResize(Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The resizing of ``image`` to one of the sizes."""
-        h, w = self.shape_list[np.random.choice(len(self.shape_list))]
-        return ResizeTransform(*image.shape[:2], h, w, self.interp)
+        return _resize(image, self.shape_list[np.random.choice(len(self.shape_list))], self.interp)
 
 
 class ResizeShortestEdge(Augmentation):
@@ -84,7 +89,10 @@ class ResizeShortestEdge(Augmentation):
             )
         if len(short_edge_length) == 0:
             raise ValueError("short_edge_length must name at least one length, got none.")
-        self._init(locals())
+        self.short_edge_length = short_edge_length
+        self.max_size = max_size
+        self.sample_style = sample_style
+        self.interp = interp
 
     def _draw_length(self) -> int:
         if self.is_range:
@@ -97,7 +105,7 @@ class ResizeShortestEdge(Augmentation):
         length = self._draw_length()
         if length == 0:
             return NoOpTransform()
-        return ResizeTransform(h, w, *self.get_output_shape(h, w, length, self.max_size), self.interp)
+        return _resize(image, self.get_output_shape(h, w, length, self.max_size), self.interp)
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
@@ -128,7 +136,11 @@ class ResizeScale(Augmentation):
     def __init__(
         self, min_scale: float, max_scale: float, target_height: int, target_width: int, interp: int = BILINEAR
     ) -> None:
-        self._init(locals())
+        self.min_scale = min_scale
+        self.max_scale = max_scale
+        self.target_height = target_height
+        self.target_width = target_width
+        self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The resizing of ``image`` for one drawn factor."""

@@ -66,9 +66,8 @@ class ResizeTransform(Transform):
 
     def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None) -> None:
         super().__init__()
-        if interp is None:
-            interp = Image.Resampling.BILINEAR
-        self._set_attributes(locals())
+        self.h, self.w, self.new_h, self.new_w = h, w, new_h, new_w
+        self.interp: int = Image.Resampling.BILINEAR if interp is None else interp
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """Resizes an (h, w) or (h, w, C) image; ``interp`` overrides the transform's own.
@@ -125,7 +124,10 @@ class ExtentTransform(Transform):
         fill: int = 0,
     ) -> None:
         super().__init__()
-        self._set_attributes(locals())
+        self.src_rect = src_rect
+        self.output_size = output_size
+        self.interp = interp
+        self.fill = fill
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
         """Cuts and scales a uint8 (H, W) or (H, W, C) image."""
@@ -174,14 +176,14 @@ class RotationTransform(Transform):
         import cv2  # imported here: nothing else in this package needs OpenCV
 
         super().__init__()
-        image_center = np.array((w / 2, h / 2))
-        center = image_center if center is None else center
-        interp = cv2.INTER_LINEAR if interp is None else interp
-        cos, sin = abs(np.cos(np.deg2rad(angle))), abs(np.sin(np.deg2rad(angle)))
-        bound_w, bound_h = w, h
+        self.h, self.w, self.angle, self.expand = h, w, angle, expand
+        self.image_center = np.array((w / 2, h / 2))
+        self.center = (w / 2, h / 2) if center is None else center
+        self.interp: int = cv2.INTER_LINEAR if interp is None else interp
+        self.bound_w, self.bound_h = w, h
         if expand:
-            bound_w, bound_h = np.rint([h * sin + w * cos, h * cos + w * sin]).astype(int).tolist()
-        self._set_attributes(locals())
+            cos, sin = abs(np.cos(np.deg2rad(angle))), abs(np.sin(np.deg2rad(angle)))
+            self.bound_w, self.bound_h = np.rint([h * sin + w * cos, h * cos + w * sin]).astype(int).tolist()
         self.rm_coords = self._rotation_matrix()  # (2, 3), for points
         # Pixel (0, 0) has its centre at (0.5, 0.5), while OpenCV takes it to be at (0, 0).
         self.rm_image = self._rotation_matrix(offset=-0.5)  # (2, 3), for pixels
