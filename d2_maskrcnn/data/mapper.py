@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from d2_maskrcnn.data.picture_checks import PICTURE_ERRORS, picture_size, size_mismatch
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
 Record = dict[str, Any]
 
@@ -33,6 +36,8 @@ class MaskRCNNMapper(DatasetMapper):
         """
         name = dataset_dict["file_name"]
         try:
+            if self.is_train and all(each.get("iscrowd", 0) for each in dataset_dict.get("annotations", [])):
+                return self._map_without_objects(dataset_dict)
             return super().__call__(dataset_dict)
         except FileNotFoundError as error:
             raise UserError(f"{name}: no such file; copy the picture there or take it out of the JSON") from error
@@ -47,6 +52,19 @@ class MaskRCNNMapper(DatasetMapper):
                 f"{name}: not a readable picture, broken or cut off ({type(error).__name__}: {error}); "
                 "copy it again or take it out of the JSON"
             ) from error
+
+    def _map_without_objects(self, record: Record) -> Record:
+        """Detectron2's own mapper makes instances without ``gt_masks`` here, and fails where pictures are cropped."""
+        sample = super().__call__({key: value for key, value in record.items() if key != "annotations"})
+        height, width = sample["image"].shape[-2:]
+        empty = Instances((height, width))
+        empty.gt_boxes = Boxes(torch.empty(0, 4))
+        empty.gt_classes = torch.empty(0, dtype=torch.int64)
+        if self.use_instance_mask:
+            polygons = self.instance_mask_format == "polygon"
+            empty.gt_masks = PolygonMasks([]) if polygons else BitMasks(torch.empty(0, height, width, dtype=torch.bool))
+        sample["instances"] = empty
+        return sample
 
 
 @dataclass(frozen=True)

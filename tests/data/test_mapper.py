@@ -49,6 +49,18 @@ def test_a_good_picture_becomes_a_model_input(cfg):
     assert "instances" not in MaskRCNNMapper(cfg, is_train=False)(record)
 
 
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+@pytest.mark.parametrize("crop", [False, True])
+@pytest.mark.parametrize("annotations", [[], [{"iscrowd": 1}]])
+def test_a_picture_without_objects_has_empty_instances_with_masks(cfg, mask_format, crop, annotations):
+    cfg.INPUT.MASK_FORMAT, cfg.INPUT.CROP.ENABLED = mask_format, crop
+    record = {**DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0], "annotations": annotations}
+    sample = MaskRCNNMapper(cfg, is_train=True)(record)
+    instances = sample["instances"]
+    assert instances.image_size == tuple(sample["image"].shape[-2:])
+    assert len(instances) == len(instances.gt_boxes) == len(instances.gt_classes) == len(instances.gt_masks) == 0
+
+
 @pytest.mark.parametrize(("damage", "expected"), DAMAGES)
 def test_damaged_pictures_are_named(cfg, damage, expected):
     record = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]
