@@ -51,7 +51,7 @@ class DefaultTrainer(TrainerBase):
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
-            setup_logger()  # a program without default_setup should see something too
+            setup_logger(distributed_rank=comm.get_rank())  # a program without default_setup should see something too
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         self.cfg = cfg
         model = self.build_model(cfg)

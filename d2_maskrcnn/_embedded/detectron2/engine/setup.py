@@ -20,12 +20,13 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 _EPILOG = """examples:
-  one machine:           {program} --config-file config.yaml --num-gpus 8
-  other settings:        {program} --config-file config.yaml SOLVER.BASE_LR 0.001 OUTPUT_DIR runs/1
-  two machines:          {program} --config-file config.yaml --num-machines 2 --machine-rank 0 --dist-url
-  tcp://HOST:PORT
-                         {program} --config-file config.yaml --num-machines 2 --machine-rank 1 --dist-url
-                         tcp://HOST:PORT
+  on one machine:
+    {program} --config-file config.yaml --num-gpus 8
+  with other settings:
+    {program} --config-file config.yaml SOLVER.BASE_LR 0.001 OUTPUT_DIR runs/1
+  on two machines:
+    {program} --config-file config.yaml --num-machines 2 --machine-rank 0 --dist-url tcp://HOST:PORT
+    {program} --config-file config.yaml --num-machines 2 --machine-rank 1 --dist-url tcp://HOST:PORT
 """
 
 

@@ -1,5 +1,6 @@
 """COCO's average precision of a list of detections, by faster-coco-eval."""
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -29,17 +30,18 @@ def load_ground_truth(source: str | os.PathLike[str] | dict[str, Any]) -> COCO:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    if not isinstance(source, dict) and not Path(source).is_file():
+    if isinstance(source, dict):
+        content = copy.deepcopy(source)
+    elif Path(source).is_file():
+        content = COCO.load_json(os.fspath(source))
+    else:
         raise FileNotFoundError(f"there is no COCO JSON {os.fspath(source)!r} to evaluate against")
-    ground_truth = COCO(
-        source if isinstance(source, dict) else os.fspath(source), use_deepcopy=isinstance(source, dict)
-    )
-    annotations = ground_truth.dataset.get("annotations", [])
+    annotations = content.get("annotations", [])
     ids = {annotation.get("id", 0) for annotation in annotations}
     if 0 in ids or len(ids) < len(annotations):
         for index, annotation in enumerate(annotations):
             annotation["id"] = index + 1
-        ground_truth.createIndex()
+    ground_truth = COCO(content)
     for annotation in annotations:
         annotation.setdefault("iscrowd", 0)
         if "area" not in annotation:

@@ -130,7 +130,7 @@ class COCOEvaluator(DatasetEvaluator):
             logger.warning("COCOEvaluator: no picture was evaluated")
             return {}
         detections = [found for prediction in predictions for found in prediction.get("instances", [])]
-        self._use_dataset_ids(detections)
+        detections = self._with_dataset_ids(detections)
         self._save(detections)
         if "annotations" not in self._coco_api.dataset:
             logger.info("%s has no annotations to evaluate against", self._metadata.json_file)
@@ -150,20 +150,19 @@ class COCOEvaluator(DatasetEvaluator):
             return None
         return [prediction for predictions in gathered for prediction in predictions]
 
-    def _use_dataset_ids(self, detections: Iterable[Detection]) -> None:
-        """Replaces the model's class numbers by the dataset's ids, in place."""
+    def _with_dataset_ids(self, detections: list[Detection]) -> list[Detection]:
+        """The detections with the dataset's category ids instead of the model's class numbers."""
         to_contiguous = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None)
         if to_contiguous is None:
-            return
+            return detections
         to_dataset = {contiguous: dataset_id for dataset_id, contiguous in to_contiguous.items()}
-        for detection in detections:
-            category = detection["category_id"]
+        for category in {detection["category_id"] for detection in detections}:
             if category not in to_dataset:
                 raise ValueError(
                     f"a prediction has class {category}, but dataset {self._metadata.name!r} has {len(to_dataset)} "
                     "classes; is MODEL.ROI_HEADS.NUM_CLASSES that of this dataset?"
                 )
-            detection["category_id"] = to_dataset[category]
+        return [{**detection, "category_id": to_dataset[detection["category_id"]]} for detection in detections]
 
     def _save(self, detections: list[Detection]) -> None:
         if not self._output_dir:

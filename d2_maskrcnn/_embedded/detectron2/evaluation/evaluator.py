@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from detectron2.utils import comm
-from detectron2.utils.logger import log_every_n_seconds
 
 __all__ = ["DatasetEvaluator", "DatasetEvaluators", "inference_context", "inference_on_dataset"]
 
@@ -80,9 +79,11 @@ class _Clock:
     """Where the time of the evaluation goes, and how much is left."""
 
     PARTS = ("data", "compute", "eval")
+    LOG_SECONDS = 5.0  # between two lines of progress
 
     def __init__(self, total: int, warmup: int) -> None:
         self.total = total
+        self.next_log = 0.0
         self.warmup = warmup  # the first batches are slow, so they are not counted
         self.restart()
 
@@ -103,16 +104,21 @@ class _Clock:
         self.counted += 1
 
     def log_progress(self, index: int) -> None:
-        if self.counted == 0:
+        now = time.perf_counter()
+        if self.counted == 0 or now < self.next_log:
             return
-        seconds_per_batch = (time.perf_counter() - self.start) / self.counted
+        self.next_log = now + self.LOG_SECONDS
+        seconds_per_batch = (now - self.start) / self.counted
         data, compute, evaluate = (self.seconds[part] / self.counted for part in self.PARTS)
-        log_every_n_seconds(
-            logging.INFO,
-            f"Inference done {index + 1}/{self.total}. Data {data:.4f}, model {compute:.4f}, evaluator {evaluate:.4f}, "
-            f"all {seconds_per_batch:.4f} s/batch. ETA {_whole_seconds(seconds_per_batch * (self.total - index - 1))}",
-            n=5,
-            name=__name__,
+        logger.info(
+            "Inference done %d/%d. Data %.4f, model %.4f, evaluator %.4f, all %.4f s/batch. ETA %s",
+            index + 1,
+            self.total,
+            data,
+            compute,
+            evaluate,
+            seconds_per_batch,
+            _whole_seconds(seconds_per_batch * (self.total - index - 1)),
         )
 
     def log_total(self) -> None:
