@@ -69,10 +69,8 @@ class MaskRCNNBoxHead(nn.Module):
         """Args: x (M, C, P, P). Returns (M, D), or (M, C', P, P) where there is no fully connected layer."""
         for name in self.convs:
             x = self.get_submodule(name)(x)
-        if self.fcs:
-            x = x.flatten(1)
         for name in self.fcs:
-            x = F.relu_(self.get_submodule(name)(x))
+            x = F.relu_(_linear(self.get_submodule(name), x))
         return x
 
 
@@ -97,3 +95,12 @@ class BoxPredictor(nn.Module):
         """
         x = x.flatten(1)
         return self.cls_score(x), self.bbox_pred(x)
+
+
+def _linear(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """``layer`` of the flattened x (M, C, P, P) or (M, D)."""
+    assert isinstance(layer, nn.Linear)
+    if x.dim() == 4 and x.device.type == "cpu" and not torch.is_grad_enabled():
+        # The same sums as a convolution over the whole region: oneDNN's is up to three times as fast as the CPU's BLAS.
+        return F.conv2d(x, layer.weight.view(-1, *x.shape[1:]), layer.bias).flatten(1)
+    return layer(x.flatten(1))

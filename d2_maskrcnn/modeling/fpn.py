@@ -78,7 +78,15 @@ class FPN(Backbone):
     def _fuse(self, lateral: torch.Tensor, coarser: torch.Tensor | None) -> torch.Tensor:
         if coarser is None:
             return lateral
-        lateral += F.interpolate(coarser, scale_factor=2.0, mode="nearest")
+        # Upsampling by 2 (nearest) and adding in one pass, by broadcasting over the 2 x 2 cells that share a coarser
+        # one.
+        height, width = coarser.shape[-2:]
+        cells = lateral.unflatten(3, (width, 2)).unflatten(2, (height, 2))  # (N, C, h, 2, w, 2)
+        coarser = coarser[:, :, :, None, :, None]
+        if torch.is_grad_enabled():
+            lateral = (cells + coarser).flatten(4, 5).flatten(2, 3)
+        else:
+            cells += coarser
         return lateral / 2 if self.fuse == "avg" else lateral
 
 

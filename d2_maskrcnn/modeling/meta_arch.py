@@ -24,6 +24,7 @@ from detectron2.structures import ImageList, Instances
 
 Inputs = list[dict[str, Any]]
 Losses = dict[str, torch.Tensor]
+Detections = list[Instances] | list[dict[str, Instances]]
 
 
 @META_ARCH_REGISTRY.register()
@@ -71,7 +72,7 @@ class MaskRCNN(nn.Module):
             )
         self.backbone = backbone
         self.proposal_generator = proposal_generator
-        self.roi_heads = roi_heads
+        self.roi_heads: Any = roi_heads
         self.input_format = input_format
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
@@ -102,7 +103,7 @@ class MaskRCNN(nn.Module):
         """Where the model is; inputs are brought there."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: Inputs, stages: Stages | None = None) -> Losses | list[dict[str, Instances]]:
+    def forward(self, batched_inputs: Inputs, stages: Stages | None = None) -> Losses | Detections:
         """In training mode :meth:`losses`, in evaluation mode :meth:`inference`.
 
         Args:
@@ -140,7 +141,7 @@ class MaskRCNN(nn.Module):
     @torch.no_grad()
     def inference(
         self, batched_inputs: Inputs, detected_instances: list[Instances] | None = None, do_postprocess: bool = True
-    ) -> list[Instances] | list[dict[str, Instances]]:
+    ) -> Detections:
         """Detections of each picture.
 
         Args:

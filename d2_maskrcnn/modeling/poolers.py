@@ -68,7 +68,7 @@ class MultiLevelROIPooler(nn.Module):
         if len(features) == 1:
             return self._pool(features[0], rois, self.strides[0]), levels
         size = self.output_size
-        pooled = features[0].new_zeros((len(rois), features[0].shape[1], size, size))
+        pooled = features[0].new_empty((len(rois), features[0].shape[1], size, size))
         for index, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
             chosen = (levels == index).nonzero().flatten()
             pooled.index_copy_(0, chosen, self._pool(feature, rois[chosen], stride))
@@ -101,3 +101,14 @@ def to_rois(boxes: list[Boxes]) -> torch.Tensor:
         torch.full((len(item), 1), index, dtype=item.dtype, device=item.device) for index, item in enumerate(tensors)
     ]
     return torch.cat([torch.cat(pictures), torch.cat(tensors)], dim=1)
+
+
+def channels_first(feature: torch.Tensor) -> torch.Tensor:
+    """(N, C, H, W) in NCHW order in memory; ``feature`` itself where it already is."""
+    if feature.is_contiguous() or torch.is_grad_enabled() or feature.device.type != "cpu":
+        return feature.contiguous()
+    # PyTorch's copy from NHWC is several times slower on CPUs than its transposition of a matrix, which this is.
+    result = torch.empty(feature.shape, dtype=feature.dtype)
+    for target, source in zip(result.flatten(2), feature.flatten(2), strict=True):  # each (C, H*W)
+        target.copy_(source)
+    return result

@@ -1,5 +1,6 @@
 """From the network's frame to the output picture: boxes scaled, 28x28 masks pasted (arXiv:1703.06870, section 3)."""
 
+import numpy as np
 import torch
 
 from detectron2.structures import Boxes, Instances
@@ -48,7 +49,7 @@ def paste_masks(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: in
     Returns:
         (n, height, width) bool.
     """
-    pasted = torch.zeros((len(masks), height, width), dtype=torch.bool, device=masks.device)
+    pasted = _no_pixels((len(masks), height, width), masks.device)
     masks = masks.float()
     for index, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
         columns, rows = _covered(x0, x1, width), _covered(y0, y1, height)
@@ -59,6 +60,12 @@ def paste_masks(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: in
         region = along_y @ masks[index] @ along_x.T  # (h, w)
         pasted[index, rows.start : rows.stop, columns.start : columns.stop] = region >= threshold
     return pasted
+
+
+def _no_pixels(shape: tuple[int, int, int], device: torch.device) -> torch.Tensor:
+    if device.type == "cpu":  # NumPy's zeros take memory only where something is written: inside the boxes
+        return torch.from_numpy(np.zeros(shape, dtype=np.bool_))
+    return torch.zeros(shape, dtype=torch.bool, device=device)
 
 
 def _covered(start: float, end: float, size: int) -> range:

@@ -4,6 +4,8 @@ Shape shorthand: N pictures, R proposals of a picture, M of all pictures, F the 
 C channels, P the pooled size. Class K is the background.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -13,7 +15,7 @@ from d2_maskrcnn.modeling.detections import DetectionSettings, select_detections
 from d2_maskrcnn.modeling.losses import BOX_LOSSES, box_regression_loss, classification_loss
 from d2_maskrcnn.modeling.mask_head import mask_targets
 from d2_maskrcnn.modeling.matching import Matcher
-from d2_maskrcnn.modeling.poolers import MultiLevelROIPooler
+from d2_maskrcnn.modeling.poolers import MultiLevelROIPooler, channels_first
 from d2_maskrcnn.modeling.sampling import sample_labels
 from d2_maskrcnn.modeling.shapes import channels_of
 from d2_maskrcnn.modeling.stages import active_stages
@@ -80,7 +82,7 @@ class MaskRCNNROIHeads(nn.Module):
         self.detection_settings = detection_settings
         self.train_on_pred_boxes = train_on_pred_boxes
         self.mask_pooler = mask_pooler
-        self.mask_head = mask_head
+        self.mask_head: Any = mask_head
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
@@ -90,7 +92,7 @@ class MaskRCNNROIHeads(nn.Module):
         channels = channels_of(input_shape[in_features[0]])
         box_pooler = MultiLevelROIPooler.from_cfg(cfg, "MODEL.ROI_BOX_HEAD", input_shape, in_features)
         size = box_pooler.output_size
-        box_head = build_box_head(cfg, ShapeSpec(channels=channels, height=size, width=size))
+        box_head: Any = build_box_head(cfg, ShapeSpec(channels=channels, height=size, width=size))
         parts: dict[str, object] = {
             "in_features": in_features,
             "num_classes": node.NUM_CLASSES,
@@ -157,8 +159,8 @@ class MaskRCNNROIHeads(nn.Module):
         return self._add_masks(self._levels(features), instances)
 
     def _levels(self, features: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        # ROIAlign reads channel by channel: bring both heads' input into that order once.
-        return [features[name].contiguous() for name in self.in_features]
+        # torchvision's ROIAlign reads channel by channel: bring both heads' input into that order once.
+        return [channels_first(features[name]) for name in self.in_features]
 
     def _predict_boxes(self, levels: list[torch.Tensor], rois: list[Instances]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (M, K + 1) and deltas (M, 4K or 4), float32."""

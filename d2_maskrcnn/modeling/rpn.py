@@ -4,6 +4,7 @@ Shape shorthand: N pictures, L levels, A anchors at a position, Ri = Hi*Wi*A anc
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,8 +67,8 @@ class MaskRCNNRPNHead(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
         """All levels share the weights, so they must have the same channels and the same number of anchors."""
         channels = {channels_of(shape) for shape in input_shape}
-        anchor_generator = build_anchor_generator(cfg, input_shape)
-        num_anchors = set(anchor_generator.num_anchors)
+        anchor_generator: Any = build_anchor_generator(cfg, input_shape)
+        num_anchors: set[int] = set(anchor_generator.num_anchors)
         if len(channels) != 1 or len(num_anchors) != 1:
             raise UserError(
                 f"the levels of MODEL.RPN.IN_FEATURES have {sorted(channels)} channels and {sorted(num_anchors)} "
