@@ -65,8 +65,9 @@ def test_masks_of_a_picture_do_not_overlap_and_fit_their_boxes(shapes):
         for annotation in annotations:
             ys, xs = np.nonzero(coco.annToMask(annotation))
             x, y, width, height = annotation["bbox"]
-            np.testing.assert_allclose([xs.min(), ys.min()], [x, y], atol=1.01)
-            np.testing.assert_allclose([xs.max() + 1, ys.max() + 1], [x + width, y + height], atol=1.01)
+            # the tip of a star or triangle may be too thin for a pixel
+            np.testing.assert_allclose([xs.min(), ys.min()], [x, y], atol=2)
+            np.testing.assert_allclose([xs.max() + 1, ys.max() + 1], [x + width, y + height], atol=2)
             assert annotation["area"] == len(xs)
 
 
