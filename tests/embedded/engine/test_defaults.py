@@ -101,16 +101,37 @@ def test_setup_writes_config_and_log_and_seeds(tmp_path):
     assert str(torch.__version__) in log
 
 
-@pytest.mark.usefixtures("quiet_loggers")
-def test_setup_sets_the_precision_of_products(tmp_path):
+@pytest.fixture
+def float32_settings():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    yield
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def setup_with_precision(folder, precision):
     cfg = get_cfg()
-    cfg.merge_from_list(["OUTPUT_DIR", str(tmp_path), "FLOAT32_PRECISION", "medium"])
-    before = torch.get_float32_matmul_precision()
-    try:
-        default_setup(cfg, default_argument_parser().parse_args([]))
-        assert torch.get_float32_matmul_precision() == "medium"
-    finally:
-        torch.set_float32_matmul_precision(before)
+    cfg.merge_from_list(["OUTPUT_DIR", str(folder), "FLOAT32_PRECISION", precision])
+    default_setup(cfg, default_argument_parser().parse_args([]))
+
+
+@pytest.mark.usefixtures("quiet_loggers", "float32_settings")
+@pytest.mark.parametrize(("precision", "tf32"), [("highest", False), ("high", True), ("medium", True)])
+def test_setup_sets_the_precision_of_gpus(tmp_path, monkeypatch, precision, tf32):
+    setup_with_precision(tmp_path, precision)
+    assert torch.get_float32_matmul_precision() == "highest"  # CPUs stay exact
+    # The flags exist without a GPU too.
+    monkeypatch.setattr("detectron2.engine.setup.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("detectron2.engine.setup.collect_env_info", str)
+    setup_with_precision(tmp_path, precision)
+    assert torch.get_float32_matmul_precision() == precision
+    assert torch.backends.cudnn.allow_tf32 == tf32
+
+
+@pytest.mark.usefixtures("quiet_loggers")
+def test_an_unknown_precision_is_named(tmp_path):
+    with pytest.raises(ValueError, match="exact"):
+        setup_with_precision(tmp_path, "exact")
 
 
 def test_default_writers_write_files(tmp_path):

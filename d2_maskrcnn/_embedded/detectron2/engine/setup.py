@@ -96,7 +96,16 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         # Finding the fastest algorithms takes time for each picture size: not worth it for one pass over the pictures.
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.FLOAT32_PRECISION:
-        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+        _set_float32_precision(cfg.FLOAT32_PRECISION)
+
+
+def _set_float32_precision(precision: str) -> None:
+    """What GPUs may do to float32 products and convolutions: nothing ("highest"), or round them ("high", "medium")."""
+    if precision not in ("highest", "high", "medium"):
+        raise ValueError(f"FLOAT32_PRECISION {precision!r}: expected highest, high, medium, or nothing")
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = precision != "highest"
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
