@@ -211,9 +211,22 @@ def grow_to_edges(corners: np.ndarray, side: int) -> np.ndarray:
     return centres / SUPERSAMPLING
 
 
+def is_cut(shape: Shape) -> bool:
+    """Whether a part of the shape is hidden or lies beyond the border."""
+    full = shape.full
+    at_border = full[0].any() or full[-1].any() or full[:, 0].any() or full[:, -1].any()
+    return bool(at_border or (shape.visible != full).any())
+
+
+def without_slivers(mask: np.ndarray) -> np.ndarray:
+    """``mask`` (S, S) without what is narrower than a pixel: edges that a cut leaves and that nobody can see."""
+    kernel = np.ones((SUPERSAMPLING | 1, SUPERSAMPLING | 1), np.uint8)  # an even one would shift the mask
+    return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, kernel).astype(bool)
+
+
 def annotate_shape(shape: Shape, size: int) -> dict[str, Any] | None:
     """COCO annotation of the visible part of a shape, or None where only slivers are left."""
-    polygons = to_polygons(shape.visible)
+    polygons = to_polygons(without_slivers(shape.visible) if is_cut(shape) else shape.visible)
     if not polygons:
         return None
     corners = np.concatenate([np.array(polygon).reshape(-1, 2) for polygon in polygons])
@@ -304,7 +317,7 @@ def draw_dataset(
             f"train={train}, val={val}, size={size}, seed={seed}: expected train and val >= 1, size >= 32, seed >= 0"
         )
     target = Path(output).resolve()
-    made_with = {"train": train, "val": val, "size": size, "seed": seed, "version": 1}
+    made_with = {"train": train, "val": val, "size": size, "seed": seed, "version": 2}
     marker = target / MARKER
     ours = marker.is_file()
     if ours and marker.read_text() == json.dumps(made_with) and not overwrite:
