@@ -1,5 +1,7 @@
 import multiprocessing
+import os
 import random
+import signal
 from itertools import islice
 
 import numpy as np
@@ -83,6 +85,18 @@ def test_nothing_starts_before_the_first_batch(cfg):
     del iterator
     cfg.DATALOADER.NUM_WORKERS = 0
     assert_same([batch], take(build_resumable_train_loader(cfg, seed=3), 5, 1))
+
+
+def test_workers_go_on_after_ctrl_c(cfg):
+    """Ctrl-C reaches them too, while the training still finishes its iteration."""
+    cfg.DATALOADER.NUM_WORKERS = 2
+    iterator = iter(build_resumable_train_loader(cfg, seed=3))
+    batches = [next(iterator)]
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGINT)
+    batches += islice(iterator, 5)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    assert_same(batches, take(build_resumable_train_loader(cfg, seed=3), 0, 6))
 
 
 def test_the_models_random_numbers_are_left_alone(cfg):
