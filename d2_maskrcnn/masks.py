@@ -126,7 +126,7 @@ class BoxMasks(Masks):
         return BoxMasks(self.boxes[index], self.probabilities[index], self.image_size, self.threshold)
 
     def crop(self, index: int) -> tuple[Window, np.ndarray]:
-        """See :meth:`Masks.crop`. Values between the grid's are interpolated bilinearly; outside the box they fall to 0.
+        """See :meth:`Masks.crop`. Values between the grid's are interpolated; outside the box they fall to 0.
 
         Bilinear interpolation is separable, so the resized mask is ``Y @ mask @ X.T`` with one matrix for each axis.
         """
@@ -233,7 +233,7 @@ def _covered(start: float, end: float, size: int) -> range:
 
 
 def _interpolation(pixels: range, start: float, end: float, size: int) -> np.ndarray:
-    """(len(pixels), size) float32: how much each grid value counts at each pixel's centre, the box from start to end."""
+    """(pixels, size) float32: how much each grid value counts at each pixel's centre; the box is [start, end]."""
     centres = np.arange(pixels.start, pixels.stop, dtype=np.float32) + np.float32(0.5)
     position = (centres - np.float32(start)) / np.float32(end - start) * np.float32(size) - np.float32(0.5)
     distance = position[:, None] - np.arange(size, dtype=np.float32)

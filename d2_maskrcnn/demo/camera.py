@@ -7,8 +7,8 @@ from fractions import Fraction
 import cv2
 import numpy as np
 
+from d2_maskrcnn.demo.excerpt import Excerpt
 from d2_maskrcnn.demo.frame import Frame, VideoInfo
-from d2_maskrcnn.demo.video_source import Excerpt
 from d2_maskrcnn.errors import UserError
 
 FAILED_READS = 10  # reads without a picture in a row after which a camera counts as unplugged

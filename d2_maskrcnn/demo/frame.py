@@ -21,6 +21,7 @@ class Frame:
         pts, duration: the time and the length in units of the source's time base, for sources that have one.
         found: the detections, from the model stage on.
         shown_scores: (N,) what the labels say; None for the detections' own.
+        records: the detections as JSON's types, where a file wants them.
         network_input: what the model is given: (3, H', W') uint8, resized; dropped after the model.
     """
 
@@ -32,6 +33,7 @@ class Frame:
     duration: int | None = None
     found: Detections | None = None
     shown_scores: np.ndarray | None = None
+    records: list[dict[str, Any]] = field(default_factory=list, repr=False)
     network_input: Any = field(default=None, repr=False)
 
     @property

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -15,6 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Predictor:
         cfg.MODEL.DEVICE = str(self.device)
         self.model = build_model(cfg).eval()
         self.class_names = _load(self.model, cfg)
+        self._inference: Callable[..., list[Instances]] = self.model.inference  # type: ignore[assignment]
         self._precision = PRECISIONS[precision]
 
     @torch.inference_mode()
@@ -74,7 +76,7 @@ class Predictor:
         """
         batch = [{"image": torch.from_numpy(picture)} for picture in inputs]
         with self._autocast():
-            results = self.model.inference(batch, do_postprocess=False)
+            results = self._inference(batch, do_postprocess=False)
         return [Detections.from_instances(found, size) for found, size in zip(results, sizes, strict=True)]
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -146,7 +146,9 @@ class CocoResults(_TextFile):
         super().__init__(path)
         stems = [Path(name).stem for name in names]
         numbers = all(stem.isdigit() for stem in stems) and len(set(stems)) == len(stems)
-        self._ids = {name: int(stem) if numbers else i + 1 for i, (name, stem) in enumerate(zip(names, stems, strict=True))}
+        self._ids = {
+            name: int(stem) if numbers else i + 1 for i, (name, stem) in enumerate(zip(names, stems, strict=True))
+        }
         self._empty = True
         self._put("[")
 

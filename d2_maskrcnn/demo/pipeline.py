@@ -2,11 +2,12 @@
 
     source -> [channel] -> stage -> [channel] -> stage -> ... -> iteration in the caller's thread
 
-Each channel holds a few frames, so a slow stage holds up those before it and memory stays the same however long the video
-is. A live source is never held up: up to the model, channels drop what is stale. An error travels down the line behind the
-frames that came before it, so they are finished first.
+Each channel holds a few frames, so a slow stage holds up those before it and memory stays the same however long the
+video is. A live source is never held up: up to the model, channels drop what is stale. An error travels down the line
+behind the frames that came before it, so they are finished first.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -169,7 +170,5 @@ class Pipeline:
 
     @staticmethod
     def _pass_on(target: Channel[Any], failure: _Failure) -> None:
-        try:
+        with contextlib.suppress(Closed):
             target.put(failure)
-        except Closed:
-            pass

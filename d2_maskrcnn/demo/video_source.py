@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import av
 import numpy as np
 
+from d2_maskrcnn.demo.excerpt import DEFAULT_RATE, LIVE_SCHEMES, Clock, Excerpt
 from d2_maskrcnn.demo.frame import Frame, VideoInfo
 from d2_maskrcnn.errors import UserError
 
@@ -18,51 +18,6 @@ logger = logging.getLogger(__name__)
 
 # av.FFmpegError is not the base of everything that a bad input makes PyAV raise: OSError and ValueError come too.
 BROKEN = (av.error.FFmpegError, OSError, ValueError)
-LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "rtp://", "udp://", "srt://")
-DEFAULT_RATE = Fraction(25)
-
-
-@dataclass(frozen=True)
-class Position:
-    """A place in a video: a frame's number, or seconds.
-
-    >>> Position.parse("120"), Position.parse("1:02.5")
-    (Position(value=120.0, in_seconds=False), Position(value=62.5, in_seconds=True))
-    """
-
-    value: float
-    in_seconds: bool
-
-    @classmethod
-    def parse(cls, text: str) -> "Position":
-        """``120`` is a frame's number, ``4.5s``, ``1:02`` and ``1:00:02.5`` are times.
-
-        Raises:
-            ValueError: it is neither.
-        """
-        parts = text.removesuffix("s").split(":")
-        seconds = text.endswith("s") or len(parts) > 1
-        value = sum(float(part) * 60**place for place, part in enumerate(reversed(parts)))
-        if value < 0 or not np.isfinite(value) or (not seconds and value != int(value)) or len(parts) > 3:
-            raise ValueError(f"{text!r} is no frame number and no time")
-        return cls(value, seconds)
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """Which frames are wanted: from ``start`` on, before ``end``, and of those every ``stride``-th."""
-
-    start: Position | None = None
-    end: Position | None = None
-    stride: int = 1
-
-    def before(self, index: int, seconds: float) -> bool:
-        """Whether a frame comes before the excerpt."""
-        return self.start is not None and (seconds + 1e-6 if self.start.in_seconds else index) < self.start.value
-
-    def beyond(self, index: int, seconds: float) -> bool:
-        """Whether a frame comes after the excerpt."""
-        return self.end is not None and (seconds + 1e-6 if self.end.in_seconds else index) >= self.end.value
 
 
 class VideoSource:
@@ -108,9 +63,9 @@ class VideoSource:
             raise UserError(f"Video {self.address} cannot be opened ({_reason(error)}).") from error
 
     def _info(self, stream: Any, has_audio: bool) -> VideoInfo:
-        seconds = _Clock(self._rate)
+        clock = Clock(self._rate)
         audio = self.address if has_audio and not self._remote and self.excerpt.stride >= 1 else None
-        start = seconds.of(self.excerpt.start) or 0.0
+        start = clock.seconds(self.excerpt.start) or 0.0
         return VideoInfo(
             rate=self._rate / self.excerpt.stride,
             time_base=stream.time_base,
@@ -119,7 +74,7 @@ class VideoSource:
             pixel_aspect=Fraction(stream.sample_aspect_ratio or 1) or Fraction(1),
             audio_from=audio,
             audio_start=start,
-            audio_end=seconds.of(self.excerpt.end),
+            audio_end=clock.seconds(self.excerpt.end),
         )
 
     def _expected(self) -> int | None:
@@ -127,10 +82,7 @@ class VideoSource:
         total = self._stated or (None if self._duration is None else round(self._duration * self._rate))
         if total is None:
             return None
-        clock = _Clock(self._rate)
-        first = min(total, clock.frame(self.excerpt.start, 0))
-        last = min(total, clock.frame(self.excerpt.end, total))
-        return max(0, -(-(last - first) // self.excerpt.stride))
+        return Clock(self._rate).expected(total, self.excerpt)
 
     def __iter__(self) -> Iterator[Frame]:
         return self._follow() if self.live else self._read_file()
@@ -147,7 +99,9 @@ class VideoSource:
         begin, index, failures, reason = time.monotonic(), 0, 0, ""
         while failures <= self.reconnects:
             if failures:
-                logger.warning("Stream %s: %s; connecting again (%d of %d)", self.address, reason, failures, self.reconnects)
+                logger.warning(
+                    "Stream %s: %s; connecting again (%d of %d)", self.address, reason, failures, self.reconnects
+                )
                 time.sleep(min(2.0 ** (failures - 1) * 0.25, 5.0))
             try:
                 for frame in _Reader(self, live=True):
@@ -238,23 +192,6 @@ class _Reader:
         if self.bad_packets:
             return f"{self.bad_packets} of {self.packets} packets could not be decoded ({self.failure})"
         return f"it broke off ({self.failure}) after {self.decoded} frames" if self.failure else ""
-
-
-@dataclass(frozen=True)
-class _Clock:
-    """Between times and frame numbers, for a constant rate."""
-
-    rate: Fraction
-
-    def of(self, position: Position | None) -> float | None:
-        if position is None:
-            return None
-        return position.value if position.in_seconds else float(position.value / self.rate)
-
-    def frame(self, position: Position | None, default: int) -> int:
-        if position is None:
-            return default
-        return int(np.ceil(position.value * float(self.rate) - 1e-6)) if position.in_seconds else int(position.value)
 
 
 def to_bgr(image: Any) -> np.ndarray:

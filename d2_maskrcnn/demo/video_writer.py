@@ -58,7 +58,7 @@ class VideoWriter:
             if frame.size != self._size:
                 raise UserError(
                     f"{self.path}: the video changes its size from {self._size[1]}x{self._size[0]} to "
-                    f"{frame.size[1]}x{frame.size[0]} at frame {frame.index}; use --start and --end to take it in parts."
+                    f"{frame.size[1]}x{frame.size[0]} at frame {frame.index}; take it in parts (--start, --end)."
                 )
             image = self._image(frame)
             for packet in self._stream.encode(image):
@@ -206,8 +206,10 @@ def _encoder() -> str:
             except ValueError:
                 continue
             return name
-    logger.warning("This FFmpeg has no H.264 encoder: writing MPEG-4 part 2, which browsers do not play. "
-                   "Install PyAV with pip to get H.264.")
+    logger.warning(
+        "This FFmpeg has no H.264 encoder: writing MPEG-4 part 2, which browsers do not play. "
+        "Install PyAV with pip to get H.264."
+    )
     return "mpeg4"
 
 

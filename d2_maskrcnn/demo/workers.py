@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from d2_maskrcnn.detections import Detections
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 
-_predictor: Predictor | None = None  # of a worker process
+_wanted: tuple[CfgNode, str] | None = None  # config and precision, in a worker process
 
 
 class InProcess:
@@ -83,18 +85,24 @@ def _device(name: str, number: int) -> str:
 
 
 def _start(config: str, precision: str, devices: Any, threads: int) -> None:
-    global _predictor
+    """Only notes what is wanted: an error here would end the process without telling the caller why."""
+    global _wanted
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the first one sees to the ending
     torch.set_num_threads(threads)
     cfg = CfgNode.load_cfg(config)
     cfg.MODEL.DEVICE = devices.get()
-    _predictor = Predictor(cfg, precision)
+    _wanted = (cfg, precision)
+
+
+@lru_cache(maxsize=1)
+def _predictor() -> Predictor:
+    assert _wanted is not None
+    return Predictor(*_wanted)
 
 
 def _class_names() -> list[str]:
-    assert _predictor is not None
-    return _predictor.class_names
+    return _predictor().class_names
 
 
 def _predict(inputs: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Detections]:
-    assert _predictor is not None
-    return _predictor.predict(inputs, sizes)
+    return _predictor().predict(inputs, sizes)

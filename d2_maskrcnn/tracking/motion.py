@@ -1,7 +1,8 @@
 """How boxes move: a Kalman filter with constant velocity (Kalman 1960; for tracking by boxes, arXiv:1602.00763).
 
-The four measured numbers of a box, (centre x, centre y, width, height), are taken as independent of one another, so each
-has a 2x2 covariance of (position, velocity) of its own and everything is a few array operations for all tracks together.
+The four measured numbers of a box, (centre x, centre y, width, height), are taken as independent of one another, so
+each has a 2x2 covariance of (position, velocity) of its own and everything is a few array operations for all tracks
+together.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Which detection is which object: in three rounds, sure detections first (after arXiv:2110.06864 and arXiv:2211.14317)."""
+"""Which detection is which object: three rounds, sure detections first (after arXiv:2110.06864, arXiv:2211.14317)."""
 
 from dataclasses import dataclass, field
 
@@ -108,7 +108,7 @@ class Tracker:
 
     @staticmethod
     def _assign(likeness: np.ndarray, owner: np.ndarray, found: np.ndarray, tracks: np.ndarray, least: float) -> None:
-        """Gives free detections to free tracks so that the likeness of all pairs together is greatest; fills ``owner``."""
+        """Gives free detections to free tracks so that all pairs together are most alike; fills ``owner``."""
         free = tracks.copy()
         free[owner[owner >= 0]] = False
         rows, columns = np.flatnonzero(free), np.flatnonzero(found & (owner < 0))

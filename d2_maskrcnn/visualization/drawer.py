@@ -53,7 +53,7 @@ class Drawer:
         """
         if picture.dtype != np.uint8 or picture.shape != (*found.image_size, 3):
             raise ValueError(
-                f"a picture of {found.image_size} with 3 uint8 channels was expected, got {picture.shape} {picture.dtype}"
+                f"expected a picture of {found.image_size} and 3 uint8 channels, got {picture.shape} {picture.dtype}"
             )
         colours = self.colour_book.assign(found.boxes, found.track_ids)
         sizes = (found.boxes[:, 2] - found.boxes[:, 0]) * (found.boxes[:, 3] - found.boxes[:, 1])
@@ -78,10 +78,8 @@ class Drawer:
             for i, (cls, score) in enumerate(zip(found.classes, scores, strict=True))
         ]
         # Tracks keep their turn, so that labels do not change places from frame to frame.
-        order = np.argsort(found.track_ids, kind="stable").tolist() if ids else range(len(found))
-        self._painter.draw(
-            picture, [texts[i] for i in order], found.boxes[list(order)], [PALETTE[colours[i]] for i in order]
-        )
+        order = np.argsort(ids, kind="stable").tolist() if ids else list(range(len(found)))
+        self._painter.draw(picture, [texts[i] for i in order], found.boxes[order], [PALETTE[colours[i]] for i in order])
 
 
 def draw_mask(

@@ -1,4 +1,4 @@
-"""Labels that stay readable: real type, a plain background, inside the frame and clear of one another where possible."""
+"""Labels that stay readable: real type, a plain background, inside the frame and clear of one another if possible."""
 
 from collections import OrderedDict
 from functools import lru_cache
@@ -81,14 +81,14 @@ class LabelPainter:
 def place(box: np.ndarray, width: int, height: int, frame: tuple[int, int], taken: list[Rect]) -> Rect:
     """Where a label of a box goes: wholly inside the frame, at the first of these places that no other label covers.
 
-    Above the box's top left corner, inside it, below the bottom left corner, inside that, above and inside the top right
-    corner; then the least covered of them.
+    Above the box's top left corner, inside it, below the bottom left corner, inside that, above and inside the top
+    right corner; then the least covered of them.
 
     Args:
         box: (4,) XYXY. width, height: of the label, at most the frame's. frame: (H, W) of the picture.
         taken: where labels are already.
     """
-    x0, y0, x1, y1 = (int(round(float(side))) for side in box)
+    x0, y0, x1, y1 = (round(float(side)) for side in box)
     corners = [
         (x0, y0 - height),
         (x0, y0),

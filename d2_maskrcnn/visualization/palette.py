@@ -38,7 +38,8 @@ def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
 class ColourBook:
     """Gives every object a colour of the palette, and keeps it while the object is seen.
 
-    A new object gets a colour that nothing in the picture has; when all are taken, the one whose owners are farthest away.
+    A new object gets a colour that nothing in the picture has; when all are taken, the one whose owners are farthest
+    away.
 
     Args:
         memory: frames after which an object that was not seen loses its colour.

@@ -1,0 +1,1 @@
+"""Detections shown in pictures, videos, streams and webcam pictures: sources, pipeline and outputs."""

@@ -1,0 +1,16 @@
+"""Shows what the Mask R-CNN of a config finds in pictures, videos, webcams and streams.
+
+python demo.py --config-file configs/mrcnn_R101.yaml --input photos/ --output drawn/ --opts MODEL.WEIGHTS model.pth
+python demo.py --config-file configs/mrcnn_R101.yaml --video-input film.mp4 --output drawn.mp4 --opts MODEL.WEIGHTS ...
+python demo.py --config-file configs/mrcnn_R101.yaml --webcam --show --output webcam.mp4 --opts MODEL.WEIGHTS ...
+"""
+
+import sys
+
+# Importing the plugin chooses the engine, so it comes before anything of detectron2.
+import d2_maskrcnn  # noqa: F401
+from d2_maskrcnn.demo.cli import main
+from d2_maskrcnn.engine.cli import run_main
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
