@@ -48,6 +48,9 @@ class DefaultTrainer(TrainerBase):
         max_iter: where it ends.
     """
 
+    # On the class, since subclasses may set up their parts without calling __init__.
+    _last_eval_results: Results | None = None
+
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
@@ -63,7 +66,6 @@ class DefaultTrainer(TrainerBase):
         self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
-        self._last_eval_results: Results | None = None
         self.register_hooks(self.build_hooks())
 
     @staticmethod
