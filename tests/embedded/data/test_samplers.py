@@ -1,7 +1,6 @@
-import subprocess
-import sys
+import multiprocessing
 from collections import Counter
-from itertools import islice
+from itertools import chain, islice
 
 import pytest
 import torch
@@ -89,7 +88,7 @@ def test_repeat_factors_must_make_sense(factors):
 @pytest.mark.parametrize("world_size", [1, 4])
 def test_inference_covers_everything_once(size, world_size):
     parts = [list(InferenceSampler._get_local_indices(size, world_size, rank)) for rank in range(world_size)]
-    assert sum(parts, []) == list(range(size))
+    assert list(chain.from_iterable(parts)) == list(range(size))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -100,25 +99,21 @@ def test_inference_sampler_in_one_process():
         InferenceSampler(0)
 
 
-TWO_PROCESSES = """
-import sys
-import torch.distributed as dist
-import d2_maskrcnn
-from itertools import islice
-from detectron2.data.samplers import InferenceSampler, TrainingSampler
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-print(list(islice(TrainingSampler(6), 6)), list(InferenceSampler(5)))
-"""
+def ask_samplers(rank, meeting, answers):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    answers.put((rank, take(TrainingSampler(6), 6), list(InferenceSampler(5))))
+    torch.distributed.destroy_process_group()
 
 
-def test_two_processes_agree_on_a_seed_and_share_the_work(tmp_path, repo_dir):
-    command = [sys.executable, "-c", TWO_PROCESSES, str(tmp_path / "meeting")]
-    jobs = [
-        subprocess.Popen([*command, str(rank)], cwd=repo_dir, stdout=subprocess.PIPE, text=True) for rank in range(2)
-    ]
-    answers = [job.communicate(timeout=120)[0] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0]
-    (train0, test0), (train1, test1) = (eval(answer.strip().replace("] [", "], [")) for answer in answers)
+def test_two_processes_agree_on_a_seed_and_share_the_work(tmp_path):
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    jobs = [context.Process(target=ask_samplers, args=(rank, tmp_path / "meeting", answers)) for rank in range(2)]
+    for job in jobs:
+        job.start()
+    (_, train0, test0), (_, train1, test1) = sorted(answers.get(timeout=60) for _ in jobs)
+    for job in jobs:
+        job.join(60)
     interleaved = [index for pair in zip(train0, train1, strict=True) for index in pair]
     assert sorted(interleaved[:6]) == sorted(interleaved[6:]) == list(range(6))
     assert (test0, test1) == ([0, 1, 2], [3, 4])

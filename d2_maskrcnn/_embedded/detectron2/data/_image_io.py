@@ -59,7 +59,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 def _to_bgr(image: Image.Image) -> np.ndarray:
     # Swapping the bands inside Pillow gives contiguous memory, which the next transform would otherwise have to make.
     red, green, blue = image.convert("RGB").split()
-    return np.asarray(Image.merge("RGB", (blue, green, red)))
+    return np.array(Image.merge("RGB", (blue, green, red)))
 
 
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
@@ -77,14 +77,14 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
         ValueError: the format is unknown to PIL.
     """
     if format is None:
-        return np.asarray(image)
+        return np.array(image)
     if not (format in _WIDE_MODES or format.startswith("I;16")):
         image = _to_8_bits(image)
     if format == "BGR":
         return _to_bgr(image)
     if format == YUV:
         return np.dot(np.asarray(image.convert("RGB")) / 255.0, np.array(RGB_TO_YUV).T)
-    array = np.asarray(image.convert(format))
+    array = np.array(image.convert(format))  # not `asarray`, whose result is read-only
     return array[:, :, None] if format == "L" else array
 
 
@@ -103,11 +103,8 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
         return (np.dot(array, np.array(YUV_TO_RGB).T) * 255.0).clip(0, 255).astype(np.uint8)
     if format == "BGR":
         return array[:, :, ::-1].astype(np.uint8)
-    if format == "L" and array.ndim == 3:
-        array = array[:, :, 0]
-    return np.asarray(
-        Image.fromarray(array.astype(np.uint8), mode=None if format in ("RGB", "L") else format).convert("RGB")
-    )
+    height, width = array.shape[:2]
+    return np.asarray(Image.frombytes(format, (width, height), array.astype(np.uint8).tobytes()).convert("RGB"))
 
 
 def _decode(file_name: str) -> Image.Image:

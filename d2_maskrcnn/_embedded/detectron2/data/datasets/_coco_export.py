@@ -15,7 +15,6 @@ from iopath.common.file_io import file_lock
 
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode, PolygonMasks
-from detectron2.utils.file_io import PathManager
 
 __all__ = ["convert_to_coco_dict", "convert_to_coco_json"]
 
@@ -110,21 +109,19 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
 
     Args:
         dataset_name: a registered dataset.
-        output_file: path of the JSON file.
+        output_file: local path of the JSON file.
         allow_cached: keep the file that is there.
     """
     output_file = os.fspath(output_file)
-    folder = os.path.dirname(output_file)
-    if folder:
-        PathManager.mkdirs(folder)
+    os.makedirs(os.path.dirname(output_file) or ".", exist_ok=True)
     with file_lock(output_file):
-        if allow_cached and PathManager.exists(output_file):
+        if allow_cached and os.path.exists(output_file):
             logger.warning(
                 "Using %s, which is there already; delete it if dataset %s has changed.", output_file, dataset_name
             )
             return
         logger.info("Converting dataset %s to COCO's format ...", dataset_name)
         temporary = f"{output_file}.{os.getpid()}.tmp"
-        with PathManager.open(temporary, "w", encoding="utf-8") as file:
+        with open(temporary, "w", encoding="utf-8") as file:
             json.dump(convert_to_coco_dict(dataset_name), file)
-        PathManager.mv(temporary, output_file)
+        os.replace(temporary, output_file)

@@ -17,18 +17,22 @@ _TORCH_MODES = {
 
 
 def _to_pil(array: np.ndarray) -> Image.Image:
-    """(H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8 array -> PIL image."""
+    """(H, W), (H, W, 1) or (H, W, 3) uint8 array -> PIL image."""
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
 def _from_pil(image: Image.Image, ndim: int) -> np.ndarray:
     """PIL image -> array, with the channel axis of a one-channel (H, W, 1) array restored."""
-    array = np.asarray(image)  # read-only: a copy would take as long again
+    array = np.array(image)  # not `asarray`, whose result is read-only
     return array[:, :, None] if array.ndim < ndim else array
 
 
-def _fits_pil(array: np.ndarray) -> bool:
-    return array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4)))
+def _resize_with_pil(array: np.ndarray, new_h: int, new_w: int, interp: int) -> np.ndarray:
+    """Resizes a uint8 (H, W) or (H, W, C) array. The channels are independent: a fourth one is not taken for alpha."""
+    if array.ndim == 2 or array.shape[2] in (1, 3):
+        return _from_pil(_to_pil(array).resize((new_w, new_h), interp), array.ndim)
+    planes = [_resize_with_pil(array[:, :, channel], new_h, new_w, interp) for channel in range(array.shape[2])]
+    return np.stack(planes, axis=-1)
 
 
 def _resize_with_torch(array: np.ndarray, new_h: int, new_w: int, interp: int) -> np.ndarray:
@@ -80,10 +84,8 @@ class ResizeTransform(Transform):
         if (self.new_h, self.new_w) == (self.h, self.w):
             return img
         interp = self.interp if interp is None else interp
-        if not _fits_pil(img):
-            return _resize_with_torch(img, self.new_h, self.new_w, interp)
-        resized = _to_pil(img).resize((self.new_w, self.new_h), interp)
-        return _from_pil(resized, img.ndim)
+        resize = _resize_with_pil if img.dtype == np.uint8 else _resize_with_torch
+        return resize(img, self.new_h, self.new_w, interp)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Scales (N, 2) points in place."""
@@ -95,7 +97,7 @@ class ResizeTransform(Transform):
         """Takes for each new pixel the label at its centre; works for labels of any type."""
         if segmentation.shape[:2] != (self.h, self.w):
             raise ValueError(f"expected labels of (h, w) {(self.h, self.w)}, got {segmentation.shape[:2]}.")
-        if _fits_pil(segmentation):
+        if segmentation.dtype == np.uint8:
             return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
         rows = ((np.arange(self.new_h) + 0.5) * (self.h / self.new_h)).astype(np.intp)
         columns = ((np.arange(self.new_w) + 0.5) * (self.w / self.new_w)).astype(np.intp)

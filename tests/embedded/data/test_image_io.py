@@ -1,0 +1,141 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from detectron2.data.detection_utils import convert_image_to_rgb, convert_PIL_to_numpy, read_image
+
+EXIF_ORIENTATION = 0x0112
+
+
+@pytest.fixture
+def picture():
+    """(6, 8, 3) RGB with a different colour in each corner."""
+    pixels = np.full((6, 8, 3), 100, dtype=np.uint8)
+    pixels[0, 0], pixels[0, -1], pixels[-1, 0] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    return pixels
+
+
+def test_formats(tmp_path, picture):
+    path = tmp_path / "a.png"
+    Image.fromarray(picture).save(path)
+    np.testing.assert_array_equal(read_image(path), picture)
+    np.testing.assert_array_equal(read_image(str(path), "RGB"), picture)
+    np.testing.assert_array_equal(read_image(path, format="BGR"), picture[:, :, ::-1])
+    grey = read_image(path, format="L")
+    assert grey.shape == (6, 8, 1)
+    assert grey[0, 0, 0] == 76  # 0.299 * 255
+    with pytest.raises(ValueError, match=r"a\.png.*'RGB'.*'XYZ'"):
+        read_image(path, format="XYZ")
+
+
+def test_yuv(picture):
+    yuv = convert_PIL_to_numpy(Image.fromarray(picture), "YUV-BT.601")
+    np.testing.assert_allclose(yuv[0, 0], [0.299, -0.14713, 0.615], atol=1e-6)
+    np.testing.assert_allclose(yuv[3, 3], [100 / 255, 0, 0], atol=1e-4)
+    assert np.abs(convert_image_to_rgb(yuv, "YUV-BT.601").astype(int) - picture).max() <= 1
+
+
+@pytest.mark.parametrize("format", ["RGB", "BGR", "L", "CMYK"])
+def test_back_to_rgb(picture, format):
+    image = Image.fromarray(picture)
+    back = convert_image_to_rgb(convert_PIL_to_numpy(image, format), format)
+    expected = np.asarray(image.convert(format).convert("RGB")) if format in ("L", "CMYK") else picture
+    assert back.dtype == np.uint8
+    np.testing.assert_array_equal(back, expected)
+
+
+def test_tensors_back_to_rgb(picture):
+    tensor = torch.from_numpy(picture.copy()).float()
+    np.testing.assert_array_equal(convert_image_to_rgb(tensor, "BGR"), picture[:, :, ::-1])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(tmp_path, picture, orientation):
+    # How a camera stores the upright picture under each orientation: the inverse of how it is to be shown.
+    stored = {
+        1: picture,
+        2: picture[:, ::-1],
+        3: picture[::-1, ::-1],
+        4: picture[::-1],
+        5: picture.transpose(1, 0, 2),
+        6: np.rot90(picture, 1),
+        7: picture[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(picture, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", "RGB"), picture)
+
+
+def test_broken_exif_data_do_not_matter(tmp_path, picture):
+    Image.fromarray(picture).save(tmp_path / "a.jpg", exif=b"Exif\0\0no such thing as a TIFF header")
+    assert read_image(tmp_path / "a.jpg", "BGR").shape == (6, 8, 3)
+
+
+MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("format", ["BGR", "RGB", "L"])
+def test_every_kind_of_picture_can_be_read(tmp_path, mode, format):
+    value = {"1": 255, "I;16": 200 * 256 + 7}.get(mode, 200)
+    grey = Image.fromarray(np.full((5, 7), 200, dtype=np.uint8))
+    if mode == "I;16":
+        image = Image.fromarray(np.full((5, 7), value, dtype=np.uint16))
+    elif mode == "1":
+        image = Image.fromarray(np.full((5, 7), True))
+    else:
+        image = grey.convert("RGB").convert(mode) if mode in ("CMYK", "YCbCr") else grey.convert(mode)
+    assert image.mode == mode
+    path = tmp_path / ("a.tiff" if mode in ("CMYK", "YCbCr", "I", "F") else "a.png")
+    image.save(path)
+    pixels = read_image(path, format)
+    assert pixels.shape == (5, 7, 1 if format == "L" else 3)
+    assert pixels.dtype == np.uint8
+    expected = 255 if mode == "1" else 200
+    assert np.abs(pixels.astype(int) - expected).max() <= 4  # CMYK and YCbCr round
+
+
+def test_16_bit_pictures_keep_their_bits_where_no_format_is_asked_for(tmp_path):
+    values = np.arange(0, 60000, 1000, dtype=np.uint16).reshape(6, 10)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png").astype(np.uint16), values)
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png", "L")[:, :, 0], values >> 8)
+    wide = Image.fromarray(values.astype(np.int32))  # mode "I", as older versions of Pillow open such files
+    np.testing.assert_array_equal(convert_PIL_to_numpy(wide, "L")[:, :, 0], values >> 8)
+
+
+def encoded(picture, kind):
+    buffer = io.BytesIO()
+    Image.fromarray(np.resize(picture, (64, 64, 3))).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "tiff", "bmp", "gif", "webp"])
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated"])
+def test_broken_pictures_are_named(tmp_path, picture, kind, damage):
+    data = encoded(picture, kind)
+    broken = {"empty": b"", "text": b"<html>404 not found</html>", "truncated": data[: len(data) // 2]}[damage]
+    path = tmp_path / f"broken.{kind}"
+    path.write_bytes(broken)
+    with pytest.raises(OSError, match=rf"broken\.{kind}") as caught:
+        read_image(path, "BGR")
+    assert "cannot read the picture" in str(caught.value)
+    assert not isinstance(caught.value, FileNotFoundError)
+
+
+def test_a_broken_png_is_named(tmp_path, picture):
+    data = bytearray(encoded(picture, "png"))
+    data[60] ^= 0xFF  # the checksum no longer fits
+    (tmp_path / "flipped.png").write_bytes(bytes(data))
+    with pytest.raises(OSError, match=r"flipped\.png"):
+        read_image(tmp_path / "flipped.png", "BGR")
+
+
+def test_a_missing_picture_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.jpg.*DETECTRON2_DATASETS"):
+        read_image(tmp_path / "nothing.jpg", "BGR")
