@@ -8,7 +8,9 @@ from setuptools import find_namespace_packages, setup
 HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "d2_maskrcnn/__init__.py").read_text(), re.MULTILINE).group(1)
 
-TEST = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-tabulate"]
+# Videos through FFmpeg (PyAV brings it along), and the assignment solver of the tracking.
+DEMO = ["av>=13", "scipy>=1.11"]
+TEST = [*DEMO, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-tabulate"]
 
 setup(
     name="d2_maskrcnn",
@@ -36,6 +38,7 @@ setup(
         "termcolor>=2",
         "tqdm>=4.66",
         "tensorboard>=2.16",
+        "matplotlib>=3.7",
     ],
-    extras_require={"test": TEST},
+    extras_require={"demo": DEMO, "test": TEST},
 )
