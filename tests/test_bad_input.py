@@ -8,6 +8,7 @@ import os
 import shutil
 
 import pytest
+import torch
 from PIL import Image
 
 from d2_maskrcnn.engine import run_main
@@ -158,3 +159,11 @@ def test_output_folder_that_is_a_file(train_net, tiny_opts, tmp_path):
     (tmp_path / "file").write_text("")
     status, line = train_net(*tiny_opts, "OUTPUT_DIR", tmp_path / "file")
     assert status == 2 and "OUTPUT_DIR" in line
+
+
+def test_evaluating_weights_that_do_not_fill_the_model(train_net, tiny_opts, tmp_path):
+    names = ["backbone.bottom_up.stem.conv1.weight"]
+    path = tmp_path / "part.pth"
+    torch.save({"model": {names[0]: torch.zeros(8, 3, 7, 7)}}, path)
+    status, line = train_net("--eval-only", *tiny_opts, "MODEL.WEIGHTS", path)
+    assert status == 2 and str(path) in line

@@ -54,7 +54,7 @@ class TrainStep(SimpleTrainer):
             UserError: a loss is NaN or infinite; nothing has been updated.
         """
         start = time.perf_counter()
-        batch = self._next_batch()
+        batch = self._read_batch()
         data_time = time.perf_counter() - start
 
         seed_iteration(self.seed, self.iter, comm.get_rank())
@@ -76,7 +76,7 @@ class TrainStep(SimpleTrainer):
         except FloatingPointError as error:  # the proposal stage refuses boxes that are not finite
             raise UserError(self._describe_non_finite(str(error).rstrip("."), batch)) from error
 
-    def _next_batch(self) -> list[dict[str, Any]]:
+    def _read_batch(self) -> list[dict[str, Any]]:
         # Created at the first iteration, not before: by then a resumed training has told the loader where to start.
         if self._batches is None:
             self._batches = iter(self.data_loader)

@@ -55,7 +55,7 @@ class Trainer(DefaultTrainer):
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         self.train_loader = build_resumable_train_loader(self.cfg, self.seed)
-        self._trainer = TrainStep(
+        self._trainer: TrainStep = TrainStep(
             _distribute(model), self.train_loader, optimizer, seed=self.seed, amp_dtype=_amp_dtype(self.cfg)
         )
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
@@ -101,7 +101,7 @@ class Trainer(DefaultTrainer):
         self.train_loader.set_seed(self.seed)
         self.train_loader.set_start_iter(self.start_iter)
 
-    def train(self) -> Any:
+    def train(self) -> Any:  # type: ignore[override]
         """Runs from ``start_iter`` to ``max_iter``, or to the end of the iteration in which Ctrl-C or SIGTERM came.
 
         Returns:
@@ -212,7 +212,7 @@ class _DrawPredictions(HookBase):
     """Leaves pictures of what the finished model finds on the test sets."""
 
     def after_train(self) -> None:
-        trainer = self.trainer
+        trainer: Any = self.trainer
         if trainer.iter < trainer.max_iter:
             return
         for name in trainer.cfg.DATASETS.TEST:
