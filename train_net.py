@@ -35,8 +35,8 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     if checkpointer.last_report is not None and not checkpointer.last_report.is_complete:
         raise UserError(
-            f"--eval-only: {checkpointer.last_report.path} does not fill this model (listed above): name the weights of a "
-            "whole detector trained with this config, not those of a backbone."
+            f"--eval-only: {checkpointer.last_report.path} does not fill this model (listed above): name the weights "
+            "of a whole detector trained with this config, not those of a backbone."
         )
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
