@@ -31,7 +31,7 @@ class CameraSource:
         self.number = number
         self.excerpt = excerpt or Excerpt()
         self.problem = ""
-        self._capture = cv2.VideoCapture(number)
+        self._capture = _open(number)
         ok, first = self._capture.read() if self._capture.isOpened() else (False, None)
         if not ok or first is None:
             self._capture.release()
@@ -70,3 +70,13 @@ class CameraSource:
                 return np.ascontiguousarray(picture)
             time.sleep(PAUSE)
         return None
+
+
+def _open(number: int) -> cv2.VideoCapture:
+    """Opens a camera without the lines that OpenCV's back-ends print about each other."""
+    log = cv2.utils.logging
+    level = log.setLogLevel(log.LOG_LEVEL_SILENT)
+    try:
+        return cv2.VideoCapture(number)
+    finally:
+        log.setLogLevel(level)

@@ -127,6 +127,7 @@ class _Reader:
         self.source, self.live = source, live
         self.packets = self.decoded = self.bad_packets = 0
         self.complete = False  # whether the excerpt's end was reached before the file's
+        self.sought = False  # whether frames at the beginning were passed over
         self.failure = ""
 
     def __iter__(self) -> Iterator[Frame]:
@@ -137,13 +138,15 @@ class _Reader:
 
     def _frames(self, container: Any, stream: Any) -> Iterator[Frame]:
         excerpt, base = self.source.excerpt, stream.time_base
-        first_pts, origin, shown = None, None, 0
+        first_pts, origin, shown = self._seek(container, stream), None, 0
         for image in self._decoded(container, stream):
             index = self.decoded
             self.decoded += 1
             pts = image.pts if image.pts is not None else round(index / self.source._rate / base)
             first_pts = pts if first_pts is None else first_pts
             seconds = float((pts - first_pts) * base)
+            if self.sought:  # frames before were not decoded, hence not counted
+                index = round(seconds * self.source._rate)
             if self.live:
                 yield Frame(to_bgr(image), index)
                 continue
@@ -159,6 +162,18 @@ class _Reader:
                     to_bgr(image), index, float((pts - origin) * base), pts=pts - origin, duration=length or None
                 )
             shown += 1
+
+    def _seek(self, container: Any, stream: Any) -> int | None:
+        """Goes to the key frame before the excerpt, if its beginning is a time; returns the time of the first frame."""
+        start = self.source.excerpt.start
+        if self.live or start is None or not start.in_seconds or stream.start_time is None:
+            return None
+        try:
+            container.seek(stream.start_time + int(start.value / stream.time_base), stream=stream)
+        except BROKEN:
+            return None  # no index: everything before is decoded instead
+        self.sought = True
+        return stream.start_time
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
         """Decoded images; packets that cannot be decoded are counted and left out."""
@@ -186,7 +201,7 @@ class _Reader:
         """What was wrong, in a few words; "" if nothing was."""
         if self.complete:
             return ""
-        if stated and self.packets != stated:
+        if stated and self.packets != stated and not self.sought:
             what = "it is cut short, or its header lies" if self.packets < stated else "its header lies"
             return f"the header says {stated} frames, {self.packets} are there ({what}); {self.decoded} were decoded"
         if self.bad_packets:
