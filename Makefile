@@ -13,9 +13,10 @@ $(STAMP): setup.py constraints.txt
 	$(RUN) -m pip install -c constraints.txt -e ".[test]"
 	touch $@
 
+# --resume: called again, it goes on where it was stopped, or just measures what is there.
 quickstart: $(STAMP)
 	$(RUN) datasets/prepare_shapes.py --output datasets/shapes
-	$(RUN) train_net.py --config-file configs/quickstart.yaml OUTPUT_DIR $(OUTPUT)
+	$(RUN) train_net.py --resume --config-file configs/quickstart.yaml OUTPUT_DIR $(OUTPUT)
 
 test: $(STAMP)
 	$(RUN) -m ruff check .
