@@ -1,0 +1,156 @@
+"""Compiles CUDA C++ at run time with NVRTC, which PyTorch's CUDA wheels bring along, and keeps the results on disk.
+
+No nvcc, no host compiler, no CUDA headers, and for compiling not even a GPU.
+"""
+
+import hashlib
+import importlib
+import os
+import stat
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+MAGIC = b"d2_maskrcnn kernel 1\n"
+
+
+class KernelError(RuntimeError):
+    """Our CUDA kernels can't be compiled, loaded or started; the message says why."""
+
+
+def import_bindings(name: str) -> Any:
+    """The module ``driver`` or ``nvrtc`` of cuda-bindings.
+
+    Raises:
+        KernelError: the package is not installed.
+    """
+    try:
+        return importlib.import_module(f"cuda.bindings.{name}")
+    except ImportError as error:
+        raise KernelError(f"cuda-bindings can't be imported ({error})") from error
+
+
+def call(function: Any, *args: Any) -> Any:
+    """Calls a function of cuda-bindings and returns its value, or a tuple of its values.
+
+    Raises:
+        KernelError: it reports an error, or the library that it belongs to can't be loaded.
+    """
+    try:
+        status, *values = function(*args)
+    except RuntimeError as error:  # how cuda-bindings reports a library that is not there
+        raise KernelError(f"{function.__name__}: {error}") from error
+    if int(status) != 0:
+        raise KernelError(f"{function.__name__} failed: {status!s}")
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def nvrtc_version() -> tuple[int, int]:
+    """Version of the NVRTC library that is used."""
+    major, minor = call(import_bindings("nvrtc").nvrtcVersion)
+    return major, minor
+
+
+def supported_architectures() -> list[int]:
+    """Compute capabilities that NVRTC can compile for, as 10 * major + minor."""
+    return list(call(import_bindings("nvrtc").nvrtcGetSupportedArchs))
+
+
+def compile_cubin(
+    source: Path, headers: Sequence[Path], architecture: int, options: Sequence[str]
+) -> tuple[bytes, str]:
+    """Compiles one file for ``sm_<architecture>``.
+
+    Returns:
+        The cubin, and what the compiler had to say (warnings; empty if none).
+
+    Raises:
+        KernelError: it does not compile; the message holds the compiler's.
+    """
+    nvrtc = import_bindings("nvrtc")
+    texts = [header.read_bytes() for header in headers]
+    names = [header.name.encode() for header in headers]
+    program = call(nvrtc.nvrtcCreateProgram, source.read_bytes(), source.name.encode(), len(texts), texts, names)
+    try:
+        arguments = [f"--gpu-architecture=sm_{architecture}".encode(), *(option.encode() for option in options)]
+        (status,) = nvrtc.nvrtcCompileProgram(program, len(arguments), arguments)
+        log = (
+            _text(program, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog)
+            .rstrip(b"\0\n")
+            .decode(errors="replace")
+        )
+        if int(status) != 0:
+            raise KernelError(f"{source.name} does not compile for sm_{architecture}: {status!s}\n{log}")
+        return _text(program, nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN), log
+    finally:
+        call(nvrtc.nvrtcDestroyProgram, program)
+
+
+def _text(program: Any, get_size: Any, get: Any) -> bytes:
+    text = bytearray(call(get_size, program))  # not bytes: short ones are shared by the whole interpreter
+    call(get, program, text)
+    return bytes(text)
+
+
+def cached_cubin(source: Path, headers: Sequence[Path], architecture: int, options: Sequence[str]) -> bytes:
+    """:func:`compile_cubin`, with the results kept in :func:`cache_folder`.
+
+    An entry is found by everything that goes into it (sources, options, architecture, NVRTC's version) and is checked
+    before it is used; one that is damaged, or that another user could have written, is compiled again. Without a place
+    to write to, everything is compiled in each process.
+    """
+    parts = [path.name.encode() + b"\0" + path.read_bytes() for path in (source, *headers)]
+    parts += [repr((architecture, tuple(options), nvrtc_version())).encode()]
+    key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    entry = cache_folder() / f"{source.stem}-sm_{architecture}-{key[:32]}.cubin"
+    cubin = read_entry(entry)
+    if cubin is None:
+        cubin, _ = compile_cubin(source, headers, architecture, options)
+        write_entry(entry, cubin)
+    return cubin
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/d2_maskrcnn/kernels``, by default below ``~/.cache``."""
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "d2_maskrcnn" / "kernels"
+
+
+def read_entry(path: Path) -> bytes | None:
+    """The cubin in a cache entry; None if there is none that is whole and only ours to write."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            content = file.read()
+    except OSError:
+        return None
+    if not _only_ours(status):
+        return None
+    digest, cubin = content[len(MAGIC) : len(MAGIC) + 32], content[len(MAGIC) + 32 :]
+    if not content.startswith(MAGIC) or hashlib.sha256(cubin).digest() != digest:
+        return None
+    return cubin
+
+
+def _only_ours(status: os.stat_result) -> bool:
+    getuid = getattr(os, "getuid", None)  # not on Windows, where the cache lies in the user's own profile
+    if getuid is None:
+        return True
+    shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return stat.S_ISREG(status.st_mode) and status.st_uid == getuid() and not shared
+
+
+def write_entry(path: Path, cubin: bytes) -> None:
+    """Writes a cache entry whole or not at all; nothing happens where the folder can't be written to."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")  # mode 0600
+    except OSError:
+        return
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(MAGIC + hashlib.sha256(cubin).digest() + cubin)
+        os.replace(temporary, path)
+    except OSError:
+        Path(temporary).unlink(missing_ok=True)

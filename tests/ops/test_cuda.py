@@ -1,0 +1,273 @@
+"""The CUDA kernels: on a GPU where there is one, and everywhere on the host, compiled as C++ (``emulator.cpp``)."""
+
+import ctypes
+import shutil
+import subprocess
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from roi_align_cases import (
+    CANONICAL,
+    ORDINARY,
+    SCALES,
+    TOLERANCE,
+    assert_as_reference,
+    make_boxes,
+    make_features,
+    make_finite_boxes,
+    value_and_gradients,
+)
+
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.ops import backends, cuda, multilevel_roi_align, nvrtc, portable
+from d2_maskrcnn.ops.spec import PoolingSpec
+
+COMPILER = shutil.which("c++")
+ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+class Emulation:
+    """Our kernels as host code; takes the place of loading and launching, the rest of the CUDA backend is as it is."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.libraries = {}
+        self.launched = []
+
+    def load_kernels(self, device_index, scalars, coords):
+        parts = {part: self.build(part, scalars, coords) for part in ("forward", "backward")}
+        return cuda.Kernels(*((parts[name.split("_")[0]], name) for name in cuda.Kernels._fields))
+
+    def build(self, part, scalars, coords):
+        path = self.folder / f"{part}-{scalars}-{coords}.so"
+        if path not in self.libraries:
+            macros = [option for option in cuda.compile_options(scalars, coords) if option.startswith("-D")]
+            flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-w"]
+            source = Path(__file__).with_name("emulator.cpp")
+            where = [f"-I{cuda.FOLDER}", f'-DKERNEL_FILE="{part}.cu"', str(source), "-o", str(path)]
+            subprocess.run([COMPILER, *flags, *macros, *where], check=True)
+            self.libraries[path] = ctypes.CDLL(str(path))
+        return self.libraries[path]
+
+    def launch(self, kernel, blocks, threads, params, device):
+        library, name = kernel
+        self.launched.append(name)
+        function = ctypes.cast(getattr(library, name), ctypes.c_void_p)
+        library.emulate(function, *map(ctypes.c_uint, (*blocks, threads)), ctypes.byref(params))
+
+
+@pytest.fixture(scope="module")
+def emulation(tmp_path_factory):
+    if COMPILER is None:
+        pytest.skip("no C++ compiler")
+    return Emulation(tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture
+def emulated(emulation, monkeypatch):
+    """Operator calls on CPU tensors go through the emulated kernels."""
+    emulation.launched.clear()
+    monkeypatch.setenv("D2_MASKRCNN_ROI_ALIGN", "cuda")
+    monkeypatch.setattr(cuda, "unavailable", lambda *args: None)
+    monkeypatch.setattr(cuda, "load_kernels", emulation.load_kernels)
+    monkeypatch.setattr(cuda, "launch", emulation.launch)
+    return emulation
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("kind", ["empty", "ordinary", "borders", "outside", "degenerate"])
+def test_emulated_kernels_equal_the_reference(emulated, kind, sampling_ratio):
+    features = make_features(channels=8)
+    assert_as_reference(features, make_finite_boxes(kind), (2, 3), SCALES, sampling_ratio, True, *CANONICAL)
+    assert kind == "empty" or set(emulated.launched) == {"forward_packed", "backward_packed"}
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_emulated_dtypes_and_memory_formats(emulated, dtype, channels_last):
+    features = make_features(dtype, channels=16, channels_last=channels_last)
+    assert_as_reference(features, make_boxes("ordinary"), (2, 2), SCALES, 0, False, *CANONICAL)
+    assert "forward_packed" in emulated.launched if channels_last else "forward_strided" in emulated.launched
+
+
+@pytest.mark.parametrize("sampling_ratio", [1, 9, 40])
+def test_emulated_sampling_ratios(emulated, sampling_ratio):
+    features, boxes = make_features(channels=4), make_boxes("ordinary")
+    args = ((1, 2), SCALES, sampling_ratio, True, *CANONICAL)
+    assert_as_reference(features, [boxes[0][:2], boxes[1][:2]], *args)
+
+
+def test_emulated_kernels_with_any_number_of_channels_and_bins(emulated):
+    boxes = [torch.tensor(ORDINARY[:1]), torch.tensor(ORDINARY[1:3])]
+    assert_as_reference(make_features(channels=37), boxes, (1, 40), SCALES, 2, True, *CANONICAL)
+    assert set(emulated.launched) == {"forward_strided", "backward_strided"}
+
+
+def test_emulated_kernels_with_levels_of_one_cell(emulated):
+    features = make_features(sizes=((1, 1), (1, 20), (6, 1)), channels=4)
+    assert_as_reference(features, make_finite_boxes("ordinary"), (2, 2), SCALES, 0, True, *CANONICAL)
+
+
+def test_emulated_kernels_with_many_boxes_on_one_tile(emulated):
+    # More than a block looks at in one go, so that the order over several goes counts too.
+    boxes = torch.rand((600, 4), generator=torch.Generator().manual_seed(0)) * 20
+    boxes[:, 2:] += boxes[:, :2]
+    features, args = make_features(images=1, channels=4), (1, SCALES, 1, True, *CANONICAL)
+    pooled, gradients, grad = value_and_gradients(multilevel_roi_align, features, [boxes], *args)
+    spec = PoolingSpec((1, 1), SCALES, 1, True, *CANONICAL)
+    torch.testing.assert_close(pooled, portable.pool(features, boxes, [600], spec), rtol=1e-5, atol=1e-5)
+    expected = portable.gradients(grad, [f.shape for f in features], boxes, [600], spec)
+    for gradient, expected_gradient in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-5, atol=1e-5)
+
+
+def test_emulated_boxes_that_are_gigantic_or_not_finite_take_no_time(emulated):
+    features = make_features(channels=4)
+    gigantic = torch.tensor([[-1e9, -1e9, 1e9, 1e9], [-3e38, -3e38, 3e38, 3e38], [-1e7, 3, 1e7, 9]])
+    for sampling_ratio in (0, 2):
+        args = ([gigantic, make_boxes("not finite")[0]], 2, SCALES, sampling_ratio, True, *CANONICAL)
+        pooled, _, _ = value_and_gradients(multilevel_roi_align, features, *args)
+        assert pooled.abs().max() < 1e-4
+
+
+def test_emulated_launches_of_many_images(emulated, monkeypatch):
+    monkeypatch.setattr(cuda, "MAX_IMAGES", 64)
+    features = make_features(images=67, channels=4, sizes=((6, 8), (3, 4), (2, 2)))
+    boxes = [torch.tensor(ORDINARY[:1]) * 0.2 for _ in range(67)]
+    assert_as_reference(features, boxes, (1, 1), SCALES, 1, True, *CANONICAL)
+    assert emulated.launched == ["forward_packed"] * 2 + ["backward_packed"] * 2
+
+
+def test_levels_that_the_kernels_have_no_room_for(emulated):
+    features = [torch.zeros(1, 4, 8, 8)] * (cuda.MAX_LEVELS + 1)
+    with pytest.raises(ValueError, match="17 feature levels: the CUDA kernels take at most 16"):
+        multilevel_roi_align(features, [torch.zeros(1, 4)], 7, [0.25] * 17)
+
+
+def test_constants_are_those_of_the_sources():
+    text = "\n".join(path.read_text() for path in cuda.FOLDER.iterdir())
+    for name in ("MAX_LEVELS", "MAX_IMAGES", "WARP", "PACK_BYTES", "TILE"):
+        assert f"#define {name} {getattr(cuda, name)}" in text
+    assert f"__launch_bounds__({cuda.FORWARD_WARPS * cuda.WARP})" in text
+
+
+@pytest.fixture
+def fresh_caches():
+    caches = (cuda.unavailable, cuda.load_kernels, backends._warn_once)
+    for function in caches:
+        function.cache_clear()
+    yield
+    for function in caches:
+        function.cache_clear()
+
+
+def test_without_kernels_the_portable_path_runs_and_the_reason_is_said_once(fresh_caches, monkeypatch):
+    def no_compiler(*args):
+        raise nvrtc.KernelError("NVRTC is not there")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(cuda, "load_kernels", no_compiler)
+    arguments = (torch.device("cuda", 0), torch.float32, torch.float32)
+    with pytest.warns(UserWarning, match="more slowly and with the same results: NVRTC is not there"):
+        assert backends.choose_backend(*arguments) is backends.PORTABLE
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert backends.choose_backend(*arguments) is backends.PORTABLE
+    monkeypatch.setenv("D2_MASKRCNN_ROI_ALIGN", "cuda")
+    with pytest.raises(UserError, match="NVRTC is not there"):
+        backends.choose_backend(*arguments)
+
+
+def test_build_without_cuda_has_no_kernels(fresh_caches, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    reason = cuda.unavailable(torch.device("cuda", 0), torch.float32, torch.float32)
+    assert reason == "this PyTorch is not built for CUDA"
+
+
+@pytest.mark.parametrize(
+    ("supported", "capability", "architecture"),
+    [([75, 80, 86, 90], (8, 0), 80), ([75, 80, 86, 90], (8, 9), 86), ([90, 100, 103], (10, 3), 103)],
+)
+def test_architecture(monkeypatch, supported, capability, architecture):
+    monkeypatch.setattr(cuda, "supported_architectures", lambda: supported)
+    assert cuda.find_architecture(*capability) == architecture
+
+
+def test_gpu_that_the_compiler_does_not_know(monkeypatch):
+    monkeypatch.setattr(cuda, "supported_architectures", lambda: [75, 80])
+    monkeypatch.setattr(cuda, "nvrtc_version", lambda: (13, 2))
+    with pytest.raises(nvrtc.KernelError, match=r"NVRTC 13\.2 does not compile for GPUs of compute capability 7\.0"):
+        cuda.find_architecture(7, 0)
+
+
+def on_gpu(tensors):
+    return [tensor.cuda() for tensor in tensors]
+
+
+def assert_gpu_equals_cpu(features, boxes, *args):
+    """Values and gradients on the GPU are those of the reference, and the same bits on a second run."""
+    grad = torch.randn(sum(map(len, boxes)), features[0].shape[1], *args[0]).to(features[0].dtype)
+    runs = [
+        value_and_gradients(multilevel_roi_align, on_gpu(features), on_gpu(boxes), *args, grad=grad.cuda())
+        for _ in "ab"
+    ]
+    (pooled, gradients, _), (pooled_again, gradients_again, _) = runs
+    assert torch.equal(pooled, pooled_again)
+    assert all(torch.equal(*pair) for pair in zip(gradients, gradients_again, strict=True))
+    exact = [feature.double() for feature in features]
+    expected, expected_gradients, _ = value_and_gradients(multilevel_roi_align, exact, boxes, *args, grad=grad)
+    tolerance = TOLERANCE[features[0].dtype]
+    for found, wanted in zip([pooled, *gradients], [expected, *expected_gradients], strict=True):
+        torch.testing.assert_close(found.cpu().double(), wanted, rtol=tolerance, atol=tolerance)
+
+
+@ON_GPU
+@pytest.mark.parametrize("backend", ["cuda", "portable"])
+@pytest.mark.parametrize("sampling_ratio", [0, 1, 2, 9])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_on_a_gpu(monkeypatch, dtype, channels_last, sampling_ratio, backend):
+    monkeypatch.setenv("D2_MASKRCNN_ROI_ALIGN", backend)
+    for channels in (3, 64, 256):
+        features = make_features(dtype, channels=channels, channels_last=channels_last)
+        assert_gpu_equals_cpu(features, make_finite_boxes(), (7, 7), SCALES, sampling_ratio, True, *CANONICAL)
+
+
+@ON_GPU
+def test_many_boxes_on_a_gpu(monkeypatch):
+    monkeypatch.setenv("D2_MASKRCNN_ROI_ALIGN", "cuda")
+    boxes = [torch.rand(1000, 4).sort(dim=1).values[:, [0, 1, 2, 3]] * 160 for _ in range(2)]
+    assert_gpu_equals_cpu(make_features(channels=256), boxes, (7, 7), SCALES, 0, True, *CANONICAL)
+
+
+@ON_GPU
+def test_auto_takes_the_kernels_on_a_gpu(fresh_caches, monkeypatch):
+    monkeypatch.delenv("D2_MASKRCNN_ROI_ALIGN", raising=False)
+    assert backends.choose_backend(torch.device("cuda", 0), torch.bfloat16, torch.float32) is backends.CUDA
+
+
+@ON_GPU
+def test_current_stream_is_used(monkeypatch):
+    monkeypatch.setenv("D2_MASKRCNN_ROI_ALIGN", "cuda")
+    features, boxes = on_gpu(make_features(channels=64)), on_gpu(make_boxes("ordinary"))
+    expected = multilevel_roi_align(features, boxes, 7, SCALES)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(10_000_000)
+        doubled = [feature * 2 for feature in features]
+        pooled = multilevel_roi_align(doubled, boxes, 7, SCALES)
+    stream.synchronize()
+    torch.testing.assert_close(pooled, expected * 2)
+
+
+@ON_GPU
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck_on_a_gpu(requires_grad):
+    features = [feature.requires_grad_(requires_grad) for feature in on_gpu(make_features())]
+    boxes = on_gpu(make_boxes("ordinary"))
+    settings = ([2, 3], list(SCALES), 0, True, *CANONICAL)
+    arguments = (features, torch.cat(boxes), [len(b) for b in boxes], *settings)
+    torch.library.opcheck(torch.ops.d2_maskrcnn.multilevel_roi_align.default, arguments)
