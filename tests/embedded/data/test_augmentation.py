@@ -13,6 +13,14 @@ class CropToFirstBox(T.Augmentation):
         return T.CropTransform(x0, y0, x1 - x0, y1 - y0)
 
 
+class Pad(T.Augmentation):
+    def __init__(self, left, right=0):
+        self._init(locals())
+
+    def get_transform(self, image):
+        return T.PadTransform(self.left, 0, self.right, 0)
+
+
 class Anything(T.Augmentation):
     def get_transform(self, *args):
         return T.NoOpTransform()
@@ -39,6 +47,11 @@ def test_an_augmentation_sees_what_those_before_it_have_done(aug_input):
     assert aug_input.sem_seg.shape == (12, 20)
     assert aug_input.boxes.tolist() == [[0, 0, 20, 12]]
     assert transforms.apply_box(np.array([[4.0, 6.0, 14.0, 12.0]])).tolist() == [[0, 0, 20, 12]]
+
+
+def test_constructor_arguments_become_attributes(aug_input):
+    Pad(2, right=3)(aug_input)
+    assert aug_input.image.shape == (20, 35, 3)
 
 
 def test_transforms_and_lists_are_augmentations_too(aug_input):
@@ -108,6 +121,7 @@ def test_what_an_augmentation_needs_must_be_there():
 
 def test_augmentations_describe_themselves():
     assert str(T.RandomFlip()) == "RandomFlip()"
+    assert str(Pad(3)) == "Pad(left=3)"
     assert str(T.ResizeShortestEdge((640, 800), 1333, "choice")) == (
         "ResizeShortestEdge(short_edge_length=(640, 800), max_size=1333, sample_style='choice')"
     )

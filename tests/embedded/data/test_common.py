@@ -1,4 +1,5 @@
 import os
+import pickle
 import re
 import sys
 from itertools import chain, islice
@@ -108,6 +109,12 @@ def test_mapping():
     dataset = MapDataset([1, 2, 3], lambda number: number * 10)
     assert len(dataset) == 3
     assert [dataset[index] for index in range(3)] == [10, 20, 30]
+
+
+def test_a_mapped_dataset_can_be_pickled():  # as spawned workers need it
+    dataset = pickle.loads(pickle.dumps(MapDataset(DatasetFromList([{"a": 1}, {"a": 2}]), str)))
+    assert [dataset[index] for index in range(len(dataset))] == ["{'a': 1}", "{'a': 2}"]
+    assert list(pickle.loads(pickle.dumps(MapDataset(Count(3), only_odd)))) == [1]
 
 
 def test_a_skipped_element_is_replaced_by_one_that_is_not(caplog):

@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -104,6 +105,12 @@ def test_the_same_seed_gives_the_same_result(records):
         results.append(torch.stack([mapper(records[0])["image"] for _ in range(6)]))
     assert torch.equal(*results)
     assert not all(torch.equal(results[0][0], image) for image in results[0])  # some are flipped
+
+
+def test_a_mapper_can_be_pickled(records):  # as spawned workers need it
+    mapper = DatasetMapper(config(), False)
+    twin = pickle.loads(pickle.dumps(mapper))
+    assert torch.equal(twin(records[0])["image"], mapper(records[0])["image"])
 
 
 def test_explicit_arguments(records):

@@ -7,6 +7,7 @@ to a :class:`Metadata`, an attribute bag for what all records have in common (cl
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections import UserDict
 from collections.abc import Callable
 from typing import Any
@@ -96,8 +97,8 @@ class Metadata:
     def __setattr__(self, key: str, value: Any) -> None:
         if key in self.__dict__ and self.__dict__[key] != value:
             raise ValueError(
-                f"metadata of dataset {self.name!r}: {key!r} is already {self.__dict__[key]!r} and cannot become "
-                f"{value!r}; use another dataset name, or delete the attribute first."
+                f"metadata of dataset {self.name!r}: {key!r} is already {reprlib.repr(self.__dict__[key])} and cannot "
+                f"become {reprlib.repr(value)}; use another dataset name, or delete the attribute first."
             )
         self.__dict__[key] = value
 

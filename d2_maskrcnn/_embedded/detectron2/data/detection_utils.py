@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -299,6 +300,6 @@ def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
             first = value
         elif value != first:
             raise ValueError(
-                f"datasets {dataset_names[0]!r} and {name!r} cannot be used together: their {key} are {first!r} and "
-                f"{value!r}."
+                f"datasets {dataset_names[0]!r} and {name!r} cannot be used together: their {key} are "
+                f"{reprlib.repr(first)} and {reprlib.repr(value)}."
             )
