@@ -32,6 +32,7 @@ setup(
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.10",
         "pycocotools>=2.0.8",
+        "shapely>=2",  # fvcore cuts polygons with it when INPUT.CROP is on
         "faster-coco-eval>=1.6.5",
         "PyYAML>=6",
         "tabulate>=0.9",
