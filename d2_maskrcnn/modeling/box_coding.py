@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from d2_maskrcnn.modeling.precision import at_least_float32
+
 # exp() of a bigger log scale would overflow early in training: a 16 pixels wide box can become 1000 pixels wide, no
 # more.
 SCALE_CLAMP = math.log(1000.0 / 16)
@@ -36,7 +38,7 @@ class BoxCoder:
         clipped.
         """
         wx, wy, ww, wh = self.weights
-        reference = reference.to(torch.float32) if reference.dtype != torch.float64 else reference
+        reference = at_least_float32(reference)
         width, height, x, y = (value.unsqueeze(-1) for value in _sizes_and_centres(reference))  # each (..., 1)
         dx, dy, dw, dh = deltas.to(reference.dtype).unflatten(-1, (-1, 4)).unbind(-1)  # each (..., k)
         dw = (dw / ww).clamp(max=self.scale_clamp)

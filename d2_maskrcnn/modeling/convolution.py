@@ -2,9 +2,9 @@
 affine.
 
 Frozen batch norm always is ``y = x * scale + shift`` with constants, and so is batch norm in evaluation mode. Then
-``norm(conv(x, w) + b) = conv(x, w * scale) + (b * scale + shift)``: one pass less over the activations in inference,
-and in training one activation less to keep for the backward pass. The names of parameters and buffers stay those of a
-separate norm.
+``norm(conv(x, w)) = conv(x, w * scale) + shift``: one pass less over the activations. That is done where no gradient of
+the weights is wanted: in inference, and in training for the frozen layers. The names of parameters and buffers stay
+those of a separate norm.
 """
 
 from typing import Any
@@ -60,12 +60,11 @@ class ConvNorm(nn.Conv2d):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Args: x (N, in, H, W); residual (N, out, H', W'), added before the ReLU. Returns (N, out, H', W')."""
-        if self._norm_is_fixed():
-            weight, bias = self._folded()
-            x = self._conv_forward(x, weight, bias)
+        folded = self._folded()
+        if folded is not None:
+            x = self._conv_forward(x, *folded)
         else:
-            x = self._conv_forward(x, self.weight, self.bias)
-            x = self._normalize(x)
+            x = self._normalize(self._conv_forward(x, self.weight, self.bias))
         if residual is not None:
             x += residual
         return x.relu_() if self.relu else x
@@ -80,22 +79,19 @@ class ConvNorm(nn.Conv2d):
             return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
         return self.norm(x)
 
-    def _norm_is_fixed(self) -> bool:
-        norm = self.norm
-        if isinstance(norm, FrozenBatchNorm2d):
-            return True
-        return isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None and norm.affine
+    def _folded(self) -> _Folded | None:
+        """Weight (out, in/groups, k, k) and bias (out,) with the norm folded in; None where that cannot be done.
 
-    def _folded(self) -> _Folded:
-        """Weight (out, in/groups, k, k) and bias (out,) with the norm folded in.
-
-        They are cached where no gradient is wanted. The cache notices a changed source by the tensor's identity and
-        its version counter, which every in-place change raises (loading weights, an optimizer's step).
+        They are cached. The cache notices a changed source by the tensor's identity and its version counter, which
+        every in-place change raises (loading weights, an optimizer's step).
         """
+        if not _is_fixed_affine(self.norm):
+            return None
         norm = self.norm
         tensors = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-        if wants_grad or any(t.is_inference() for t in tensors):
+        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+            return None
+        if any(t.is_inference() for t in tensors):  # these have no version counter
             return self._fold()
         sources = tuple((t, t._version) for t in tensors)
         if self._cache is None or not _same(self._cache[0], sources):
@@ -119,6 +115,12 @@ class ConvNorm(nn.Conv2d):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": None}  # copies and pickles don't carry derived weights
+
+
+def _is_fixed_affine(norm: nn.Module | None) -> bool:
+    if isinstance(norm, FrozenBatchNorm2d):
+        return True
+    return isinstance(norm, _BatchNorm) and not norm.training and norm.running_var is not None and norm.affine
 
 
 def _same(old: _Sources, new: _Sources) -> bool:

@@ -53,7 +53,7 @@ def _select(
     candidate_boxes = Boxes(boxes[roi, 0 if boxes.shape[1] == 1 else classes])
     candidate_boxes.clip(image_size)
     scores = scores[roi, classes]
-    keep = batched_nms(candidate_boxes.tensor, scores, classes, settings.nms_thresh)
+    keep = batched_nms(candidate_boxes.tensor.float(), scores.float(), classes, settings.nms_thresh)
     if settings.topk >= 0:
         keep = keep[: settings.topk]
     if (stages := active_stages()) is not None:

@@ -6,6 +6,7 @@ from fvcore.nn import smooth_l1_loss
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from d2_maskrcnn.modeling.box_coding import BoxCoder
+from d2_maskrcnn.modeling.precision import at_least_float32
 
 _IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
 BOX_LOSSES = ("smooth_l1", *_IOU_LOSSES)
@@ -29,7 +30,7 @@ def box_regression_loss(
     Returns:
         a scalar; 0, still connected to ``deltas``, when F is 0.
     """
-    deltas = deltas.float()
+    deltas = at_least_float32(deltas)
     if kind == "smooth_l1":
         return smooth_l1_loss(deltas, coder.encode(reference, target), smooth_l1_beta, reduction="sum")
     boxes = coder.decode(deltas, reference)
@@ -38,7 +39,7 @@ def box_regression_loss(
 
 def objectness_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Sum of binary cross entropies. Args: logits (R,); labels (R,), 1 object, 0 background. Returns a scalar."""
-    logits = logits.float()
+    logits = at_least_float32(logits)
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
 
 
@@ -46,7 +47,7 @@ def classification_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Te
     """Mean cross entropy. Args: logits (M, K + 1); classes (M,), K for background. Returns a scalar, 0 when M is 0."""
     if classes.numel() == 0:
         return logits.sum() * 0.0
-    return F.cross_entropy(logits.float(), classes)
+    return F.cross_entropy(at_least_float32(logits), classes)
 
 
 def mask_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -60,5 +61,5 @@ def mask_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     if targets.numel() == 0:
         return logits.sum() * 0.0
-    logits = logits.float()
+    logits = at_least_float32(logits)
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))

@@ -7,6 +7,7 @@ from torch import nn
 
 from d2_maskrcnn.modeling.convolution import ConvNorm
 from d2_maskrcnn.modeling.losses import mask_loss
+from d2_maskrcnn.modeling.precision import at_least_float32
 from d2_maskrcnn.modeling.shapes import channels_of
 from d2_maskrcnn.modeling.stages import active_stages
 from d2_maskrcnn.modeling.training_events import events_wanted, put_events
@@ -81,7 +82,7 @@ class MaskRCNNMaskHead(nn.Module):
         """Args: x (M, C, P, P); classes (M,). Returns the masks' probabilities (M, 1, 2P, 2P) of each region's
         class.
         """
-        return self._of_class(self(x), classes).float().sigmoid().unsqueeze(1)
+        return at_least_float32(self._of_class(self(x), classes)).sigmoid().unsqueeze(1)
 
     @staticmethod
     def _of_class(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
@@ -112,13 +113,13 @@ def mask_targets(instances: list[Instances], size: int) -> torch.Tensor:
 
 @torch.no_grad()
 def _put_mask_events(logits: torch.Tensor, targets: torch.Tensor) -> None:
-    if not events_wanted():
+    if targets.numel() == 0 or not events_wanted():
         return
     wrong = (logits > 0) != targets
     number, positive = targets.numel(), targets.sum()
     put_events(
         {
-            "mask_rcnn/accuracy": 1 - wrong.sum() / max(number, 1),
+            "mask_rcnn/accuracy": 1 - wrong.sum() / number,
             "mask_rcnn/false_positive": (wrong & ~targets).sum() / (number - positive).clamp(min=1),
             "mask_rcnn/false_negative": (wrong & targets).sum() / positive.clamp(min=1),
         }

@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.modeling.precision import at_least_float32
 from d2_maskrcnn.modeling.shapes import stride_of
 from d2_maskrcnn.modeling.unsupported import config_value, require
 from detectron2.config import CfgNode
@@ -86,8 +87,9 @@ class MultiLevelROIPooler(nn.Module):
 
     def _pool(self, feature: torch.Tensor, rois: torch.Tensor, stride: int) -> torch.Tensor:
         # In float32 whatever the features are: half precision cannot hold a coordinate of a big picture.
+        wide = at_least_float32(feature)
         pooled = roi_align(
-            feature.float(), rois.float(), self.output_size, 1.0 / stride, self.sampling_ratio, aligned=self.aligned
+            wide, rois.to(wide.dtype), self.output_size, 1.0 / stride, self.sampling_ratio, aligned=self.aligned
         )
         return pooled.to(feature.dtype)
 

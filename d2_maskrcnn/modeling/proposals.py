@@ -107,7 +107,7 @@ def _suppress(
     boxes.clip(image_size)
     usable = (valid & boxes.nonempty(settings.min_size)).nonzero().flatten()
     boxes, logits, levels = boxes[usable], candidates.logits[index][usable], candidates.levels[usable]
-    keep = batched_nms(boxes.tensor, logits, levels, settings.nms_thresh)[: settings.post_nms_topk]
+    keep = batched_nms(boxes.tensor.float(), logits.float(), levels, settings.nms_thresh)[: settings.post_nms_topk]
     proposals = Instances(image_size, proposal_boxes=boxes[keep], objectness_logits=logits[keep])
     if stages is not None:
         clipped = Instances(

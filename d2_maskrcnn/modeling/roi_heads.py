@@ -16,6 +16,7 @@ from d2_maskrcnn.modeling.losses import BOX_LOSSES, box_regression_loss, classif
 from d2_maskrcnn.modeling.mask_head import mask_targets
 from d2_maskrcnn.modeling.matching import Matcher
 from d2_maskrcnn.modeling.poolers import MultiLevelROIPooler, channels_first
+from d2_maskrcnn.modeling.precision import at_least_float32
 from d2_maskrcnn.modeling.sampling import sample_labels
 from d2_maskrcnn.modeling.shapes import channels_of
 from d2_maskrcnn.modeling.stages import active_stages
@@ -152,6 +153,10 @@ class MaskRCNNROIHeads(nn.Module):
             losses.update(self._mask_losses(levels, rois, targets))
         return rois, losses
 
+    def draw_samples(self, proposals: list[Instances], targets: list[Instances]) -> None:
+        """Samples proposals as :meth:`forward` does with targets, and nothing else."""
+        self._sample_proposals(proposals, targets)
+
     def forward_with_given_boxes(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
     ) -> list[Instances]:
@@ -165,7 +170,7 @@ class MaskRCNNROIHeads(nn.Module):
     def _predict_boxes(self, levels: list[torch.Tensor], rois: list[Instances]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (M, K + 1) and deltas (M, 4K or 4), float32."""
         pooled, roi_levels = self.box_pooler(levels, [item.proposal_boxes for item in rois])
-        logits, deltas = (prediction.float() for prediction in self.box_predictor(self.box_head(pooled)))
+        logits, deltas = (at_least_float32(x) for x in self.box_predictor(self.box_head(pooled)))
         if (stages := active_stages()) is not None:
             stages.record(rois=rois, roi_levels=roi_levels, box_pooled=pooled, class_logits=logits, box_deltas=deltas)
         return logits, deltas
@@ -260,12 +265,11 @@ class MaskRCNNROIHeads(nn.Module):
 
     @torch.no_grad()
     def _with_predicted_boxes(self, deltas: torch.Tensor, rois: list[Instances]) -> list[Instances]:
-        """The same regions, their boxes refined by the deltas of their annotated class and clipped."""
+        """The same regions, their boxes refined by the deltas of their annotated class (not clipped)."""
         refined = []
         for item, item_deltas in zip(rois, deltas.split([len(item) for item in rois]), strict=True):
             of_class = self._deltas_of_class(item_deltas, item.gt_classes.clamp(max=self.num_classes - 1))
             boxes = Boxes(self.box_coder.decode(of_class, item.proposal_boxes.tensor))
-            boxes.clip(item.image_size)
             fields = {**item.get_fields(), "proposal_boxes": boxes}
             refined.append(Instances(item.image_size, **fields))
         return refined

@@ -14,6 +14,7 @@ from d2_maskrcnn.modeling.box_coding import BoxCoder
 from d2_maskrcnn.modeling.convolution import ConvNorm
 from d2_maskrcnn.modeling.losses import BOX_LOSSES, box_regression_loss, objectness_loss
 from d2_maskrcnn.modeling.matching import Matcher
+from d2_maskrcnn.modeling.precision import at_least_float32
 from d2_maskrcnn.modeling.proposals import ProposalSettings, select_proposals
 from d2_maskrcnn.modeling.sampling import sample_labels
 from d2_maskrcnn.modeling.shapes import channels_of
@@ -202,8 +203,8 @@ class MaskRCNNRPN(nn.Module):
         anchors = [boxes.tensor for boxes in self.anchor_generator(levels)]
         logit_maps, delta_maps = self.rpn_head(levels)
         # Position-major like the anchors: (N, A, Hi, Wi) -> (N, Ri), and (N, A*4, Hi, Wi) -> (N, Ri, 4).
-        logits = [level.permute(0, 2, 3, 1).flatten(1).float() for level in logit_maps]
-        deltas = [level.permute(0, 2, 3, 1).reshape(level.shape[0], -1, 4).float() for level in delta_maps]
+        logits = [at_least_float32(level.permute(0, 2, 3, 1).flatten(1)) for level in logit_maps]
+        deltas = [at_least_float32(level.permute(0, 2, 3, 1).reshape(len(level), -1, 4)) for level in delta_maps]
         if (stages := active_stages()) is not None:
             stages.record(anchors=anchors, rpn_logits=logits, rpn_deltas=deltas)
         losses = {}

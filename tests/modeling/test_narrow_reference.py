@@ -1,0 +1,85 @@
+"""Against what Detectron2 itself computed on narrow models, stored with the tests (``data/narrow_reference.npz``).
+
+The file was made with Detectron2 0.6 (commit 02b5c4e2) on a CPU with one thread, in float32: each variant in
+``conftest.py`` was built with Detectron2's own components (``narrow_cfg(variant, ours=False)``), given the weights of
+``fill_weights`` and the pictures of ``make_inputs`` (polygons for ``ciou``, bit masks otherwise). From evaluation
+mode, in float32, it holds p3 features, proposals, detections with mask probabilities of each picture's first four,
+and post-processed masks (``numpy.packbits`` along x); from training mode the losses, the scalars in the event storage
+and the gradients of ``GRADS``, computed in float64: in float32, rounding alone moves an activation across a ReLU's
+corner now and then, and in so small a network one is enough to show.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from d2_maskrcnn.modeling import Stages
+from detectron2.utils.events import EventStorage
+
+VARIANTS = ("plain", "options", "batchnorm", "ciou", "boxes_only")
+CASES = [(variant, channels_last) for variant in VARIANTS for channels_last in (True, False)]
+INFERENCE = [case for case in CASES if case[0] in ("plain", "options", "boxes_only")]
+
+
+@pytest.fixture(scope="module")
+def reference(data_dir):
+    with np.load(data_dir / "narrow_reference.npz", allow_pickle=False) as data:
+        return {name: data[name] for name in data.files}
+
+
+@pytest.mark.parametrize(("variant", "channels_last"), INFERENCE)
+def test_inference(narrow, reference, variant, channels_last):
+    model = narrow.model(variant, D2_MASKRCNN__CHANNELS_LAST=channels_last).eval()
+    stages = Stages()
+    outputs = model(narrow.inputs(), stages=stages)
+    if f"{variant}/p3" in reference:
+        assert narrow.relative_error(stages.features["p3"], reference[f"{variant}/p3"]) < 1e-4
+    for i in range(2):
+        proposals, found = stages.proposals[i], stages.detections[i]
+        index = narrow.pair_boxes(proposals.proposal_boxes.tensor, reference[f"{variant}/proposals{i}"], 0.01)
+        assert narrow.relative_error(proposals.objectness_logits[index], reference[f"{variant}/logits{i}"]) < 1e-4
+        index = narrow.pair_boxes(found.pred_boxes.tensor, reference[f"{variant}/boxes{i}"], 0.01)
+        assert found.pred_classes[index].tolist() == reference[f"{variant}/classes{i}"].tolist()
+        assert narrow.relative_error(found.scores[index], reference[f"{variant}/scores{i}"]) < 1e-4
+        if variant == "boxes_only":
+            assert not found.has("pred_masks")
+            continue
+        probabilities = torch.from_numpy(reference[f"{variant}/mask_probs{i}"])
+        assert (found.pred_masks[index][:4] - probabilities).abs().max() < 1e-4
+        result = outputs[i]["instances"]
+        expected = np.unpackbits(reference[f"{variant}/post_masks_packed{i}"], axis=-1)[..., : result.image_size[1]]
+        index = narrow.pair_boxes(result.pred_boxes.tensor, reference[f"{variant}/post_boxes{i}"], 0.02)
+        different = result.pred_masks[index].numpy() != expected.astype(bool)
+        assert different.sum() <= 1e-3 * expected.sum()
+
+
+@pytest.mark.parametrize(("variant", "channels_last"), CASES)
+def test_training(narrow, reference, variant, channels_last):
+    model = narrow.model(variant, D2_MASKRCNN__CHANNELS_LAST=channels_last).double().train()
+    with EventStorage() as storage:
+        losses = model(narrow.inputs("polygon" if variant == "ciou" else "bitmask"))
+        events = {name: value for name, (value, _) in storage.latest().items()}
+    expected = {name.split("/")[-1]: value for name, value in reference.items() if name.startswith(f"{variant}/loss/")}
+    assert set(losses) == set(expected)
+    for name, loss in losses.items():
+        assert narrow.relative_error(loss, expected[name]) < 1e-5
+    prefix = f"{variant}/event/"
+    wanted = {name[len(prefix) :]: float(value) for name, value in reference.items() if name.startswith(prefix)}
+    assert events == pytest.approx(wanted, rel=1e-6)
+    sum(losses.values()).backward()
+    parameters = dict(model.named_parameters())
+    names = [name for name in narrow.grads if f"{variant}/grad/{name}" in reference]
+    assert len(names) >= 5
+    for name in names:
+        assert narrow.relative_error(parameters[name].grad, reference[f"{variant}/grad/{name}"]) < 1e-3
+    if variant == "batchnorm":
+        name = "backbone.bottom_up.res4.1.conv2.norm.running_var"
+        assert narrow.relative_error(model.state_dict()[name], reference["batchnorm/running_var"]) < 1e-4
+
+
+@pytest.mark.parametrize("variant", ["plain", "options", "batchnorm", "boxes_only"])
+def test_names_in_the_state_dict(narrow, reference, variant):
+    state = narrow.model(variant).state_dict()
+    assert [f"{name} {tuple(tensor.shape)}" for name, tensor in state.items()] == str(
+        reference[f"{variant}/state_names"]
+    ).split("\n")
