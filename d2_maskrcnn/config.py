@@ -44,6 +44,37 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     node.SOLVER = CfgNode()
     # "SGD" (momentum and Nesterov as in SOLVER) or "AdamW" (decoupled weight decay).
     node.SOLVER.OPTIMIZER = "SGD"
+    # Parts that each process computes its share of a batch in, one after the other: 1 is all at once. Batch size and
+    # result stay (exactly, without BN and for pictures of one size); memory falls.
+    node.SOLVER.ACCUMULATE = 1
+    # L2 norm over all weights that the gradient is scaled down to; it is logged as grad_norm. 0.0 leaves it alone.
+    node.SOLVER.MAX_GRAD_NORM = 0.0
+    # Batch size that SOLVER.BASE_LR was chosen for; another IMS_PER_BATCH scales the rate, in proportion (SGD) or by
+    # the square root (AdamW). 0 never scales.
+    node.SOLVER.REFERENCE_BATCH = 0
+
+    # The losses on DATASETS.TEST, in evaluation mode, at each evaluation.
+    node.VALIDATION_LOSS = True
+
+    # model_best.pth: the checkpoint with the best METRIC (any number that an evaluation gives, such as bbox/AP,
+    # segm/AP-<class>, validation/total_loss, ema/segm/AP). MODE: "max" or "min".
+    node.BEST_CHECKPOINT = CfgNode()
+    node.BEST_CHECKPOINT.ENABLED = True
+    node.BEST_CHECKPOINT.METRIC = "segm/AP"
+    node.BEST_CHECKPOINT.MODE = "max"
+
+    # Ends the training after PATIENCE evaluations in a row without a METRIC better by more than MIN_DELTA (in the
+    # metric's unit, percent for AP). PATIENCE 0 never does.
+    node.EARLY_STOPPING = CfgNode()
+    node.EARLY_STOPPING.PATIENCE = 0
+    node.EARLY_STOPPING.MIN_DELTA = 0.0
+    node.EARLY_STOPPING.METRIC = "segm/AP"
+    node.EARLY_STOPPING.MODE = "max"
+
+    # Moving average of the weights, evaluated (ema/...) and saved beside them. DECAY in [0, 1).
+    node.EMA = CfgNode()
+    node.EMA.ENABLED = False
+    node.EMA.DECAY = 0.9998
 
 
 def use_d2_maskrcnn_components(cfg: CfgNode) -> None:

@@ -1,26 +1,30 @@
 """One training iteration: data, forward, check, backward, update."""
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from d2_maskrcnn.engine.randomness import seed_iteration
+from d2_maskrcnn.engine.normalisers import Counts, Part, part_weights, split_batch, weigh
+from d2_maskrcnn.engine.randomness import picture_seeds, seed_iteration
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.modeling.sampling import PictureSampling, sampling_by_picture
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 
 
 class TrainStep(SimpleTrainer):
     """Runs iterations that depend on (weights, optimiser, seed, iteration) alone, so that a resumed training is the
     same training.
 
-    It differs from Detectron2's ``SimpleTrainer`` in three ways: randomness is seeded anew for each iteration, a loss
-    that is not finite stops the training before it can spoil a weight and names its pictures, and mixed precision is a
-    switch instead of a second class.
+    It differs from Detectron2's ``SimpleTrainer`` in these ways: randomness is seeded anew for each iteration and for
+    each picture; a loss that is not finite stops the training before it can spoil a weight and names its pictures;
+    mixed precision, accumulation and clipping are switches instead of classes.
 
     Args:
         model: takes a list of dicts, returns a dict of scalar losses. Put in training mode.
@@ -28,6 +32,10 @@ class TrainStep(SimpleTrainer):
         optimizer: updates the model.
         seed: of the whole training, the same on all ranks.
         amp_dtype: dtype of the forward pass under autocast; None for float32 throughout.
+        accumulate: parts that a batch is computed in, one after the other, to save memory. Loss and gradient are those
+            of the whole batch, for pictures of one size (parts are padded to their own largest picture) and without
+            batch normalisation, whose statistics are each part's own.
+        max_grad_norm: gradients are scaled down to this L2 norm over all weights; 0 neither clips nor measures.
     """
 
     def __init__(
@@ -38,41 +46,101 @@ class TrainStep(SimpleTrainer):
         *,
         seed: int,
         amp_dtype: torch.dtype | None = None,
+        accumulate: int = 1,
+        max_grad_norm: float = 0.0,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.seed = seed
         self.amp_dtype = amp_dtype
-        self.device_type = next(model.parameters()).device.type
+        self.accumulate, self.max_grad_norm = accumulate, max_grad_norm
+        self.device = next(model.parameters()).device
         # Gradients of float16 underflow without scaling; those of bfloat16 and float32 have the exponents they need.
-        self.grad_scaler = torch.amp.GradScaler(self.device_type, enabled=amp_dtype == torch.float16)
+        self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=amp_dtype == torch.float16)
         self._batches: Iterator[list[dict[str, Any]]] | None = None
 
     def run_step(self) -> None:
         """One iteration.
 
         Raises:
-            UserError: a loss is NaN or infinite; nothing has been updated.
+            UserError: a loss or a gradient is NaN or infinite; nothing has been updated.
         """
         start = time.perf_counter()
         batch = self._read_batch()
         data_time = time.perf_counter() - start
 
         seed_iteration(self.seed, self.iter, comm.get_rank())
-        losses = self._forward(batch)
-        total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
-            values = ", ".join(f"{name} = {float(loss):.4g}" for name, loss in losses.items())
-            raise UserError(self._describe_non_finite(values, batch))
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(total).backward()
+        parts = split_batch(batch, self.accumulate, picture_seeds(self.seed, self.iter, comm.get_rank(), len(batch)))
+        losses = self._backward_whole(parts[0]) if len(parts) == 1 else self._backward_in_parts(parts)
         self._write_metrics(losses, data_time)
+        if self.max_grad_norm > 0:
+            self._clip(batch)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
+    def _backward_whole(self, part: Part) -> dict[str, torch.Tensor]:
+        with sampling_by_picture(part.seeds) as sampling:
+            losses = self._forward(part.pictures)
+        if comm.get_world_size() > 1:
+            losses = weigh(losses, part_weights([_counts(sampling)], self.device)[0])
+        self._backward(losses, part.pictures)
+        return losses
+
+    def _backward_in_parts(self, parts: list[Part]) -> dict[str, torch.Tensor]:
+        weights = part_weights([self._count_samples(part) for part in parts], self.device)
+        sums: dict[str, torch.Tensor] = {}
+        for part, part_weight in zip(parts, weights, strict=True):
+            with self._synchronised_last(part is parts[-1]), sampling_by_picture(part.seeds):
+                losses = weigh(self._forward(part.pictures), part_weight)
+                self._backward(losses, part.pictures)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, 0) + loss.detach()
+        return sums
+
+    def _count_samples(self, part: Part) -> Counts:
+        """What the part's losses will be divided by: its sampling is done once beforehand, without the heads.
+
+        The gradients of parts are added up in the weights, so a part's share of the batch must be known before its
+        backward pass. With batch normalisation the sum is not exact anyway, and this pass would disturb its
+        statistics: then a part counts by its pictures.
+        """
+        model = self._bare_model()
+        if not hasattr(model, "draw_samples") or _has_batch_statistics(model):
+            return Counts(*[len(part.pictures)] * 3)
+        with sampling_by_picture(part.seeds) as sampling, self._autocast():
+            self._try(lambda: model.draw_samples(part.pictures), part.pictures)
+        return _counts(sampling)
+
+    def _synchronised_last(self, last: bool) -> AbstractContextManager[Any]:
+        if isinstance(self.model, nn.parallel.DistributedDataParallel) and not last:
+            return self.model.no_sync()
+        return nullcontext()
+
+    def _backward(self, losses: dict[str, torch.Tensor], batch: list[dict[str, Any]]) -> None:
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            values = ", ".join(f"{name} = {float(loss.detach()):.4g}" for name, loss in losses.items())
+            raise UserError(self._describe_non_finite(values, batch))
+        self.grad_scaler.scale(total).backward()
+
+    def _clip(self, batch: list[dict[str, Any]]) -> None:
+        self.grad_scaler.unscale_(self.optimizer)
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(weights, self.max_grad_norm))
+        get_event_storage().put_scalar("grad_norm", norm)
+        if not math.isfinite(norm) and not self.grad_scaler.is_enabled():  # a scaler leaves such a step out by itself
+            raise UserError(self._describe_non_finite(f"the norm of the gradient is {norm}", batch))
+
+    def _bare_model(self) -> Any:
+        return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
+
     def _forward(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        with self._autocast():
+            return self._try(lambda: self.model(batch), batch)
+
+    def _try(self, compute: Callable[[], Any], batch: list[dict[str, Any]]) -> Any:
         try:
-            with self._autocast():
-                return self.model(batch)
+            return compute()
         except FloatingPointError as error:  # the proposal stage refuses boxes that are not finite
             raise UserError(self._describe_non_finite(str(error).rstrip("."), batch)) from error
 
@@ -83,7 +151,7 @@ class TrainStep(SimpleTrainer):
         return next(self._batches)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device_type, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
+        return torch.autocast(self.device.type, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
 
     def _describe_non_finite(self, what: str, batch: list[dict[str, Any]]) -> str:
         names = [str(record.get("file_name", "a picture without file_name")) for record in batch]
@@ -92,12 +160,12 @@ class TrainStep(SimpleTrainer):
         return (
             f"The loss is not finite at iteration {self.iter} ({what}). "
             f"Pictures of this batch: {', '.join(names)}{blame}. "
-            "No weight was changed; look at these pictures and their annotations, lower SOLVER.BASE_LR or clip "
-            "gradients (SOLVER.CLIP_GRADIENTS.ENABLED True), then go on from the last checkpoint with --resume."
+            "No weight was changed; look at these pictures and their annotations, lower SOLVER.BASE_LR or "
+            "D2_MASKRCNN.SOLVER.MAX_GRAD_NORM, then go on from the last checkpoint with --resume."
         )
 
     def _is_finite_alone(self, record: dict[str, Any]) -> bool:
-        model = self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
+        model = self._bare_model()
         with torch.no_grad(), self._autocast():
             try:
                 losses = model([record])
@@ -118,3 +186,11 @@ class TrainStep(SimpleTrainer):
         super().load_state_dict(state)
         if scaler:
             self.grad_scaler.load_state_dict(scaler)
+
+
+def _counts(sampling: PictureSampling) -> Counts:
+    return Counts(sampling.pictures, sampling.rois, sampling.foreground)
+
+
+def _has_batch_statistics(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())

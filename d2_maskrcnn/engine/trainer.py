@@ -17,14 +17,18 @@ from torch import nn
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
+from d2_maskrcnn.engine.best import BestCheckpoint, EarlyStopping
+from d2_maskrcnn.engine.ema import UpdateAverage, WeightAverage
+from d2_maskrcnn.engine.lr_scaling import scale_learning_rate
 from d2_maskrcnn.engine.optimizer import build_optimizer
 from d2_maskrcnn.engine.predictions import draw_predictions
 from d2_maskrcnn.engine.randomness import choose_seed
 from d2_maskrcnn.engine.step import TrainStep
+from d2_maskrcnn.engine.validation import Evaluate, validation_losses
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import COCOEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
@@ -47,7 +51,7 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own __init__ would build Detectron2's loader, step and checkpointer; theirs are replaced
         # here.
         TrainerBase.__init__(self)
-        self.cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
+        self.cfg = scale_learning_rate(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         self.seed = comm.all_gather(choose_seed(self.cfg.SEED))[0]
         self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
         self.stop_requested = False
@@ -56,10 +60,19 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(self.cfg, model)
         self.train_loader = build_resumable_train_loader(self.cfg, self.seed)
         self._trainer: TrainStep = TrainStep(
-            _distribute(model), self.train_loader, optimizer, seed=self.seed, amp_dtype=_amp_dtype(self.cfg)
+            _distribute(model),
+            self.train_loader,
+            optimizer,
+            seed=self.seed,
+            amp_dtype=_amp_dtype(self.cfg),
+            accumulate=_parts(self.cfg),
+            max_grad_norm=self.cfg.D2_MASKRCNN.SOLVER.MAX_GRAD_NORM,
         )
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
-        self.checkpointer = build_checkpointer(self.cfg, model, trainer=weakref.proxy(self))
+        ema = self.cfg.D2_MASKRCNN.EMA
+        self.average = WeightAverage(model, ema.DECAY) if ema.ENABLED else None
+        states = {"ema": self.average} if self.average else {}
+        self.checkpointer = build_checkpointer(self.cfg, model, trainer=weakref.proxy(self), **states)
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -78,11 +91,54 @@ class Trainer(DefaultTrainer):
         return build_checked_test_loader(cfg, dataset_name)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """Detectron2's hooks, and pictures of the predictions once training has ended."""
-        all_hooks: list[HookBase | None] = list(super().build_hooks())
-        if comm.is_main_process():
-            all_hooks.insert(-1, _DrawPredictions())
-        return all_hooks
+        """In this order: what changes weights, what evaluates, what judges, what saves, what writes.
+
+        So a checkpoint knows all that was known when it was saved, and a resumed training judges as this one does.
+        """
+        cfg, is_main = self.cfg, comm.is_main_process()
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            self._build_precise_bn_hook() if cfg.TEST.PRECISE_BN.ENABLED else None,
+            UpdateAverage(self.average) if self.average else None,
+            Evaluate(cfg.TEST.EVAL_PERIOD, self._evaluate) if cfg.DATASETS.TEST else None,
+            *(_judges(cfg) if cfg.DATASETS.TEST else []),
+            _SaveCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
+            _DrawPredictions() if is_main else None,
+            hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
+        ]
+
+    def _build_precise_bn_hook(self) -> HookBase:
+        loader = build_resumable_train_loader(self.cfg, self.seed)
+        return hooks.PreciseBN(self.cfg.TEST.EVAL_PERIOD, self.model, loader, self.cfg.TEST.PRECISE_BN.NUM_ITER)
+
+    def _evaluate(self) -> dict[str, Any]:
+        """COCO's measure and the validation losses, of the weights and of their average; every process calls it."""
+        self._last_eval_results = self.test(self.cfg, self.model)
+        results = {**self._last_eval_results, **self._validation()}
+        if self.average is not None:
+            with self.average.applied():
+                logger.info("The same with averaged weights")
+                results["ema"] = {**self.test(self.cfg, self.model, folder="inference_ema"), **self._validation()}
+        return results
+
+    def _validation(self) -> dict[str, Any]:
+        if not self.cfg.D2_MASKRCNN.VALIDATION_LOSS:
+            return {}
+        losses = validation_losses(self.cfg, self.model)
+        logger.info("Validation losses: %s", ", ".join(f"{name} {value:.4g}" for name, value in losses.items()))
+        return {"validation": losses}
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None, folder: str = "inference") -> dict[str, Any]:
+        """Detectron2's ``DefaultTrainer.test``; without ``evaluators``, detections go to ``OUTPUT_DIR/folder``, or to
+        a folder in it for each dataset where there are several.
+        """
+        if evaluators is None:
+            names = list(cfg.DATASETS.TEST)
+            paths = [os.path.join(cfg.OUTPUT_DIR, folder, *([name] if len(names) > 1 else [])) for name in names]
+            evaluators = [cls.build_evaluator(cfg, name, path) for name, path in zip(names, paths, strict=True)]
+        return super().test(cfg, model, evaluators)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Loads ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR`` if there is one.
@@ -97,6 +153,8 @@ class Trainer(DefaultTrainer):
                 "add --resume to go on with it, or name another folder (OUTPUT_DIR path)."
             )
         super().resume_or_load(resume)
+        if self.average is not None and self.average.updates == 0:
+            self.average.restart()  # from the weights that were loaded, not from those the model was made with
         self._trainer.seed = self.seed  # of the checkpoint, where there was one
         self.train_loader.set_seed(self.seed)
         self.train_loader.set_start_iter(self.start_iter)
@@ -111,7 +169,7 @@ class Trainer(DefaultTrainer):
             SystemExit: it was stopped by a signal; a checkpoint has been saved.
         """
         logger.info("Training iterations %d to %d with seed %d", self.start_iter, self.max_iter - 1, self.seed)
-        self.iter = self.start_iter
+        self.iter, self.max_iter = self.start_iter, max(self.max_iter, self.start_iter)
         with _stop_on_signals(self), EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
@@ -206,6 +264,36 @@ def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
+
+
+def _parts(cfg: CfgNode) -> int:
+    """``D2_MASKRCNN.SOLVER.ACCUMULATE``, checked."""
+    parts, share = cfg.D2_MASKRCNN.SOLVER.ACCUMULATE, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+    if not 1 <= parts <= share:
+        raise UserError(
+            f"D2_MASKRCNN.SOLVER.ACCUMULATE is {parts}: expected 1 to {share}, the pictures of a batch "
+            f"(SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}) that each of {comm.get_world_size()} processes gets."
+        )
+    return parts
+
+
+def _judges(cfg: CfgNode) -> list[HookBase]:
+    """What follows the metric. Patience comes first: the best checkpoint keeps its state, too."""
+    stop, best = cfg.D2_MASKRCNN.EARLY_STOPPING, cfg.D2_MASKRCNN.BEST_CHECKPOINT
+    found: list[HookBase] = []
+    if stop.PATIENCE:
+        found.append(EarlyStopping(stop.METRIC, stop.MODE, stop.PATIENCE, stop.MIN_DELTA))
+    if best.ENABLED:
+        found.append(BestCheckpoint(best.METRIC, best.MODE))
+    return found
+
+
+class _SaveCheckpoints(hooks.PeriodicCheckpointer):
+    """Detectron2's hook, for a training whose last iteration may come early."""
+
+    def after_step(self) -> None:
+        self.max_iter = self.trainer.max_iter
+        super().after_step()
 
 
 class _DrawPredictions(HookBase):

@@ -1,0 +1,166 @@
+"""The best model so far, and the end of a training that does not get better. Both survive ``--resume``."""
+
+import difflib
+import logging
+import math
+from typing import Any
+
+from d2_maskrcnn.engine.validation import shared_metric
+from d2_maskrcnn.errors import UserError
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+MODES = ("max", "min")
+BEST_NAME = "model_best"
+
+logger = logging.getLogger(__name__)
+
+
+class MetricHook(HookBase):
+    """Looks at a metric once after each evaluation. It belongs behind the hook that evaluates.
+
+    All processes see the main one's value, so all decide alike.
+
+    Args:
+        metric: its name among the scalars, e.g. ``segm/AP`` or ``validation/total_loss``.
+        mode: ``max`` if larger is better, ``min`` if smaller is.
+
+    Raises:
+        UserError: ``mode`` is neither.
+    """
+
+    trainer: Any
+
+    def __init__(self, metric: str, mode: str = "max") -> None:
+        if mode not in MODES:
+            raise UserError(f"The mode of the metric {metric!r} is {mode!r}; expected one of {', '.join(MODES)}.")
+        self.metric, self.mode = metric, mode
+        self.best: float | None = None
+        self.best_iter = -1
+        self.last_iter = -1  # of the value that was looked at last
+
+    def is_due(self) -> bool:
+        """Whether an evaluation comes in this iteration."""
+        done, period = self.trainer.iter + 1, self.trainer.cfg.TEST.EVAL_PERIOD
+        return done == self.trainer.max_iter or (period > 0 and done % period == 0)
+
+    def after_step(self) -> None:
+        """Looks at the metric if there is a new value."""
+        if not self.is_due():
+            return
+        found = shared_metric(self.trainer, self.metric)
+        if found is None:
+            self._warn_missing()
+        elif found[1] != self.last_iter:
+            self.last_iter = found[1]
+            self.see(found[0])
+
+    def see(self, value: float) -> None:
+        """Judges a new value."""
+        raise NotImplementedError
+
+    def is_better(self, value: float, margin: float = 0.0) -> bool:
+        """Whether ``value`` is better than the best by more than ``margin``. NaN never is."""
+        if not math.isfinite(value):
+            return False
+        if self.best is None:
+            return True
+        return value > self.best + margin if self.mode == "max" else value < self.best - margin
+
+    def _warn_missing(self) -> None:
+        if comm.is_main_process():
+            known = sorted(name for name in self.trainer.storage.latest() if "/" in name)
+            near = difflib.get_close_matches(self.metric, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else f" There is: {', '.join(known) or 'nothing'}."
+            logger.warning("%s: there is no metric %r.%s", type(self).__name__, self.metric, hint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen so far."""
+        return {"best": self.best, "best_iter": self.best_iter, "last_iter": self.last_iter, "metric": self.metric}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave, unless it is about another metric, whose numbers say nothing."""
+        if state_dict["metric"] != self.metric:
+            logger.warning(
+                "The checkpoint followed %s, this run follows %s: it starts anew", state_dict["metric"], self.metric
+            )
+            return
+        self.best, self.best_iter = state_dict["best"], state_dict["best_iter"]
+        self.last_iter = state_dict["last_iter"]
+
+
+class BestCheckpoint(MetricHook):
+    """Saves ``model_best.pth`` whenever the metric is better than ever before, also before a restart."""
+
+    def see(self, value: float) -> None:
+        """Saves if ``value`` is the best."""
+        if not self.is_better(value):
+            return
+        self.best, self.best_iter = value, self.trainer.iter
+        logger.info("Best %s so far: %.5g in iteration %d", self.metric, value, self.best_iter)
+        self.trainer.checkpointer.save(
+            BEST_NAME, iteration=self.best_iter, best_metric={"name": self.metric, "value": value}
+        )
+
+
+class EarlyStopping(MetricHook):
+    """Ends the training after ``patience`` evaluations in a row that were not better by more than ``min_delta``.
+
+    Args:
+        patience: evaluations, 1 or more.
+        min_delta: in the metric's unit, 0 or more.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+
+    def __init__(self, metric: str, mode: str, patience: int, min_delta: float = 0.0) -> None:
+        super().__init__(metric, mode)
+        if patience < 1 or min_delta < 0:
+            raise UserError(
+                f"D2_MASKRCNN.EARLY_STOPPING has PATIENCE {patience} and MIN_DELTA {min_delta}: expected at least 1 "
+                "evaluation and no negative difference."
+            )
+        self.patience, self.min_delta = patience, min_delta
+        self.bad_evaluations = 0
+
+    def before_train(self) -> None:
+        """A training that has stopped stays so when it is resumed, unless the patience was raised."""
+        if self.bad_evaluations >= self.patience:
+            logger.info(
+                "This training stopped early after iteration %d; raise D2_MASKRCNN.EARLY_STOPPING.PATIENCE (%d) to go "
+                "on.",
+                self.trainer.start_iter - 1,
+                self.patience,
+            )
+            self.trainer.max_iter = self.trainer.start_iter
+
+    def see(self, value: float) -> None:
+        """Counts, and stops when the patience is over."""
+        if self.is_better(value, self.min_delta):
+            self.best, self.best_iter, self.bad_evaluations = value, self.trainer.iter, 0
+            return
+        self.bad_evaluations += 1
+        logger.info(
+            "%s %.5g is not better than %s of iteration %d by more than %g (%d of %d times)",
+            self.metric,
+            value,
+            self.best,
+            self.best_iter,
+            self.min_delta,
+            self.bad_evaluations,
+            self.patience,
+        )
+        if self.bad_evaluations >= self.patience:
+            logger.info("Stopping early after iteration %d", self.trainer.iter)
+            self.trainer.max_iter = self.trainer.iter + 1  # hooks behind this one see the last iteration
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been seen so far, and how often it was not better."""
+        return {**super().state_dict(), "bad_evaluations": self.bad_evaluations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave."""
+        super().load_state_dict(state_dict)
+        if state_dict["metric"] == self.metric:
+            self.bad_evaluations = state_dict["bad_evaluations"]

@@ -1,0 +1,106 @@
+"""What happens every ``TEST.EVAL_PERIOD`` iterations: COCO's measure and the losses on the test sets."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from d2_maskrcnn.data import MaskRCNNMapper, build_checked_test_loader
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.engine import HookBase
+from detectron2.evaluation import inference_context
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+
+def validation_losses(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+    """The losses on ``DATASETS.TEST`` in evaluation mode, each the mean over pictures.
+
+    Pictures are resized as in testing, nothing is drawn at random but the anchors and proposals that enter the losses,
+    which are the same each time. Each picture is a batch of its own, so the result does not depend on the number of
+    processes. Every process must call it.
+
+    Args:
+        cfg: names the datasets and the size of pictures.
+        model: has ``losses(batched_inputs)``; may be wrapped in DistributedDataParallel.
+
+    Returns:
+        ``loss_cls``, ..., and ``total_loss``; with several datasets ``<dataset>/loss_cls`` and so on.
+    """
+    names = list(cfg.DATASETS.TEST)
+    results: dict[str, float] = {}
+    for name in names:
+        found = _losses_on(cfg, _unwrapped(model), name)
+        prefix = "" if len(names) == 1 else f"{name}/"
+        results.update({prefix + key: value for key, value in found.items()})
+    return results
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+@torch.no_grad()
+def _losses_on(cfg: CfgNode, model: Any, dataset_name: str) -> dict[str, float]:
+    resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+    mapper = MaskRCNNMapper(cfg, is_train=True, augmentations=[resize], recompute_boxes=False)
+    rows: list[torch.Tensor] = []  # one (L,) for each picture
+    keys: list[str] = []
+    with inference_context(model), torch.random.fork_rng(devices=[]):  # DataLoader draws a seed of its own
+        for batch in build_checked_test_loader(cfg, dataset_name, mapper):
+            losses = model.losses([record for record in batch if "instances" in record])
+            keys = list(losses)
+            rows.append(torch.stack([losses[key].double() for key in keys]))
+    mine = torch.stack(rows).sum(0).tolist() if rows else []
+    gathered = comm.all_gather((keys, len(rows), mine))
+    keys = next((of_rank for of_rank, _, _ in gathered if of_rank), [])
+    count = sum(number for _, number, _ in gathered)
+    sums = [sum(values[i] for _, _, values in gathered if values) for i in range(len(keys))]
+    means = {key: value / count for key, value in zip(keys, sums, strict=True)}
+    return {**means, "total_loss": sum(means.values())} if means else {}
+
+
+class Evaluate(HookBase):
+    """Calls a function every ``period`` iterations and in the last one, and puts what it returns into the storage.
+
+    Unlike Detectron2's ``EvalHook``, the last evaluation comes within the last iteration: whatever follows from it
+    (best model, patience) is known before ``model_final`` is saved. It belongs in front of the hooks that save.
+
+    Args:
+        period: 0 evaluates at the end only.
+        function: returns a nested dict of numbers; called by every process, and must return numbers in the main one.
+    """
+
+    def __init__(self, period: int, function: Callable[[], Mapping[str, Any]]) -> None:
+        self.period = period
+        self.function = function
+        self.last_iter: int | None = None
+
+    def after_step(self) -> None:
+        """Evaluates if it is time."""
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
+            self._evaluate()
+
+    def after_train(self) -> None:
+        """A finished training that was started again is evaluated again."""
+        if self.trainer.iter >= self.trainer.max_iter and self.trainer.iter == self.trainer.start_iter:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        results = flatten_results_dict(dict(self.function()))
+        for name, value in results.items():
+            self.trainer.storage.put_scalar(name, float(value), smoothing_hint=False)
+        self.last_iter = self.trainer.iter
+        comm.synchronize()
+
+
+def shared_metric(trainer: Any, name: str) -> tuple[float, int] | None:
+    """The latest value of a metric and its iteration, as the main process has them; every process must call it."""
+    found = trainer.storage.latest().get(name) if comm.is_main_process() else None
+    return comm.all_gather(found)[0]

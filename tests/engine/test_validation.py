@@ -1,0 +1,65 @@
+import json
+
+import pytest
+import torch
+
+from d2_maskrcnn.engine.validation import validation_losses
+from detectron2.data import DatasetCatalog
+
+LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}
+
+
+def test_losses_are_there_deterministic_and_leave_no_trace(trainer_of):
+    trainer = trainer_of()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    generator = torch.get_rng_state()
+    first = validation_losses(trainer.cfg, trainer.model)
+    second = validation_losses(trainer.cfg, trainer.model)
+    assert first == second and set(first) == LOSSES | {"total_loss"}
+    assert first["total_loss"] == pytest.approx(sum(first[name] for name in LOSSES))
+    assert trainer.model.training
+    assert torch.equal(generator, torch.get_rng_state())
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+
+
+def test_mean_over_pictures(trainer_of, tiny_cfg):
+    trainer = trainer_of()
+    whole = validation_losses(trainer.cfg, trainer.model)
+    name = trainer.cfg.DATASETS.TEST[0]
+    records = DatasetCatalog.get(name)
+    means = []
+    for index, record in enumerate(records):
+        single = f"{name}_{index}"
+        DatasetCatalog.register(single, lambda record=record: [record])
+        cfg = trainer.cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.TEST = (single,)
+        means.append(validation_losses(cfg, trainer.model)["loss_mask"])
+        DatasetCatalog.remove(single)
+    assert len(means) == 6
+    assert whole["loss_mask"] == pytest.approx(sum(means) / 6)
+
+
+def test_several_datasets_are_told_apart(trainer_of):
+    trainer = trainer_of()
+    cfg = trainer.cfg.clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    losses = validation_losses(cfg, trainer.model)
+    assert set(losses) == {f"{name}/{loss}" for name in cfg.DATASETS.TEST for loss in LOSSES | {"total_loss"}}
+
+
+def test_every_period_and_once_at_the_end(trainer_of, tmp_path):
+    trainer = trainer_of("TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 4)
+    trainer.train()
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
+    assert "validation/total_loss" in lines[-1] and "segm/AP" in lines[-1]
+    history = trainer.storage.history("validation/total_loss").values()
+    assert [iteration for _, iteration in history] == [1, 3]
+
+
+def test_a_finished_training_is_evaluated_again(trainer_of):
+    trainer_of("SOLVER.MAX_ITER", 2).train()
+    again = trainer_of("SOLVER.MAX_ITER", 2, resume=True)
+    assert "segm" in again.train()
+    assert again.storage.history("validation/total_loss").values()[0][1] == 2
