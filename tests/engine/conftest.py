@@ -1,6 +1,7 @@
 """Trainings of seconds in this process."""
 
 import pytest
+import torch
 
 from d2_maskrcnn.config_check import load_config
 from d2_maskrcnn.data import register_own_data
@@ -28,6 +29,7 @@ def trainer_of(tiny_cfg):
     """``trainer_of(KEY, VALUE, ..., resume=False)``: a trainer that is ready to train."""
 
     def build(*opts, resume=False):
+        torch.manual_seed(0)  # of the initial weights
         trainer = Trainer(tiny_cfg(*opts))
         trainer.resume_or_load(resume=resume)
         return trainer

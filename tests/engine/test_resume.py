@@ -1,0 +1,80 @@
+"""A training that is killed at random moments and resumed equals one that never stopped, in all of its states."""
+
+import random
+
+import pytest
+import torch
+
+SETTINGS = [
+    "SOLVER.MAX_ITER", 10, "SOLVER.CHECKPOINT_PERIOD", 3, "TEST.EVAL_PERIOD", 2,
+    "D2_MASKRCNN.EMA.ENABLED", True, "D2_MASKRCNN.EMA.DECAY", 0.9,
+    "D2_MASKRCNN.SOLVER.ACCUMULATE", 2,
+    "D2_MASKRCNN.EARLY_STOPPING.PATIENCE", 50, "D2_MASKRCNN.EARLY_STOPPING.METRIC", "validation/total_loss",
+    "D2_MASKRCNN.EARLY_STOPPING.MODE", "min",
+    "D2_MASKRCNN.BEST_CHECKPOINT.METRIC", "ema/validation/total_loss", "D2_MASKRCNN.BEST_CHECKPOINT.MODE", "min",
+]  # fmt: skip
+
+
+class Killed(Exception):
+    """Leaves the training where it is, like SIGKILL does."""
+
+
+def kill_somewhere(trainer, where):
+    """Raises in the forward pass, after the update, or while a checkpoint is being written."""
+    moments = {"step": (trainer, "run_step"), "hooks": (trainer, "after_step"), "save": (trainer.checkpointer, "save")}
+    iteration, moment = where
+    owner, name = moments[moment]
+    original = getattr(owner, name)
+
+    def interrupted(*args, **kwargs):
+        if trainer.iter >= iteration:
+            raise Killed
+        return original(*args, **kwargs)
+
+    setattr(owner, name, interrupted)
+
+
+def same(first, second, path=""):
+    """Names of what differs, at any depth."""
+    if isinstance(first, torch.Tensor):
+        return [] if torch.equal(first, second) else [path]
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), path
+        return [found for key in first for found in same(first[key], second[key], f"{path}/{key}")]
+    if isinstance(first, (list, tuple)):
+        assert len(first) == len(second), path
+        return [found for i, pair in enumerate(zip(first, second, strict=True)) for found in same(*pair, f"{path}/{i}")]
+    return [] if first == second else [path]
+
+
+def test_killed_ten_times_equals_uninterrupted(trainer_of, tmp_path):
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    trainer_of(*SETTINGS, "OUTPUT_DIR", straight).train()
+
+    chance, starts = random.Random(1), []
+    for _ in range(10):
+        trainer = trainer_of(*SETTINGS, "OUTPUT_DIR", killed, resume=True)
+        starts.append(trainer.start_iter)
+        kill_somewhere(trainer, (trainer.start_iter + chance.randrange(3), chance.choice(["step", "hooks", "save"])))
+        try:
+            trainer.train()
+        except Killed:
+            continue
+        break
+    assert len(set(starts)) > 2
+    trainer = trainer_of(*SETTINGS, "OUTPUT_DIR", killed, resume=True)
+    trainer.train()
+
+    for name in ("model_final.pth", "model_best.pth"):
+        first, second = (torch.load(folder / name, weights_only=True) for folder in (straight, killed))
+        assert {"model", "ema", "trainer", "iteration"} <= first.keys()
+        assert {"BestCheckpoint", "EarlyStopping", "LRScheduler"} <= first["trainer"]["hooks"].keys()
+        assert same(first, second) == []
+
+
+def test_comparison_sees_a_difference():
+    first = {"a": [torch.zeros(2), 1.0], "b": {"c": "x"}}
+    assert same(first, {"a": [torch.zeros(2), 1.0], "b": {"c": "x"}}) == []
+    assert same(first, {"a": [torch.ones(2), 1.0], "b": {"c": "y"}}) == ["/a/0", "/b/c"]
+    with pytest.raises(AssertionError):
+        same(first, {"a": []})
