@@ -126,20 +126,26 @@ class BoxMasks(Masks):
         return BoxMasks(self.boxes[index], self.probabilities[index], self.image_size, self.threshold)
 
     def crop(self, index: int) -> tuple[Window, np.ndarray]:
-        """See :meth:`Masks.crop`. Values between the grid's are interpolated; outside the box they fall to 0.
+        """See :meth:`Masks.crop`."""
+        window, values = self.probability_crop(index)
+        return window, (values >= self.threshold).view(np.uint8)  # (h, w)
 
-        Bilinear interpolation is separable, so the resized mask is ``Y @ mask @ X.T`` with one matrix for each axis.
+    def probability_crop(self, index: int) -> tuple[Window, np.ndarray]:
+        """Where mask ``index`` can have pixels, and its probabilities there before thresholding: (h, w) float32.
+
+        Values between the grid's are interpolated bilinearly; outside the box they fall to 0. That is separable, so the
+        resized mask is ``Y @ mask @ X.T`` with one matrix for each axis.
         """
         x0, y0, x1, y1 = (float(side) for side in self.boxes[index])
         height, width = self.image_size
         columns, rows = _covered(x0, x1, width), _covered(y0, y1, height)
         window = Window(columns.start, rows.start, columns.stop, rows.stop)
         if not columns or not rows or x1 <= x0 or y1 <= y0:
-            return Window(0, 0, 0, 0), np.zeros((0, 0), dtype=np.uint8)
+            return Window(0, 0, 0, 0), np.zeros((0, 0), dtype=np.float32)
         mask = self.probabilities[index]
         along_x = _interpolation(columns, x0, x1, mask.shape[1])  # (w, S)
         along_y = _interpolation(rows, y0, y1, mask.shape[0])  # (h, S)
-        return window, ((along_y @ mask) @ along_x.T >= self.threshold).view(np.uint8)  # (h, w)
+        return window, (along_y @ mask) @ along_x.T
 
     def moved_to(self, boxes: np.ndarray) -> "BoxMasks":
         """The same shapes stretched into other boxes, (N, 4) XYXY."""
@@ -221,6 +227,8 @@ def encode_rle(window: Window, pixels: np.ndarray, image_size: tuple[int, int]) 
         keep[2::2][joined] = False
         edges = edges[keep]
     counts = np.diff(np.concatenate(([0], edges, [height * width])))
+    if len(counts) > 1 and counts[-1] == 0:
+        counts = counts[:-1]
     rle = mask_util.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
 

@@ -14,7 +14,8 @@ from d2_maskrcnn.errors import UserError
 logger = logging.getLogger(__name__)
 
 H264_ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "h264_mf")
-OPTIONS = {"libx264": {"preset": "veryfast", "crf": "20"}}
+# Without B-frames, frames are stored in the order they are shown in, so a file of uneven times has the right length.
+OPTIONS = {"libx264": {"preset": "veryfast", "crf": "20", "bf": "0"}}
 COPIED_AUDIO = ("aac", "mp3")  # what browsers play from an MP4 file; the rest is encoded again
 LIVE_TIME_BASE = Fraction(1, 90000)
 BITS_PER_PIXEL = 0.15  # for encoders without a constant quality
@@ -107,6 +108,7 @@ class VideoWriter:
             stream.bit_rate = int(self._size[0] * self._size[1] * float(self.info.rate) * BITS_PER_PIXEL)
         if self.info.audio_from is not None:
             self._audio = _AudioCopy.of(self.info, self._container)
+        self._container.start_encoding()  # opens the file: a bad place is known now, not some frames later
 
     def _image(self, frame: Frame) -> Any:
         picture = frame.picture

@@ -12,6 +12,7 @@ LONG_SIDE = 256  # ... in a picture scaled down to this
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(N, M) intersection over union of (N, 4) and (M, 4) XYXY boxes; 0 where neither has an area."""
+    a, b = a.astype(np.float32), b.astype(np.float32)
     corner = np.maximum(a[:, None, :2], b[None, :, :2])
     sides = np.clip(np.minimum(a[:, None, 2:], b[None, :, 2:]) - corner, 0, None)
     shared = sides[..., 0] * sides[..., 1]

@@ -129,4 +129,5 @@ def _draw_box(picture: np.ndarray, box: np.ndarray, colour: tuple[int, int, int]
     x0, y0 = (int(v) for v in np.floor(box[:2]))
     x1, y1 = (int(v) - 1 for v in np.ceil(box[2:]))
     x0, x1, y0, y1 = max(x0, 0), min(x1, width - 1), max(y0, 0), min(y1, height - 1)
-    cv2.rectangle(picture, (x0, y0), (x1, y1), colour[::-1], thickness)
+    if x0 <= x1 and y0 <= y1:
+        cv2.rectangle(picture, (x0, y0), (x1, y1), colour[::-1], thickness)

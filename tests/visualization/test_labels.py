@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from d2_maskrcnn.visualization.labels import LabelPainter, place
+from d2_maskrcnn.visualization.palette import PALETTE
+
+FRAME = (100, 200)
+
+
+@pytest.mark.parametrize(
+    ("box", "where"),
+    [
+        ((50, 40, 90, 80), (50, 30)),  # above the box
+        ((50, 5, 90, 80), (50, 5)),  # no room above: inside
+        ((180, 40, 199, 80), (160, 30)),  # moved in from the right
+        ((-20, 40, 30, 80), (0, 30)),  # and from the left
+        ((0, 0, 200, 100), (0, 0)),  # a box as large as the frame
+        ((50, 95, 90, 100), (50, 85)),
+    ],
+)
+def test_labels_lie_inside_the_frame(box, where):
+    assert place(np.array(box), 40, 10, FRAME, [])[:2] == where
+
+
+def test_labels_do_not_cover_each_other():
+    taken = []
+    for _ in range(4):
+        rect = place(np.array([50, 40, 100, 80]), 40, 10, FRAME, taken)
+        assert all(rect[2] <= t[0] or t[2] <= rect[0] or rect[3] <= t[1] or t[3] <= rect[1] for t in taken)
+        taken.append(rect)
+
+
+def test_stamp_is_readable_and_cut_to_the_frame():
+    painter = LabelPainter(16)
+    stamp = painter.stamp("person 98%", PALETTE[0], 400)
+    assert stamp.dtype == np.uint8
+    assert tuple(stamp[0, 0, ::-1]) == PALETTE[0]
+    assert stamp.min() < 30  # dark type on the bright background
+    assert painter.stamp("a very long name of a class 100%", PALETTE[0], 60).shape[1] <= 60
+    assert painter.stamp("person 98%", PALETTE[0], 400) is stamp  # kept
+
+
+def test_letters_of_other_alphabets_are_drawn():
+    painter = LabelPainter(20)
+    stamps = [painter.stamp(text, PALETTE[0], 400) for text in ("ä", "ж", "λ")]
+    assert len({stamp.tobytes() for stamp in stamps}) == 3
+
+
+@pytest.mark.parametrize("size", [(8, 8), (30, 20), (12, 400)])
+def test_tiny_pictures(size):
+    picture = np.zeros((*size, 3), np.uint8)
+    LabelPainter(11).draw(picture, ["person 98%"], np.array([[1, 1, 6, 6]]), [PALETTE[1]])
+    assert picture.any()
