@@ -26,6 +26,16 @@ class BoxGroup(NamedTuple):
     columns: torch.Tensor  # (B, Pw, Kx)
     column_weights: torch.Tensor  # (B, Pw, Kx)
 
+    @property
+    def taps_per_bin(self) -> int:
+        """Ky * Kx."""
+        return self.rows.shape[2] * self.columns.shape[2]
+
+    @property
+    def taps_per_box(self) -> int:
+        """Ph * Pw * Ky * Kx."""
+        return self.rows.shape[1] * self.columns.shape[1] * self.taps_per_bin
+
     def slice(self, start: int, stop: int) -> "BoxGroup":
         """Some of its boxes."""
         return BoxGroup(self.level, *(field[start:stop] for field in self[1:]))

@@ -1,0 +1,243 @@
+"""Times our ROIAlign beside torchvision's ``MultiScaleRoIAlign`` and, where installed, Detectron2's ``ROIPooler``.
+
+    python benchmarks/roi_align.py --output benchmarks/results/roi_align.md
+
+All run in this process on the same inputs, one after the other in each round, after a warm-up round; a time is the
+median over the rounds, a ratio the median of the rounds' ratios, so that a machine that is busy for a while disturbs
+neither much. torchvision has no bfloat16 kernels for CPUs and float16 ones that are 10 times slower than float32: there
+the features are converted to float32 before, and the result back after, which is what its operator does under autocast
+(Detectron2's pooler the same).
+"""
+
+import argparse
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torchvision
+from torchvision.ops import MultiScaleRoIAlign
+
+REPO = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(REPO))
+
+import d2_maskrcnn  # noqa: E402
+from d2_maskrcnn.ops import ROIPooler  # noqa: E402
+
+STRIDES = (4, 8, 16, 32)
+PICTURE = (800, 1216)  # height and width, padded to a multiple of 32
+CHANNELS = 256
+
+
+class Case(NamedTuple):
+    """One line of the table."""
+
+    task: str
+    num_boxes: int
+    output_size: int
+    sampling_ratio: int
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+    training: bool
+
+    def describe(self) -> list[str]:
+        """The line's first cells."""
+        return [
+            f"{self.task}: {self.num_boxes} boxes, {self.output_size}x{self.output_size}",
+            "forward + backward" if self.training else "forward",
+            str(self.sampling_ratio) if self.sampling_ratio else "adaptive",
+            str(self.dtype).removeprefix("torch."),
+            "channels-last" if self.memory_format == torch.channels_last else "NCHW",
+        ]
+
+
+def all_cases(dtypes: Sequence[torch.dtype], formats: Sequence[torch.memory_format]) -> Iterator[Case]:
+    """Box and mask pooling, both sampling modes, inference and training."""
+    for memory_format in formats:
+        for dtype in dtypes:
+            for training in (False, True):
+                for task, num_boxes, output_size in (("box pooling", 1000, 7), ("mask pooling", 100, 14)):
+                    for sampling_ratio in (2, 0):
+                        yield Case(task, num_boxes, output_size, sampling_ratio, dtype, memory_format, training)
+
+
+def make_pyramid(case: Case, device: torch.device) -> list[torch.Tensor]:
+    """P2 to P5 of one picture."""
+    shapes = [(1, CHANNELS, PICTURE[0] // stride, PICTURE[1] // stride) for stride in STRIDES]
+    features = [torch.randn(shape, device=device).to(case.dtype) for shape in shapes]
+    return [feature.contiguous(memory_format=case.memory_format) for feature in features]
+
+
+def make_boxes(count: int, device: torch.device) -> torch.Tensor:
+    """Boxes (M, 4) in the picture, of all scales alike (geometric mean of the sides 16 to 600 pixels), any shape."""
+    height, width = PICTURE
+    size = 16 * (600 / 16) ** torch.rand(count, device=device)
+    shape = torch.exp((torch.rand(count, device=device) - 0.5) * 1.4)
+    sides = torch.stack([(size * shape).clamp(max=width), (size / shape).clamp(max=height)], dim=1)
+    corners = torch.rand((count, 2), device=device) * (torch.tensor([width, height], device=device) - sides)
+    return torch.cat([corners, corners + sides], dim=1)
+
+
+Pooling = Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
+
+
+def poolings(case: Case) -> dict[str, Pooling]:
+    """The implementations that there are, by name, ours first."""
+    scales = [1 / stride for stride in STRIDES]
+    found = {"ours": with_boxes(ROIPooler(case.output_size, scales, case.sampling_ratio, "ROIAlignV2"))}
+    multi_scale = MultiScaleRoIAlign(list("0123"), case.output_size, case.sampling_ratio or -1)
+
+    def torchvision_pooling(features: list[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
+        return multi_scale(dict(zip("0123", features, strict=True)), [boxes], [PICTURE])
+
+    found["torchvision"] = in_float32(torchvision_pooling, case)
+    if d2_maskrcnn.engine_info().name != "embedded":
+        from detectron2.modeling.poolers import ROIPooler as Detectron2Pooler
+
+        pooler = Detectron2Pooler(case.output_size, scales, case.sampling_ratio, "ROIAlignV2")
+        found["Detectron2"] = in_float32(with_boxes(pooler), case)
+    return found
+
+
+def with_boxes(pooler: torch.nn.Module) -> Pooling:
+    """``pooler`` takes Detectron2's Boxes."""
+    from detectron2.structures import Boxes
+
+    return lambda features, boxes: pooler(features, [Boxes(boxes)])
+
+
+def in_float32(pooling: Pooling, case: Case) -> Pooling:
+    """On a CPU, half types go through ``pooling`` as float32."""
+
+    def converted(features: list[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
+        if features[0].device.type != "cpu" or case.dtype == torch.float32:
+            return pooling(features, boxes.to(case.dtype))
+        return pooling([feature.float() for feature in features], boxes).to(case.dtype)
+
+    return converted
+
+
+def make_call(pooling: Pooling, case: Case, device: torch.device, boxes: torch.Tensor) -> Callable[[], object]:
+    """What is timed: pooling, and in training the gradients of all levels too."""
+    features = [feature.requires_grad_(case.training) for feature in make_pyramid(case, device)]
+    shape = (case.num_boxes, CHANNELS, case.output_size, case.output_size)
+    grad = torch.randn(shape, device=device).to(case.dtype).contiguous(memory_format=case.memory_format)
+
+    def call() -> object:
+        pooled = pooling(features, boxes)
+        return torch.autograd.grad(pooled, features, grad) if case.training else pooled
+
+    return call
+
+
+def time_once(call: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds of one call, its results freed."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+    start_event, end_event = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    start_event.record()
+    call()
+    end_event.record()
+    torch.cuda.synchronize(device)
+    return start_event.elapsed_time(end_event)
+
+
+def copy_time(num_bytes: int, device: torch.device) -> float:
+    """Milliseconds that copying takes which moves ``num_bytes``, reads and writes together."""
+    source = torch.empty(num_bytes // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return statistics.median(time_once(lambda: target.copy_(source), device) for _ in range(20))
+
+
+def bytes_moved(case: Case) -> int:
+    """Each level read (in training: its gradient written too) and each bin written (and its gradient read) once."""
+    cells = sum(PICTURE[0] // stride * (PICTURE[1] // stride) for stride in STRIDES)
+    elements = CHANNELS * (cells + case.num_boxes * case.output_size**2)
+    return elements * case.dtype.itemsize * (2 if case.training else 1)
+
+
+def run_case(case: Case, device: torch.device, rounds: int) -> list[str]:
+    """One line of the table: times and ratios."""
+    torch.manual_seed(0)
+    boxes = make_boxes(case.num_boxes, device)
+    calls = {name: make_call(pooling, case, device, boxes) for name, pooling in poolings(case).items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            times[name].append(time_once(call, device))
+    kept = {name: measured[1:] for name, measured in times.items()}
+    cells = [f"{statistics.median(measured):.2f}" for measured in kept.values()]
+    for name in list(kept)[1:]:
+        cells.append(f"{statistics.median(b / a for a, b in zip(kept['ours'], kept[name], strict=True)):.1f}")
+    if device.type == "cuda":
+        copying, moved = copy_time(bytes_moved(case), device), bytes_moved(case)
+        ours = statistics.median(kept["ours"])
+        cells += [f"{moved / ours / 1e6:.0f}", f"{ours / copying:.1f}"]
+    return [*case.describe(), *cells]
+
+
+def heading(device: torch.device) -> list[str]:
+    """The table's first line."""
+    names = list(poolings(Case("", 1, 7, 2, torch.float32, torch.channels_last, False)))
+    cells = ["task", "pass", "samples", "type", "features", *(f"{name} ms" for name in names)]
+    cells += [f"{name} / ours" for name in names[1:]]
+    return cells + (["GB/s", "ours / copy"] if device.type == "cuda" else [])
+
+
+def describe_machine(device: torch.device) -> str:
+    """Device and versions."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{cpu_name()}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    versions = f"PyTorch {torch.__version__}, torchvision {torchvision.__version__}, Python {platform.python_version()}"
+    return f"{name}; {versions}"
+
+
+def cpu_name() -> str:
+    """As Linux knows it, or the architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=int, default=11, help="timed rounds of each case")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "float16"])
+    parser.add_argument("--formats", nargs="+", default=["channels_last", "contiguous_format"])
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--output", type=Path, help="Markdown file to write the table to")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Runs all cases and prints a Markdown table."""
+    args = parse_args()
+    device = torch.device(args.device)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cells = heading(device)
+    lines = [f"{describe_machine(device)}; medians of {args.rounds} rounds.", ""]
+    lines += ["| " + " | ".join(cells) + " |", "|" + " --- |" * len(cells)]
+    print("\n".join(lines), flush=True)
+    formats = [getattr(torch, name) for name in args.formats]
+    for case in all_cases([getattr(torch, name) for name in args.dtypes], formats):
+        lines.append("| " + " | ".join(run_case(case, device, args.rounds)) + " |")
+        print(lines[-1], flush=True)
+    if args.output:
+        args.output.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

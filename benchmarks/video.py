@@ -1,0 +1,226 @@
+"""How fast the demo draws and runs, as ratios measured in one run.
+
+    python benchmarks/video.py --weights model.pth --config-file configs/mrcnn_R101.yaml --video film.mp4
+
+Three questions: how much faster the drawing is than the ``VideoVisualizer`` of the engine in use (with
+``D2_MASKRCNN_ENGINE=installed``, Detectron2's own), how much slower the whole pipeline is than the model alone, and how
+much the memory grows over a long 4K video. Without ``--weights`` the model has random weights.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+import d2_maskrcnn
+from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
+from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.demo.excerpt import Excerpt, Position
+from d2_maskrcnn.demo.frame import Frame
+from d2_maskrcnn.demo.model import Predictor, Resizer
+from d2_maskrcnn.demo.run import Outputs, Work, run_video
+from d2_maskrcnn.demo.video_source import VideoSource
+from d2_maskrcnn.demo.video_writer import VideoWriter
+from d2_maskrcnn.demo.workers import InProcess
+from d2_maskrcnn.detections import Detections
+from d2_maskrcnn.masks import BoxMasks
+from d2_maskrcnn.visualization import Drawer
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.video_visualizer import VideoVisualizer
+
+NAMES = ["person", "car", "dog", "bicycle", "traffic light"]
+SIZES = {"720p": (720, 1280), "4K": (2160, 3840)}
+REPEATS = 7
+
+
+def scene(size: tuple[int, int], count: int, step: int = 0) -> Detections:
+    """``count`` blobs of 6% to 30% of the picture's height, drifting with ``step``."""
+    rng = np.random.default_rng(0)
+    height, width = size
+    sides = rng.uniform(0.06, 0.3, (count, 2)) * height
+    middles = rng.uniform(0, 1, (count, 2)) * (width, height) + step * rng.normal(0, height / 500, (count, 2))
+    boxes = np.concatenate((middles - sides / 2, middles + sides / 2), axis=1)
+    boxes = np.clip(boxes, 0, (width, height, width, height)).astype(np.float32)
+    y, x = np.mgrid[:28, :28] - 13.5
+    lobes = rng.integers(2, 8, (count, 1, 1))
+    radius = 11 + 2 * np.sin(np.arctan2(y, x) * lobes)
+    probabilities = (1 / (1 + np.exp(2 * (np.hypot(x, y) - radius)))).astype(np.float32)
+    keep = (boxes[:, 2] > boxes[:, 0] + 1) & (boxes[:, 3] > boxes[:, 1] + 1)
+    scores, classes = rng.uniform(0.5, 1, count).astype(np.float32), rng.integers(0, len(NAMES), count)
+    return Detections(boxes, scores, classes, size, BoxMasks(boxes, probabilities, size))[keep]
+
+
+def median_seconds(action: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Of ``repeats`` runs after one that is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[1:])
+
+
+def drawing(name: str, count: int) -> tuple[float, float]:
+    """Seconds a frame: the engine's VideoVisualizer, given whole masks, and ours, given small ones."""
+    size = SIZES[name]
+    found = scene(size, count)
+    picture = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    instances = Instances(size, pred_boxes=Boxes(torch.from_numpy(found.boxes)), scores=torch.from_numpy(found.scores))
+    instances.pred_classes = torch.from_numpy(found.classes)
+    instances.pred_masks = torch.from_numpy(np.stack(list(found.masks or [])))
+    metadata = MetadataCatalog.get("video_benchmark").set(thing_classes=NAMES)
+    theirs = VideoVisualizer(metadata)
+    slow = median_seconds(lambda: theirs.draw_instance_predictions(picture, instances).get_image(), 3)
+    drawer = Drawer(NAMES)
+    found.track_ids = np.arange(len(found))
+    fast = median_seconds(lambda: drawer.draw(picture, found))
+    return slow, fast
+
+
+def pipeline(args: argparse.Namespace, folder: Path) -> tuple[float, float, int]:
+    """Seconds a frame: the model alone on frames that are decoded and resized already, and everything; detections."""
+    opts = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", args.weights, *args.opts]
+    cfg = load_config(args.config_file, opts)
+    if not args.weights:
+        torch.manual_seed(0)
+        MaskRCNNCheckpointer(build_model(cfg), str(folder)).save("random")
+        cfg.MODEL.WEIGHTS = str(folder / "random.pth")
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.threshold
+    predictor, resizer = Predictor(cfg), Resizer(cfg)
+    excerpt = Excerpt(end=Position(args.frames, False))
+    frames = [(resizer(frame.picture), frame.size) for frame in VideoSource(args.video, excerpt)]
+    predictor.predict([frames[0][0]], [frames[0][1]])  # the first run sets things up
+
+    begin = time.perf_counter()
+    found = [predictor.predict([picture], [size])[0] for picture, size in frames]
+    alone = (time.perf_counter() - begin) / len(frames)
+
+    source = VideoSource(args.video, excerpt)
+    work = Work(InProcess(predictor), resizer, NAMES, [], threshold=args.threshold, tracking=True)
+    begin = time.perf_counter()
+    done = run_video(source, work, Outputs(video=VideoWriter(folder / "drawn.mp4", source.info)))
+    whole = (time.perf_counter() - begin) / done
+    return alone, whole, round(statistics.mean(len(item) for item in found))
+
+
+class StandIn:
+    """A model that finds 50 things in every 4K frame at once, so that everything but the model can be watched."""
+
+    class_names = NAMES
+
+    def __init__(self) -> None:
+        self._step = 0
+
+    def submit(self, inputs: list[Any], sizes: list[tuple[int, int]]) -> "Future[list[Detections]]":
+        done: Future[list[Detections]] = Future()
+        done.set_result([scene(size, 50, self._step + number) for number, size in enumerate(sizes)])
+        self._step += len(sizes)
+        return done
+
+    def close(self) -> None:
+        pass
+
+
+class MemoryWatch:
+    """Writes frames on and notes the resident memory, in MB, after each."""
+
+    def __init__(self, writer: VideoWriter) -> None:
+        self._writer = writer
+        self.megabytes: list[float] = []
+
+    def write(self, frame: Frame) -> None:
+        self._writer.write(frame)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        self.megabytes.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def memory(folder: Path, frames: int) -> tuple[list[float], float]:
+    """Resident memory after each frame of a 4K video with 50 instances, and seconds a frame."""
+    path = folder / "4k.mp4"
+    write_4k(path, frames)
+    source = VideoSource(str(path))
+    watch = MemoryWatch(VideoWriter(folder / "4k-drawn.mp4", source.info))
+    cfg = load_config("", [])
+    work = Work(StandIn(), Resizer(cfg), NAMES, [], tracking=True)  # type: ignore[arg-type]
+    begin = time.perf_counter()
+    run_video(source, work, Outputs(video=watch))
+    seconds = (time.perf_counter() - begin) / frames
+    with av.open(str(folder / "4k-drawn.mp4")) as container:
+        assert container.streams.video[0].frames == frames
+    return watch.megabytes, seconds
+
+
+def write_4k(path: Path, frames: int) -> None:
+    """A soft gradient that drifts."""
+    height, width = SIZES["4K"]
+    ramp = np.linspace(0, 255, 2 * width).astype(np.uint8)
+    rows = np.linspace(0, 255, height).astype(np.uint8)[:, None]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(25), options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        picture = np.empty((height, width, 3), np.uint8)
+        for index in range(frames):
+            shift = index * 7 % width
+            picture[:, :, 0], picture[:, :, 1], picture[:, :, 2] = ramp[shift : shift + width], rows, 90
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=["drawing", "pipeline", "memory"])
+    parser.add_argument("--config-file", default="configs/mrcnn_R101.yaml")
+    parser.add_argument("--weights", default="")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--video", help="for the pipeline; a 4K video of its own without it")
+    parser.add_argument("--threshold", type=float, default=0.5)
+    parser.add_argument("--frames", type=int, default=20, help="of the pipeline's video")
+    parser.add_argument("--memory-frames", type=int, default=1000)
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])
+    args = parser.parse_args()
+    print(f"engine: {d2_maskrcnn.engine_info()}, {torch.get_num_threads()} threads")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if "drawing" in args.parts:
+            for size, count in (("720p", 10), ("4K", 50)):
+                slow, fast = drawing(size, count)
+                print(
+                    f"drawing {size}, {count} instances: VideoVisualizer {slow:.3f} s, ours {fast * 1e3:.1f} ms, "
+                    f"{slow / fast:.0f} times as fast",
+                    flush=True,
+                )
+        if "pipeline" in args.parts:
+            if not args.video:
+                args.video = str(folder / "film.mp4")
+                write_4k(Path(args.video), args.frames)
+            alone, whole, found = pipeline(args, folder)
+            print(
+                f"pipeline, {found} detections a frame: model alone {alone:.3f} s, everything {whole:.3f} s a frame, "
+                f"{whole / alone - 1:+.1%}",
+                flush=True,
+            )
+        if "memory" in args.parts:
+            seen, seconds = memory(folder, args.memory_frames)
+            print(
+                f"memory, 4K, 50 instances, {1 / seconds:.1f} frames a second: {seen[99]:.0f} MB at frame 100, "
+                f"{seen[-1]:.0f} MB at frame {len(seen)}, at most {max(seen[99:]):.0f} MB in between"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Taps of bins, one bin after the other: what ``embedding_bag`` works on.
+
+Shape shorthand: B boxes of a group, Ph x Pw bins of a box, Ky and Kx taps of a bin along each axis.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from d2_maskrcnn.ops.box_groups import BoxGroup
+
+
+class TapList(NamedTuple):
+    """T taps of S weighted sums of table rows; those of sum i are from ``ends[i]`` to ``ends[i + 1]``."""
+
+    rows: torch.Tensor  # (T,) int32 (int64 where a table is too large)
+    weights: torch.Tensor  # (T,)
+    ends: torch.Tensor  # (S + 1,) dtype of rows
+
+
+def list_taps(groups: Sequence[BoxGroup], dtype: torch.dtype) -> TapList:
+    """The taps of all bins of the groups' boxes; a sum is a bin, a row is a cell.
+
+    Args:
+        groups: of one level.
+        dtype: of the table. Where it is narrower than the weights, each tap is there twice, see :func:`halves`.
+    """
+    first = groups[0]
+    copies = 2 if dtype.itemsize < first.row_weights.dtype.itemsize else 1
+    sizes = [len(group.boxes) * group.taps_per_box * copies for group in groups]
+    rows = first.rows.new_empty(sum(sizes))
+    weights = first.row_weights.new_empty(sum(sizes), dtype=dtype if copies == 2 else None)
+    ends, start = [], 0
+    for group, size in zip(groups, sizes, strict=True):
+        some, bag = slice(start, start + size), group.taps_per_bin * copies
+        fill_outer(torch.add, group.rows, group.columns, rows[some], copies)
+        fill_weights(group, weights[some], copies)
+        ends.append(torch.arange(start, start + size, bag, dtype=rows.dtype, device=rows.device))
+        start += size
+    return TapList(rows, weights, torch.cat([*ends, rows.new_tensor([start])]))
+
+
+def fill_weights(group: BoxGroup, out: torch.Tensor, copies: int) -> None:
+    """Fills ``out`` with the weights of the group's taps, or, for each bin, with both :func:`halves` of them."""
+    product = out if copies == 1 else group.row_weights.new_empty(out.numel() // 2)
+    fill_outer(torch.mul, group.row_weights, group.column_weights, product, 1)
+    if copies == 2:
+        torch.stack(
+            halves(product.view(-1, group.taps_per_bin), out.dtype), dim=1, out=out.view(-1, 2, group.taps_per_bin)
+        )
+
+
+def fill_outer(
+    operation: Callable[..., torch.Tensor], along_y: torch.Tensor, along_x: torch.Tensor, out: torch.Tensor, copies: int
+) -> None:
+    """Fills ``out`` with ``operation`` on all pairs of taps of each bin along y (B, Ph, Ky) and x (B, Pw, Kx)."""
+    (num_boxes, height, taps_y), (_, width, taps_x) = along_y.shape, along_x.shape
+    shape = (num_boxes, height, width, copies, taps_y, taps_x)
+    operation(along_y[:, :, None, None, :, None].expand(shape), along_x[:, None, :, None, None, :], out=out.view(shape))
+
+
+def halves(weights: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two tensors of a narrow ``dtype`` whose sum is ``weights`` to twice that type's precision.
+
+    ``embedding_bag`` wants weights of the table's type but sums in float32, so taking each row twice, once with the
+    rounded weight and once with what the rounding left, keeps interpolation weights from being rounded like features.
+    """
+    high = weights.to(dtype)
+    return high, (weights - high).to(dtype)
+
+
+def split_weights(taps: TapList, dtype: torch.dtype) -> TapList:
+    """The list for a table of type ``dtype``, with each tap there twice if that is narrower than the weights."""
+    if dtype.itemsize >= taps.weights.dtype.itemsize:
+        return taps
+    weights = torch.stack(halves(taps.weights, dtype), dim=1).view(-1)
+    return TapList(torch.stack([taps.rows, taps.rows], dim=1).view(-1), weights, taps.ends * 2)
