@@ -51,6 +51,16 @@ class BoxCoder:
         return torch.stack(boxes, dim=-1).flatten(-2)
 
 
+def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+    """Boxes (..., 4) limited to a picture of (height, width): x to [0, width], y to [0, height].
+
+    ``Boxes.clip`` looks at every value first, for which a GPU has to be waited for; here NaN just stays NaN.
+    """
+    height, width = image_size
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    return torch.stack((x0.clamp(0, width), y0.clamp(0, height), x1.clamp(0, width), y1.clamp(0, height)), dim=-1)
+
+
 def _sizes_and_centres(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     x0, y0, x1, y1 = boxes.unbind(-1)
     width, height = x1 - x0, y1 - y0

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from d2_maskrcnn.modeling.box_coding import clip_boxes
 from d2_maskrcnn.modeling.stages import active_stages
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
@@ -50,8 +51,7 @@ def _select(
     scores = probabilities[:, :-1]  # (R, K)
     valid = boxes.isfinite().flatten(1).all(1) & probabilities.isfinite().all(1)  # (R,)
     roi, classes = ((scores > settings.score_thresh) & valid[:, None]).nonzero(as_tuple=True)  # each (Q,)
-    candidate_boxes = Boxes(boxes[roi, 0 if boxes.shape[1] == 1 else classes])
-    candidate_boxes.clip(image_size)
+    candidate_boxes = Boxes(clip_boxes(boxes[roi, 0 if boxes.shape[1] == 1 else classes], image_size))
     scores = scores[roi, classes]
     keep = batched_nms(candidate_boxes.tensor.float(), scores.float(), classes, settings.nms_thresh)
     if settings.topk >= 0:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from d2_maskrcnn.modeling.box_coding import BoxCoder
+from d2_maskrcnn.modeling.box_coding import BoxCoder, clip_boxes
 from d2_maskrcnn.modeling.stages import Stages, active_stages
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
@@ -103,8 +103,7 @@ def _suppress(
     settings: ProposalSettings,
     stages: Stages | None,
 ) -> Instances:
-    boxes = Boxes(candidates.boxes[index].clone())
-    boxes.clip(image_size)
+    boxes = Boxes(clip_boxes(candidates.boxes[index], image_size))
     usable = (valid & boxes.nonempty(settings.min_size)).nonzero().flatten()
     boxes, logits, levels = boxes[usable], candidates.logits[index][usable], candidates.levels[usable]
     keep = batched_nms(boxes.tensor.float(), logits.float(), levels, settings.nms_thresh)[: settings.post_nms_topk]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.box_coding import BoxCoder
 from d2_maskrcnn.modeling.box_head import BoxPredictor
 from d2_maskrcnn.modeling.detections import DetectionSettings, select_detections
@@ -320,6 +321,11 @@ def _foreground_with_masks(rois: Instances, target: Instances, num_classes: int)
     """Only the foreground regions; their masks are fetched here, not for the background."""
     foreground = rois[rois.gt_classes < num_classes]
     if len(foreground) > 0:
+        if not target.has("gt_masks"):
+            raise UserError(
+                "the annotations have no masks (gt_masks), which the mask head needs: give each a segmentation, or set "
+                "MODEL.MASK_ON to False"
+            )
         foreground.gt_masks = target.gt_masks[foreground.gt_index]
     return foreground
 

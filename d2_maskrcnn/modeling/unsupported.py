@@ -30,7 +30,7 @@ def config_value(cfg: CfgNode, key: str) -> Any:
     return cfg
 
 
-def require(cfg: CfgNode, key: str, supported: Collection[Any], hint: str = "") -> Any:
+def require(cfg: CfgNode, key: str, supported: Collection[Any]) -> Any:
     """The value under ``key`` if it is one of ``supported``.
 
     Raises:
@@ -39,9 +39,7 @@ def require(cfg: CfgNode, key: str, supported: Collection[Any], hint: str = "") 
     value = config_value(cfg, key)
     if value not in supported:
         expected = ", ".join(repr(choice) for choice in supported)
-        raise UserError(
-            f"{key} is {value!r}, which this model does not support: expected {expected}. {hint}".rstrip(" .")
-        )
+        raise UserError(f"{key} is {value!r}, which this model does not support: expected {expected}")
     return value
 
 
@@ -73,6 +71,8 @@ def refuse_unsupported(cfg: CfgNode) -> None:
     for key, meaning in _OFF.items():
         if config_value(cfg, key):
             raise UserError(f"{key} is True, but this model has no {meaning}: set it to False")
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
+        raise UserError(f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: expected 1 or more")
     if cfg.VIS_PERIOD > 0:
         raise UserError(f"VIS_PERIOD is {cfg.VIS_PERIOD}, but this model draws no pictures while training: set it to 0")
 

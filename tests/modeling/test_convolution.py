@@ -1,0 +1,169 @@
+import copy
+import pickle
+
+import pytest
+import torch
+
+from d2_maskrcnn.modeling.convolution import ConvNorm
+from detectron2.layers import FrozenBatchNorm2d
+
+
+def randomised(norm, relu=False, **options):
+    torch.manual_seed(0)
+    layer = ConvNorm(4, 32, 3, norm=norm, relu=relu, **options)
+    if norm in ("BN", "FrozenBN"):
+        layer.norm.running_mean.normal_()
+        layer.norm.running_var.uniform_(0.5, 2.0)
+        with torch.no_grad():
+            layer.norm.weight.normal_(1.0, 0.2)
+            layer.norm.bias.normal_()
+    return layer
+
+
+def by_hand(layer, x, residual=None):
+    """The layer's parts one after the other."""
+    x = torch.nn.functional.conv2d(
+        x, layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups
+    )
+    x = x if layer.norm is None else layer.norm(x)
+    x = x if residual is None else x + residual
+    return x.relu() if layer.relu else x
+
+
+@pytest.mark.parametrize("norm", ["", "FrozenBN", "BN", "GN"])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_same_as_its_parts(norm, relu, grad):
+    layer = randomised(norm, relu, stride=2).eval()
+    x = torch.randn(2, 4, 9, 7)
+    residual = torch.randn(2, 32, 5, 4)
+    with torch.set_grad_enabled(grad):
+        torch.testing.assert_close(
+            layer(x, residual=residual.clone()), by_hand(layer, x, residual), rtol=1e-5, atol=1e-5
+        )
+    assert layer.bias is None if norm else layer.bias is not None
+
+
+def test_dilation_and_groups_keep_the_size():
+    layer = ConvNorm(4, 8, 3, dilation=2, groups=2, norm="BN").eval()
+    assert layer(torch.zeros(1, 4, 6, 5)).shape == (1, 8, 6, 5)
+
+
+def change_by_loading(layer):
+    layer.load_state_dict({name: tensor * 1.5 for name, tensor in layer.state_dict().items()})
+
+
+def change_by_optimizer(layer):
+    layer.weight.grad = torch.ones_like(layer.weight)
+    torch.optim.SGD([layer.weight], lr=0.1).step()
+
+
+def change_by_replacing(layer):
+    layer.weight = torch.nn.Parameter(layer.weight.detach() * 2)
+
+
+def change_statistics(layer):
+    layer.norm.running_mean.add_(1.0)
+
+
+def change_by_training(layer):
+    layer.train()(torch.randn(2, 4, 5, 5))
+    layer.eval()
+
+
+def change_by_dtype(layer):
+    layer.double().float()
+    layer.weight.data.mul_(2)  # an in-place change that no version counter sees, but `double` has dropped the cache
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_by_loading,
+        change_by_optimizer,
+        change_by_replacing,
+        change_statistics,
+        change_by_training,
+        change_by_dtype,
+    ],
+)
+def test_folded_weights_follow_the_weights(change):
+    layer = randomised("BN").eval()
+    x = torch.randn(1, 4, 5, 5)
+    with torch.no_grad():
+        before = layer(x)
+    change(layer)
+    with torch.no_grad():
+        after = layer(x)
+        torch.testing.assert_close(after, by_hand(layer, x), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(before, after)
+
+
+def test_weights_are_folded_once():
+    layer = randomised("FrozenBN").eval()
+    with torch.no_grad():
+        layer(torch.zeros(1, 4, 5, 5))
+        first = layer._cache[1][0]
+        layer(torch.zeros(1, 4, 5, 5))
+    assert layer._cache[1][0] is first
+    layer.train()
+    assert layer._cache is None
+
+
+def test_frozen_layers_are_folded_in_training_too():
+    layer = randomised("FrozenBN").requires_grad_(False).train()
+    layer(torch.zeros(1, 4, 5, 5))
+    assert layer._cache is not None
+
+
+def test_inference_mode():
+    layer = randomised("FrozenBN").eval()
+    x = torch.randn(1, 4, 5, 5)
+    with torch.inference_mode():
+        inside = layer(x)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), inside.clone(), rtol=0, atol=0)
+    x.requires_grad_()
+    layer(x).sum().backward()  # what was folded in inference mode must not be used here
+    assert layer.weight.grad is not None
+    with torch.inference_mode():
+        born_there = randomised("FrozenBN").eval()
+        born_there(torch.zeros(1, 4, 5, 5))
+    assert born_there._cache is None
+
+
+def test_copies_do_not_carry_folded_weights():
+    layer = randomised("FrozenBN").eval()
+    x = torch.randn(1, 4, 5, 5)
+    with torch.no_grad():
+        expected = layer(x)
+        for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert twin._cache is None
+            assert torch.equal(twin(x), expected)
+    assert list(layer.state_dict()) == ["weight", "norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"]
+
+
+@pytest.mark.parametrize("norm", ["", "FrozenBN", "BN", "GN"])
+def test_no_regions_give_gradients_of_zero(norm):
+    layer = randomised(norm, relu=True).train()
+    layer(torch.zeros(0, 4, 5, 5)).sum().backward()
+    for parameter in layer.parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() == 0
+
+
+def test_conversion_to_frozen_norm_is_noticed():
+    layer = randomised("BN").eval()
+    x = torch.randn(1, 4, 5, 5)
+    with torch.no_grad():
+        expected = layer(x)
+        FrozenBatchNorm2d.convert_frozen_batchnorm(layer)
+        assert isinstance(layer.norm, FrozenBatchNorm2d)
+        torch.testing.assert_close(layer.train()(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients():
+    for norm in ("", "FrozenBN", "BN"):
+        layer = randomised(norm, relu=True).double().eval()
+        x = torch.randn(1, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+        residual = torch.randn(1, 32, 3, 3, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x, r, layer=layer: layer(x, residual=r), (x, residual))

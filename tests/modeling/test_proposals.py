@@ -1,0 +1,100 @@
+import pytest
+import torch
+
+from d2_maskrcnn.modeling import record_stages
+from d2_maskrcnn.modeling.box_coding import BoxCoder
+from d2_maskrcnn.modeling.proposals import ProposalSettings, select_proposals
+
+CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))
+ANCHORS = [
+    torch.tensor(
+        [[0.0, 0.0, 10.0, 10.0], [1.0, 0.0, 11.0, 10.0], [20.0, 20.0, 30.0, 30.0], [-50.0, -50.0, -40.0, -40.0]]
+    ),
+    torch.tensor([[0.0, 0.0, 10.0, 10.0], [25.0, 25.0, 60.0, 60.0]]),
+]
+LOGITS = [torch.tensor([[3.0, 2.0, 1.0, 5.0]]), torch.tensor([[4.0, 0.5]])]
+
+
+def select(logits=None, deltas=None, training=False, **settings):
+    logits = LOGITS if logits is None else logits
+    deltas = [torch.zeros(*level.shape, 4) for level in logits] if deltas is None else deltas
+    settings = ProposalSettings(
+        **{"pre_nms_topk": 10, "post_nms_topk": 10, "nms_thresh": 0.7, "min_size": 0, **settings}
+    )
+    return select_proposals(ANCHORS, logits, deltas, [(40, 50)], CODER, settings, training)[0]
+
+
+def test_nothing_is_left():
+    found = select(min_size=100)
+    assert len(found) == 0 and found.proposal_boxes.tensor.shape == (0, 4) and found.objectness_logits.shape == (0,)
+
+
+def test_clipped_sorted_and_suppressed_by_level():
+    found = select()
+    # The anchor outside the picture is gone, its neighbour (IoU 9/11) suppressed, the other level's twin kept.
+    assert found.objectness_logits.tolist() == [4.0, 3.0, 1.0, 0.5]
+    assert found.proposal_boxes.tensor.tolist()[-1] == [25.0, 25.0, 50.0, 40.0]
+    assert found.image_size == (40, 50)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scores"),
+    [
+        ({"nms_thresh": 0.9}, [4.0, 3.0, 2.0, 1.0, 0.5]),
+        ({"post_nms_topk": 2}, [4.0, 3.0]),
+        ({"pre_nms_topk": 1}, [4.0]),  # the first level's best one lies outside the picture
+        ({"min_size": 10}, [0.5]),  # both sides must exceed it
+        ({"min_size": 9.9}, [4.0, 3.0, 1.0, 0.5]),
+    ],
+)
+def test_settings(settings, scores):
+    assert select(**settings).objectness_logits.tolist() == scores
+
+
+def test_deltas_move_the_boxes():
+    deltas = [torch.zeros(1, 4, 4), torch.zeros(1, 2, 4)]
+    deltas[0][0, 2] = torch.tensor([0.5, 0.0, 0.0, 0.0])  # half a width to the right
+    assert [25.0, 20.0, 35.0, 30.0] in select(deltas=deltas).proposal_boxes.tensor.tolist()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("where", ["logits", "deltas"])
+def test_not_finite(value, where):
+    logits, deltas = [level.clone() for level in LOGITS], [torch.zeros(1, 4, 4), torch.zeros(1, 2, 4)]
+    if where == "logits":
+        logits[0][0, 0] = value
+    else:
+        deltas[0][0, 0, 0] = value
+    found = select(logits, deltas)
+    assert found.objectness_logits.tolist() == [4.0, 2.0, 1.0, 0.5]
+    with pytest.raises(FloatingPointError, match="diverged"):
+        select(logits, deltas, training=True)
+
+
+def test_decoding_only_the_best_changes_nothing():
+    """Against decoding all anchors first."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(300, 2, generator=generator) * 200
+    anchors = [torch.cat((corner, corner + 40), dim=1)]
+    logits, deltas = torch.randn(2, 300, generator=generator), 0.2 * torch.randn(2, 300, 4, generator=generator)
+    settings = ProposalSettings(50, 50, 1.0, 0)
+    found = select_proposals(anchors, [logits], [deltas], [(220, 220)] * 2, CODER, settings, False)
+    for i in range(2):
+        boxes = CODER.decode(deltas[i], anchors[0]).clamp(0, 220)
+        order = logits[i].argsort(descending=True)[:50]
+        torch.testing.assert_close(found[i].proposal_boxes.tensor, boxes[order])
+
+
+def test_no_gradient_flows():
+    logits = [level.clone().requires_grad_() for level in LOGITS]
+    assert not select(logits).objectness_logits.requires_grad
+
+
+def test_recorded():
+    with record_stages() as stages:
+        found = select(post_nms_topk=2)
+    assert [index.tolist() for index in stages.topk_anchors] == [[[3, 0, 1, 2]], [[0, 1]]]
+    assert stages.topk_boxes[0][0, 0].tolist() == [-50.0, -50.0, -40.0, -40.0]  # not clipped yet
+    assert len(stages.clipped_proposals[0]) == 5
+    assert torch.equal(stages.proposals[0].proposal_boxes.tensor, found.proposal_boxes.tensor)
+    assert stages.proposals[0].level.tolist() == [1, 0] and stages.proposals[0].anchor.tolist() == [0, 0]
