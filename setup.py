@@ -10,7 +10,8 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "d2_maskrcnn/__init__.py"
 
 # Videos through FFmpeg (PyAV brings it along), and the assignment solver of the tracking.
 DEMO = ["av>=13", "scipy>=1.11"]
-TEST = [*DEMO, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-tabulate"]
+WANDB = ["wandb>=0.19"]  # training logs to Weights & Biases
+TEST = [*DEMO, *WANDB, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-tabulate"]
 
 setup(
     name="d2_maskrcnn",
@@ -41,5 +42,5 @@ setup(
         "tensorboard>=2.16",
         "matplotlib>=3.7",
     ],
-    extras_require={"demo": DEMO, "test": TEST},
+    extras_require={"demo": DEMO, "test": TEST, "wandb": WANDB},
 )

@@ -76,6 +76,28 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     node.EMA.ENABLED = False
     node.EMA.DECAY = 0.9998
 
+    # Weights & Biases (pip install "d2_maskrcnn[wandb]"). Where it is missing or unreachable, training goes on without.
+    node.WANDB = CfgNode()
+    node.WANDB.ENABLED = False
+    node.WANDB.PROJECT = "d2_maskrcnn"
+    node.WANDB.ENTITY = ""
+    node.WANDB.NAME = ""
+    node.WANDB.GROUP = ""
+    node.WANDB.TAGS = []
+    node.WANDB.NOTES = ""
+    # "online", "offline" (files only; `wandb sync` sends them later) or "disabled".
+    node.WANDB.MODE = "online"
+    # Folder of the run's files; OUTPUT_DIR if empty.
+    node.WANDB.DIR = ""
+    # The best checkpoint as an artifact: "none", "end" (once, when training ends) or "all" (each new best).
+    node.WANDB.LOG_MODEL = "end"
+    # Histograms of "gradients", "parameters" or "all" every WATCH_PERIOD iterations; "" for none.
+    node.WANDB.WATCH = ""
+    node.WANDB.WATCH_PERIOD = 1000
+    # Pictures of the first test set at each evaluation, with predictions of at least this score.
+    node.WANDB.NUM_PICTURES = 8
+    node.WANDB.SCORE_THRESHOLD = 0.5
+
 
 def use_d2_maskrcnn_components(cfg: CfgNode) -> None:
     """Replaces Detectron2's component names in ``cfg`` by this plugin's, in place.

@@ -5,7 +5,7 @@ import logging
 import math
 from typing import Any
 
-from d2_maskrcnn.engine.validation import shared_metric
+from d2_maskrcnn.engine.validation import evaluation_is_due, shared_metric
 from d2_maskrcnn.errors import UserError
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -39,14 +39,9 @@ class MetricHook(HookBase):
         self.best_iter = -1
         self.last_iter = -1  # of the value that was looked at last
 
-    def is_due(self) -> bool:
-        """Whether an evaluation comes in this iteration."""
-        done, period = self.trainer.iter + 1, self.trainer.cfg.TEST.EVAL_PERIOD
-        return done == self.trainer.max_iter or (period > 0 and done % period == 0)
-
     def after_step(self) -> None:
         """Looks at the metric if there is a new value."""
-        if not self.is_due():
+        if not evaluation_is_due(self.trainer):
             return
         found = shared_metric(self.trainer, self.metric)
         if found is None:

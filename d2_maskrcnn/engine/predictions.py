@@ -9,12 +9,14 @@ import torch
 from PIL import Image
 from pycocotools import mask as mask_util
 from torch import nn
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
 from d2_maskrcnn.data import MaskRCNNMapper
+from d2_maskrcnn.detections import Detections
+from d2_maskrcnn.masks import CropMasks
+from d2_maskrcnn.visualization import Drawer
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import inference_context
 from detectron2.structures import Instances
 
@@ -48,18 +50,17 @@ def draw_predictions(
     with inference_context(model), torch.no_grad():
         for record in DatasetCatalog.get(dataset_name)[:count]:
             found = model([mapper(record)])[0]["instances"].to("cpu")
-            with Image.open(record["file_name"]) as file:
-                picture = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)  # (3, H, W) uint8
-            left = _draw(picture, *_annotated(record), names)
-            right = _draw(picture, *_detected(found, threshold), names)
+            picture = read_image(record["file_name"], "BGR")  # (H, W, 3) uint8
+            left = _draw(picture, *annotated(record), names)
+            right = _draw(picture, *detected(found, threshold), names)
             path = folder / f"{Path(record['file_name']).stem}.jpg"
-            to_pil_image(torch.cat([left, right], dim=2)).save(path, quality=90)
+            Image.fromarray(np.concatenate([left, right], axis=1)[:, :, ::-1]).save(path, quality=90)
             written.append(path)
     logger.info("Wrote %d pictures (annotation left, prediction right) to %s", len(written), folder)
     return written
 
 
-def _annotated(record: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, list[int], list[float]]:
+def annotated(record: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, list[int], list[float]]:
     """Boxes (N, 4) XYXY in the picture's pixels, masks (N, H, W) bool, classes and scores (1 for annotations)."""
     annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
     boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
@@ -76,28 +77,31 @@ def _decode(segmentation: Any, size: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(mask_util.decode(segmentation)).bool()
 
 
-def _detected(found: Instances, threshold: float) -> tuple[torch.Tensor, torch.Tensor, list[int], list[float]]:
+def detected(found: Instances, threshold: float) -> tuple[torch.Tensor, torch.Tensor, list[int], list[float]]:
+    """The same of what a model found with at least the score ``threshold``, in the picture's frame."""
     found = found[found.scores >= threshold]
     return found.pred_boxes.tensor, found.pred_masks, found.pred_classes.tolist(), found.scores.tolist()
 
 
 def _draw(
-    picture: torch.Tensor,
+    picture: np.ndarray,
     boxes: torch.Tensor,
     masks: torch.Tensor,
     classes: list[int],
     scores: list[float],
     names: list[str] | None,
-) -> torch.Tensor:
-    """Draws on a copy of ``picture`` ((3, H, W) uint8 RGB), enlarged to ``MIN_SIDE`` where it is smaller."""
-    scale = max(1, round(MIN_SIDE / min(picture.shape[1:])))
-    picture = picture.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    if not classes:
-        return picture
-    masks = masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    colours = [COLOURS[c % len(COLOURS)] for c in classes]
-    labels = [
-        (names[c] if names else str(c)) + (f" {s:.0%}" if s < 1 else "") for c, s in zip(classes, scores, strict=True)
-    ]
-    picture = draw_segmentation_masks(picture, masks, alpha=0.45, colors=colours)
-    return draw_bounding_boxes(picture, boxes * scale, labels=labels, colors=colours, width=2)
+) -> np.ndarray:
+    """Draws on a copy of ``picture`` ((H, W, 3) uint8 BGR), enlarged towards ``MIN_SIDE`` where it is smaller."""
+    scale = max(1, round(MIN_SIDE / min(picture.shape[:2])))
+    picture = picture.repeat(scale, 0).repeat(scale, 1)
+    size = picture.shape[:2]
+    large = masks.numpy().repeat(scale, 1).repeat(scale, 2)
+    found = Detections(
+        boxes.numpy() * scale,
+        np.array(scores, np.float32),
+        np.array(classes, np.int64),
+        size,
+        CropMasks.from_pictures(large, size),
+    )
+    Drawer(names or ()).draw(picture, found)
+    return picture

@@ -25,13 +25,15 @@ from d2_maskrcnn.engine.predictions import draw_predictions
 from d2_maskrcnn.engine.randomness import choose_seed
 from d2_maskrcnn.engine.step import TrainStep
 from d2_maskrcnn.engine.validation import Evaluate, validation_losses
+from d2_maskrcnn.engine.wandb_logging import WandbResults, WandbWriter
+from d2_maskrcnn.engine.wandb_session import WandbSession, check_wandb_config
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import COCOEvaluator, verify_results
 from detectron2.utils import comm
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, EventWriter
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +75,9 @@ class Trainer(DefaultTrainer):
         self.average = WeightAverage(model, ema.DECAY) if ema.ENABLED else None
         states = {"ema": self.average} if self.average else {}
         self.checkpointer = build_checkpointer(self.cfg, model, trainer=weakref.proxy(self), **states)
+        use_wandb = check_wandb_config(self.cfg) and comm.is_main_process()
+        self.wandb_session = WandbSession(self.cfg) if use_wandb else None
+        self.resumed = False
         self.register_hooks(self.build_hooks())
 
     @classmethod
@@ -101,12 +106,18 @@ class Trainer(DefaultTrainer):
             hooks.LRScheduler(),
             self._build_precise_bn_hook() if cfg.TEST.PRECISE_BN.ENABLED else None,
             UpdateAverage(self.average) if self.average else None,
-            Evaluate(cfg.TEST.EVAL_PERIOD, self._evaluate) if cfg.DATASETS.TEST else None,
+            Evaluate(self._evaluate) if cfg.DATASETS.TEST else None,
             *(_judges(cfg) if cfg.DATASETS.TEST else []),
             _SaveCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
             _DrawPredictions() if is_main else None,
+            WandbResults(self.wandb_session) if self.wandb_session else None,
             hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
         ]
+
+    def build_writers(self) -> list[EventWriter]:
+        """W&B where it is switched on, then Detectron2's: terminal, ``metrics.json``, TensorBoard."""
+        own = [WandbWriter(self.wandb_session)] if self.wandb_session else []
+        return [*own, *super().build_writers()]
 
     def _build_precise_bn_hook(self) -> HookBase:
         loader = build_resumable_train_loader(self.cfg, self.seed)
@@ -153,6 +164,7 @@ class Trainer(DefaultTrainer):
                 "add --resume to go on with it, or name another folder (OUTPUT_DIR path)."
             )
         super().resume_or_load(resume)
+        self.resumed = resume
         if self.average is not None and self.average.updates == 0:
             self.average.restart()  # from the weights that were loaded, not from those the model was made with
         self._trainer.seed = self.seed  # of the checkpoint, where there was one
@@ -179,7 +191,11 @@ class Trainer(DefaultTrainer):
                     self.after_step()
                     self.iter += 1
             finally:
-                self.after_train()  # self.iter == self.max_iter tells the hooks that training came to its end
+                try:
+                    self.after_train()  # self.iter == self.max_iter tells the hooks that training came to its end
+                finally:
+                    if self.wandb_session is not None:
+                        self.wandb_session.finish()
         if self.iter < self.max_iter:
             self._save_and_leave()
         results = getattr(self, "_last_eval_results", None)

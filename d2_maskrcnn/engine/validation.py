@@ -66,25 +66,24 @@ def _losses_on(cfg: CfgNode, model: Any, dataset_name: str) -> dict[str, float]:
 
 
 class Evaluate(HookBase):
-    """Calls a function every ``period`` iterations and in the last one, and puts what it returns into the storage.
+    """Calls a function every ``TEST.EVAL_PERIOD`` iterations and in the last one, and puts what it returns into the
+    storage.
 
     Unlike Detectron2's ``EvalHook``, the last evaluation comes within the last iteration: whatever follows from it
     (best model, patience) is known before ``model_final`` is saved. It belongs in front of the hooks that save.
 
     Args:
-        period: 0 evaluates at the end only.
         function: returns a nested dict of numbers; called by every process, and must return numbers in the main one.
     """
 
-    def __init__(self, period: int, function: Callable[[], Mapping[str, Any]]) -> None:
-        self.period = period
+    trainer: Any
+
+    def __init__(self, function: Callable[[], Mapping[str, Any]]) -> None:
         self.function = function
-        self.last_iter: int | None = None
 
     def after_step(self) -> None:
         """Evaluates if it is time."""
-        done = self.trainer.iter + 1
-        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
+        if evaluation_is_due(self.trainer):
             self._evaluate()
 
     def after_train(self) -> None:
@@ -96,8 +95,13 @@ class Evaluate(HookBase):
         results = flatten_results_dict(dict(self.function()))
         for name, value in results.items():
             self.trainer.storage.put_scalar(name, float(value), smoothing_hint=False)
-        self.last_iter = self.trainer.iter
         comm.synchronize()
+
+
+def evaluation_is_due(trainer: Any) -> bool:
+    """Whether an evaluation comes in the present iteration: every ``TEST.EVAL_PERIOD``, and in the last one."""
+    done, period = trainer.iter + 1, trainer.cfg.TEST.EVAL_PERIOD
+    return done == trainer.max_iter or (period > 0 and done % period == 0)
 
 
 def shared_metric(trainer: Any, name: str) -> tuple[float, int] | None:

@@ -17,7 +17,7 @@ def test_factor(tiny_cfg, caplog, optimizer, reference, factor):
     )  # fmt: skip
     with caplog.at_level(logging.INFO):
         scaled = scale_learning_rate(cfg)
-    assert scaled.SOLVER.BASE_LR == pytest.approx(0.02 * factor)
+    assert pytest.approx(0.02 * factor) == scaled.SOLVER.BASE_LR
     assert scaled.is_frozen() and cfg.SOLVER.BASE_LR == 0.02
     assert scale_learning_rate(scaled) is scaled
     assert ("chosen for batches of" in caplog.text) == (factor != 1.0)

@@ -1,0 +1,172 @@
+"""A run of Weights & Biases (https://docs.wandb.ai) that goes on when the training does, and never stops it."""
+
+import json
+import logging
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from d2_maskrcnn.checkpoint.atomic import atomic_write_text
+from d2_maskrcnn.errors import UserError
+from detectron2.config import CfgNode
+
+CHOICES = {
+    "MODE": ("online", "offline", "disabled"),
+    "LOG_MODEL": ("none", "end", "all"),
+    "WATCH": ("", "gradients", "parameters", "all"),
+}
+STATE_FILE = "wandb_run.json"  # in OUTPUT_DIR: the run's id, and the last step that was given to it
+INIT_SECONDS = 30  # to reach the server, before the run is recorded offline instead
+
+logger = logging.getLogger(__name__)
+
+
+def check_wandb_config(cfg: CfgNode) -> bool:
+    """Whether the config asks for Weights & Biases.
+
+    Raises:
+        UserError: a key of ``D2_MASKRCNN.WANDB`` has a value that it cannot have.
+    """
+    node = cfg.D2_MASKRCNN.WANDB
+    for key, choices in CHOICES.items():
+        if node[key] not in choices:
+            expected = ", ".join(repr(choice) for choice in choices)
+            raise UserError(f"D2_MASKRCNN.WANDB.{key} is {node[key]!r}; expected one of {expected}.")
+    return bool(node.ENABLED and node.MODE != "disabled")
+
+
+class WandbSession:
+    """One run, in the main process. Where W&B is missing or fails, a line says so and nothing is logged from then on.
+
+    Steps never go back and none is given twice: those up to the last one of the killed process are left out, whose
+    numbers were the same.
+
+    Args:
+        cfg: the whole config; it is sent along.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg, self.node = cfg, cfg.D2_MASKRCNN.WANDB
+        self.run: Any = None
+        self.wandb: Any = None
+        self.exit_code = 0
+        self._state_file = Path(cfg.OUTPUT_DIR) / STATE_FILE
+        self.given_before = -1  # the last step that earlier processes gave
+        self._last_step = -1
+
+    def start(self, resumed: bool) -> None:
+        """Starts a run, or with ``resumed`` goes on with the one of this ``OUTPUT_DIR``."""
+        try:
+            import wandb
+        except ImportError as error:
+            logger.error("W&B: not installed (%s): training goes on without. pip install wandb", error)
+            return
+        self.wandb = wandb
+        state = self._read_state() if resumed else {}
+        self.given_before = self._last_step = state.get("last_step", -1)
+        run_id = state.get("id") or secrets.token_hex(4)
+        self._try("starting the run", lambda: self._init(run_id))
+        if self.run is not None:
+            logger.info("W&B: run %s (%s), files in %s", run_id, self.run.settings.mode, self.run.dir)
+            self._try("noting the run", self._write_state)
+
+    def _init(self, run_id: str) -> None:
+        try:
+            self.run = self._init_with_mode(run_id, self.node.MODE)
+        except self._failures() as error:
+            if self.node.MODE != "online":
+                raise
+            reason = " ".join(str(error).split())
+            logger.warning("W&B: no connection (%s): recording offline; send it later with `wandb sync`", reason)
+            self.wandb.teardown()  # its service still holds the run's id
+            self.run = self._init_with_mode(run_id, "offline")
+
+    def _init_with_mode(self, run_id: str, mode: str) -> Any:
+        node = self.node
+        folder = Path(node.DIR or self.cfg.OUTPUT_DIR)
+        folder.mkdir(parents=True, exist_ok=True)
+        seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS))
+        return self.wandb.init(
+            id=run_id,
+            resume="allow",
+            mode=mode,
+            dir=str(folder),
+            project=node.PROJECT or None,
+            entity=node.ENTITY or None,
+            name=node.NAME or None,
+            group=node.GROUP or None,
+            tags=list(node.TAGS) or None,
+            notes=node.NOTES or None,
+            config=yaml.safe_load(self.cfg.dump()),
+            settings=self.wandb.Settings(init_timeout=seconds, silent=True, console="off"),
+        )
+
+    def _read_state(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._state_file.read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return {}
+
+    def _write_state(self) -> None:
+        atomic_write_text(self._state_file, json.dumps({"id": self.run.id, "last_step": self._last_step}))
+
+    def log(self, values: dict[str, Any], step: int, complete: bool = False) -> None:
+        """Gives ``values`` of an iteration to the run.
+
+        Args:
+            complete: nothing more will come for this step, so it can be sent.
+        """
+        if self.run is None or not values or step <= self.given_before or step < self._last_step:
+            return
+        if step > self._last_step:
+            # Noted before it is given: a process that is killed in between loses a step rather than giving it twice.
+            self._last_step = step
+            self._try("noting the step", self._write_state)
+        self._try("logging", lambda: self.run.log(values, step=step, commit=complete))
+
+    def log_model(self, path: Path, metric: dict[str, Any]) -> None:
+        """Uploads a checkpoint as an artifact with the alias ``best``."""
+        if self.run is None or not path.is_file():
+            return
+
+        def upload() -> None:
+            artifact = self.wandb.Artifact(f"model-{self.run.id}", type="model", metadata=metric)
+            artifact.add_file(str(path), skip_cache=True)
+            self.run.log_artifact(artifact, aliases=["best"])
+
+        self._try("uploading the best checkpoint", upload)
+
+    def watch(self, model: Any) -> None:
+        """Histograms of weights or gradients, where ``WATCH`` asks for them."""
+        if self.run is not None and self.node.WATCH:
+            self._try("watching", lambda: self.run.watch(model, log=self.node.WATCH, log_freq=self.node.WATCH_PERIOD))
+
+    def finish(self) -> None:
+        """Ends the run: as failed if an exception is on its way through the caller."""
+        if self.run is None:
+            return
+        code = 1 if sys.exc_info()[0] is not None else self.exit_code
+        self._try("finishing", lambda: self.run.finish(exit_code=code))
+        self.run = None
+
+    def _try(self, what: str, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except self._failures() as error:
+            self.run = None
+            reason = " ".join(str(error).split())
+            logger.error("W&B: %s failed (%s: %s): training goes on without", what, type(error).__name__, reason)
+
+    def _failures(self) -> tuple[type[Exception], ...]:
+        """What W&B raises: its own errors, those of the connection to its own process, and those of files."""
+        from wandb.sdk import mailbox
+
+        modules = (mailbox, getattr(mailbox, "mailbox_handle", mailbox))
+        kinds = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
+        connection = [kind for kind in kinds if issubclass(kind, Exception)]
+        return (self.wandb.Error, OSError, ValueError, TypeError, RuntimeError, UserError, *connection)

@@ -1,0 +1,226 @@
+"""Trainings that log to Weights & Biases offline; what they logged is read back from the run's own files."""
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import pytest
+
+from d2_maskrcnn.errors import UserError
+
+wandb = pytest.importorskip("wandb")
+pytest.importorskip("wandb.proto.wandb_internal_pb2")
+
+BLOCK = 32768  # a .wandb file is a log of LevelDB's format: blocks with records in one or several fragments
+SETTINGS = ["D2_MASKRCNN.WANDB.ENABLED", True, "D2_MASKRCNN.WANDB.MODE", "offline", "D2_MASKRCNN.WANDB.NUM_PICTURES", 2]
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch, tmp_path):
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "wandb-cache"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+
+
+def records(path):
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, fragments = path.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while position + 7 <= len(data):
+        if BLOCK - position % BLOCK < 7:
+            position += BLOCK - position % BLOCK
+            continue
+        _checksum, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        fragments += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # the whole of a record, or its last fragment
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(fragments)
+            fragments = b""
+            yield record
+
+
+def read_runs(folder):
+    """Of each process's run: id, config, steps with their values, artifacts, exit code."""
+    runs = []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        run = {"config": {}, "steps": [], "artifacts": [], "exit": None, "folder": path.parent}
+        for record in records(path):
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                run |= {"id": record.run.run_id, "project": record.run.project, "group": record.run.run_group}
+                run["tags"] = list(record.run.tags)
+                run["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            elif kind == "history":
+                values = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+                run["steps"].append((record.history.step.num, values))
+            elif kind == "artifact":
+                run["artifacts"].append(record.artifact)
+            elif kind == "exit":
+                run["exit"] = record.exit.exit_code
+        runs.append(run)
+    return runs
+
+
+def finished_runs(folder):
+    """The runs, once the last one's files are complete: W&B's own process writes their end."""
+    deadline = time.monotonic() + 20
+    while (runs := read_runs(folder))[-1]["exit"] is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return runs
+
+
+def test_what_is_logged(trainer_of, tmp_path):
+    trainer = trainer_of(
+        *SETTINGS, "SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 2, "D2_MASKRCNN.WANDB.TAGS", "['a','b']",
+        "D2_MASKRCNN.WANDB.GROUP", "g", "D2_MASKRCNN.WANDB.PROJECT", "shapes",
+        "D2_MASKRCNN.BEST_CHECKPOINT.METRIC", "validation/total_loss", "D2_MASKRCNN.BEST_CHECKPOINT.MODE", "min",
+    )  # fmt: skip
+    trainer.train()
+    (run,) = finished_runs(tmp_path / "out")
+    assert (run["project"], run["group"], run["tags"]) == ("shapes", "g", ["a", "b"])
+    assert run["config"]["SOLVER"]["MAX_ITER"] == 4
+    assert run["exit"] == 0
+    steps = [step for step, _ in run["steps"]]
+    assert steps == sorted(set(steps))
+
+    values = {}
+    for _, logged in run["steps"]:
+        values |= logged
+    for name in ("total_loss", "lr", "segm/AP", "segm/AP-circle", "validation/total_loss", "grad_norm"):
+        assert name in values, sorted(values)
+    assert values["validation/total_loss"] == pytest.approx(trainer.storage.latest()["validation/total_loss"][0])
+
+    # Pictures: predictions at both evaluations, the annotations once, with boxes, masks and class labels.
+    names = [name for _, logged in run["steps"] for name in logged if name.endswith("/filenames")]
+    assert names.count("predictions/filenames") == 2 and names.count("ground_truth/filenames") == 1
+    media = run["folder"] / "files" / "media"
+    boxes = [json.loads(path.read_text()) for path in media.rglob("ground_truth*.boxes2D.json")]
+    assert len(boxes) == 2 and all(
+        each["box_caption"].split()[0] in ("circle", "square", "triangle", "star")
+        for picture in boxes
+        for each in picture["box_data"]
+    )
+    assert list(media.rglob("ground_truth*.mask.png"))
+    table = json.loads(next(media.rglob("classes*.table.json")).read_text())
+    assert table["columns"] == ["class", "bbox AP", "segm AP"]
+    assert [row[0] for row in table["data"]] == ["circle", "square", "triangle", "star"]
+
+    (model,) = [artifact for artifact in run["artifacts"] if artifact.type == "model"]
+    assert "best" in model.aliases
+    metric = json.loads(model.metadata)
+    assert metric["metric"] == "validation/total_loss" and metric["value"] == pytest.approx(
+        trainer.storage.history("validation/total_loss")._data[metric["iteration"] // 2][0]
+    )
+
+
+SCRIPT = """
+import sys
+from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.data import register_own_data
+from d2_maskrcnn.engine import Trainer, run_main
+def main():
+    cfg = load_config(sys.argv[1], sys.argv[2:])
+    register_own_data(cfg)
+    cfg.freeze()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+sys.exit(run_main(main))
+"""
+
+
+def start(repo_dir, opts, variables=None):
+    command = [sys.executable, "-c", SCRIPT, "configs/quickstart.yaml", *map(str, opts)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repo_dir), **(variables or {})}
+    output = subprocess.DEVNULL if variables is None else subprocess.PIPE
+    return subprocess.Popen(command, cwd=repo_dir, env=env, stdout=output, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(process, condition):
+    while process.poll() is None and not condition():
+        time.sleep(0.05)
+    assert condition()
+
+
+def test_kill_terminate_and_resume_is_one_run_and_no_step_twice(repo_dir, tiny_opts, tmp_path):
+    out = tmp_path / "out"
+    opts = [*tiny_opts, *SETTINGS, "TEST.EVAL_PERIOD", 25, "SOLVER.MAX_ITER", 60, "SOLVER.CHECKPOINT_PERIOD", 17]
+    state = out / "wandb_run.json"
+
+    def last_step():
+        return json.loads(state.read_text())["last_step"] if state.is_file() else -1
+
+    process = start(repo_dir, opts)
+    wait_for(process, lambda: last_step() >= 24)  # past the checkpoint of iteration 16, which will be gone back to
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process = start(repo_dir, opts)
+    wait_for(process, lambda: last_step() >= 39)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    assert start(repo_dir, opts).wait(120) == 0
+
+    runs = finished_runs(out)
+    assert len(runs) == 3 and len({run["id"] for run in runs}) == 1
+    assert [run["exit"] for run in runs][1:] == [130, 0]
+    steps = [step for run in runs for step, _ in run["steps"]]
+    assert steps == sorted(set(steps)) and steps[-1] == 59
+    sent = [name for run in runs for _, values in run["steps"] for name in values]
+    assert sent.count("ground_truth/filenames") == 1
+
+
+def test_exception_ends_the_run_as_failed(trainer_of, tmp_path):
+    trainer = trainer_of(*SETTINGS, "SOLVER.MAX_ITER", 4)
+    trainer._trainer.run_step = lambda: (_ for _ in ()).throw(UserError("broken on purpose"))
+    with pytest.raises(UserError, match="broken on purpose"):
+        trainer.train()
+    assert finished_runs(tmp_path / "out")[0]["exit"] == 1
+
+
+def test_without_wandb_training_goes_on(trainer_of, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what an import finds where it is not installed
+    trainer = trainer_of(*SETTINGS, "SOLVER.MAX_ITER", 1)
+    trainer.train()
+    assert trainer.iter == 1
+    assert "W&B: not installed" in caplog.text and "pip install wandb" in caplog.text
+
+
+def test_unreachable_server_records_offline(repo_dir, tiny_opts, tmp_path):
+    opts = [*tiny_opts, *SETTINGS, "D2_MASKRCNN.WANDB.MODE", "online", "SOLVER.MAX_ITER", 1]
+    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "3"}
+    process = start(repo_dir, opts, nowhere)
+    log, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, log[-2000:]
+    assert "recording offline" in log and "Traceback" not in log
+    assert finished_runs(tmp_path / "out")[-1]["exit"] == 0
+    assert (tmp_path / "out" / "model_final.pth").is_file()
+
+
+def test_a_full_disk_does_not_stop_the_training(trainer_of, monkeypatch, caplog):
+    trainer = trainer_of(*SETTINGS, "SOLVER.MAX_ITER", 2)
+
+    def full(path, text):
+        raise UserError(f"{path}: no space left")
+
+    monkeypatch.setattr("d2_maskrcnn.engine.wandb_session.atomic_write_text", full)
+    trainer.train()
+    assert trainer.iter == 2 and "training goes on without" in caplog.text
+
+
+@pytest.mark.parametrize(("key", "value"), [("MODE", "on"), ("LOG_MODEL", "yes"), ("WATCH", "weights")])
+def test_bad_values(trainer_of, key, value):
+    with pytest.raises(UserError, match=f"D2_MASKRCNN.WANDB.{key} is '{value}'; expected one of"):
+        trainer_of(f"D2_MASKRCNN.WANDB.{key}", value)
+
+
+def test_disabled_writes_nothing(trainer_of, tmp_path):
+    trainer_of(*SETTINGS, "D2_MASKRCNN.WANDB.MODE", "disabled", "SOLVER.MAX_ITER", 1).train()
+    assert not (tmp_path / "out" / "wandb").exists()
