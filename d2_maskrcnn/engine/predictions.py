@@ -1,6 +1,7 @@
 """Pictures of what a model finds: the annotation on the left, the predictions on the right."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def draw_predictions(
         for record in DatasetCatalog.get(dataset_name)[:count]:
             found = model([mapper(record)])[0]["instances"].to("cpu")
             picture = read_image(record["file_name"], "BGR")  # (H, W, 3) uint8
-            left = _draw(picture, *annotated(record), names)
+            boxes, masks, classes, scores = annotated(record)
+            left = _draw(picture, boxes, masks, classes, [math.nan] * len(scores), names)
             right = _draw(picture, *detected(found, threshold), names)
             path = folder / f"{Path(record['file_name']).stem}.jpg"
             Image.fromarray(np.concatenate([left, right], axis=1)[:, :, ::-1]).save(path, quality=90)

@@ -1,5 +1,6 @@
 """Masks, boxes and labels drawn into a picture, in place and only where they are."""
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -118,10 +119,10 @@ def font_size(image_size: tuple[int, int]) -> int:
 
 
 def label_text(names: Sequence[str], cls: int, score: float | None = None, track_id: int | None = None) -> str:
-    """Such as ``person 98%``, or ``#7 person 98%`` for a track."""
+    """Such as ``person 98%``, or ``#7 person 98%`` for a track; a score of NaN is left out, as of annotations."""
     name = names[cls] if 0 <= cls < len(names) else f"class {cls}"
     text = name if track_id is None else f"#{track_id} {name}"
-    return text if score is None else f"{text} {score:.0%}"
+    return text if score is None or math.isnan(score) else f"{text} {score:.0%}"
 
 
 def _draw_box(picture: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], thickness: int) -> None:
