@@ -11,7 +11,19 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "d2_maskrcnn/__init__.py"
 # Videos through FFmpeg (PyAV brings it along), and the assignment solver of the tracking.
 DEMO = ["av>=13", "scipy>=1.11"]
 WANDB = ["wandb>=0.19"]  # training logs to Weights & Biases
-TEST = [*DEMO, *WANDB, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", "mypy>=1.14", "types-PyYAML", "types-tabulate"]
+INSPECTION = ["matplotlib>=3.8"]
+NOTEBOOKS = [*INSPECTION, "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
+TEST = [
+    *DEMO,
+    *NOTEBOOKS,
+    *WANDB,
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff>=0.9",
+    "mypy>=1.14",
+    "types-PyYAML",
+    "types-tabulate",
+]
 
 setup(
     name="d2_maskrcnn",
@@ -23,7 +35,7 @@ setup(
     python_requires=">=3.10",
     # The embedded engine is a package called detectron2 in a folder without __init__.py, hence namespace packages.
     packages=find_namespace_packages(include=["d2_maskrcnn", "d2_maskrcnn.*"]),
-    package_data={"d2_maskrcnn": ["py.typed"], "d2_maskrcnn.ops": ["csrc/*"]},
+    package_data={"d2_maskrcnn": ["py.typed"], "d2_maskrcnn.ops": ["csrc/*"], "d2_maskrcnn.inspection": ["assets/*"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",
@@ -42,5 +54,5 @@ setup(
         "tensorboard>=2.16",
         "matplotlib>=3.7",
     ],
-    extras_require={"demo": DEMO, "test": TEST, "wandb": WANDB},
+    extras_require={"demo": DEMO, "inspection": INSPECTION, "notebooks": NOTEBOOKS, "test": TEST, "wandb": WANDB},
 )

@@ -1,0 +1,51 @@
+"""See inside the model, its weights and its data, step by step.
+
+Each part has a function that computes numbers (``inspect_...``) and one that draws them (``draw_...``, matplotlib
+figures, which need the extra ``inspection``). ``python -m d2_maskrcnn.inspection`` writes all of them as one web page.
+
+    observation = observe(cfg, model, records_for(["picture.jpg"], cfg)[0])
+    inspect_anchors(observation).steps
+    draw_result(observation)["result"]
+"""
+
+from d2_maskrcnn.inspection.activations import channel_grid, draw_activations, inspect_activations, layer_tensors
+from d2_maskrcnn.inspection.anchors import draw_anchors, inspect_anchors
+from d2_maskrcnn.inspection.boxes import draw_boxes, inspect_boxes
+from d2_maskrcnn.inspection.data import draw_augmented, draw_data, inspect_data
+from d2_maskrcnn.inspection.masks import draw_masks, inspect_masks, mask_targets
+from d2_maskrcnn.inspection.model import load_model
+from d2_maskrcnn.inspection.observation import Observation, observe
+from d2_maskrcnn.inspection.report import Report, write_report
+from d2_maskrcnn.inspection.result import draw_result, inspect_result
+from d2_maskrcnn.inspection.truth import class_names_of, records_for
+from d2_maskrcnn.inspection.weights import draw_overview, draw_weights, inspect_weights, read_state
+
+__all__ = [
+    "Observation",
+    "Report",
+    "channel_grid",
+    "class_names_of",
+    "draw_activations",
+    "draw_anchors",
+    "draw_augmented",
+    "draw_boxes",
+    "draw_data",
+    "draw_masks",
+    "draw_overview",
+    "draw_result",
+    "draw_weights",
+    "inspect_activations",
+    "inspect_anchors",
+    "inspect_boxes",
+    "inspect_data",
+    "inspect_masks",
+    "inspect_result",
+    "inspect_weights",
+    "layer_tensors",
+    "load_model",
+    "mask_targets",
+    "observe",
+    "read_state",
+    "records_for",
+    "write_report",
+]

@@ -1,0 +1,207 @@
+"""Stage 2: what the box head makes of the proposals, before and after score threshold and non-maximum suppression.
+
+Boxes are XYXY in the network's frame.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from d2_maskrcnn.inspection.anchors import recall, truth_layer
+from d2_maskrcnn.inspection.observation import Observation
+from d2_maskrcnn.inspection.scene import Layer, Mark, Scene, box_marks, box_points, draw_scene
+from detectron2.structures import Boxes, matched_pairwise_iou
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass
+class Refinement:
+    """A proposal and the detection that it became.
+
+    roi: index among the picture's regions. level: feature level that it was pooled from. moved: IoU of the box before
+    and after. shift: distance between the centres, in pixels.
+    """
+
+    roi: int
+    class_index: int
+    class_name: str
+    score: float
+    level: str
+    before: list[float]
+    after: list[float]
+    moved: float
+    shift: float
+
+
+@dataclass
+class BoxFindings:
+    """Counts and pairs. candidates: (region, class) pairs above the score threshold; kept: the detections among them;
+    per_level: regions pooled from each level. recall: step -> IoU -> share of annotated boxes found.
+    """
+
+    regions: int
+    foreground_regions: int
+    candidates: int
+    kept: int
+    per_level: dict[str, int]
+    candidates_per_class: dict[str, int]
+    kept_per_class: dict[str, int]
+    recall: dict[str, dict[str, float] | None]
+    detections: list[Refinement]
+
+    def as_dict(self) -> dict[str, object]:
+        """The numbers alone."""
+        return {**vars(self), "detections": [vars(item) for item in self.detections]}
+
+
+def inspect_boxes(observation: Observation) -> BoxFindings:
+    """Follows the proposals through the box head."""
+    stages = observation.stages
+    rois, candidates, kept = stages.rois[0], stages.candidates[0], stages.kept_candidates[0]
+    probabilities, levels = stages.class_probs[0], stages.roi_levels
+    assert levels is not None
+    truth = observation.gt_boxes()
+    foreground = probabilities.argmax(dim=1) < probabilities.shape[1] - 1
+    boxes = {
+        "proposals": rois.proposal_boxes.tensor,
+        "candidates": candidates.pred_boxes.tensor,
+        "detections": candidates.pred_boxes.tensor[kept],
+    }
+    return BoxFindings(
+        regions=len(rois),
+        foreground_regions=int(foreground.sum()),
+        candidates=len(candidates),
+        kept=len(kept),
+        per_level={name: int((levels == i).sum()) for i, name in enumerate(observation.roi_level_names)},
+        candidates_per_class=_per_class(observation, candidates.pred_classes),
+        kept_per_class=_per_class(observation, candidates.pred_classes[kept]),
+        recall={name: recall(tensor.float().cpu(), truth) for name, tensor in boxes.items()},
+        detections=[_refinement(observation, int(index)) for index in kept],
+    )
+
+
+def _per_class(observation: Observation, classes: torch.Tensor) -> dict[str, int]:
+    return {observation.class_name(int(c)): int((classes == c).sum()) for c in classes.unique()}
+
+
+def _refinement(observation: Observation, index: int) -> Refinement:
+    """The pair of candidate ``index``."""
+    stages = observation.stages
+    candidate = stages.candidates[0][index]
+    roi, class_index = int(candidate.roi), int(candidate.pred_classes)
+    before, after = stages.rois[0].proposal_boxes[roi].tensor.float(), candidate.pred_boxes.tensor.float()
+    centres = [(box[0, :2] + box[0, 2:]) / 2 for box in (before, after)]
+    assert stages.roi_levels is not None
+    return Refinement(
+        roi=roi,
+        class_index=class_index,
+        class_name=observation.class_name(class_index),
+        score=float(candidate.scores),
+        level=observation.roi_level_names[int(stages.roi_levels[roi])],
+        before=[round(value, 3) for value in before[0].tolist()],
+        after=[round(value, 3) for value in after[0].tolist()],
+        moved=float(matched_pairwise_iou(Boxes(before), Boxes(after))),
+        shift=float((centres[0] - centres[1]).norm()),
+    )
+
+
+def refinement_scene(observation: Observation, count: int = 40) -> Scene:
+    """Proposals dotted, what became of them solid, lines from centre to centre; and what was suppressed.
+
+    The best ``count`` of each kind.
+    """
+    stages = observation.stages
+    kept = set(stages.kept_candidates[0].tolist())
+    order = stages.candidates[0].scores.argsort(descending=True).tolist()
+    groups = {
+        "before NMS": [_refinement(observation, i) for i in [i for i in order if i not in kept][:count]],
+        "detections": [_refinement(observation, i) for i in [i for i in order if i in kept][:count]],
+    }
+    layers = [_regions(observation, count)]
+    layers += [_after(groups["before NMS"], "suppressed by NMS", len(order) - len(kept), shown=False)]
+    layers += [
+        _before(groups["detections"], len(kept)),
+        _joins(groups["detections"], len(kept)),
+        _after(groups["detections"], "detections", len(kept), shown=True),
+    ]
+    height, width = observation.picture.shape[:2]
+    layers += [_shown(layer, False) for layer in truth_layer(observation)]
+    return Scene(
+        "refinement", "Proposals and what the second stage made of them", observation.picture, (height, width), layers,
+        observation.class_names,
+    )  # fmt: skip
+
+
+def level_scene(observation: Observation, count: int = 40) -> Scene:
+    """Which level each of the best ``count`` proposals was pooled from, one layer for each level."""
+    stages, layers = observation.stages, []
+    assert stages.roi_levels is not None
+    boxes = stages.rois[0].proposal_boxes.tensor.cpu()
+    levels = stages.roi_levels.cpu()
+    colours = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7")
+    for index, name in enumerate(observation.roi_level_names):
+        here = boxes[levels == index]
+        marks = box_marks(here[:count].numpy(), [f"pooled from {name}"] * len(here))
+        layers.append(Layer(name, marks, colours[index % len(colours)], total=len(here)))
+    height, width = observation.picture.shape[:2]
+    return Scene(
+        "roi-levels", "The level that each proposal is pooled from", observation.picture, (height, width), layers
+    )
+
+
+def _regions(observation: Observation, count: int) -> Layer:
+    """The best proposals with the box of their likeliest class, whatever its score."""
+    stages = observation.stages
+    scores, classes = stages.class_probs[0][:, :-1].max(dim=1)
+    best = scores.argsort(descending=True)[:count]
+    decoded = stages.decoded_boxes[0]
+    picked = decoded[best, 0 if decoded.shape[1] == 1 else classes[best]]
+    texts = [f"{observation.class_name(int(classes[i]))} {float(scores[i]):.3f}" for i in best]
+    marks = box_marks(picked.cpu().numpy(), texts, classes[best].tolist())
+    return Layer("before the threshold", marks, style="dashed", shown=False, total=len(scores))
+
+
+def _before(pairs: list[Refinement], total: int) -> Layer:
+    texts = [f"proposal {pair.roi}, pooled from {pair.level}" for pair in pairs]
+    marks = [
+        Mark([box_points(pair.before)], text, class_index=pair.class_index)
+        for pair, text in zip(pairs, texts, strict=True)
+    ]
+    return Layer("proposals", marks, style="dotted", total=total)
+
+
+def _after(pairs: list[Refinement], name: str, total: int, shown: bool) -> Layer:
+    marks = [
+        Mark([box_points(p.after)], f"{p.class_name} {p.score:.3f}", f"{p.class_name} {p.score:.2f}", p.class_index)
+        for p in pairs
+    ]
+    return Layer(name, marks, shown=shown, total=total)
+
+
+def _joins(pairs: list[Refinement], total: int) -> Layer:
+    marks = [
+        Mark([torch.stack([_centre(p.before), _centre(p.after)]).numpy()], f"moved {p.shift:.1f} pixels", line=True,
+             class_index=p.class_index)
+        for p in pairs
+    ]  # fmt: skip
+    return Layer("moves", marks, total=total)
+
+
+def _centre(box: list[float]) -> torch.Tensor:
+    return torch.tensor([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
+
+
+def _shown(layer: Layer, shown: bool) -> Layer:
+    layer.shown = shown
+    return layer
+
+
+def draw_boxes(observation: Observation) -> "dict[str, Figure]":
+    """Figures of this stage: ``refinement`` and ``levels``."""
+    return {
+        "refinement": draw_scene(refinement_scene(observation)),
+        "levels": draw_scene(level_scene(observation), split=True),
+    }

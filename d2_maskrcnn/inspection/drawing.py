@@ -1,0 +1,89 @@
+"""Matplotlib without its global state: figures that no window and no ``pyplot`` knows of, so that none can leak.
+
+They are shown by notebooks, written as PNG and turned into arrays for TensorBoard.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from d2_maskrcnn.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 100
+PICTURE_INCHES = 8.0  # the longer side of a picture in a figure
+MAPS = {"heat": "inferno", "probability": "viridis"}
+
+
+def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8.0, 4.0)) -> "tuple[Figure, list[Axes]]":
+    """A figure of ``size`` (width, height) inches and its axes, row by row.
+
+    Raises:
+        UserError: matplotlib is not installed; the message names the extra that brings it.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(
+            "Figures need matplotlib, which is not installed: pip install 'd2_maskrcnn[inspection]' "
+            "(or -e '.[inspection]' in a checkout)"
+        ) from error
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def picture_figure(count: int, size: tuple[int, int], columns: int = 2) -> "tuple[Figure, list[Axes]]":
+    """A figure for ``count`` pictures of ``size`` (height, width) pixels side by side."""
+    height, width = size
+    columns = min(columns, max(count, 1))
+    rows = max(-(-count // columns), 1)
+    scale = PICTURE_INCHES / max(height, width)
+    wanted = (max(width * scale, 2.5) * columns, (max(height * scale, 1.5) + 0.4) * rows)
+    shrink = min(1.0, 14.0 / max(wanted))
+    figure, axes = new_figure(rows, columns, (wanted[0] * shrink, wanted[1] * shrink))
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    return figure, axes[:count]
+
+
+def show_picture(axes: "Axes", picture: np.ndarray, title: str = "", frame: tuple[int, int] | None = None) -> None:
+    """Shows (H, W, 3) uint8 RGB, without ticks, over the coordinates of a frame of (height, width) pixels."""
+    height, width = frame or picture.shape[:2]
+    axes.imshow(picture, extent=(0, width, height, 0), interpolation="nearest")
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if title:
+        axes.set_title(title, fontsize=9)
+
+
+def show_bars(axes: "Axes", edges: Sequence[float], counts: Sequence[float], title: str, colour: str = "C0") -> None:
+    """A histogram of len(edges) - 1 bars."""
+    lefts = np.asarray(edges[:-1], dtype=float)
+    widths = np.diff(np.asarray(edges, dtype=float))
+    axes.bar(lefts, counts, width=widths, align="edge", color=colour)
+    axes.set_title(title, fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
+def png(figure: "Figure") -> bytes:
+    """The figure as a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def pixels(figure: "Figure") -> np.ndarray:
+    """The figure as an array (H, W, 3) uint8 RGB."""
+    canvas: Any = figure.canvas
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

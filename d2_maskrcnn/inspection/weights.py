@@ -1,0 +1,303 @@
+"""Stage 5: histograms and numbers of every parameter and buffer, what is wrong with them, and what changed between two.
+
+Works on a checkpoint alone: nothing is built.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from d2_maskrcnn.checkpoint import convert_names, read_weights
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.inspection.drawing import new_figure, show_bars
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BINS = 40
+# A weight beyond this is no longer the work of a stable training: those of the model zoo stay below 20.
+EXPLODING = 100.0
+EXPLODING_VARIANCE = 1e6  # likewise for running variances, which are squares of activations
+FLOAT32_EPS = 1e-12
+_SAMPLE = 20_000  # values that two distributions are compared by
+# Two-sample Kolmogorov-Smirnov at the 5% level: c(alpha) = 1.358 (Smirnov 1948).
+_KS_C = 1.358
+
+State = Mapping[str, torch.Tensor]
+
+
+@dataclass
+class TensorFindings:
+    """One parameter or buffer; min, max, mean and std are over the finite values (None if there are none).
+
+    group: the module it belongs to. edges, counts: histogram of the finite values. dead_filters: output channels whose
+    weights are all zero. flags: what is wrong, in words. change: L2 norm of the difference to the other checkpoint,
+    relative to the other's; max_change: largest absolute difference.
+    """
+
+    name: str
+    group: str
+    shape: list[int]
+    min: float | None
+    max: float | None
+    mean: float | None
+    std: float | None
+    zeros: float
+    nan: int
+    inf: int
+    dead_filters: int
+    edges: list[float]
+    counts: list[int]
+    flags: list[str] = field(default_factory=list)
+    change: float | None = None
+    max_change: float | None = None
+
+
+@dataclass
+class WeightFindings:
+    """All tensors of one checkpoint, and its comparison with another where there is one."""
+
+    name: str
+    tensors: list[TensorFindings]
+    parameters: int
+    other: str | None = None
+    only_here: list[str] = field(default_factory=list)
+    only_there: list[str] = field(default_factory=list)
+    other_shape: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, object]:
+        """The numbers alone."""
+        return {**vars(self), "tensors": [vars(tensor) for tensor in self.tensors]}
+
+    @property
+    def flagged(self) -> list[TensorFindings]:
+        """The tensors that something is wrong with."""
+        return [tensor for tensor in self.tensors if tensor.flags]
+
+
+def read_state(path: str) -> dict[str, torch.Tensor]:
+    """The tensors of a weight file, under the names that this project uses.
+
+    Raises:
+        UserError: it is missing, broken or no weight file.
+    """
+    converted = convert_names(read_weights(path)["model"], ())
+    return {name: torch.as_tensor(np.asarray(value) if not torch.is_tensor(value) else value) for name, value in
+            converted.state.items()}  # fmt: skip
+
+
+def inspect_weights(
+    state: State | nn.Module,
+    name: str = "model",
+    other: State | None = None,
+    other_name: str = "other",
+    fresh: State | None = None,
+) -> WeightFindings:
+    """Looks at every tensor.
+
+    Args:
+        state: a model or its state dict.
+        other: another state to compare with; tensors that are equal to it are flagged as unchanged.
+        fresh: a state that was just initialised by the same config; tensors that cannot be told from it are flagged as
+            untrained.
+
+    Raises:
+        UserError: the two states have no tensor in common.
+    """
+    tensors = dict(state.state_dict()) if isinstance(state, nn.Module) else dict(state)
+    found = [_describe(key, value) for key, value in tensors.items()]
+    findings = WeightFindings(name, found, sum(math.prod(tensor.shape) for tensor in found))
+    for tensor in found:
+        value = tensors[tensor.name]
+        if not _flag_initial(tensor, value) and fresh is not None and tensor.name in fresh:
+            _flag_fresh(tensor, value, fresh[tensor.name])
+    if other is not None:
+        _compare(findings, tensors, other, other_name)
+    return findings
+
+
+def group_of(name: str) -> str:
+    """The part of the model that a tensor belongs to: two levels for the backbone's stages, else its head."""
+    parts = name.split(".")
+    if name.startswith("backbone.bottom_up."):
+        return ".".join(parts[:3])
+    return (
+        ".".join(parts[: 2 if parts[0] in ("roi_heads", "proposal_generator") else 1]) if len(parts) > 1 else parts[0]
+    )
+
+
+def _describe(name: str, tensor: torch.Tensor) -> TensorFindings:
+    values = tensor.detach().float().cpu()
+    nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+    finite = values[values.isfinite()] if nan + infinite else values.flatten()
+    some = finite.numel() > 0
+    zero = values == 0
+    low, high = (float(finite.min()), float(finite.max())) if some else (0.0, 0.0)
+    edges, counts = histogram(finite, low, high)
+    is_weight = values.dim() >= 2 and values.numel() > 0
+    found = TensorFindings(
+        name=name,
+        group=group_of(name),
+        shape=list(values.shape),
+        min=low if some else None,
+        max=high if some else None,
+        mean=float(finite.mean(dtype=torch.float64)) if some else None,
+        std=float(finite.double().std(correction=0)) if some else None,
+        zeros=float(zero.float().mean()) if values.numel() else 0.0,
+        nan=nan,
+        inf=infinite,
+        dead_filters=int(zero.flatten(1).all(dim=1).sum()) if is_weight else 0,
+        edges=edges,
+        counts=counts,
+    )
+    found.flags = _flags(found, values)
+    return found
+
+
+def histogram(values: torch.Tensor, low: float, high: float, bins: int = BINS) -> tuple[list[float], list[int]]:
+    """Edges (bins + 1) and counts (bins) of finite values from ``low`` to ``high``; one bin where they are equal."""
+    if values.numel() == 0 or low == high:
+        return [low, high], [values.numel()]
+    counts, edges = np.histogram(values.numpy(), bins=bins, range=(low, high))
+    return edges.astype(float).tolist(), counts.tolist()
+
+
+def _flags(tensor: TensorFindings, values: torch.Tensor) -> list[str]:
+    flags = []
+    if tensor.nan:
+        flags.append(f"{tensor.nan} of {values.numel()} values are NaN")
+    if tensor.inf:
+        flags.append(f"{tensor.inf} of {values.numel()} values are infinite")
+    is_weight = tensor.name.endswith("weight")
+    if values.numel() and tensor.zeros == 1 and is_weight:
+        flags.append("dead: all zero")
+    elif tensor.dead_filters:
+        flags.append(f"dead: {tensor.dead_filters} of {tensor.shape[0]} output channels have only zeros")
+    variance = tensor.name.endswith("running_var")
+    limit = EXPLODING_VARIANCE if variance else EXPLODING
+    largest = max(abs(tensor.min or 0.0), abs(tensor.max or 0.0))
+    if not tensor.name.endswith(("num_batches_tracked", "running_mean")) and largest > limit:
+        flags.append(f"exploding: values up to {largest:.3g}")
+    return flags
+
+
+def _flag_initial(tensor: TensorFindings, values: torch.Tensor) -> bool:
+    """Norms start as 1, biases as 0: where all values still are exactly that, nothing was learnt."""
+    last = tensor.name.rsplit(".", 1)[-1]
+    if last == "num_batches_tracked" or values.numel() == 0:
+        return last == "num_batches_tracked"
+    initial = {"running_var": 1.0, "running_mean": 0.0, "bias": 0.0, "weight": 1.0}.get(last)
+    if initial is None or (last == "weight" and values.dim() != 1):
+        return False
+    if bool((values == initial).all()):
+        tensor.flags.append(f"untrained: all values are the initial {initial:g}")
+        return True
+    return False
+
+
+def _flag_fresh(tensor: TensorFindings, values: torch.Tensor, fresh: torch.Tensor) -> None:
+    if values.shape != fresh.shape or values.dim() < 2:
+        return
+    distance, limit = kolmogorov_smirnov(values, fresh)
+    if distance <= limit:
+        tensor.flags.append(
+            f"untrained: distributed like a fresh initialisation (Kolmogorov-Smirnov {distance:.4f}, below {limit:.4f})"
+        )
+
+
+def kolmogorov_smirnov(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
+    """Largest distance between the two distribution functions, and the distance that chance exceeds in 5% of cases."""
+    first, second = (_sorted_sample(values) for values in (a, b))
+    both = np.concatenate([first, second])
+    steps = [np.searchsorted(values, both, side="right") / len(values) for values in (first, second)]
+    limit = _KS_C * math.sqrt((len(first) + len(second)) / (len(first) * len(second)))
+    return float(np.abs(steps[0] - steps[1]).max()), limit
+
+
+def _sorted_sample(values: torch.Tensor) -> np.ndarray:
+    flat = values.detach().float().cpu().flatten()
+    return np.sort(flat[:: max(1, flat.numel() // _SAMPLE)].numpy())
+
+
+def _compare(findings: WeightFindings, state: Mapping[str, torch.Tensor], other: State, other_name: str) -> None:
+    shared = [name for name in state if name in other]
+    if not shared:
+        raise UserError(
+            f"{other_name} has no tensor in common with {findings.name} (it has {next(iter(other), 'none')}, the other "
+            f"{next(iter(state), 'none')}): compare two checkpoints of the same model"
+        )
+    findings.other = other_name
+    findings.only_here = [name for name in state if name not in other]
+    findings.only_there = [name for name in other if name not in state]
+    for tensor in findings.tensors:
+        if tensor.name not in other:
+            continue
+        mine, theirs = (value.detach().double().cpu() for value in (state[tensor.name], other[tensor.name]))
+        if mine.shape != theirs.shape:
+            findings.other_shape.append(tensor.name)
+            continue
+        difference = mine - theirs
+        tensor.change = float(difference.norm() / theirs.norm().clamp(min=FLOAT32_EPS)) if mine.numel() else 0.0
+        tensor.max_change = float(difference.abs().max()) if mine.numel() else 0.0
+        if tensor.max_change == 0 and not tensor.name.endswith("num_batches_tracked"):
+            tensor.flags.append(f"unchanged: equal to {other_name}")
+
+
+def draw_weights(findings: WeightFindings, group: str | None = None, limit: int = 24) -> "Figure":
+    """Histograms of the tensors of a group (the first ``limit``), the flagged ones first; of all groups if None."""
+    chosen = [tensor for tensor in findings.tensors if group is None or tensor.group == group]
+    chosen = sorted(chosen, key=lambda tensor: not tensor.flags)[:limit]
+    columns = 4
+    rows = max(-(-len(chosen) // columns), 1)
+    figure, axes = new_figure(rows, columns, (11.0, 1.7 * rows))
+    for axis in axes[len(chosen) :]:
+        axis.set_axis_off()
+    for axis, tensor in zip(axes, chosen, strict=False):
+        edges = tensor.edges if len(tensor.counts) > 1 else [tensor.edges[0] - 0.5, tensor.edges[0] + 0.5]
+        short = tensor.name.removeprefix("backbone.bottom_up.").removeprefix("roi_heads.")
+        show_bars(axis, edges, tensor.counts, short, "C3" if tensor.flags else "C0")
+        axis.set_yticks([])
+    return figure
+
+
+def by_group(findings: WeightFindings) -> dict[str, list[TensorFindings]]:
+    """The tensors of each group, in the checkpoint's order."""
+    groups: dict[str, list[TensorFindings]] = {}
+    for tensor in findings.tensors:
+        groups.setdefault(tensor.group, []).append(tensor)
+    return groups
+
+
+def summary(tensor: TensorFindings) -> dict[str, Any]:
+    """The numbers of one tensor for a table."""
+    return {
+        key: getattr(tensor, key) for key in ("name", "shape", "min", "max", "mean", "std", "zeros", "change", "flags")
+    }
+
+
+def draw_overview(findings: WeightFindings) -> "Figure":
+    """Range (line) and mean ± standard deviation (bar) of every tensor, in the checkpoint's order, by group."""
+    figure, axes = new_figure(1, 1, (12.0, 5.0))
+    axis, position = axes[0], 0
+    ticks, names = [], []
+    for number, (group, tensors) in enumerate(by_group(findings).items()):
+        finite = [(i, t) for i, t in enumerate(tensors, start=position) if t.min is not None]
+        colour = f"C{number % 10}"
+        places = [i for i, _ in finite]
+        axis.vlines(places, [t.min or 0 for _, t in finite], [t.max or 0 for _, t in finite], colour, linewidth=0.6)
+        spread = [((t.mean or 0) - (t.std or 0), (t.mean or 0) + (t.std or 0)) for _, t in finite]
+        axis.vlines(places, [low for low, _ in spread], [high for _, high in spread], colour, linewidth=2.0)
+        flagged = [i for i, t in finite if t.flags]
+        axis.plot(flagged, [0.0] * len(flagged), "rx", markersize=4)
+        ticks.append(position + len(tensors) / 2)
+        names.append(group.removeprefix("backbone.bottom_up."))
+        position += len(tensors)
+    axis.set_yscale("symlog", linthresh=0.01)
+    axis.set_xticks(ticks, names, rotation=45, ha="right", fontsize=7)
+    axis.set_title(f"{findings.name}: range, mean and standard deviation of every tensor (red: flagged)", fontsize=9)
+    return figure

@@ -1,0 +1,70 @@
+"""A small trained-looking model on drawn pictures: its weights are fixed numbers, so that it finds something."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.data import register_own_data
+from d2_maskrcnn.inspection import load_model, observe
+from d2_maskrcnn.inspection.truth import class_names_of, dataset_records
+
+
+@pytest.fixture(scope="session")
+def config_file() -> str:
+    return str(Path(__file__).resolve().parents[2] / "configs" / "quickstart.yaml")
+
+
+@pytest.fixture(scope="session")
+def small_opts(tiny_shapes) -> list[str]:
+    """``KEY VALUE`` pairs of a narrow model for 64x64 pictures whose weights are random."""
+    pairs = {
+        "MODEL.RESNETS.DEPTH": 50,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+        "MODEL.FPN.OUT_CHANNELS": 16,
+        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+        "INPUT.MIN_SIZE_TRAIN": "(64,)",
+        "INPUT.MIN_SIZE_TEST": 64,
+        "TEST.DETECTIONS_PER_IMAGE": 10,
+        "D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL": False,
+        "D2_MASKRCNN.DATA.TRAIN_JSON": tiny_shapes / "annotations" / "instances_train.json",
+        "D2_MASKRCNN.DATA.TRAIN_IMAGES": tiny_shapes / "train",
+        "D2_MASKRCNN.DATA.VAL_JSON": tiny_shapes / "annotations" / "instances_val.json",
+        "D2_MASKRCNN.DATA.VAL_IMAGES": tiny_shapes / "val",
+    }
+    return [str(item) for pair in pairs.items() for item in pair]
+
+
+@pytest.fixture(scope="session")
+def cfg(config_file, small_opts):
+    config = load_config(config_file, small_opts)
+    register_own_data(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def model(cfg):
+    torch.manual_seed(5)
+    return load_model(cfg)[0]
+
+
+@pytest.fixture(scope="session")
+def record(cfg):
+    """The validation picture with the most objects that are no crowds."""
+    records = dataset_records(cfg.DATASETS.TEST[0])
+    return max(records, key=lambda r: sum(not a.get("iscrowd", 0) for a in r["annotations"]))
+
+
+@pytest.fixture(scope="session")
+def observation(cfg, model, record):
+    return observe(cfg, model, record, class_names_of(cfg))
+
+
+@pytest.fixture(scope="session")
+def blind_observation(cfg, model, record):
+    """The same picture without its annotation."""
+    return observe(cfg, model, {k: v for k, v in record.items() if k != "annotations"}, class_names_of(cfg))
