@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
+
 from d2_maskrcnn.config_check import load_config
 from d2_maskrcnn.demo.excerpt import Excerpt, Position
 from d2_maskrcnn.demo.model import PRECISIONS, TRACKING_SCORE, Predictor, Resizer, category_ids, class_indices
@@ -102,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    cv2.setNumThreads(1)  # the stages already work side by side
     _check_numbers(args)
     if args.show is None:
         args.show = not (args.output or args.save_json or args.save_csv)

@@ -182,7 +182,7 @@ def run_video(source: VideoLike, work: Work, outputs: Outputs) -> int:
 
 
 def _run(source: Any, work: Work, outputs: Outputs, *, total: int | None, unit: str, live: bool) -> int:
-    capacity = max(2, 2 * work.side_by_side)
+    capacity = 1 if work.side_by_side == 1 else 2 * work.side_by_side * work.batch_size
     done = 0
     with ExitStack() as stack:
         stack.callback(work.model.close)

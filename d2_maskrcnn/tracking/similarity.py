@@ -21,7 +21,10 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def widened(boxes: np.ndarray, part: np.ndarray | float) -> np.ndarray:
-    """Boxes with ``part`` of their sides added all around: what moves fast may not overlap itself (arXiv:2211.14317)."""
+    """Boxes with ``part`` of their sides added all around, for what moves too fast to overlap itself.
+
+    See arXiv:2211.14317.
+    """
     margin = (boxes[:, 2:] - boxes[:, :2]) * np.broadcast_to(
         np.asarray(part, np.float32).reshape(-1, 1), (len(boxes), 1)
     )

@@ -63,10 +63,10 @@ def test_an_error_comes_behind_what_was_done():
         raise OSError("the decoder died")
 
     got = []
-    with Pipeline(source(), [PLUS, Stage("slow", lambda i: (time.sleep(0.01), i)[1], 2)]) as pipeline:
-        with pytest.raises(OSError, match="the decoder died"):
-            for item in pipeline:
-                got.append(item)
+    slow = Stage("slow", lambda items: (time.sleep(0.01), items)[1], 2)
+    with Pipeline(source(), [PLUS, slow]) as pipeline, pytest.raises(OSError, match="the decoder died"):
+        for item in pipeline:
+            got.append(item)
     assert got == [1, 2, 3, 4, 5]
 
 
@@ -78,10 +78,10 @@ def test_an_error_in_a_stage_stops_the_source():
 
     threads = threading.active_count()
     got = []
-    with Pipeline(iter(range(10**9)), [PLUS, Stage("work", work), PLUS]) as pipeline:
-        with pytest.raises(ValueError, match="bad item"):
-            for item in pipeline:
-                got.append(item)
+    stages = [PLUS, Stage("work", work), PLUS]
+    with Pipeline(iter(range(10**9)), stages) as pipeline, pytest.raises(ValueError, match="bad item"):
+        for item in pipeline:
+            got.append(item)
     assert got == [2, 3]
     deadline = time.monotonic() + 5
     while threading.active_count() > threads and time.monotonic() < deadline:
