@@ -74,7 +74,15 @@ def launch(
         while not workers.join():
             pass
     except mp.ProcessExitedException as error:
-        raise SystemExit(error.exit_code) from error
+        # join() has ended the others, which would wait for the dead one until the time-out of the process group
+        reason = f"signal {error.signal_name}" if error.signal_name else f"status {error.exit_code}"
+        print(
+            f"Process {error.error_index} of {processes_per_machine} ended with {reason}; the others were ended, too. "
+            "Start again with --resume to go on from the last checkpoint.",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from error
 
 
 def _let_workers_handle_signals(pids: list[int]) -> None:

@@ -111,7 +111,8 @@ class Trainer(DefaultTrainer):
             _SaveCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
             _DrawPredictions() if is_main else None,
             WandbResults(self.wandb_session) if self.wandb_session else None,
-            hooks.PeriodicWriter(self.build_writers(), period=20) if is_main else None,
+            self._build_inspection() if cfg.D2_MASKRCNN.INSPECT.ENABLED and is_main else None,
+            hooks.PeriodicWriter(self.build_writers(), period=cfg.D2_MASKRCNN.LOG_PERIOD) if is_main else None,
         ]
 
     def build_writers(self) -> list[EventWriter]:
@@ -122,6 +123,12 @@ class Trainer(DefaultTrainer):
     def _build_precise_bn_hook(self) -> HookBase:
         loader = build_resumable_train_loader(self.cfg, self.seed)
         return hooks.PreciseBN(self.cfg.TEST.EVAL_PERIOD, self.model, loader, self.cfg.TEST.PRECISE_BN.NUM_ITER)
+
+    def _build_inspection(self) -> HookBase:
+        # Imported here: the inspection's own modules need this package.
+        from d2_maskrcnn.inspection.training import InspectTraining
+
+        return InspectTraining(self.cfg, pictures_in_epoch=len(self.train_loader.records))
 
     def _evaluate(self) -> dict[str, Any]:
         """COCO's measure and the validation losses, of the weights and of their average; every process calls it."""

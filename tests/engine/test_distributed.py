@@ -1,0 +1,94 @@
+"""The same training in one process and in two (gloo, CPU)."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+SCRIPT = """
+import json, sys
+import torch
+from pathlib import Path
+from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.data import register_own_data
+from d2_maskrcnn.engine import Trainer, launch, run_main
+from d2_maskrcnn.engine.validation import validation_losses
+from detectron2.utils import comm
+
+def main(out, opts):
+    cfg = load_config("configs/quickstart.yaml", opts)
+    register_own_data(cfg)
+    cfg.freeze()
+    torch.manual_seed(0)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    seen = []
+    read = trainer._trainer._read_batch
+    def remember():
+        batch = read()
+        seen.append([record["file_name"] for record in batch])
+        return batch
+    trainer._trainer._read_batch = remember
+    if "DIE" in sys.argv and comm.get_rank() == 1:
+        trainer._trainer._read_batch = lambda: sys.exit(9)
+    trainer.train()
+    every = comm.gather(seen)
+    if comm.is_main_process():
+        names = [[n for rank in every for n in rank[i]] for i in range(len(seen))]
+        history = {k: [v for v, _ in h.values()] for k, h in trainer.storage.histories().items()}
+        Path(out).write_text(json.dumps({"pictures": names, "history": history}))
+
+if __name__ == "__main__":
+    opts = [o for o in sys.argv[3:] if o != "DIE"]
+    sys.exit(run_main(lambda: launch(main, int(sys.argv[1]), args=(sys.argv[2], opts))))
+"""
+
+
+@pytest.fixture
+def run(repo_dir, tiny_opts, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+
+    def start(processes, *opts):
+        out = tmp_path / f"{processes}.json"
+        env = {**os.environ, "PYTHONPATH": str(repo_dir), "OMP_NUM_THREADS": "1"}
+        words = [*tiny_opts, "OUTPUT_DIR", str(tmp_path / f"out{processes}"), *map(str, opts)]
+        command = [sys.executable, str(script), str(processes), str(out), *words]
+        result = subprocess.run(command, cwd=repo_dir, env=env, capture_output=True, text=True, timeout=200)
+        return result, out
+
+    return start
+
+
+def test_one_and_two_processes_agree(run, tmp_path):
+    import json
+
+    opts = [
+        "MODEL.RESNETS.NORM", "FrozenBN", "D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL", False,
+        "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 4,
+        "D2_MASKRCNN.SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.01, "SOLVER.CLIP_GRADIENTS.ENABLED", False,
+    ]  # fmt: skip
+    answers = []
+    for processes, more in ((1, []), (2, ["D2_MASKRCNN.SOLVER.ACCUMULATE", 2])):
+        result, out = run(processes, *opts, *more)
+        assert result.returncode == 0, result.stderr[-3000:]
+        answers.append(json.loads(out.read_text()))
+    one, two = answers
+    assert one["pictures"] == two["pictures"] and len(one["pictures"]) == 4
+    names = [name for name in one["history"] if "loss" in name and "eta" not in name] + ["grad_norm"]
+    assert len(names) == 13  # five losses and their sum, in training and in validation
+    for name in names:
+        assert two["history"][name] == pytest.approx(one["history"][name], rel=2e-4), name
+    assert two["history"]["segm/AP"] == pytest.approx(one["history"]["segm/AP"], abs=0.05, nan_ok=True)
+    first, second = (
+        torch.load(tmp_path / f"out{n}" / "model_final.pth", weights_only=True)["model"] for n in (1, 2)
+    )
+    assert all(torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-5) for name in first)
+
+
+def test_a_dead_rank_ends_the_others(run):
+    result, _ = run(2, "SOLVER.MAX_ITER", 4, "DIE")
+    assert result.returncode == 9
+    assert "Process 1 of 2 ended with status 9" in result.stderr
