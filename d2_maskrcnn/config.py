@@ -53,6 +53,19 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     # the square root (AdamW). 0 never scales.
     node.SOLVER.REFERENCE_BATCH = 0
 
+    # Iterations between two lines of the log and two points in TensorBoard and metrics.json.
+    node.LOG_PERIOD = 20
+
+    # What TensorBoard shows at the end of every epoch: histograms of weights and gradients, and PICTURES pictures of
+    # the first test set with their anchors, proposals, refined boxes, masks and results of at least SCORE_THRESHOLD.
+    # Epochs are left out so that it takes no more than MAX_SHARE (in [0, 1]) of the training's time.
+    node.INSPECT = CfgNode()
+    node.INSPECT.ENABLED = True
+    node.INSPECT.HISTOGRAMS = True
+    node.INSPECT.PICTURES = 1
+    node.INSPECT.SCORE_THRESHOLD = 0.5
+    node.INSPECT.MAX_SHARE = 0.02
+
     # The losses on DATASETS.TEST, in evaluation mode, at each evaluation.
     node.VALIDATION_LOSS = True
 
@@ -75,6 +88,25 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     node.EMA = CfgNode()
     node.EMA.ENABLED = False
     node.EMA.DECAY = 0.9998
+
+    # Beside COCO's numbers: figures of confusion, precision and recall, and AP by class, in OUTPUT_DIR/inference,
+    # TensorBoard and W&B. The confusion matrix takes detections of this score that overlap by this IoU, both in [0, 1].
+    node.EVALUATION = CfgNode()
+    node.EVALUATION.FIGURES = True
+    node.EVALUATION.CONFUSION_IOU = 0.5
+    node.EVALUATION.CONFUSION_SCORE = 0.5
+
+    node.INPUT = CfgNode()
+    # Large-scale jitter in place of INPUT's resizing: scales relative to a square of IMAGE_SIZE pixels.
+    node.INPUT.LSJ = CfgNode()
+    node.INPUT.LSJ.ENABLED = False
+    node.INPUT.LSJ.IMAGE_SIZE = 1024
+    node.INPUT.LSJ.MIN_SCALE = 0.1
+    node.INPUT.LSJ.MAX_SCALE = 2.0
+    # Pastes objects of another picture, in this share of the pictures. Needs INPUT.MASK_FORMAT bitmask.
+    node.INPUT.COPY_PASTE = CfgNode()
+    node.INPUT.COPY_PASTE.ENABLED = False
+    node.INPUT.COPY_PASTE.PROBABILITY = 0.5
 
     # Weights & Biases (pip install "d2_maskrcnn[wandb]"). Where it is missing or unreachable, training goes on without.
     node.WANDB = CfgNode()

@@ -17,13 +17,16 @@ from torch import nn
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
+from d2_maskrcnn.engine.augmentation import add_copy_paste, build_train_mapper
 from d2_maskrcnn.engine.best import BestCheckpoint, EarlyStopping
 from d2_maskrcnn.engine.ema import UpdateAverage, WeightAverage
+from d2_maskrcnn.engine.evaluator import FigureEvaluator
 from d2_maskrcnn.engine.lr_scaling import scale_learning_rate
 from d2_maskrcnn.engine.optimizer import build_optimizer
 from d2_maskrcnn.engine.predictions import draw_predictions
 from d2_maskrcnn.engine.randomness import choose_seed
 from d2_maskrcnn.engine.step import TrainStep
+from d2_maskrcnn.engine.tta import TestTimeAugmentation
 from d2_maskrcnn.engine.validation import Evaluate, validation_losses
 from d2_maskrcnn.engine.wandb_logging import WandbResults, WandbWriter
 from d2_maskrcnn.engine.wandb_session import WandbSession, check_wandb_config
@@ -60,7 +63,8 @@ class Trainer(DefaultTrainer):
 
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
-        self.train_loader = build_resumable_train_loader(self.cfg, self.seed)
+        self.train_loader = build_resumable_train_loader(self.cfg, self.seed, build_train_mapper(self.cfg))
+        add_copy_paste(self.cfg, self.train_loader)
         self._trainer: TrainStep = TrainStep(
             _distribute(model),
             self.train_loader,
@@ -87,8 +91,14 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> COCOEvaluator:
-        """COCO's measure for boxes and masks; detections are written under ``OUTPUT_DIR/inference``."""
-        return COCOEvaluator(dataset_name, output_dir=output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
+        """COCO's measure for boxes and masks; detections and figures are written under ``OUTPUT_DIR/inference``."""
+        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
+        node = cfg.D2_MASKRCNN.EVALUATION
+        if not node.FIGURES:
+            return COCOEvaluator(dataset_name, output_dir=folder)
+        return FigureEvaluator(
+            dataset_name, folder, confusion_iou=node.CONFUSION_IOU, confusion_score=node.CONFUSION_SCORE
+        )
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -157,6 +167,12 @@ class Trainer(DefaultTrainer):
             paths = [os.path.join(cfg.OUTPUT_DIR, folder, *([name] if len(names) > 1 else [])) for name in names]
             evaluators = [cls.build_evaluator(cfg, name, path) for name, path in zip(names, paths, strict=True)]
         return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def test_with_augmentation(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        """:meth:`test` of the model under ``TEST.AUG``; detections go to ``OUTPUT_DIR/inference_tta``."""
+        logger.info("The same with test-time augmentation")
+        return cls.test(cfg, TestTimeAugmentation(cfg, model), folder="inference_tta")
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Loads ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR`` if there is one.

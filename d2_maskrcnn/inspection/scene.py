@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import cv2
 import numpy as np
 
 from d2_maskrcnn.engine.predictions import COLOURS
@@ -141,3 +142,38 @@ def _draw_layer(axes: "Axes", layer: Layer) -> None:
 
 def _colour(layer: Layer, mark: Mark) -> str:
     return layer.colour or class_colour(mark.class_index)
+
+
+def raster(scene: Scene, side: int = 512) -> np.ndarray:
+    """The scene with its shown layers as an array (H, W, 3) uint8 RGB, in a few milliseconds and without matplotlib.
+
+    Args:
+        side: pixels of the longer side, at least; bigger pictures keep their size.
+    """
+    scale = max(side / max(scene.frame), max(scene.picture.shape[:2]) / max(scene.frame))
+    height, width = (round(value * scale) for value in scene.frame)
+    picture = cv2.resize(np.ascontiguousarray(scene.picture), (width, height), interpolation=cv2.INTER_LINEAR)
+    for layer in scene.layers:
+        if layer.shown:
+            picture = _raster_layer(picture, layer, scale)
+    return picture
+
+
+def _raster_layer(picture: np.ndarray, layer: Layer, scale: float) -> np.ndarray:
+    fill = picture.copy() if layer.filled else picture
+    for mark in layer.marks:
+        colour = _rgb(_colour(layer, mark))
+        points = [np.round(outline * scale).astype(np.int32) for outline in mark.points]
+        if layer.filled and points:
+            cv2.fillPoly(fill, points, colour)
+        cv2.polylines(picture, points, not mark.line, colour, 1 if layer.style != "solid" else 2)
+        if mark.label and points:
+            x, y = (int(value) for value in points[0].min(axis=0))
+            cv2.putText(
+                picture, mark.label, (x, max(y - 4, 12)), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA
+            )
+    return cv2.addWeighted(fill, 0.45, picture, 0.55, 0) if layer.filled else picture
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

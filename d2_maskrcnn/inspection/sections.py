@@ -159,9 +159,11 @@ def result_section(observation: Observation, key: str, threshold: float) -> str:
     parts.append(viewer(result.result_scene(observation, threshold), f"{key}-result", f"{key}-picture"))
     if observation.truth is None:
         return "".join([*parts, NOT_ANNOTATED])
-    parts.append(f"<p>{found.annotated} annotated objects. A detection is <b>right</b> if it overlaps one of its class by "
-                 f"an IoU of {result.MATCH_IOU} or more that no better-scored one has taken; on an object of another class it "
-                 "is <b>confused</b>, in a crowd region <b>ignored</b>, else <b>false</b>.</p>")  # fmt: skip
+    parts.append(
+        f"<p>{found.annotated} annotated objects. A detection is <b>right</b> if it overlaps one of its class by an IoU "
+        f"of {result.MATCH_IOU} or more that no better-scored one has taken; on an object of another class it is "
+        "<b>confused</b>, in a crowd region <b>ignored</b>, else <b>false</b>.</p>"
+    )
     parts.append(table(["difference", "number"], list(found.counts.items())))
     rows = [[f"{v.class_name} {v.score:.2f}", v.verdict, v.truth_class, v.iou] for v in found.verdicts]
     truth = observation.truth

@@ -1,0 +1,130 @@
+"""Stage 6: while training, histograms of weights and gradients and pictures of the stages, for TensorBoard."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from d2_maskrcnn.inspection.anchors import label_scene, proposal_scene
+from d2_maskrcnn.inspection.boxes import refinement_scene
+from d2_maskrcnn.inspection.masks import inspect_masks, strip
+from d2_maskrcnn.inspection.observation import observe
+from d2_maskrcnn.inspection.result import result_scene
+from d2_maskrcnn.inspection.scene import raster
+from d2_maskrcnn.inspection.truth import Record, class_names_of, dataset_records
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils.events import EventStorage
+
+logger = logging.getLogger(__name__)
+
+BINS = 64
+MASKS_SHOWN = 6
+
+
+class InspectTraining(HookBase):
+    """At the end of every epoch, puts what ``D2_MASKRCNN.INSPECT`` asks for into the event storage.
+
+    It keeps to ``MAX_SHARE`` of the training's time: an epoch is left out while what was spent and what the last report
+    took would be more. It draws no random numbers, so a training with it ends in the same weights as one without.
+    Gradients are those of the epoch's last step, after clipping. It belongs in front of the hook that lets the writers
+    write, in the main process.
+
+    Args:
+        cfg: the training's config; its datasets are registered.
+        pictures_in_epoch: after so many pictures an epoch has ended.
+    """
+
+    def __init__(self, cfg: CfgNode, pictures_in_epoch: int) -> None:
+        self.cfg = cfg
+        self.node = cfg.D2_MASKRCNN.INSPECT
+        self.pictures_in_epoch = max(pictures_in_epoch, 1)
+        self.spent = 0.0  # seconds
+        self.reports = 0
+        self._last_cost = 0.0
+        self._start = 0.0
+        self._records: list[Record] | None = None
+
+    def before_train(self) -> None:
+        """Starts the clock."""
+        self._start = time.perf_counter()
+
+    def after_step(self) -> None:
+        """Reports if an epoch has ended and there is time for it."""
+        if not self._epoch_ended(self.trainer.iter):
+            return
+        elapsed = time.perf_counter() - self._start
+        if self.spent + self._last_cost > self.node.MAX_SHARE * elapsed:
+            logger.debug(
+                "Inspection left out at iteration %d: %.1f s of %.1f s spent", self.trainer.iter, self.spent, elapsed
+            )
+            return
+        begin = time.perf_counter()
+        model: Any = self.trainer.model
+        self.report(
+            model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model, self.trainer.storage
+        )
+        self._last_cost = time.perf_counter() - begin
+        self.spent += self._last_cost
+        self.reports += 1
+
+    def after_train(self) -> None:
+        """Says what it cost."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        logger.info(
+            "Inspection: %d reports took %.1f s, %.1f%% of the time",
+            self.reports,
+            self.spent,
+            100 * self.spent / elapsed,
+        )
+
+    def report(self, model: nn.Module, storage: EventStorage) -> None:
+        """Puts histograms and pictures into ``storage``."""
+        if self.node.HISTOGRAMS:
+            for name, parameter in model.named_parameters():
+                _put_histogram(storage, f"weights/{name}", parameter.detach())
+                if parameter.grad is not None:
+                    _put_histogram(storage, f"gradients/{name}", parameter.grad)
+        for index, record in enumerate(self._chosen_records()):
+            for name, picture in self._pictures(model, record).items():
+                storage.put_image(f"inspection_{index}/{name}", picture.transpose(2, 0, 1))  # (3, H, W)
+
+    def _epoch_ended(self, iteration: int) -> bool:
+        batch = self.cfg.SOLVER.IMS_PER_BATCH
+        return (iteration + 1) * batch // self.pictures_in_epoch > iteration * batch // self.pictures_in_epoch
+
+    def _chosen_records(self) -> list[Record]:
+        """The first pictures with objects of the first test set that is there, else of the training set."""
+        if self._records is None:
+            names = (*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN)
+            found = next((records for records in map(dataset_records, names) if records), [])
+            with_objects = [record for record in found if record.get("annotations")]
+            self._records = (with_objects or found)[: self.node.PICTURES]
+        return self._records
+
+    def _pictures(self, model: nn.Module, record: Record) -> dict[str, np.ndarray]:
+        """Name -> (H, W, 3) uint8 RGB."""
+        seen = observe(self.cfg, model, record, class_names_of(self.cfg), layers=[])
+        scenes: dict[str, Callable[[], Any]] = {
+            "1_anchor_labels": lambda: label_scene(seen),
+            "1_proposals": lambda: proposal_scene(seen),
+            "2_refinement": lambda: refinement_scene(seen),
+            "7_result": lambda: result_scene(seen, self.node.SCORE_THRESHOLD),
+        }
+        pictures = {name: raster(make()) for name, make in scenes.items()}
+        strips = [strip(finding, seen.picture, seen.output_size) for finding in inspect_masks(seen, MASKS_SHOWN)]
+        if strips:
+            pictures["3_masks"] = np.concatenate(strips)
+        return pictures
+
+
+def _put_histogram(storage: EventStorage, name: str, tensor: torch.Tensor) -> None:
+    """Of the finite values; none if there are none (the non-finite loss is what reports them)."""
+    values = tensor.detach().float().flatten()
+    values = values[values.isfinite()]
+    if values.numel() > 0:
+        storage.put_histogram(name, values, bins=BINS)
