@@ -39,6 +39,8 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
             "of a whole detector trained with this config, not those of a backbone."
         )
     results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results = {**results, "tta": Trainer.test_with_augmentation(cfg, model)}
     if comm.is_main_process():
         for name in cfg.DATASETS.TEST:
             draw_predictions(cfg, model, name, Path(cfg.OUTPUT_DIR) / "predictions")

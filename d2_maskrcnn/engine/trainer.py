@@ -138,7 +138,8 @@ class Trainer(DefaultTrainer):
         # Imported here: the inspection's own modules need this package.
         from d2_maskrcnn.inspection.training import InspectTraining
 
-        return InspectTraining(self.cfg, pictures_in_epoch=len(self.train_loader.records))
+        records: Any = self.train_loader.records
+        return InspectTraining(self.cfg, pictures_in_epoch=len(records))
 
     def _evaluate(self) -> dict[str, Any]:
         """COCO's measure and the validation losses, of the weights and of their average; every process calls it."""

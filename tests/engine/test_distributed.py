@@ -82,9 +82,7 @@ def test_one_and_two_processes_agree(run, tmp_path):
     for name in names:
         assert two["history"][name] == pytest.approx(one["history"][name], rel=2e-4), name
     assert two["history"]["segm/AP"] == pytest.approx(one["history"]["segm/AP"], abs=0.05, nan_ok=True)
-    first, second = (
-        torch.load(tmp_path / f"out{n}" / "model_final.pth", weights_only=True)["model"] for n in (1, 2)
-    )
+    first, second = (torch.load(tmp_path / f"out{n}" / "model_final.pth", weights_only=True)["model"] for n in (1, 2))
     assert all(torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-5) for name in first)
 
 

@@ -1,0 +1,96 @@
+"""Test-time augmentation: detections of several sizes and of the mirrored picture, made one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from d2_maskrcnn.modeling.postprocessing import postprocess
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.layers import batched_nms
+from detectron2.structures import Boxes, Instances
+
+
+class TestTimeAugmentation(nn.Module):
+    """Wraps a model of this project; used like it in evaluation mode.
+
+    Boxes of all views of a picture are put together and suppressed class by class; then each view predicts the masks of
+    the boxes that are left, and their probabilities are averaged.
+
+    Args:
+        cfg: ``TEST.AUG`` gives the shorter sides, the longest side and whether to mirror.
+        model: a ``MaskRCNN``.
+    """
+
+    __test__ = False  # not a test, whatever pytest thinks of the name
+
+    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self.sizes, self.max_size, self.flip = tuple(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE, cfg.TEST.AUG.FLIP
+        self.nms_threshold = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
+        self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
+        """Args: batched_inputs: dicts with ``image`` (C, H, W), ``height`` and ``width``. Returns as the model does."""
+        return [{"instances": self._predict(item)} for item in batched_inputs]
+
+    def _predict(self, item: dict[str, Any]) -> Instances:
+        height, width = item.get("height", item["image"].shape[1]), item.get("width", item["image"].shape[2])
+        views = list(self._views(item["image"]))
+        merged = self._merge([self._detect(view, flipped, (height, width)) for view, flipped in views])
+        if len(merged) and self.model.roi_heads.mask_head is not None:
+            masks = [self._masks(view, flipped, merged) for view, flipped in views]
+            merged.pred_masks = torch.stack(masks).mean(dim=0)  # (n, 1, S, S)
+        return postprocess(merged, height, width)
+
+    def _views(self, image: torch.Tensor) -> Iterator[tuple[torch.Tensor, bool]]:
+        """Yields (picture, mirrored?)."""
+        array = image.permute(1, 2, 0).cpu().numpy()  # (H, W, C)
+        for size in self.sizes:
+            view = T.ResizeShortestEdge(size, self.max_size).get_transform(array).apply_image(array)
+            for flipped in (False, True) if self.flip else (False,):
+                pixels = cv2.flip(view, 1) if flipped else view
+                yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), flipped
+
+    def _detect(self, view: torch.Tensor, flipped: bool, size: tuple[int, int]) -> Instances:
+        """Detections of a view in the frame of the output picture, without masks."""
+        found = self.model.inference([{"image": view}], do_postprocess=False)[0]
+        boxes = _to_frame(found.pred_boxes.tensor, tuple(view.shape[1:]), size, flipped)
+        return Instances(size, pred_boxes=Boxes(boxes), scores=found.scores, pred_classes=found.pred_classes)
+
+    def _merge(self, views: list[Instances]) -> Instances:
+        together = Instances.cat(views)
+        boxes = together.pred_boxes.tensor
+        kept = batched_nms(boxes, together.scores, together.pred_classes, self.nms_threshold)
+        return together[kept[: self.max_detections]]
+
+    def _masks(self, view: torch.Tensor, flipped: bool, merged: Instances) -> torch.Tensor:
+        """(n, 1, S, S) probabilities inside each merged box."""
+        size = (view.shape[1], view.shape[2])
+        boxes = _from_frame(merged.pred_boxes.tensor, merged.image_size, size, flipped)
+        given = Instances(size, pred_boxes=Boxes(boxes), pred_classes=merged.pred_classes)
+        masks = self.model.inference([{"image": view}], [given], do_postprocess=False)[0].pred_masks
+        return masks.flip(-1) if flipped else masks
+
+
+def _to_frame(boxes: torch.Tensor, size: tuple[int, ...], frame: tuple[int, int], flipped: bool) -> torch.Tensor:
+    """Boxes (n, 4) XYXY from a view of ``size`` (H, W) to the picture's frame (H, W)."""
+    x0, y0, x1, y1 = boxes.unbind(1)
+    if flipped:
+        x0, x1 = size[1] - x1, size[1] - x0
+    scaled = torch.stack([x0, y0, x1, y1], dim=1)
+    return scaled * scaled.new_tensor([frame[1] / size[1], frame[0] / size[0]] * 2)
+
+
+def _from_frame(boxes: torch.Tensor, frame: tuple[int, int], size: tuple[int, ...], flipped: bool) -> torch.Tensor:
+    """The inverse of :func:`_to_frame`."""
+    x0, y0, x1, y1 = (boxes * boxes.new_tensor([size[1] / frame[1], size[0] / frame[0]] * 2)).unbind(1)
+    if flipped:
+        x0, x1 = size[1] - x1, size[1] - x0
+    return torch.stack([x0, y0, x1, y1], dim=1)

@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from d2_maskrcnn.engine.tta import TestTimeAugmentation, _from_frame, _to_frame
+from detectron2.modeling import build_model
+
+AUG = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.MAX_SIZE", 256]
+
+
+def model_and_inputs(cfg):
+    torch.manual_seed(0)
+    model = build_model(cfg).eval()
+    for parameter in model.roi_heads.box_predictor.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)  # so that scores differ
+    image = (torch.rand(3, 64, 80, generator=torch.Generator().manual_seed(1)) * 255).to(torch.uint8)
+    return model, [{"image": image, "height": 128, "width": 160}]
+
+
+def test_one_view_is_the_model_itself(tiny_cfg):
+    cfg = tiny_cfg(*AUG, "TEST.AUG.FLIP", False)
+    model, inputs = model_and_inputs(cfg)
+    plain = model(inputs)[0]["instances"]
+    found = TestTimeAugmentation(cfg, model)(inputs)[0]["instances"]
+    assert len(plain) == len(found) > 0
+    assert torch.allclose(plain.pred_boxes.tensor, found.pred_boxes.tensor, atol=1e-3)
+    assert torch.equal(plain.pred_classes, found.pred_classes)
+    assert (plain.pred_masks != found.pred_masks).float().mean() < 1e-3
+
+
+def test_a_mirrored_picture_gives_mirrored_detections(tiny_cfg):
+    cfg = tiny_cfg(*AUG, "TEST.AUG.MIN_SIZES", (64, 96))
+    model, inputs = model_and_inputs(cfg)
+    augmented = TestTimeAugmentation(cfg, model)
+    first = augmented(inputs)[0]["instances"]
+    second = augmented([{**inputs[0], "image": inputs[0]["image"].flip(2)}])[0]["instances"]
+    assert len(first) == len(second) > 0
+    boxes = second.pred_boxes.tensor
+    mirrored = torch.stack([160 - boxes[:, 2], boxes[:, 1], 160 - boxes[:, 0], boxes[:, 3]], dim=1)
+    assert torch.allclose(first.scores, second.scores, atol=1e-4)
+    assert torch.allclose(first.pred_boxes.tensor, mirrored, atol=0.05)
+    assert (first.pred_masks != second.pred_masks.flip(2)).float().mean() < 2e-3
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_frames_are_inverse(flipped):
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 20.0], [5.0, 6.0, 40.0, 30.0]])
+    there = _to_frame(boxes, (32, 64), (128, 160), flipped)
+    assert torch.allclose(_from_frame(there, (128, 160), (32, 64), flipped), boxes, atol=1e-5)
+    expected = [135.0, 0.0, 160.0, 80.0] if flipped else [0.0, 0.0, 25.0, 80.0]
+    assert there[0].tolist() == expected
+
+
+def test_evaluated(trainer_of):
+    trainer = trainer_of(*AUG)
+    results = trainer.test_with_augmentation(trainer.cfg, trainer.model)
+    assert "AP" in results["segm"]
+    assert trainer.model.training
