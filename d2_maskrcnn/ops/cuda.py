@@ -28,7 +28,7 @@ COORDS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 # As in the sources.
 MAX_LEVELS, MAX_IMAGES = 16, 64
 WARP, PACK_BYTES, TILE = 32, 16, 8
-FORWARD_WARPS = 4
+FORWARD_WARPS, BINS_PER_BLOCK = 8, 32
 
 
 @cache
@@ -130,8 +130,8 @@ def pool(
     boxes = boxes.to(coords).contiguous()
     kernel = kernels.forward_packed if all(map(is_packed, features)) else kernels.forward_strided
     for params in pack_params(features, boxes, boxes_per_image, pooled, spec):
-        blocks = -(-params.num_boxes * height * width // FORWARD_WARPS)
-        launch(kernel, (blocks, 1), FORWARD_WARPS * WARP, params, pooled.device)
+        blocks = (params.num_boxes, -(-height * width // BINS_PER_BLOCK))
+        launch(kernel, blocks, FORWARD_WARPS * WARP, params, pooled.device)
     return pooled.permute(0, 3, 1, 2)
 
 

@@ -42,6 +42,7 @@ static std::vector<Barrier> warp_barriers;
 static std::vector<unsigned long long> exchanged;  // one slot for each thread
 static jmp_buf scheduler;
 static int current;
+static unsigned long progress;  // grows whenever a thread ends or those at a barrier may go on
 static void (*body)(const void*);
 static const void* arguments;
 
@@ -54,6 +55,7 @@ static void wait_for(Barrier& barrier, int count) {
   if (++barrier.arrived == count) {
     barrier.arrived = 0;
     ++barrier.round;
+    ++progress;
   }
   while (barrier.round == round) yield();
 }
@@ -139,7 +141,8 @@ static void resume(int index) {
   setcontext(&fiber.first);
 }
 
-static void run_block() {
+// Returns false where all threads wait for each other.
+static bool run_block() {
   for (Fiber& fiber : fibers) {
     fiber.started = fiber.done = false;
     getcontext(&fiber.first);
@@ -149,30 +152,37 @@ static void run_block() {
     makecontext(&fiber.first, start_fiber, 0);
   }
   for (size_t left = fibers.size(); left > 0;) {
+    const unsigned long before = progress;
     for (size_t i = 0; i < fibers.size(); ++i) {
       if (fibers[i].done) continue;
       resume((int)i);
-      if (fibers[i].done) --left;
+      if (!fibers[i].done) continue;
+      --left;
+      ++progress;
     }
+    if (progress == before) return false;
   }
+  return true;
 }
 
 static void (*kernel)(Params);
 static void call_kernel(const void* params) { kernel(*(const Params*)params); }
 
-// One launch of `function`, whose argument is `params`.
-extern "C" void emulate(void (*function)(Params), unsigned blocks_x, unsigned blocks_y, unsigned threads, const Params* params) {
+// One launch of `function`, whose argument is `params`; returns 0, or 1 where a block's threads wait for each other for ever.
+extern "C" int emulate(void (*function)(Params), unsigned blocks_x, unsigned blocks_y, unsigned threads, const Params* params) {
   kernel = function;
   body = call_kernel;
   arguments = params;
   blockDim = {threads, 1, 1};
   fibers = std::vector<Fiber>(threads);
   warp_barriers.assign(threads / WARP_LANES, Barrier());
+  block_barrier = Barrier();
   exchanged.assign(threads, 0);
   for (unsigned y = 0; y < blocks_y; ++y) {
     for (unsigned x = 0; x < blocks_x; ++x) {
       blockIdx = {x, y, 0};
-      run_block();
+      if (!run_block()) return 1;
     }
   }
+  return 0;
 }

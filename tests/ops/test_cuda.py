@@ -55,7 +55,8 @@ class Emulation:
         library, name = kernel
         self.launched.append(name)
         function = ctypes.cast(getattr(library, name), ctypes.c_void_p)
-        library.emulate(function, *map(ctypes.c_uint, (*blocks, threads)), ctypes.byref(params))
+        deadlock = library.emulate(function, *map(ctypes.c_uint, (*blocks, threads)), ctypes.byref(params))
+        assert not deadlock, f"the threads of a block of {name} wait for each other"
 
 
 @pytest.fixture(scope="module")
@@ -148,9 +149,8 @@ def test_levels_that_the_kernels_have_no_room_for(emulated):
 
 def test_constants_are_those_of_the_sources():
     text = "\n".join(path.read_text() for path in cuda.FOLDER.iterdir())
-    for name in ("MAX_LEVELS", "MAX_IMAGES", "WARP", "PACK_BYTES", "TILE"):
+    for name in ("MAX_LEVELS", "MAX_IMAGES", "WARP", "PACK_BYTES", "TILE", "FORWARD_WARPS", "BINS_PER_BLOCK"):
         assert f"#define {name} {getattr(cuda, name)}" in text
-    assert f"__launch_bounds__({cuda.FORWARD_WARPS * cuda.WARP})" in text
 
 
 @pytest.fixture

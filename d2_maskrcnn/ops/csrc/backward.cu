@@ -1,15 +1,17 @@
 // Gradient of ROIAlign over all levels in one launch, without atomics: each feature cell gathers what it is owed.
 //
 // A block owns a tile of cells of one level of one image, each of its warps a row of the tile, its lanes side by side along the
-// channels. The block goes through the image's boxes in order, keeps those of its level that reach its tile, and each warp adds what
-// the bins of such a box owe to the warp's cells. So every sum is taken in one order, whatever runs when, in memory of nothing but the
-// gradients.
+// channels. The block goes through the image's boxes in order, keeps those of its level that reach its tile and works out their bins'
+// weights for the tile's rows and columns; then each warp adds what these bins owe to the warp's cells. So every sum is taken in one
+// order, whatever runs when, in memory of nothing but the gradients.
 
 #include "roi_align.cuh"
 
 #define PACK_BYTES 16
 #define TILE 8  // cells along each side of a tile; a warp for each row
 #define THREADS (TILE * WARP)
+#define BATCH 8       // boxes whose weights are worked out together
+#define KEPT_BINS 16  // of a box along an axis, whose weights are kept at a time
 
 struct Tile {
   int level, image, y, x;  // y, x: of its first cell
@@ -35,14 +37,19 @@ __device__ inline bool reaches(const Axis& axis, int bins, int first) {
   return low - 2 <= (Coord)(first + TILE) && high + 2 >= (Coord)first;
 }
 
+struct Listed {
+  int index;
+  Box box;
+};
+
 // Puts the boxes among `begin` .. `begin + THREADS - 1` (before `end`) that reach the tile into `list`, in order; returns how many.
-__device__ inline int list_boxes(const Params& params, const Tile& tile, int begin, int end, int* list, int* warp_counts) {
+__device__ inline int list_boxes(
+    const Params& params, const Tile& tile, int begin, int end, Listed* list, int* warp_counts) {
   const int index = begin + threadIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  bool found = false;
-  if (index < end) {
-    const Box box = load_box(params, index);
-    found = box.level == tile.level && reaches(box.y, params.bins_y, tile.y) && reaches(box.x, params.bins_x, tile.x);
-  }
+  Listed mine = {index, load_box(params, index < end ? index : begin)};
+  const Box& box = mine.box;
+  const bool found = index < end && box.level == tile.level && reaches(box.y, params.bins_y, tile.y) &&
+                     reaches(box.x, params.bins_x, tile.x);
   const unsigned votes = __ballot_sync(FULL_MASK, found);
   if (lane == 0) warp_counts[warp] = __popc(votes);
   __syncthreads();
@@ -51,46 +58,86 @@ __device__ inline int list_boxes(const Params& params, const Tile& tile, int beg
     if (i < warp) before += warp_counts[i];
     total += warp_counts[i];
   }
-  if (found) list[before] = index;
+  if (found) list[before] = mine;
   __syncthreads();
   return total;
 }
 
-// Adds what one box owes to the warp's cells: first along y for each column of bins, then along x.
+// What KEPT_BINS bins of a box give to the rows and to the columns of a tile.
+struct KeptWeights {
+  Coord y[TILE][KEPT_BINS], x[TILE][KEPT_BINS];
+};
+
+// The block works out the weights of `count` boxes for their bins from (first_y, first_x) on.
+__device__ inline void keep_weights(
+    const Params& params, const Tile& tile, const Listed* list, int count, int first_y, int first_x, KeptWeights* kept) {
+  const int of_an_axis = TILE * KEPT_BINS;
+  for (int i = threadIdx.x; i < count * 2 * of_an_axis; i += THREADS) {
+    const int bin = i % KEPT_BINS, cell = i / KEPT_BINS % TILE;
+    const bool along_y = i / of_an_axis % 2 == 0;
+    const Box& box = list[i / (2 * of_an_axis)].box;
+    KeptWeights& target = kept[i / (2 * of_an_axis)];
+    Coord weight[1] = {0};
+    if (along_y) {
+      if (first_y + bin < params.bins_y) add_cell_weights(params, box.y, first_y + bin, tile.y + cell, weight);
+      target.y[cell][bin] = weight[0];
+    } else {
+      if (first_x + bin < params.bins_x) add_cell_weights(params, box.x, first_x + bin, tile.x + cell, weight);
+      target.x[cell][bin] = weight[0];
+    }
+  }
+  __syncthreads();
+}
+
+// Adds what some bins of one box owe to the warp's cells: first along y for each column of bins, then along x. `bins` is the first.
 template <int COUNT>
-__device__ inline void add_box(
-    const Params& params, const Box& box, int index, int y, int x, int channel, bool active, Coord (&total)[TILE][COUNT]) {
-  const int lane = threadIdx.x % WARP;
-  const SCALAR* bins = params.bins + (Index)index * params.bins_y * params.bins_x * params.channels + channel;
-  for (int base_y = 0; base_y < params.bins_y; base_y += WARP) {
-    Coord mine_y[1] = {0};  // of bin base_y + lane for the warp's row
-    if (base_y + lane < params.bins_y) add_cell_weights(params, box.y, base_y + lane, y, mine_y);
-    const unsigned rows = __ballot_sync(FULL_MASK, mine_y[0] != 0);
-    if (rows == 0) continue;
-    for (int base_x = 0; base_x < params.bins_x; base_x += WARP) {
-      Coord mine_x[TILE] = {};  // of bin base_x + lane for each of the warp's cells
-      if (base_x + lane < params.bins_x) add_cell_weights(params, box.x, base_x + lane, x, mine_x);
-      bool any = false;
+__device__ inline void add_bins(
+    const Params& params, const KeptWeights& kept, const SCALAR* bins, bool active, Coord (&total)[TILE][COUNT]) {
+  const int lane = threadIdx.x % WARP, bin = lane % KEPT_BINS, row_of_tile = threadIdx.x / WARP;
+  const unsigned kept_mask = (1u << KEPT_BINS) - 1;
+  const unsigned rows = __ballot_sync(FULL_MASK, kept.y[row_of_tile][bin] != 0) & kept_mask;
+  if (rows == 0) return;
+  bool any = false;
 #pragma unroll
-      for (int j = 0; j < TILE; ++j) any = any || mine_x[j] != 0;
-      for (unsigned columns = __ballot_sync(FULL_MASK, any); columns != 0; columns &= columns - 1) {
-        const int column = __ffs(columns) - 1;
-        Coord owed[COUNT] = {};
-        for (unsigned rest = rows; rest != 0; rest &= rest - 1) {
-          const int row = __ffs(rest) - 1;
-          const Coord weight = __shfl_sync(FULL_MASK, mine_y[0], row);
-          if (!active) continue;
-          const Index bin = (Index)(base_y + row) * params.bins_x + base_x + column;
-          const Pack<SCALAR, COUNT> pack = *(const Pack<SCALAR, COUNT>*)(bins + bin * params.channels);
+  for (int j = 0; j < TILE; ++j) any = any || kept.x[j][bin] != 0;
+  unsigned columns = __ballot_sync(FULL_MASK, any) & kept_mask;
+  if (!active) return;
+  for (; columns != 0; columns &= columns - 1) {
+    const int column = __ffs(columns) - 1;
+    Coord owed[COUNT] = {};
+    for (unsigned rest = rows; rest != 0; rest &= rest - 1) {
+      const int row = __ffs(rest) - 1;
+      const Coord weight = kept.y[row_of_tile][row];
+      const Index place = (Index)(row * params.bins_x + column) * params.channels;
+      const Pack<SCALAR, COUNT> pack = *(const Pack<SCALAR, COUNT>*)(bins + place);
 #pragma unroll
-          for (int c = 0; c < COUNT; ++c) owed[c] += weight * (Coord)widen(pack.items[c]);
+      for (int c = 0; c < COUNT; ++c) owed[c] += weight * (Coord)widen(pack.items[c]);
+    }
+#pragma unroll
+    for (int j = 0; j < TILE; ++j) {
+      const Coord weight = kept.x[j][column];
+#pragma unroll
+      for (int c = 0; c < COUNT; ++c) total[j][c] += weight * owed[c];
+    }
+  }
+}
+
+// Adds what the listed boxes owe to the warp's cells, in the list's order.
+template <int COUNT>
+__device__ inline void add_boxes(
+    const Params& params, const Tile& tile, const Listed* list, int count, int channel, KeptWeights* kept,
+    Coord (&total)[TILE][COUNT]) {
+  const bool active = channel < params.channels;
+  for (int first = 0; first < count; first += BATCH) {
+    const int batch = min(count - first, BATCH);
+    for (int y = 0; y < params.bins_y; y += KEPT_BINS) {
+      for (int x = 0; x < params.bins_x; x += KEPT_BINS) {
+        keep_weights(params, tile, list + first, batch, y, x, kept);
+        for (int i = 0; i < batch; ++i) {
+          const Index bin = ((Index)list[first + i].index * params.bins_y + y) * params.bins_x + x;
+          add_bins<COUNT>(params, kept[i], params.bins + bin * params.channels + channel, active, total);
         }
-#pragma unroll
-        for (int j = 0; j < TILE; ++j) {
-          const Coord weight = __shfl_sync(FULL_MASK, mine_x[j], column);
-#pragma unroll
-          for (int c = 0; c < COUNT; ++c) total[j][c] += weight * owed[c];
-        }
+        __syncthreads();  // before the weights are written again
       }
     }
   }
@@ -113,23 +160,20 @@ __device__ inline void store_row(
 
 template <int COUNT>
 __device__ inline void gather_tile(const Params& params) {
-  __shared__ int list[THREADS];
+  __shared__ Listed list[THREADS];
+  __shared__ KeptWeights kept[BATCH];
   __shared__ int warp_counts[TILE];
   const Tile tile = locate_tile(params, blockIdx.x);
   const int y = tile.y + threadIdx.x / WARP;
   const int channel = (blockIdx.y * WARP + threadIdx.x % WARP) * COUNT;
-  const bool active = channel < params.channels;
-  const bool row_exists = y < params.levels[tile.level].height;
   const int end = params.image_end[tile.image];
   Coord total[TILE][COUNT] = {};
   for (int begin = tile.image == 0 ? 0 : params.image_end[tile.image - 1]; begin < end; begin += THREADS) {
     const int count = list_boxes(params, tile, begin, end, list, warp_counts);
-    for (int i = 0; row_exists && i < count; ++i) {
-      add_box<COUNT>(params, load_box(params, list[i]), list[i], y, tile.x, channel, active, total);
-    }
+    add_boxes<COUNT>(params, tile, list, count, channel, kept, total);
     __syncthreads();  // before the list is written again
   }
-  if (row_exists && active) store_row<COUNT>(params, tile, y, channel, total);
+  if (y < params.levels[tile.level].height && channel < params.channels) store_row<COUNT>(params, tile, y, channel, total);
 }
 
 // Channels are a multiple of a pack.

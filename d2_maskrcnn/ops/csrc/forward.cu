@@ -1,12 +1,18 @@
 // ROIAlign over all levels of a feature pyramid in one launch.
 //
-// A warp computes one bin of one box, its lanes side by side along the channels. First the lanes work out the bin's taps along each
-// axis, a tap to a lane: cells with their weights, in which samples that fall on the same cell are merged. Then they go through the
-// product of the two lists together, each lane for its own channels.
+// A block computes some bins of one box: first its threads work out the taps of the box's bins along each axis (cells with their
+// weights, in which samples that fall on the same cell are merged), then each warp computes one bin after the other, its lanes side by
+// side along the channels, as the sum over all pairs of a tap along y and a tap along x. Bins with many taps, which only a large
+// sampling ratio or a box far larger than its level's canonical size has, take another way: their taps lie in the warp's registers, and
+// those of many bins along an axis are not kept at all.
 
 #include "roi_align.cuh"
 
 #define PACK_BYTES 16
+#define FORWARD_WARPS 8
+#define BINS_PER_BLOCK 32
+#define KEPT_BINS 64  // along both axes together
+#define KEPT_TAPS 8   // of a bin along one axis
 
 struct Tap {
   int cell;
@@ -49,7 +55,62 @@ __device__ inline Tap make_tap(const Params& params, const Axis& axis, int bin, 
   return tap;
 }
 
-// One lane's channels of a bin: the sum over all pairs of a tap along y and a tap along x.
+// Taps of a box's bins along both axes, those along y first.
+struct alignas(16) KeptTap {
+  Index offset;  // of the cell's row, or of the cell in its row, in elements
+  Coord weight;
+};
+struct KeptTaps {
+  KeptTap taps[KEPT_BINS][KEPT_TAPS];
+  int counts[KEPT_BINS];
+  int complete;  // whether every bin has found room
+};
+
+__device__ inline void keep_taps(const Params& params, const Box& box, KeptTaps& kept) {
+  const Level& level = params.levels[box.level];
+  const int num_bins = params.bins_y + params.bins_x;
+  const int num_taps = num_bins <= KEPT_BINS ? num_bins * KEPT_TAPS : 0;
+  if (threadIdx.x == 0) kept.complete = num_taps > 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < num_taps; i += FORWARD_WARPS * WARP) {
+    const int place = i / KEPT_TAPS, index = i % KEPT_TAPS;
+    const bool along_y = place < params.bins_y;
+    const Axis& axis = along_y ? box.y : box.x;
+    const int bin = along_y ? place : place - params.bins_y;
+    const TapList list = list_taps(axis, bin);
+    if (list.count > KEPT_TAPS) kept.complete = 0;  // whichever thread writes it, it is the same
+    const Tap tap = make_tap(params, axis, bin, list, index);
+    kept.taps[place][index].offset = tap.cell * (along_y ? level.row_stride : level.column_stride);
+    kept.taps[place][index].weight = tap.weight;
+    kept.counts[place] = list.count;
+  }
+  __syncthreads();
+}
+
+template <int COUNT>
+__device__ inline void add_pack(const SCALAR* cell, Coord weight, Coord (&total)[COUNT]) {
+  const Pack<SCALAR, COUNT> pack = *(const Pack<SCALAR, COUNT>*)cell;
+#pragma unroll
+  for (int c = 0; c < COUNT; ++c) total[c] += weight * (Coord)widen(pack.items[c]);
+}
+
+// One lane's channels of a bin whose taps are kept.
+template <int COUNT>
+__device__ inline void sum_kept_taps(
+    const Params& params, const KeptTaps& kept, int bin_y, int bin_x, const SCALAR* map, Coord (&total)[COUNT]) {
+  const int place_x = params.bins_y + bin_x, count_x = kept.counts[place_x];
+  for (int i = 0; i < kept.counts[bin_y]; ++i) {
+    const KeptTap along_y = kept.taps[bin_y][i];
+    const SCALAR* row = map + along_y.offset;
+#pragma unroll 4
+    for (int j = 0; j < count_x; ++j) {
+      const KeptTap along_x = kept.taps[place_x][j];
+      add_pack<COUNT>(row + along_x.offset, along_y.weight * along_x.weight, total);
+    }
+  }
+}
+
+// The same for a bin with any number of taps: a lane works out one tap and hands it to the others.
 template <int COUNT>
 __device__ inline void sum_taps(
     const Params& params, const Box& box, int bin_y, int bin_x, const SCALAR* map, bool active, Coord (&total)[COUNT]) {
@@ -65,53 +126,60 @@ __device__ inline void sum_taps(
       for (int i = 0; i < count_y; ++i) {
         const SCALAR* row = map + __shfl_sync(FULL_MASK, mine_y.cell, i) * level.row_stride;
         const Coord weight_y = __shfl_sync(FULL_MASK, mine_y.weight, i);
-#pragma unroll 4
         for (int j = 0; j < count_x; ++j) {
           const SCALAR* cell = row + __shfl_sync(FULL_MASK, mine_x.cell, j) * level.column_stride;
           const Coord weight = weight_y * __shfl_sync(FULL_MASK, mine_x.weight, j);
-          if (!active) continue;
-          const Pack<SCALAR, COUNT> pack = *(const Pack<SCALAR, COUNT>*)cell;
-#pragma unroll
-          for (int c = 0; c < COUNT; ++c) total[c] += weight * (Coord)widen(pack.items[c]);
+          if (active) add_pack<COUNT>(cell, weight, total);
         }
       }
     }
   }
 }
 
+// One bin: all its channels, a warp's share at a time.
 template <int COUNT>
-__device__ inline void pool_bin(const Params& params, Index bin) {
-  const int bins_per_box = params.bins_y * params.bins_x;
-  const int index = (int)(bin / bins_per_box), place = (int)(bin % bins_per_box);
-  const Box box = load_box(params, index);
+__device__ inline void pool_bin(
+    const Params& params, const Box& box, const KeptTaps& kept, int bin_y, int bin_x, const SCALAR* image, SCALAR* result) {
   const Level& level = params.levels[box.level];
-  const SCALAR* image = level.data + image_of(params, index) * level.image_stride;
   for (int base = 0; base < params.channels; base += WARP * COUNT) {
     const int channel = base + (threadIdx.x % WARP) * COUNT;
     const bool active = channel < params.channels;
+    const SCALAR* map = image + channel * level.channel_stride;
     Coord total[COUNT] = {};
-    sum_taps<COUNT>(
-        params, box, place / params.bins_x, place % params.bins_x, image + channel * level.channel_stride, active, total);
+    if (!kept.complete) {
+      sum_taps<COUNT>(params, box, bin_y, bin_x, map, active, total);
+    } else if (active) {
+      sum_kept_taps<COUNT>(params, kept, bin_y, bin_x, map, total);
+    }
     if (!active) continue;
     Pack<SCALAR, COUNT> pack;
 #pragma unroll
     for (int c = 0; c < COUNT; ++c) narrow(total[c], pack.items[c]);
-    *(Pack<SCALAR, COUNT>*)(params.bins + bin * params.channels + channel) = pack;
+    *(Pack<SCALAR, COUNT>*)(result + channel) = pack;
   }
 }
 
 template <int COUNT>
-__device__ inline void pool_all(const Params& params) {
-  const Index warp = (Index)blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
-  if (warp < (Index)params.num_boxes * params.bins_y * params.bins_x) pool_bin<COUNT>(params, warp);
+__device__ inline void pool_box(const Params& params) {
+  __shared__ KeptTaps kept;
+  const int index = blockIdx.x, bins_per_box = params.bins_y * params.bins_x;
+  const Box box = load_box(params, index);
+  keep_taps(params, box, kept);
+  const Level& level = params.levels[box.level];
+  const SCALAR* image = level.data + image_of(params, index) * level.image_stride;
+  const int end = min((int)(blockIdx.y + 1) * BINS_PER_BLOCK, bins_per_box);
+  for (int bin = blockIdx.y * BINS_PER_BLOCK + threadIdx.x / WARP; bin < end; bin += FORWARD_WARPS) {
+    SCALAR* result = params.bins + ((Index)index * bins_per_box + bin) * params.channels;
+    pool_bin<COUNT>(params, box, kept, bin / params.bins_x, bin % params.bins_x, image, result);
+  }
 }
 
 // Channels-last features whose channels are a multiple of a pack.
-extern "C" __global__ void __launch_bounds__(128) forward_packed(const __grid_constant__ Params params) {
-  pool_all<PACK_BYTES / sizeof(SCALAR)>(params);
+extern "C" __global__ void __launch_bounds__(FORWARD_WARPS * WARP) forward_packed(const __grid_constant__ Params params) {
+  pool_box<PACK_BYTES / sizeof(SCALAR)>(params);
 }
 
 // Features with any strides: right for NCHW memory too, but slower.
-extern "C" __global__ void __launch_bounds__(128) forward_strided(const __grid_constant__ Params params) {
-  pool_all<1>(params);
+extern "C" __global__ void __launch_bounds__(FORWARD_WARPS * WARP) forward_strided(const __grid_constant__ Params params) {
+  pool_box<1>(params);
 }
