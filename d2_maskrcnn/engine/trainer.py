@@ -60,6 +60,7 @@ class Trainer(DefaultTrainer):
         self.seed = comm.all_gather(choose_seed(self.cfg.SEED))[0]
         self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
         self.stop_requested = False
+        self._last_eval_results: Any = None
 
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)

@@ -156,7 +156,7 @@ def result_section(observation: Observation, key: str, threshold: float) -> str:
     parts = [f"<p>{found.shown} of {found.detections} detections score {threshold:.2f} or more.</p>"]
     if found.detections == 0:
         parts.append("<p>The model found nothing in this picture.</p>")
-    parts.append(viewer(result.result_scene(observation, threshold), f"{key}-result", f"{key}-picture"))
+    parts.append(viewer(result.result_scene(observation, threshold), f"{key}-final-result", f"{key}-picture"))
     if observation.truth is None:
         return "".join([*parts, NOT_ANNOTATED])
     parts.append(

@@ -64,10 +64,9 @@ class InspectTraining(HookBase):
             )
             return
         begin = time.perf_counter()
-        model: Any = self.trainer.model
-        self.report(
-            model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model, self.trainer.storage
-        )
+        trainer: Any = self.trainer
+        wrapped = isinstance(trainer.model, nn.parallel.DistributedDataParallel)
+        self.report(trainer.model.module if wrapped else trainer.model, trainer.storage)
         self._last_cost = time.perf_counter() - begin
         self.spent += self._last_cost
         self.reports += 1

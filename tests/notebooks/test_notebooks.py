@@ -1,0 +1,100 @@
+"""Every notebook runs from top to bottom, each on data of its own that takes seconds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.data import register_own_data
+from detectron2.modeling import build_model
+
+nbformat = pytest.importorskip("nbformat", reason="notebooks need nbformat: pip install -e '.[notebooks]'")
+nbclient = pytest.importorskip("nbclient", reason="notebooks need nbclient: pip install -e '.[notebooks]'")
+pytest.importorskip("ipykernel", reason="notebooks need ipykernel: pip install -e '.[notebooks]'")
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+def execute(name):
+    """Runs a notebook in its own folder; returns the executed cells' text and how many pictures they show."""
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.get("text", "") for output in outputs)
+    shown = [output.get("data", {}) for output in outputs]
+    return text, sum("image/png" in data or "image/jpeg" in data for data in shown)
+
+
+@pytest.fixture
+def small_model(repo_dir, tiny_opts, tmp_path, monkeypatch):
+    """The options of a model with random weights, which are also in a file."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    config = str(repo_dir / "configs" / "quickstart.yaml")
+    cfg = load_config(config, tiny_opts)
+    register_own_data(cfg)
+    weights = tmp_path / "model.pth"
+    torch.save({"model": build_model(cfg).state_dict()}, weights)
+    monkeypatch.setenv("INSPECT_CONFIG", config)
+    monkeypatch.setenv("INSPECT_OPTS", " ".join([*tiny_opts, "MODEL.WEIGHTS", str(weights)]))
+    monkeypatch.setenv("INSPECT_WEIGHTS", str(weights))
+    monkeypatch.setenv("INSPECT_OTHER", str(weights))
+    monkeypatch.setenv("INSPECT_OUTPUT", str(tmp_path / "report"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_they_are_kept_without_outputs(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert code and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
+
+
+def test_inspect_data(small_model):
+    text, pictures = execute("inspect_data")
+    assert "12 pictures" in text and pictures == 5
+
+
+def test_inspect_model(small_model):
+    text, pictures = execute("inspect_model")
+    assert "proposals" in text and pictures >= 11
+    assert (small_model / "report" / "report.html").stat().st_size > 100_000
+
+
+def test_inspect_weights(small_model):
+    text, pictures = execute("inspect_weights")
+    assert "unchanged: equal to" in text and pictures >= 5
+
+
+def test_colab(tmp_path, monkeypatch):
+    """Training, evaluation, picture, video and report, on four drawn pictures in VIA's format."""
+    for split, names in (("train", "ab"), ("val", "cd")):
+        folder = tmp_path / "via" / split
+        folder.mkdir(parents=True)
+        entries = {}
+        for number, name in enumerate(names):
+            picture = Image.fromarray(np.full((48, 64, 3), 40 * number, np.uint8))
+            ImageDraw.Draw(picture).ellipse((10, 8, 40, 38), fill="red")
+            picture.save(folder / f"{name}.jpg")
+            shape = {"name": "polygon", "all_points_x": [10, 25, 40, 25], "all_points_y": [23, 8, 23, 38]}
+            regions = {"0": {"shape_attributes": shape, "region_attributes": {}}}
+            entries[name] = {"filename": f"{name}.jpg", "regions": regions, "file_attributes": {}, "size": 1}
+        (folder / "via_region_data.json").write_text(json.dumps(entries))
+    small = {
+        "MODEL.WEIGHTS": "''", "MODEL.DEVICE": "cpu", "MODEL.RESNETS.DEPTH": 50, "MODEL.RESNETS.NORM": "BN",
+        "MODEL.BACKBONE.FREEZE_AT": 0, "MODEL.RESNETS.WIDTH_PER_GROUP": 4, "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 16, "MODEL.FPN.OUT_CHANNELS": 16, "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16, "INPUT.MIN_SIZE_TRAIN": "(64,)", "INPUT.MIN_SIZE_TEST": 64,
+        "SOLVER.MAX_ITER": 2, "SOLVER.WARMUP_ITERS": 0, "DATALOADER.NUM_WORKERS": 0,
+    }  # fmt: skip
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("COLAB_WORK", str(tmp_path / "work"))
+    monkeypatch.setenv("COLAB_VIA", str(tmp_path / "via"))
+    monkeypatch.setenv("COLAB_OPTS", " ".join(f"{key} {value}" for key, value in small.items()))
+    text, pictures = execute("colab")
+    assert "AP50" in text and pictures == 1
+    for name in ("drawn.jpg", "film_drawn.mp4", "inspection/report.html", "model/model_final.pth"):
+        assert (tmp_path / "work" / name).stat().st_size > 0
