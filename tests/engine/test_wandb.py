@@ -221,6 +221,12 @@ def test_bad_values(trainer_of, key, value):
         trainer_of(f"D2_MASKRCNN.WANDB.{key}", value)
 
 
+def test_without_test_sets(trainer_of, tmp_path):
+    trainer_of(*SETTINGS, "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 1).train()
+    (run,) = finished_runs(tmp_path / "out")
+    assert run["exit"] == 0 and "total_loss" in run["steps"][-1][1]
+
+
 def test_disabled_writes_nothing(trainer_of, tmp_path):
     trainer_of(*SETTINGS, "D2_MASKRCNN.WANDB.MODE", "disabled", "SOLVER.MAX_ITER", 1).train()
     assert not (tmp_path / "out" / "wandb").exists()
