@@ -95,7 +95,7 @@ def _of_model(args: argparse.Namespace) -> Report:
     )
     if not cfg.MODEL.WEIGHTS:
         report.notes.append("The model has random weights: name a file with --opts MODEL.WEIGHTS FILE")
-    report.observations = [observe(cfg, model, record, names, _layers(args)) for record in records]
+    report.observations = [observe(cfg, model, record, names, args.layers) for record in records]
     if "weights" in parts:
         other = read_state(args.compare) if args.compare else None
         fresh = dict(build_model(cfg).state_dict()) if cfg.MODEL.WEIGHTS else None
@@ -103,10 +103,6 @@ def _of_model(args: argparse.Namespace) -> Report:
     if "data" in parts:
         _add_data(report, cfg, asked=args.parts is not None, samples=args.samples)
     return report
-
-
-def _layers(args: argparse.Namespace) -> list[str] | None:
-    return args.layers
 
 
 def _add_data(report: Report, cfg: CfgNode, asked: bool, samples: int) -> None:
@@ -135,6 +131,7 @@ def _register(cfg: CfgNode) -> None:
         wanted = data[f"{prefix}_JSON"], data[f"{prefix}_IMAGES"]
         other = "VAL" if prefix == "TRAIN" else "TRAIN"
         one = cfg.clone()
+        one.DATASETS.TEST = ()
         one.D2_MASKRCNN.DATA[f"{other}_JSON"] = one.D2_MASKRCNN.DATA[f"{other}_IMAGES"] = ""
         if not any(wanted):
             continue

@@ -10,7 +10,7 @@ import torch
 
 from d2_maskrcnn.data import MaskRCNNMapper
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.inspection.drawing import new_figure, show_bars
+from d2_maskrcnn.inspection.drawing import histogram, new_figure, show_bars
 from d2_maskrcnn.inspection.result import outlines
 from d2_maskrcnn.inspection.scene import Layer, Mark, Scene, box_points, draw_scene
 from d2_maskrcnn.inspection.truth import Record, dataset_records
@@ -202,8 +202,7 @@ def draw_data(findings: DataFindings) -> "Figure":
         (findings.best_anchor_iou, "IoU with the best anchor shape"),
     ]
     for axis, (values, title) in zip(axes, panels, strict=False):
-        counts, edges = np.histogram(values, bins=BINS) if len(values) else (np.zeros(1), np.array([0.0, 1.0]))
-        show_bars(axis, edges.tolist(), counts.tolist(), title)
+        show_bars(axis, *histogram(values, BINS), title)
     for size in sorted({anchor["size"] for anchor in findings.anchors}):
         axes[0].axvline(size, color="C1", linestyle="--", linewidth=1)
     for ratio in sorted({anchor["ratio"] for anchor in findings.anchors}):

@@ -66,8 +66,23 @@ def show_picture(axes: "Axes", picture: np.ndarray, title: str = "", frame: tupl
         axes.set_title(title, fontsize=9)
 
 
+def histogram(values: np.ndarray, bins: int) -> tuple[list[float], list[int]]:
+    """Edges and counts of finite values from the lowest to the highest: ``bins`` bins, or one where they are equal or
+    or too close together for the precision that they have.
+    """
+    if values.size == 0:
+        return [0.0, 0.0], [0]
+    low, high = values.min(), values.max()
+    if (high - low) / bins <= 2 * np.spacing(max(abs(low), abs(high))):
+        return [float(low), float(high)], [values.size]
+    counts, edges = np.histogram(values, bins=bins, range=(low, high))
+    return edges.astype(float).tolist(), counts.tolist()
+
+
 def show_bars(axes: "Axes", edges: Sequence[float], counts: Sequence[float], title: str, colour: str = "C0") -> None:
-    """A histogram of len(edges) - 1 bars."""
+    """A histogram of len(edges) - 1 bars; a single one without width is made one wide."""
+    if len(counts) == 1 and edges[0] == edges[1]:
+        edges = [edges[0] - 0.5, edges[0] + 0.5]
     lefts = np.asarray(edges[:-1], dtype=float)
     widths = np.diff(np.asarray(edges, dtype=float))
     axes.bar(lefts, counts, width=widths, align="edge", color=colour)

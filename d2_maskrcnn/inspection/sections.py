@@ -4,6 +4,7 @@ import numpy as np
 
 from d2_maskrcnn.inspection import activations, anchors, boxes, data, masks, result
 from d2_maskrcnn.inspection import weights as weight_part
+from d2_maskrcnn.inspection.drawing import histogram
 from d2_maskrcnn.inspection.markup import (
     bars,
     escape,
@@ -229,10 +230,10 @@ def data_section(found: data.DataFindings, samples: list[str]) -> str:
         ("IoU with the best anchor shape", found.best_anchor_iou, "IoU"),
     ):
         if len(values):
-            counts, edges = np.histogram(values, bins=data.BINS)
+            edges, counts = histogram(values, data.BINS)
             numbers = data.quantiles(values)
             text = f"{unit}: {number(numbers['min'])} to {number(numbers['max'])}, median {number(numbers['median'])}"
-            parts.append(f"<p>{name} ({text})<br>{bars(edges.tolist(), counts.tolist(), name, (480, 80))}</p>")
+            parts.append(f"<p>{name} ({text})<br>{bars(edges, counts, name, (480, 80))}</p>")
     parts.append(
         f"<p>An anchor shape fits {percent(found.covered)} of the boxes with an IoU of {data.GOOD_IOU} or more.</p>"
     )

@@ -14,7 +14,7 @@ from torch import nn
 
 from d2_maskrcnn.checkpoint import convert_names, read_weights
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.inspection.drawing import new_figure, show_bars
+from d2_maskrcnn.inspection.drawing import histogram, new_figure, show_bars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -138,7 +138,7 @@ def _describe(name: str, tensor: torch.Tensor) -> TensorFindings:
     some = finite.numel() > 0
     zero = values == 0
     low, high = (float(finite.min()), float(finite.max())) if some else (0.0, 0.0)
-    edges, counts = histogram(finite, low, high)
+    edges, counts = histogram(finite.numpy(), BINS)
     is_weight = values.dim() >= 2 and values.numel() > 0
     found = TensorFindings(
         name=name,
@@ -157,14 +157,6 @@ def _describe(name: str, tensor: torch.Tensor) -> TensorFindings:
     )
     found.flags = _flags(found, values)
     return found
-
-
-def histogram(values: torch.Tensor, low: float, high: float, bins: int = BINS) -> tuple[list[float], list[int]]:
-    """Edges (bins + 1) and counts (bins) of finite values from ``low`` to ``high``; one bin where they are equal."""
-    if values.numel() == 0 or low == high:
-        return [low, high], [values.numel()]
-    counts, edges = np.histogram(values.numpy(), bins=bins, range=(low, high))
-    return edges.astype(float).tolist(), counts.tolist()
 
 
 def _flags(tensor: TensorFindings, values: torch.Tensor) -> list[str]:
@@ -258,9 +250,8 @@ def draw_weights(findings: WeightFindings, group: str | None = None, limit: int 
     for axis in axes[len(chosen) :]:
         axis.set_axis_off()
     for axis, tensor in zip(axes, chosen, strict=False):
-        edges = tensor.edges if len(tensor.counts) > 1 else [tensor.edges[0] - 0.5, tensor.edges[0] + 0.5]
         short = tensor.name.removeprefix("backbone.bottom_up.").removeprefix("roi_heads.")
-        show_bars(axis, edges, tensor.counts, short, "C3" if tensor.flags else "C0")
+        show_bars(axis, tensor.edges, tensor.counts, short, "C3" if tensor.flags else "C0")
         axis.set_yticks([])
     return figure
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from d2_maskrcnn import UserError
+from d2_maskrcnn.inspection.drawing import histogram
 from d2_maskrcnn.inspection.weights import (
     draw_overview,
     draw_weights,
@@ -38,6 +39,14 @@ def test_numbers(model):
         assert tensor.mean == pytest.approx(values.mean(), abs=1e-7)
         assert tensor.std == pytest.approx(values.std(), rel=1e-5, abs=1e-7)
         assert sum(tensor.counts) == values.size and len(tensor.edges) == len(tensor.counts) + 1
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [([], [0]), ([3.0, 3.0], [2]), ([1.0, 1.0000001], [2]), ([0.0, 1.0], [1, 0, 0, 1]), ([0.0, 1e-30], [1, 0, 0, 1])],
+)
+def test_histograms_of_values_that_are_close_together(values, counts):
+    assert histogram(np.array(values, np.float32), 4)[1] == counts
 
 
 def test_planted_faults_are_flagged(model):
