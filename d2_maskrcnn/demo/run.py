@@ -3,7 +3,7 @@
 import logging
 import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import BrokenExecutor, Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -95,7 +95,10 @@ class Work:
     def _collect(self, frames: list[Frame]) -> list[Frame]:
         for frame in frames:
             future: Future[Any] = frame.network_input[0]
-            found = future.result()[frame.network_input[1]]
+            try:
+                found = future.result()[frame.network_input[1]]
+            except BrokenExecutor as error:
+                raise UserError("--parallel: a model process died (out of memory?): use fewer of them.") from error
             frame.network_input = None
             frame.found = found if self.classes is None else found[np.isin(found.classes, self.classes)]
         return frames
@@ -141,10 +144,17 @@ class Outputs:
                 table.write(frame, frame.records)
         return self.window is None or self.window.show(frame)
 
+    def close_window(self) -> None:
+        """Takes the window away, if there is one."""
+        if self.window is not None:
+            self.window.close()
+            self.window = None
+
     def close(self) -> None:
         """Finishes all files, even if one of them fails."""
         with ExitStack() as stack:
-            for output in (self.picture_files, self.video, self.json, self.csv, self.window):
+            stack.callback(self.close_window)
+            for output in (self.picture_files, self.video, self.json, self.csv):
                 if output is not None:
                     stack.callback(output.close)
 
@@ -191,8 +201,9 @@ def _run(source: Any, work: Work, outputs: Outputs, *, total: int | None, unit: 
         interrupted = stack.enter_context(_ctrl_c(pipeline))
         bar = stack.enter_context(tqdm(total=total, unit=unit, dynamic_ncols=True, mininterval=0.5))
         for frame in pipeline:
-            if not outputs.write(frame):
+            if not outputs.write(frame):  # what the model has seen is still written, but shown no more
                 pipeline.interrupt()
+                outputs.close_window()
             done += 1
             bar.update()
             if live:

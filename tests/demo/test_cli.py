@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -153,6 +156,29 @@ def test_no_display(demo_args, pictures, monkeypatch):
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(UserError, match="--output"):
         cli.main(demo_args("--input", pictures))
+
+
+@pytest.fixture
+def display(monkeypatch):
+    """A screen that nobody sees."""
+    server = shutil.which("Xvfb")
+    if server is None:
+        pytest.skip("no Xvfb on this machine (apt-get install xvfb)")
+    read, write = os.pipe()
+    process = subprocess.Popen([server, "-displayfd", str(write)], pass_fds=[write], stderr=subprocess.DEVNULL)
+    os.close(write)
+    with os.fdopen(read) as numbers:
+        monkeypatch.setenv("DISPLAY", f":{numbers.readline().strip()}")
+    yield
+    process.kill()
+    process.wait()
+
+
+def test_shown_and_recorded_at_once(display, start_demo, make_video, tmp_path):
+    process = start_demo("--video-input", make_video(), "--output", tmp_path / "v.mp4", "--show")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert len(read_video(tmp_path / "v.mp4")) == 20
 
 
 def test_outputs_are_replaced_when_told(run_demo, make_video, tmp_path):

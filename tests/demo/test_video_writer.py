@@ -5,6 +5,7 @@ import av
 import numpy as np
 import pytest
 
+from d2_maskrcnn.demo import video
 from d2_maskrcnn.demo.excerpt import Excerpt, Position
 from d2_maskrcnn.demo.frame import Frame, VideoInfo
 from d2_maskrcnn.demo.opencv_video import OpenCVSource, OpenCVWriter
@@ -134,3 +135,10 @@ def test_opencv_stands_in(make_video, tmp_path):
     assert [number_of(p) for p in read_video(tmp_path / "v.mp4")] == list(range(20))
     with pytest.raises(UserError, match="cannot be opened"):
         OpenCVSource(str(tmp_path / "none.mp4"))
+
+
+def test_the_stand_in_says_so(make_video, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(video, "HAS_PYAV", False)
+    source = video.open_video(str(make_video()))
+    video.open_writer(tmp_path / "v.mp4", source.info).close()
+    assert caplog.text.count("PyAV is not installed") == 2 and "pip install av" in caplog.text

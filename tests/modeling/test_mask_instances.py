@@ -8,8 +8,10 @@ import pytest
 import torch
 from pycocotools import mask as mask_util
 
+from d2_maskrcnn import engine_info
 from d2_maskrcnn.modeling.mask_instances import MaskInstances
 from d2_maskrcnn.modeling.postprocessing import postprocess
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 
 BOXES = torch.tensor([[1.0, 2, 11, 12], [5, 5, 25, 15], [0, 0, 3, 3]])
@@ -63,6 +65,15 @@ def test_moving_copying_pickling(found):
     for other in (found.to("cpu"), copy.deepcopy(found), pickle.loads(pickle.dumps(found))):
         assert "pred_masks" not in other._fields
         assert (other.pred_masks == found.pred_masks).all()
+
+
+def test_the_evaluator_needs_no_pictures(found):
+    if not engine_info().name == "embedded":
+        pytest.skip("Detectron2's own evaluator takes whole masks")
+    found.pred_classes = torch.zeros(3, dtype=torch.int64)
+    results = instances_to_coco_json(found.to("cpu"), 1)
+    assert "pred_masks" not in found._fields
+    assert [r["segmentation"] for r in results] == found.pred_masks_rle
 
 
 def test_fields_and_joining(found):
