@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from d2_maskrcnn.ops.levels import assign_levels
-from d2_maskrcnn.ops.spec import PoolingSpec, image_indices
+from d2_maskrcnn.ops.spec import PoolingSpec, image_indices, index_dtype
 from d2_maskrcnn.ops.taps import AxisGeometry, AxisTaps, axis_geometry, axis_taps, samples_inside
 
 FEW_SAMPLES = 8  # along a bin: boxes with more, which are rare, go through apart from the others
@@ -97,7 +97,7 @@ def by_taps(
     num_cells: int,
 ) -> Iterator[BoxGroup]:
     """Groups of one level and a like number of taps, so that few taps are there only to fill up."""
-    index = torch.int32 if num_cells <= torch.iinfo(torch.int32).max else torch.int64
+    index = index_dtype(num_cells)
     rows = ((taps_y.cells + first_rows[:, None, None]) * widths[:, None, None]).to(index)
     key = (levels << 40) | (tap_class(taps_y.used) << 20) | tap_class(taps_x.used)
     key, order = key.sort(stable=True)

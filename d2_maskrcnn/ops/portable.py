@@ -5,7 +5,7 @@ channels-last memory already is. ``embedding_bag`` computes such sums on all cor
 also for half types. The gradient is the same thing turned round: the gradient of a cell is a weighted sum of rows of
 the bins' gradients.
 
-Results come a few megabytes at a time, so that intermediate ones stay in the cache and in memory that the allocator
+Results come some megabytes at a time, so that intermediate ones stay in the cache and in memory that the allocator
 hands out again and again.
 """
 
@@ -16,10 +16,10 @@ from torch.nn.functional import embedding_bag, pad
 
 from d2_maskrcnn.ops.box_groups import BoxGroup, box_groups
 from d2_maskrcnn.ops.memory import empty_buffer
-from d2_maskrcnn.ops.spec import PoolingSpec, coordinate_dtype
+from d2_maskrcnn.ops.spec import PoolingSpec, coordinate_dtype, index_dtype
 from d2_maskrcnn.ops.tap_lists import TapList, list_taps, split_weights
 
-CHUNK_BYTES = 4 << 20  # results of one embedding_bag call
+CHUNK_BYTES = 16 << 20  # results of one embedding_bag call
 CHUNK_TAPS = 1 << 20
 
 
@@ -110,7 +110,7 @@ def level_gradient(
     num_images, channels, height, width = shape
     gradient = empty_buffer((num_images * height * width, channels), table)
     if groups:
-        taps = turn_round(groups, len(gradient), spec)
+        taps = turn_round(groups, len(gradient), len(table), spec)
         step = max(CHUNK_BYTES // (channels * table.element_size()), 1)
         for start, part in pieces(split_weights(taps, table.dtype), step):
             gradient[start : start + step] = weighted_sums(table, part)
@@ -119,12 +119,12 @@ def level_gradient(
     return gradient.view(num_images, height, width, channels)
 
 
-def turn_round(groups: list[BoxGroup], num_cells: int, spec: PoolingSpec) -> TapList:
+def turn_round(groups: list[BoxGroup], num_cells: int, num_bins: int, spec: PoolingSpec) -> TapList:
     """The taps of the groups' bins, listed for each cell instead of for each bin; their rows are then bins."""
     taps = list_taps(groups, groups[0].row_weights.dtype)
-    num_bins = spec.output_size[0] * spec.output_size[1]
-    bins = torch.cat([group.boxes for group in groups])[:, None] * num_bins
-    bins = (bins + torch.arange(num_bins, device=bins.device)).view(-1).to(taps.rows.dtype)
+    bins_of_box = torch.arange(spec.output_size[0] * spec.output_size[1], device=taps.rows.device)
+    bins = torch.cat([group.boxes for group in groups])[:, None] * len(bins_of_box) + bins_of_box
+    bins = bins.view(-1).to(index_dtype(max(num_bins, 2 * len(taps.rows))))  # twice: see split_weights
     bins = torch.repeat_interleave(bins, taps.ends.diff(), output_size=len(taps.rows))  # of each tap
     cells, order = taps.rows.sort(stable=True)
     ends = pad(torch.bincount(cells, minlength=num_cells).cumsum(0), (1, 0))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 
 from d2_maskrcnn.ops.box_groups import BoxGroup
+from d2_maskrcnn.ops.spec import index_dtype
 
 
 class TapList(NamedTuple):
@@ -29,14 +30,15 @@ def list_taps(groups: Sequence[BoxGroup], dtype: torch.dtype) -> TapList:
     first = groups[0]
     copies = 2 if dtype.itemsize < first.row_weights.dtype.itemsize else 1
     sizes = [len(group.boxes) * group.taps_per_box * copies for group in groups]
-    rows = first.rows.new_empty(sum(sizes))
+    index = torch.promote_types(first.rows.dtype, index_dtype(sum(sizes)))
+    rows = first.rows.new_empty(sum(sizes), dtype=index)
     weights = first.row_weights.new_empty(sum(sizes), dtype=dtype if copies == 2 else None)
     ends, start = [], 0
     for group, size in zip(groups, sizes, strict=True):
         some, bag = slice(start, start + size), group.taps_per_bin * copies
         fill_outer(torch.add, group.rows, group.columns, rows[some], copies)
         fill_weights(group, weights[some], copies)
-        ends.append(torch.arange(start, start + size, bag, dtype=rows.dtype, device=rows.device))
+        ends.append(torch.arange(start, start + size, bag, dtype=index, device=rows.device))
         start += size
     return TapList(rows, weights, torch.cat([*ends, rows.new_tensor([start])]))
 
