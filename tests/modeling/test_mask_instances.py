@@ -68,7 +68,7 @@ def test_moving_copying_pickling(found):
 
 
 def test_the_evaluator_needs_no_pictures(found):
-    if not engine_info().name == "embedded":
+    if engine_info().name != "embedded":
         pytest.skip("Detectron2's own evaluator takes whole masks")
     found.pred_classes = torch.zeros(3, dtype=torch.int64)
     results = instances_to_coco_json(found.to("cpu"), 1)
