@@ -93,11 +93,14 @@ class ResNet(Backbone):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """See the class."""
-        outputs = {"stem": self.stem(x)}
-        x = outputs["stem"]
-        for name in self.stage_names:
-            x = outputs[name] = self.get_submodule(name)(x)
-        if (stages := active_stages()) is not None:
+        stages = active_stages()
+        wanted = self._out_features if stages is None else ("stem", *self.stage_names)
+        outputs = {}
+        for name in ("stem", *self.stage_names):
+            x = self.get_submodule(name)(x)
+            if name in wanted:  # the others can be freed
+                outputs[name] = x
+        if stages is not None:
             stages.record(bottom_up=outputs)
         return {name: outputs[name] for name in self._out_features}
 

@@ -62,11 +62,11 @@ class FPN(Backbone):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """See the class."""
-        bottom_up = self.bottom_up(x)
+        bottom_up = dict(self.bottom_up(x))
         outputs: dict[str, torch.Tensor] = {}
         top_down: torch.Tensor | None = None
         for level, name in zip(reversed(self.levels), reversed(self.in_features), strict=True):
-            top_down = self._fuse(self.get_submodule(f"fpn_lateral{level}")(bottom_up[name]), top_down)
+            top_down = self._fuse(self.get_submodule(f"fpn_lateral{level}")(bottom_up.pop(name)), top_down)
             outputs[f"p{level}"] = self.get_submodule(f"fpn_output{level}")(top_down)
         top = self.levels[-1]
         features = {f"p{level}": outputs[f"p{level}"] for level in self.levels}

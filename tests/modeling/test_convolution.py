@@ -8,6 +8,12 @@ from d2_maskrcnn.modeling.convolution import ConvNorm
 from detectron2.layers import FrozenBatchNorm2d
 
 
+@pytest.fixture(params=[True, False], ids=["kept", "not kept"])
+def keep_folded(request, monkeypatch):
+    monkeypatch.setattr(ConvNorm, "keep_folded", request.param)
+    return request.param
+
+
 def randomised(norm, relu=False, **options):
     torch.manual_seed(0)
     layer = ConvNorm(4, 32, 3, norm=norm, relu=relu, **options)
@@ -87,7 +93,7 @@ def change_by_dtype(layer):
         change_by_dtype,
     ],
 )
-def test_folded_weights_follow_the_weights(change):
+def test_folded_weights_follow_the_weights(change, keep_folded):
     layer = randomised("BN").eval()
     x = torch.randn(1, 4, 5, 5)
     with torch.no_grad():
@@ -99,10 +105,13 @@ def test_folded_weights_follow_the_weights(change):
     assert not torch.allclose(before, after)
 
 
-def test_weights_are_folded_once():
+def test_weights_are_folded_once(keep_folded):
     layer = randomised("FrozenBN").eval()
     with torch.no_grad():
         layer(torch.zeros(1, 4, 5, 5))
+        if not keep_folded:
+            assert layer._cache is None
+            return
         first = layer._cache[1][0]
         layer(torch.zeros(1, 4, 5, 5))
     assert layer._cache[1][0] is first
@@ -110,13 +119,21 @@ def test_weights_are_folded_once():
     assert layer._cache is None
 
 
-def test_frozen_layers_are_folded_in_training_too():
+def test_frozen_layers_are_folded_in_training_too(monkeypatch):
+    monkeypatch.setattr(ConvNorm, "keep_folded", True)
     layer = randomised("FrozenBN").requires_grad_(False).train()
     layer(torch.zeros(1, 4, 5, 5))
     assert layer._cache is not None
 
 
-def test_inference_mode():
+def test_not_kept_on_cpus_unless_asked():
+    layer = randomised("FrozenBN").eval()
+    with torch.no_grad():
+        layer(torch.zeros(1, 4, 5, 5))
+    assert layer._cache is None
+
+
+def test_inference_mode(keep_folded):
     layer = randomised("FrozenBN").eval()
     x = torch.randn(1, 4, 5, 5)
     with torch.inference_mode():
@@ -132,7 +149,8 @@ def test_inference_mode():
     assert born_there._cache is None
 
 
-def test_copies_do_not_carry_folded_weights():
+def test_copies_do_not_carry_folded_weights(monkeypatch):
+    monkeypatch.setattr(ConvNorm, "keep_folded", True)
     layer = randomised("FrozenBN").eval()
     x = torch.randn(1, 4, 5, 5)
     with torch.no_grad():
