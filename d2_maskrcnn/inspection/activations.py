@@ -81,7 +81,8 @@ def unused_layers(observation: Observation) -> list[str]:
 
 def inspect_activations(observation: Observation) -> list[LayerActivation]:
     """The numbers of every layer of :func:`layer_tensors`."""
-    return [describe(name, tensor) for name, tensor in layer_tensors(observation).items()]
+    tensors = layer_tensors(observation)
+    return observation.once("activations", lambda: [describe(name, tensor) for name, tensor in tensors.items()])
 
 
 def describe(name: str, tensor: torch.Tensor) -> LayerActivation:

@@ -74,7 +74,9 @@ class AnchorFindings:
 def inspect_anchors(observation: Observation) -> AnchorFindings:
     """Counts anchors and labels, and follows the boxes through the region proposal network."""
     truth = observation.gt_boxes()
-    return AnchorFindings(_levels(observation), _steps(observation, truth), len(truth))
+    return observation.once(
+        "anchors", lambda: AnchorFindings(_levels(observation), _steps(observation, truth), len(truth))
+    )
 
 
 def _levels(observation: Observation) -> list[LevelAnchors]:

@@ -11,7 +11,7 @@ import torch
 from d2_maskrcnn.inspection.anchors import recall, truth_layer
 from d2_maskrcnn.inspection.observation import Observation
 from d2_maskrcnn.inspection.scene import Layer, Mark, Scene, box_marks, box_points, draw_scene
-from detectron2.structures import Boxes, matched_pairwise_iou
+from detectron2.structures import Boxes, pairwise_iou
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,7 +103,7 @@ def _refinement(observation: Observation, index: int) -> Refinement:
         level=observation.roi_level_names[int(stages.roi_levels[roi])],
         before=[round(value, 3) for value in before[0].tolist()],
         after=[round(value, 3) for value in after[0].tolist()],
-        moved=float(matched_pairwise_iou(Boxes(before), Boxes(after))),
+        moved=float(pairwise_iou(Boxes(before), Boxes(after))),
         shift=float((centres[0] - centres[1]).norm()),
     )
 

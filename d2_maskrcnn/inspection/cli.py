@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.config_check import load_config
 from d2_maskrcnn.data import register_own_data
@@ -86,7 +88,8 @@ def _of_model(args: argparse.Namespace) -> Report:
     records = records_for(args.input, cfg, args.annotations)
     if not records and not {"weights", "data"} & set(parts):
         raise UserError(f"--parts {' '.join(parts)} needs pictures: name some with --input")
-    model, names = load_model(cfg)
+    initial: dict[str, torch.Tensor] = {}
+    model, names = load_model(cfg, initial if "weights" in parts else None)
     names = names or class_names_of(cfg, args.annotations)
     report = Report(
         about=_about(args, cfg.MODEL.WEIGHTS or "none: the weights are random"),
@@ -98,7 +101,7 @@ def _of_model(args: argparse.Namespace) -> Report:
     report.observations = [observe(cfg, model, record, names, args.layers) for record in records]
     if "weights" in parts:
         other = read_state(args.compare) if args.compare else None
-        fresh = dict(build_model(cfg).state_dict()) if cfg.MODEL.WEIGHTS else None
+        fresh = initial if cfg.MODEL.WEIGHTS else None
         report.weights = inspect_weights(model, cfg.MODEL.WEIGHTS or "random", other, args.compare, fresh)
     if "data" in parts:
         _add_data(report, cfg, asked=args.parts is not None, samples=args.samples)

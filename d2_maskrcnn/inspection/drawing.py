@@ -67,7 +67,7 @@ def show_picture(axes: "Axes", picture: np.ndarray, title: str = "", frame: tupl
 
 
 def histogram(values: np.ndarray, bins: int) -> tuple[list[float], list[int]]:
-    """Edges and counts of finite values from the lowest to the highest: ``bins`` bins, or one where they are equal or
+    """Edges and counts of finite values from the lowest to the highest: ``bins`` bins, or one where they are equal,
     or too close together for the precision that they have.
     """
     if values.size == 0:

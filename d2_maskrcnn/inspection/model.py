@@ -14,8 +14,11 @@ from detectron2.modeling import build_model
 logger = logging.getLogger(__name__)
 
 
-def load_model(cfg: CfgNode) -> tuple[nn.Module, list[str]]:
+def load_model(cfg: CfgNode, initial: dict[str, torch.Tensor] | None = None) -> tuple[nn.Module, list[str]]:
     """Builds the model of ``cfg`` and loads ``MODEL.WEIGHTS``, if named.
+
+    Args:
+        initial: gets copies of the tensors as they were before weights were loaded.
 
     Returns:
         The model in evaluation mode, and the names of the classes that the weight file knows (perhaps none).
@@ -29,6 +32,8 @@ def load_model(cfg: CfgNode) -> tuple[nn.Module, list[str]]:
         cfg.MODEL.DEVICE = "cpu"
         logger.warning("MODEL.DEVICE is cuda but this machine offers no CUDA device: running on the CPU.")
     model = build_model(cfg)
+    if initial is not None:
+        initial.update({name: value.clone() for name, value in model.state_dict().items()})
     checkpointer: Any = MaskRCNNCheckpointer(model)
     rest = checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
     if not cfg.MODEL.WEIGHTS:

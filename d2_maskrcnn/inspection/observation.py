@@ -1,10 +1,10 @@
 """One real forward pass of the real model over one picture, with everything it computed on the way."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.evaluation import inference_context
 from detectron2.structures import Instances
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -53,10 +55,18 @@ class Observation:
     class_names: Sequence[str] = ()
     seconds: float = 0.0
     problem: str = ""
+    # What was computed from this observation already; not copied by dataclasses.replace.
+    memo: dict[str, Any] = field(init=False, default_factory=dict, repr=False)
 
     def class_name(self, index: int) -> str:
         """Name of a class, or its number."""
         return self.class_names[index] if index < len(self.class_names) else f"class {index}"
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """The answer of ``make``, which is called the first time only."""
+        if name not in self.memo:
+            self.memo[name] = make()
+        return self.memo[name]
 
     def gt_boxes(self) -> torch.Tensor:
         """(G, 4) annotated boxes in the network's frame; none without annotations."""

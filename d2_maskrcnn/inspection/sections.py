@@ -125,7 +125,7 @@ def _mask_card(observation: Observation, finding: masks.MaskFinding) -> str:
 def activation_section(observation: Observation, key: str) -> str:
     """Stage 4."""
     tensors = activations.layer_tensors(observation)
-    described = {name: activations.describe(name, tensor) for name, tensor in tensors.items()}
+    described = {layer.name: layer for layer in activations.inspect_activations(observation)}
     flagged = [layer for layer in described.values() if layer.flags]
     cards = []
     for name, tensor in tensors.items():
@@ -161,8 +161,8 @@ def result_section(observation: Observation, key: str, threshold: float) -> str:
     if observation.truth is None:
         return "".join([*parts, NOT_ANNOTATED])
     parts.append(
-        f"<p>{found.annotated} annotated objects. A detection is <b>right</b> if it overlaps one of its class by an IoU "
-        f"of {result.MATCH_IOU} or more that no better-scored one has taken; on an object of another class it is "
+        f"<p>{found.annotated} annotated objects. A detection is <b>right</b> if it overlaps one of its class by an "
+        f"IoU of {result.MATCH_IOU} or more that no better-scored one has taken; on an object of another class it is "
         "<b>confused</b>, in a crowd region <b>ignored</b>, else <b>false</b>.</p>"
     )
     parts.append(table(["difference", "number"], list(found.counts.items())))
