@@ -41,6 +41,8 @@ def refuse_to_compile(*args):
 @pytest.mark.parametrize("scalars", TYPES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_without_a_warning(compiler, architecture, scalars, part):
+    if architecture not in nvrtc.supported_architectures():
+        pytest.skip(f"NVRTC {nvrtc.nvrtc_version()} does not know sm_{architecture}")
     options = cuda.compile_options(scalars, TYPES[scalars])
     cubin, log = nvrtc.compile_cubin(cuda.FOLDER / f"{part}.cu", cuda.HEADERS, architecture, options)
     assert log == ""
@@ -66,8 +68,7 @@ def test_what_the_compiler_says_is_passed_on(small_source):
 def test_interned_bytes_are_not_written_to(small_source):
     # An empty log has one byte, and CPython shares one-byte objects.
     nvrtc.compile_cubin(small_source, [], 90, ["-DVALUE=1"])
-    assert bytes([32]) == bytes(bytearray([32]))
-    assert (b" " * 1)[0] == 32
+    assert [(bytes([value]) * 1)[0] for value in range(256)] == list(range(256))
 
 
 def test_cached_result_is_used(small_source, monkeypatch):
