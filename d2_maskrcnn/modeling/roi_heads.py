@@ -16,13 +16,13 @@ from d2_maskrcnn.modeling.detections import DetectionSettings, select_detections
 from d2_maskrcnn.modeling.losses import BOX_LOSSES, box_regression_loss, classification_loss
 from d2_maskrcnn.modeling.mask_head import mask_targets
 from d2_maskrcnn.modeling.matching import Matcher
-from d2_maskrcnn.modeling.poolers import MultiLevelROIPooler, channels_first
 from d2_maskrcnn.modeling.precision import at_least_float32
 from d2_maskrcnn.modeling.sampling import sample_labels
 from d2_maskrcnn.modeling.shapes import channels_of
 from d2_maskrcnn.modeling.stages import active_stages
 from d2_maskrcnn.modeling.training_events import events_wanted, put_events
 from d2_maskrcnn.modeling.unsupported import level_names, require
+from d2_maskrcnn.ops import ROIPooler
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -47,7 +47,7 @@ class MaskRCNNROIHeads(nn.Module):
         batch_size_per_image: int,
         positive_fraction: float,
         proposal_append_gt: bool,
-        box_pooler: MultiLevelROIPooler,
+        box_pooler: ROIPooler,
         box_head: nn.Module,
         box_predictor: BoxPredictor,
         box_coder: BoxCoder,
@@ -56,7 +56,7 @@ class MaskRCNNROIHeads(nn.Module):
         box_loss_weight: float = 1.0,
         detection_settings: DetectionSettings,
         train_on_pred_boxes: bool = False,
-        mask_pooler: MultiLevelROIPooler | None = None,
+        mask_pooler: ROIPooler | None = None,
         mask_head: nn.Module | None = None,
     ) -> None:
         """Takes built parts.
@@ -92,9 +92,9 @@ class MaskRCNNROIHeads(nn.Module):
         node, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
         in_features = level_names(cfg, "MODEL.ROI_HEADS.IN_FEATURES", input_shape)
         channels = channels_of(input_shape[in_features[0]])
-        box_pooler = MultiLevelROIPooler.from_cfg(cfg, "MODEL.ROI_BOX_HEAD", input_shape, in_features)
-        size = box_pooler.output_size
-        box_head: Any = build_box_head(cfg, ShapeSpec(channels=channels, height=size, width=size))
+        box_pooler = ROIPooler.from_cfg(cfg, "MODEL.ROI_BOX_HEAD", input_shape, in_features)
+        height, width = box_pooler.output_size
+        box_head: Any = build_box_head(cfg, ShapeSpec(channels=channels, height=height, width=width))
         parts: dict[str, object] = {
             "in_features": in_features,
             "num_classes": node.NUM_CLASSES,
@@ -115,10 +115,10 @@ class MaskRCNNROIHeads(nn.Module):
             "train_on_pred_boxes": box.TRAIN_ON_PRED_BOXES,
         }
         if cfg.MODEL.MASK_ON:
-            mask_pooler = MultiLevelROIPooler.from_cfg(cfg, "MODEL.ROI_MASK_HEAD", input_shape, in_features)
-            size = mask_pooler.output_size
+            mask_pooler = ROIPooler.from_cfg(cfg, "MODEL.ROI_MASK_HEAD", input_shape, in_features)
+            height, width = mask_pooler.output_size
             parts["mask_pooler"] = mask_pooler
-            parts["mask_head"] = build_mask_head(cfg, ShapeSpec(channels=channels, height=size, width=size))
+            parts["mask_head"] = build_mask_head(cfg, ShapeSpec(channels=channels, height=height, width=width))
         return parts
 
     def forward(
@@ -165,14 +165,15 @@ class MaskRCNNROIHeads(nn.Module):
         return self._add_masks(self._levels(features), instances)
 
     def _levels(self, features: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-        # torchvision's ROIAlign reads channel by channel: bring both heads' input into that order once.
-        return [channels_first(features[name]) for name in self.in_features]
+        return [features[name] for name in self.in_features]
 
     def _predict_boxes(self, levels: list[torch.Tensor], rois: list[Instances]) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits (M, K + 1) and deltas (M, 4K or 4), float32."""
-        pooled, roi_levels = self.box_pooler(levels, [item.proposal_boxes for item in rois])
+        boxes = [item.proposal_boxes for item in rois]
+        pooled = self.box_pooler(levels, boxes)
         logits, deltas = (at_least_float32(x) for x in self.box_predictor(self.box_head(pooled)))
         if (stages := active_stages()) is not None:
+            roi_levels = self.box_pooler.assign_levels(_concatenated(boxes))
             stages.record(rois=rois, roi_levels=roi_levels, box_pooled=pooled, class_logits=logits, box_deltas=deltas)
         return logits, deltas
 
@@ -197,9 +198,9 @@ class MaskRCNNROIHeads(nn.Module):
 
     def _pool_for_masks(self, levels: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
         assert self.mask_pooler is not None
-        pooled, roi_levels = self.mask_pooler(levels, boxes)
+        pooled = self.mask_pooler(levels, boxes)
         if (stages := active_stages()) is not None:
-            stages.record(mask_levels=roi_levels, mask_pooled=pooled)
+            stages.record(mask_levels=self.mask_pooler.assign_levels(_concatenated(boxes)), mask_pooled=pooled)
         return pooled
 
     @torch.no_grad()
@@ -292,6 +293,11 @@ class MaskRCNNROIHeads(nn.Module):
 def _joined_boxes(instances: list[Instances]) -> torch.Tensor:
     """(M, 4) proposal boxes of all pictures."""
     return torch.cat([item.proposal_boxes.tensor for item in instances])
+
+
+def _concatenated(boxes: list[Boxes]) -> torch.Tensor:
+    """(M, 4) boxes of all pictures."""
+    return torch.cat([item.tensor for item in boxes])
 
 
 def _append_gt(proposals: Instances, target: Instances) -> Instances:

@@ -74,7 +74,9 @@ class ROIPooler(nn.Module):
                 node.POOLER_TYPE,
             )
         except UserError as error:
-            raise UserError(f"{head}.POOLER_* over {list(in_features)} (strides {strides}): {error}") from error
+            raise UserError(
+                f"{head}.POOLER_* over MODEL.ROI_HEADS.IN_FEATURES {list(in_features)} (strides {strides}): {error}"
+            ) from error
 
     def forward(self, features: Sequence[torch.Tensor], box_lists: Sequence[Boxes]) -> torch.Tensor:
         """Args: features: for each level (N, C, Hi, Wi). box_lists: for each image, XYXY in the network's input frame.
