@@ -42,7 +42,7 @@ class ROIPooler(nn.Module):
         """  # fmt: skip
         super().__init__()
         if pooler_type not in POOLER_TYPES:
-            raise UserError(f"pooler type {pooler_type}: expected one of {', '.join(POOLER_TYPES)}")
+            raise UserError(f"POOLER_TYPE {pooler_type}: expected one of {', '.join(POOLER_TYPES)}")
         height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
         self.output_size = (height, width)
         self.scales = tuple(scales)
