@@ -47,7 +47,7 @@ def test_from_config():
 @pytest.mark.parametrize(
     ("changes", "in_features", "words"),
     [
-        ({"POOLER_TYPE": "ROIPool"}, ["p2", "p3"], "pooler type ROIPool: expected one of ROIAlignV2, ROIAlign"),
+        ({"POOLER_TYPE": "ROIPool"}, ["p2", "p3"], "POOLER_TYPE ROIPool: expected one of ROIAlignV2, ROIAlign"),
         ({}, ["p2", "p4"], r"\['p2', 'p4'\] \(strides \[4, 16\]\)"),
         ({}, ["p3", "p2"], "each half of the one before"),
         ({}, [], "powers of two"),
