@@ -218,7 +218,8 @@ def report(rounds: int) -> str:
         f"# Inference, one {HEIGHT}x{WIDTH} picture\n\n"
         f"ResNet101-FPN Mask R-CNN, float32, batch 1, {PROPOSALS} proposals, {DETECTIONS} detections, {rounds} rounds "
         f"taking turns, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, engine: {engine.name} "
-        f"detectron2 {engine.version}. Made by `python benchmarks/inference.py`.\n\n{table(workers)}\n"
+        f"detectron2 {engine.version}, load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores. "
+        f"Made by `python benchmarks/inference.py`.\n\n{table(workers)}\n"
     )
 
 
