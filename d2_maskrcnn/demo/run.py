@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,9 @@ from d2_maskrcnn.tracking import Tracker
 from d2_maskrcnn.visualization import Drawer
 
 logger = logging.getLogger(__name__)
+
+# Seconds for which a thread may keep the interpreter from the model's, whose many small operations ask for it each.
+SWITCH_INTERVAL = 0.0005
 
 
 class VideoLike(Protocol):
@@ -199,6 +203,8 @@ def _run(source: Any, work: Work, outputs: Outputs, *, total: int | None, unit: 
         stack.callback(outputs.close)
         pipeline = stack.enter_context(Pipeline(source, work.stages(), capacity, live))
         interrupted = stack.enter_context(_ctrl_c(pipeline))
+        stack.callback(sys.setswitchinterval, sys.getswitchinterval())
+        sys.setswitchinterval(SWITCH_INTERVAL)
         bar = stack.enter_context(tqdm(total=total, unit=unit, dynamic_ncols=True, mininterval=0.5))
         for frame in pipeline:
             if not outputs.write(frame):  # what the model has seen is still written, but shown no more
