@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.box_coding import BoxCoder
 from d2_maskrcnn.modeling.box_head import BoxPredictor
 from d2_maskrcnn.modeling.detections import DetectionSettings, select_detections
@@ -17,10 +16,11 @@ from d2_maskrcnn.modeling.losses import BOX_LOSSES, box_regression_loss, classif
 from d2_maskrcnn.modeling.mask_head import mask_targets
 from d2_maskrcnn.modeling.matching import Matcher
 from d2_maskrcnn.modeling.precision import at_least_float32
+from d2_maskrcnn.modeling.roi_labels import append_gt, foreground_with_masks, label_rois
 from d2_maskrcnn.modeling.sampling import sample_labels
 from d2_maskrcnn.modeling.shapes import channels_of
 from d2_maskrcnn.modeling.stages import active_stages
-from d2_maskrcnn.modeling.training_events import events_wanted, put_events
+from d2_maskrcnn.modeling.training_events import put_classification_events, put_events
 from d2_maskrcnn.modeling.unsupported import level_names, require
 from d2_maskrcnn.ops import ROIPooler
 from detectron2.config import CfgNode, configurable
@@ -28,9 +28,6 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import build_box_head, build_mask_head
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
-
-# The logit of an annotated box among the proposals: as sure as a float32 probability can be.
-_GT_LOGIT = 23.0259
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -46,7 +43,7 @@ class MaskRCNNROIHeads(nn.Module):
         proposal_matcher: Matcher,
         batch_size_per_image: int,
         positive_fraction: float,
-        proposal_append_gt: bool,
+        proposalappend_gt: bool,
         box_pooler: ROIPooler,
         box_head: nn.Module,
         box_predictor: BoxPredictor,
@@ -64,7 +61,7 @@ class MaskRCNNROIHeads(nn.Module):
         Args:
             batch_size_per_image: proposals of a picture that enter the losses. positive_fraction: share of objects
                 among them.
-            proposal_append_gt: whether the annotated boxes are proposals too, in training.
+            proposalappend_gt: whether the annotated boxes are proposals too, in training.
             train_on_pred_boxes: whether the mask head is trained on the refined boxes instead of the proposals.
         """
         super().__init__()
@@ -73,7 +70,7 @@ class MaskRCNNROIHeads(nn.Module):
         self.proposal_matcher = proposal_matcher
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
-        self.proposal_append_gt = proposal_append_gt
+        self.proposalappend_gt = proposalappend_gt
         self.box_pooler = box_pooler
         self.box_head = box_head
         self.box_predictor = box_predictor
@@ -101,7 +98,7 @@ class MaskRCNNROIHeads(nn.Module):
             "proposal_matcher": Matcher(node.IOU_THRESHOLDS, node.IOU_LABELS),
             "batch_size_per_image": node.BATCH_SIZE_PER_IMAGE,
             "positive_fraction": node.POSITIVE_FRACTION,
-            "proposal_append_gt": node.PROPOSAL_APPEND_GT,
+            "proposalappend_gt": node.PROPOSAL_APPEND_GT,
             "box_pooler": box_pooler,
             "box_head": box_head,
             "box_predictor": BoxPredictor(box_head.output_shape, node.NUM_CLASSES, box.CLS_AGNOSTIC_BBOX_REG),
@@ -213,14 +210,14 @@ class MaskRCNNROIHeads(nn.Module):
             stages.record(roi_labels=[])
         sampled, foreground, background = [], 0, 0
         for item, target in zip(proposals, targets, strict=True):
-            if self.proposal_append_gt:
-                item = _append_gt(item, target)
+            if self.proposalappend_gt:
+                item = append_gt(item, target)
             matches, labels = self.proposal_matcher(pairwise_iou(target.gt_boxes, item.proposal_boxes))
             classes = self._classes(matches, labels, target.gt_classes)
             positive, negative = sample_labels(
                 classes, self.batch_size_per_image, self.positive_fraction, background=self.num_classes
             )
-            sampled.append(_labelled(item, torch.cat((positive, negative)), classes, matches, target))
+            sampled.append(label_rois(item, torch.cat((positive, negative)), classes, matches, target))
             foreground += len(positive)
             background += len(negative)
             if stages is not None:
@@ -243,7 +240,7 @@ class MaskRCNNROIHeads(nn.Module):
         well.
         """
         classes = torch.cat([item.gt_classes for item in rois])
-        _put_classification_events(logits, classes, self.num_classes)
+        put_classification_events(logits, classes, self.num_classes)
         foreground = (classes < self.num_classes).nonzero().flatten()  # (F,)
         box_loss = box_regression_loss(
             self.box_loss,
@@ -280,7 +277,7 @@ class MaskRCNNROIHeads(nn.Module):
         self, levels: list[torch.Tensor], rois: list[Instances], targets: list[Instances]
     ) -> dict[str, torch.Tensor]:
         assert self.mask_head is not None
-        foreground = [_foreground_with_masks(item, t, self.num_classes) for item, t in zip(rois, targets, strict=True)]
+        foreground = [foreground_with_masks(item, t, self.num_classes) for item, t in zip(rois, targets, strict=True)]
         pooled = self._pool_for_masks(levels, [item.proposal_boxes for item in foreground])
         classes = torch.cat([item.gt_classes for item in foreground])
         wanted = mask_targets(foreground, 2 * pooled.shape[-1])
@@ -298,53 +295,3 @@ def _joined_boxes(instances: list[Instances]) -> torch.Tensor:
 def _concatenated(boxes: list[Boxes]) -> torch.Tensor:
     """(M, 4) boxes of all pictures."""
     return torch.cat([item.tensor for item in boxes])
-
-
-def _append_gt(proposals: Instances, target: Instances) -> Instances:
-    logits = proposals.objectness_logits
-    annotated = Instances(
-        proposals.image_size,
-        proposal_boxes=target.gt_boxes,
-        objectness_logits=logits.new_full((len(target),), _GT_LOGIT),
-    )
-    return Instances.cat([proposals, annotated])
-
-
-def _labelled(
-    proposals: Instances, chosen: torch.Tensor, classes: torch.Tensor, matches: torch.Tensor, target: Instances
-) -> Instances:
-    sampled = proposals[chosen]
-    sampled.gt_classes = classes[chosen]
-    sampled.gt_index = matches[chosen]
-    if len(target) > 0:
-        sampled.gt_boxes = target.gt_boxes[sampled.gt_index]
-    else:
-        sampled.gt_boxes = Boxes(torch.zeros_like(sampled.proposal_boxes.tensor))
-    return sampled
-
-
-def _foreground_with_masks(rois: Instances, target: Instances, num_classes: int) -> Instances:
-    """Only the foreground regions; their masks are fetched here, not for the background."""
-    foreground = rois[rois.gt_classes < num_classes]
-    if len(foreground) > 0:
-        if not target.has("gt_masks"):
-            raise UserError(
-                "the annotations have no masks (gt_masks), which the mask head needs: give each a segmentation, or set "
-                "MODEL.MASK_ON to False"
-            )
-        foreground.gt_masks = target.gt_masks[foreground.gt_index]
-    return foreground
-
-
-@torch.no_grad()
-def _put_classification_events(logits: torch.Tensor, classes: torch.Tensor, num_classes: int) -> None:
-    if classes.numel() == 0 or not events_wanted():
-        return
-    predicted = logits.argmax(dim=1)
-    right, foreground = predicted == classes, classes < num_classes
-    values: dict[str, torch.Tensor | float] = {"fast_rcnn/cls_accuracy": right.double().mean()}
-    number = int(foreground.sum())
-    if number > 0:
-        values["fast_rcnn/fg_cls_accuracy"] = (right & foreground).sum() / number
-        values["fast_rcnn/false_negative"] = (predicted[foreground] == num_classes).sum() / number
-    put_events(values)

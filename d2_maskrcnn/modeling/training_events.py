@@ -39,3 +39,22 @@ def put_events(values: dict[str, torch.Tensor | float]) -> None:
     storage = get_event_storage()
     for name in values:
         storage.put_scalar(name, numbers[name])
+
+
+@torch.no_grad()
+def put_classification_events(logits: torch.Tensor, classes: torch.Tensor, num_classes: int) -> None:
+    """Accuracies of the box head.
+
+    Args:
+        logits: (M, K + 1). classes: (M,), ``num_classes`` (K) for background.
+    """
+    if classes.numel() == 0 or not events_wanted():
+        return
+    predicted = logits.argmax(dim=1)
+    right, foreground = predicted == classes, classes < num_classes
+    values: dict[str, torch.Tensor | float] = {"fast_rcnn/cls_accuracy": right.double().mean()}
+    number = int(foreground.sum())
+    if number > 0:
+        values["fast_rcnn/fg_cls_accuracy"] = (right & foreground).sum() / number
+        values["fast_rcnn/false_negative"] = (predicted[foreground] == num_classes).sum() / number
+    put_events(values)
