@@ -98,12 +98,10 @@ def by_taps(
 ) -> Iterator[BoxGroup]:
     """Groups of one level and a like number of taps, so that few taps are there only to fill up."""
     index = index_dtype(num_cells)
-    rows = ((taps_y.cells + first_rows[:, None, None]) * widths[:, None, None]).to(index)
+    rows = (taps_y.cells + first_rows.to(index)[:, None, None]) * widths.to(index)[:, None, None]
     key = (levels << 40) | (tap_class(taps_y.used) << 20) | tap_class(taps_x.used)
     key, order = key.sort(stable=True)
-    fields = [
-        field.index_select(0, order) for field in (boxes, rows, taps_y.weights, taps_x.cells.to(index), taps_x.weights)
-    ]
+    fields = [field.index_select(0, order) for field in (boxes, rows, taps_y.weights, taps_x.cells, taps_x.weights)]
     kinds, counts = key.unique_consecutive(return_counts=True)
     start = 0
     for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):

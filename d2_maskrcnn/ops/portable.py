@@ -97,26 +97,24 @@ def gradients(
     Every run gives the same bits: the taps of a cell are added in an order that depends on the boxes alone.
     """
     table = as_table(grad)  # (M * Ph * Pw, C)
-    groups: list[list[BoxGroup]] = [[] for _ in shapes]
-    for group in box_groups(shapes, boxes, boxes_per_image, spec, coordinate_dtype(boxes, grad)):
-        groups[group.level].append(group)
-    return [level_gradient(*level, table, spec).permute(0, 3, 1, 2) for level in zip(groups, shapes, strict=True)]
-
-
-def level_gradient(
-    groups: list[BoxGroup], shape: Sequence[int], table: torch.Tensor, spec: PoolingSpec
-) -> torch.Tensor:
-    """Gradient (N, H, W, C) of one level: for each cell the sum of weight * gradient of the bin over its taps."""
-    num_images, channels, height, width = shape
-    gradient = empty_buffer((num_images * height * width, channels), table)
-    if groups:
-        taps = turn_round(groups, len(gradient), len(table), spec)
-        step = max(CHUNK_BYTES // (channels * table.element_size()), 1)
-        for start, part in pieces(split_weights(taps, table.dtype), step):
-            gradient[start : start + step] = weighted_sums(table, part)
+    sizes = [n * height * width for n, _, height, width in shapes]  # in cells
+    first_cells = [sum(sizes[:level]) for level in range(len(sizes) + 1)]
+    groups = box_groups(shapes, boxes, boxes_per_image, spec, coordinate_dtype(boxes, grad))
+    placed = [
+        group._replace(rows=group.rows.to(index_dtype(first_cells[-1])) + first_cells[group.level]) for group in groups
+    ]
+    found = [empty_buffer((size, table.shape[1]), table) for size in sizes]
+    if placed:
+        taps = split_weights(turn_round(placed, first_cells[-1], len(table), spec), table.dtype)
+        for gradient, first, last in zip(found, first_cells, first_cells[1:], strict=False):
+            fill_gradient(gradient, table, taps._replace(ends=taps.ends[first : last + 1]))
     else:
-        gradient.zero_()
-    return gradient.view(num_images, height, width, channels)
+        for gradient in found:
+            gradient.zero_()
+    return [
+        gradient.view(n, height, width, c).permute(0, 3, 1, 2)
+        for gradient, (n, c, height, width) in zip(found, shapes, strict=True)
+    ]
 
 
 def turn_round(groups: list[BoxGroup], num_cells: int, num_bins: int, spec: PoolingSpec) -> TapList:
@@ -131,12 +129,16 @@ def turn_round(groups: list[BoxGroup], num_cells: int, num_bins: int, spec: Pool
     return TapList(bins.index_select(0, order), taps.weights.index_select(0, order), ends.to(bins.dtype))
 
 
-def pieces(taps: TapList, step: int) -> Iterator[tuple[int, TapList]]:
-    """The list in pieces of ``step`` sums, each with the index of its first."""
-    num_sums = len(taps.ends) - 1
-    starts = [*range(0, num_sums, step), num_sums]
-    first_taps = taps.ends[torch.tensor(starts, device=taps.ends.device)].tolist()
+def fill_gradient(gradient: torch.Tensor, table: torch.Tensor, taps: TapList) -> None:
+    """Fills in the gradient (cells, C) of one level: for each cell the sum of weight * bin gradient over its taps."""
+    step = max(CHUNK_BYTES // (table.shape[1] * table.element_size()), 1)
+    starts = [*range(0, len(gradient), step), len(gradient)]
+    first_taps = taps.ends[torch.tensor(starts, device=table.device)].tolist()
     for i, start in enumerate(starts[:-1]):
-        some = slice(first_taps[i], first_taps[i + 1])
-        ends = taps.ends[start : starts[i + 1] + 1] - first_taps[i]
-        yield start, TapList(taps.rows[some], taps.weights[some], ends)
+        target = gradient[start : starts[i + 1]]
+        first, last = first_taps[i : i + 2]
+        if first == last:
+            target.zero_()
+            continue
+        ends = taps.ends[start : starts[i + 1] + 1] - first
+        target.copy_(weighted_sums(table, TapList(taps.rows[first:last], taps.weights[first:last], ends)))

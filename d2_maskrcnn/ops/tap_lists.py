@@ -10,6 +10,7 @@ import torch
 
 from d2_maskrcnn.ops.box_groups import BoxGroup
 from d2_maskrcnn.ops.spec import index_dtype
+from d2_maskrcnn.ops.taps import SERIAL_ELEMENTS
 
 
 class TapList(NamedTuple):
@@ -36,21 +37,31 @@ def list_taps(groups: Sequence[BoxGroup], dtype: torch.dtype) -> TapList:
     ends, start = [], 0
     for group, size in zip(groups, sizes, strict=True):
         some, bag = slice(start, start + size), group.taps_per_bin * copies
-        fill_outer(torch.add, group.rows, group.columns, rows[some], copies)
-        fill_weights(group, weights[some], copies)
+        fill(group, rows[some], weights[some], copies)
         ends.append(torch.arange(start, start + size, bag, dtype=index, device=rows.device))
         start += size
     return TapList(rows, weights, torch.cat([*ends, rows.new_tensor([start])]))
 
 
+def fill(group: BoxGroup, rows: torch.Tensor, weights: torch.Tensor, copies: int) -> None:
+    """Fills in the taps of a group, some boxes at a time, see ``SERIAL_ELEMENTS``."""
+    size = group.taps_per_box * copies  # of a box
+    step = max(SERIAL_ELEMENTS // size, 1)
+    for start in range(0, len(group.boxes), step):
+        part, some = group.slice(start, start + step), slice(start * size, (start + step) * size)
+        fill_outer(torch.add, part.rows, part.columns, rows[some], copies)
+        fill_weights(part, weights[some], copies)
+
+
 def fill_weights(group: BoxGroup, out: torch.Tensor, copies: int) -> None:
     """Fills ``out`` with the weights of the group's taps, or, for each bin, with both :func:`halves` of them."""
-    product = out if copies == 1 else group.row_weights.new_empty(out.numel() // 2)
+    if copies == 1:
+        fill_outer(torch.mul, group.row_weights, group.column_weights, out, 1)
+        return
+    product = group.row_weights.new_empty(out.numel() // 2)
     fill_outer(torch.mul, group.row_weights, group.column_weights, product, 1)
-    if copies == 2:
-        torch.stack(
-            halves(product.view(-1, group.taps_per_bin), out.dtype), dim=1, out=out.view(-1, 2, group.taps_per_bin)
-        )
+    bins = (-1, group.taps_per_bin)
+    torch.stack(halves(product.view(bins), out.dtype), dim=1, out=out.view(-1, 2, group.taps_per_bin))
 
 
 def fill_outer(
