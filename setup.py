@@ -10,7 +10,7 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "d2_maskrcnn/__init__.py"
 
 # Videos through FFmpeg (PyAV brings it along), and the assignment solver of the tracking.
 DEMO = ["av>=13", "scipy>=1.11"]
-WANDB = ["wandb>=0.19"]  # training logs to Weights & Biases
+WANDB = ["wandb>=0.20"]  # training logs to Weights & Biases
 INSPECTION = ["matplotlib>=3.8"]
 NOTEBOOKS = [*INSPECTION, "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]
 TEST = [

@@ -94,6 +94,7 @@ class WandbSession:
         return self.wandb.init(
             id=run_id,
             resume="allow",
+            reinit="create_new",  # never the run of an earlier training in this process that could not be finished
             mode=mode,
             dir=str(folder),
             project=node.PROJECT or None,
