@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 MADV_HUGEPAGE = 14  # <linux/mman.h>
-PAGE = 4096
+PAGE, HUGE_PAGE = 4096, 2 << 20
 # Up to this size, glibc's malloc takes a buffer from memory that it has handed out before, which has its pages already.
 LEAST_BYTES = 32 << 20
 
@@ -37,4 +37,6 @@ def empty_buffer(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
         start = -(-buffer.data_ptr() // PAGE) * PAGE
         end = (buffer.data_ptr() + num_bytes) // PAGE * PAGE
         _madvise(start, end - start, MADV_HUGEPAGE)  # refused (no such kernel feature): ordinary pages serve
+        # One thread fetches the pages: of two that touch the same new page, one clears 2 MB in vain.
+        buffer.view(-1)[:: HUGE_PAGE // buffer.element_size()].zero_()
     return buffer
