@@ -47,8 +47,12 @@ def box_groups(
     boxes_per_image: Sequence[int],
     spec: PoolingSpec,
     dtype: torch.dtype,
+    filling: int = 0,
 ) -> Iterator[BoxGroup]:
-    """All boxes (M, 4), in groups of one level and a like number of taps."""
+    """All boxes (M, 4), in groups of one level and a like number of taps.
+
+    ``filling`` is how many taps that are there only to fill up take as long as a group of its own.
+    """
     boxes = boxes.to(dtype)
     levels = assign_levels(boxes, len(shapes), spec.canonical_box_size, spec.canonical_level)  # (M,)
     scales = torch.tensor(spec.scales, dtype=dtype, device=boxes.device)[levels]
@@ -61,7 +65,9 @@ def box_groups(
     for part, samples_y, samples_x in by_samples(along_y, along_x, spec):
         taps_y = axis_taps(along_y.select(part), spec.output_size[0], samples_y)
         taps_x = axis_taps(along_x.select(part), spec.output_size[1], samples_x)
-        yield from by_taps(part, levels[part], images[part] * heights[part], widths[part], taps_y, taps_x, num_cells)
+        yield from by_taps(
+            part, levels[part], images[part] * heights[part], widths[part], taps_y, taps_x, num_cells, filling
+        )
 
 
 def by_samples(
@@ -95,21 +101,23 @@ def by_taps(
     taps_y: AxisTaps,
     taps_x: AxisTaps,
     num_cells: int,
+    filling: int,
 ) -> Iterator[BoxGroup]:
     """Groups of one level and a like number of taps, so that few taps are there only to fill up."""
     index = index_dtype(num_cells)
     rows = (taps_y.cells + first_rows.to(index)[:, None, None]) * widths.to(index)[:, None, None]
-    key = (levels << 40) | (tap_class(taps_y.used) << 20) | tap_class(taps_x.used)
-    key, order = key.sort(stable=True)
+    kinds, kind, counts = pack_kind(levels, taps_y.used, taps_x.used).unique(return_inverse=True, return_counts=True)
+    filled_up = merge_kinds(kinds.tolist(), counts.tolist(), rows.shape[1] * taps_x.cells.shape[1], filling)
+    key, order = kinds.new_tensor(filled_up)[kind].sort(stable=True)
     fields = [field.index_select(0, order) for field in (boxes, rows, taps_y.weights, taps_x.cells, taps_x.weights)]
     kinds, counts = key.unique_consecutive(return_counts=True)
     start = 0
-    for kind, count in zip(kinds.tolist(), counts.tolist(), strict=True):
+    for packed, count in zip(kinds.tolist(), counts.tolist(), strict=True):
         some = slice(start, start + count)
-        used_y, used_x = kind >> 20 & 0xFFFFF, kind & 0xFFFFF
+        level, used_y, used_x = unpack_kind(packed)
         places, rows, row_weights, columns, column_weights = (field[some] for field in fields)
         yield BoxGroup(
-            kind >> 40,
+            level,
             places,
             rows[..., :used_y],
             row_weights[..., :used_y],
@@ -119,6 +127,34 @@ def by_taps(
         start += count
 
 
-def tap_class(used: torch.Tensor) -> torch.Tensor:
-    """How many taps bins with ``used`` taps are filled up to: many groups of few boxes would take longer."""
-    return torch.where(used <= 4, used, (used + 1) // 2 * 2)
+def pack_kind(level: torch.Tensor, used_y: torch.Tensor, used_x: torch.Tensor) -> torch.Tensor:
+    """What the boxes of a group have in common, their level and taps along y and x, as one integer each."""
+    return (level << 40) | (used_y << 20) | used_x
+
+
+def unpack_kind(kind: int) -> tuple[int, int, int]:
+    """Level and taps along y and x."""
+    return kind >> 40, kind >> 20 & 0xFFFFF, kind & 0xFFFFF
+
+
+def merge_kinds(kinds: Sequence[int], counts: Sequence[int], num_bins: int, filling: int) -> list[int]:
+    """For each kind, of which there are ``counts`` boxes, the one of the group that they go into.
+
+    That is another of the same level, with no fewer taps along either axis, if this takes fewer than ``filling`` more
+    taps; of several the one with the fewest.
+    """
+    sizes, boxes = [unpack_kind(kind) for kind in kinds], list(counts)
+    taps = [used_y * used_x for _, used_y, used_x in sizes]
+    target = list(range(len(kinds)))
+    order = sorted(target, key=lambda i: (sizes[i][0], taps[i]))
+    for place, i in enumerate(order):
+        for j in order[place + 1 :]:
+            if sizes[j][0] != sizes[i][0] or (taps[j] - taps[i]) * boxes[i] * num_bins >= filling:
+                break
+            if sizes[j][1] >= sizes[i][1] and sizes[j][2] >= sizes[i][2]:
+                target[i] = j
+                boxes[j] += boxes[i]
+                break
+    for i in reversed(order):  # a target may itself have gone into another
+        target[i] = target[target[i]]
+    return [kinds[i] for i in target]

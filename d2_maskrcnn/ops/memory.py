@@ -5,9 +5,11 @@ the same memory with pages of 2 MB. It is a hint: where it can't be followed, no
 """
 
 import ctypes
+import math
 import sys
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 MADV_HUGEPAGE = 14  # <linux/mman.h>
@@ -32,11 +34,31 @@ _madvise = _find_madvise()
 def empty_buffer(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
     """An uninitialised contiguous tensor, with dtype and device of ``like``; a large one on a CPU has huge pages."""
     buffer = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
-    num_bytes = buffer.numel() * buffer.element_size()
-    if _madvise is not None and buffer.device.type == "cpu" and num_bytes >= LEAST_BYTES:
-        start = -(-buffer.data_ptr() // PAGE) * PAGE
-        end = (buffer.data_ptr() + num_bytes) // PAGE * PAGE
-        _madvise(start, end - start, MADV_HUGEPAGE)  # refused (no such kernel feature): ordinary pages serve
+    if buffer.device.type == "cpu" and ask_for_huge_pages(buffer):
         # One thread fetches the pages: of two that touch the same new page, one clears 2 MB in vain.
         buffer.view(-1)[:: HUGE_PAGE // buffer.element_size()].zero_()
     return buffer
+
+
+def zero_buffer(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """A contiguous tensor of zeros, with dtype and device of ``like``. The parts of a large one on a CPU that are never
+    written to cost nothing: the system hands out pages that are zero.
+    """
+    num_bytes = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or num_bytes < LEAST_BYTES:
+        return torch.zeros(tuple(shape), dtype=like.dtype, device=like.device)
+    # NumPy asks for memory with calloc, which knows that new pages are zero; PyTorch would write all of them.
+    buffer = torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(like.dtype).view(tuple(shape))
+    ask_for_huge_pages(buffer)
+    return buffer
+
+
+def ask_for_huge_pages(buffer: torch.Tensor) -> bool:
+    """Whether ``buffer`` is large enough to gain by huge pages and the system can be asked for them, which is done."""
+    num_bytes = buffer.numel() * buffer.element_size()
+    if _madvise is None or num_bytes < LEAST_BYTES:
+        return False
+    start = -(-buffer.data_ptr() // PAGE) * PAGE
+    end = (buffer.data_ptr() + num_bytes) // PAGE * PAGE
+    _madvise(start, end - start, MADV_HUGEPAGE)  # refused (no such kernel feature): ordinary pages serve
+    return True

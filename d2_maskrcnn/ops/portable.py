@@ -15,12 +15,15 @@ import torch
 from torch.nn.functional import embedding_bag, pad
 
 from d2_maskrcnn.ops.box_groups import BoxGroup, box_groups
-from d2_maskrcnn.ops.memory import empty_buffer
+from d2_maskrcnn.ops.memory import empty_buffer, zero_buffer
 from d2_maskrcnn.ops.spec import PoolingSpec, coordinate_dtype, index_dtype
 from d2_maskrcnn.ops.tap_lists import TapList, list_taps, split_weights
 
-CHUNK_BYTES = 16 << 20  # results of one embedding_bag call
+CHUNK_BYTES = 4 << 20  # results of one embedding_bag call: more, and malloc fetches new pages for each
 CHUNK_TAPS = 1 << 20
+TRANSPOSED_CELLS = 4096  # of an NCHW map, at a time
+# Taps that only fill up a group which take as long as one group more: in pooling; in the gradient, which sorts them.
+FILLING, GRADIENT_FILLING = 8192, 1024
 
 
 def pool(
@@ -30,7 +33,8 @@ def pool(
     channels, (height, width) = features[0].shape[1], spec.output_size
     pooled = empty_buffer((len(boxes), height, width, channels), features[0])
     rows = wide(pooled.flatten(1))
-    groups = box_groups([f.shape for f in features], boxes, boxes_per_image, spec, coordinate_dtype(boxes, *features))
+    shapes, dtype = [feature.shape for feature in features], coordinate_dtype(boxes, *features)
+    groups = box_groups(shapes, boxes, boxes_per_image, spec, dtype, FILLING)
     tables: dict[int, torch.Tensor] = {}
     for chunk in chunks(groups, height * width * channels * pooled.element_size()):
         level = chunk[0].level
@@ -72,10 +76,18 @@ def wide(rows: torch.Tensor) -> torch.Tensor:
 
 def as_table(feature: torch.Tensor) -> torch.Tensor:
     """The (N * H * W, C) table of a feature map (N, C, H, W): a view of channels-last memory, a copy of any other."""
+    images, channels, height, width = feature.shape
     cells_last = feature.detach().permute(0, 2, 3, 1)
-    if not cells_last.is_contiguous():
-        cells_last = empty_buffer(cells_last.shape, feature).copy_(cells_last)
-    return cells_last.view(-1, feature.shape[1])
+    if cells_last.is_contiguous():
+        return cells_last.view(-1, channels)
+    if not feature.is_contiguous():
+        return empty_buffer(cells_last.shape, feature).copy_(cells_last).view(-1, channels)
+    table = empty_buffer((images, height * width, channels), feature)
+    for rows, planes in zip(table, feature.detach().view(images, channels, -1), strict=True):
+        for start in range(0, len(rows), TRANSPOSED_CELLS):  # twice as fast as in one piece, which leaves the cache
+            some = slice(start, start + TRANSPOSED_CELLS)
+            rows[some].copy_(planes[:, some].t())
+    return table.view(-1, channels)
 
 
 def weighted_sums(table: torch.Tensor, taps: TapList) -> torch.Tensor:
@@ -99,46 +111,51 @@ def gradients(
     table = as_table(grad)  # (M * Ph * Pw, C)
     sizes = [n * height * width for n, _, height, width in shapes]  # in cells
     first_cells = [sum(sizes[:level]) for level in range(len(sizes) + 1)]
-    groups = box_groups(shapes, boxes, boxes_per_image, spec, coordinate_dtype(boxes, grad))
-    placed = [
-        group._replace(rows=group.rows.to(index_dtype(first_cells[-1])) + first_cells[group.level]) for group in groups
+    dtype = coordinate_dtype(boxes, grad)
+    groups = [
+        group._replace(rows=group.rows.to(index_dtype(first_cells[-1])) + first_cells[group.level])
+        for group in box_groups(shapes, boxes, boxes_per_image, spec, dtype, GRADIENT_FILLING)
     ]
-    found = [empty_buffer((size, table.shape[1]), table) for size in sizes]
-    if placed:
-        taps = split_weights(turn_round(placed, first_cells[-1], len(table), spec), table.dtype)
-        for gradient, first, last in zip(found, first_cells, first_cells[1:], strict=False):
-            fill_gradient(gradient, table, taps._replace(ends=taps.ends[first : last + 1]))
-    else:
-        for gradient in found:
-            gradient.zero_()
+    found = [zero_buffer((size, table.shape[1]), table) for size in sizes]
+    if groups:
+        cells, taps = turn_round(groups, len(table), spec)
+        taps = split_weights(taps, table.dtype)
+        borders = torch.searchsorted(cells, cells.new_tensor(first_cells)).tolist()
+        for gradient, first_cell, first, last in zip(found, first_cells, borders, borders[1:], strict=False):
+            level_taps = taps._replace(ends=taps.ends[first : last + 1])
+            fill_gradient(gradient, cells[first:last] - first_cell, table, level_taps)
     return [
         gradient.view(n, height, width, c).permute(0, 3, 1, 2)
         for gradient, (n, c, height, width) in zip(found, shapes, strict=True)
     ]
 
 
-def turn_round(groups: list[BoxGroup], num_cells: int, num_bins: int, spec: PoolingSpec) -> TapList:
-    """The taps of the groups' bins, listed for each cell instead of for each bin; their rows are then bins."""
+def turn_round(groups: list[BoxGroup], num_bins: int, spec: PoolingSpec) -> tuple[torch.Tensor, TapList]:
+    """The taps of the groups' bins, listed for each cell instead of for each bin; their rows are then bins.
+
+    Returns:
+        The cells (S,) that have taps, ascending, and the list of their S sums.
+    """
     taps = list_taps(groups, groups[0].row_weights.dtype)
     bins_of_box = torch.arange(spec.output_size[0] * spec.output_size[1], device=taps.rows.device)
     bins = torch.cat([group.boxes for group in groups])[:, None] * len(bins_of_box) + bins_of_box
     bins = bins.view(-1).to(index_dtype(max(num_bins, 2 * len(taps.rows))))  # twice: see split_weights
     bins = torch.repeat_interleave(bins, taps.ends.diff(), output_size=len(taps.rows))  # of each tap
     cells, order = taps.rows.sort(stable=True)
-    ends = pad(torch.bincount(cells, minlength=num_cells).cumsum(0), (1, 0))
-    return TapList(bins.index_select(0, order), taps.weights.index_select(0, order), ends.to(bins.dtype))
+    cells, counts = cells.unique_consecutive(return_counts=True)
+    ends = pad(counts.cumsum(0), (1, 0)).to(bins.dtype)
+    return cells.to(torch.int64), TapList(bins.index_select(0, order), taps.weights.index_select(0, order), ends)
 
 
-def fill_gradient(gradient: torch.Tensor, table: torch.Tensor, taps: TapList) -> None:
-    """Fills in the gradient (cells, C) of one level: for each cell the sum of weight * bin gradient over its taps."""
+def fill_gradient(gradient: torch.Tensor, cells: torch.Tensor, table: torch.Tensor, taps: TapList) -> None:
+    """Fills in the ``cells`` (S,) of a level's gradient (cells, C): the sums of weight * bin gradient over their
+    taps."""
     step = max(CHUNK_BYTES // (table.shape[1] * table.element_size()), 1)
-    starts = [*range(0, len(gradient), step), len(gradient)]
+    starts = [*range(0, len(cells), step), len(cells)]
     first_taps = taps.ends[torch.tensor(starts, device=table.device)].tolist()
+    rows = wide(gradient)
     for i, start in enumerate(starts[:-1]):
-        target = gradient[start : starts[i + 1]]
-        first, last = first_taps[i : i + 2]
-        if first == last:
-            target.zero_()
-            continue
+        some, (first, last) = slice(start, starts[i + 1]), first_taps[i : i + 2]
         ends = taps.ends[start : starts[i + 1] + 1] - first
-        target.copy_(weighted_sums(table, TapList(taps.rows[first:last], taps.weights[first:last], ends)))
+        sums = weighted_sums(table, TapList(taps.rows[first:last], taps.weights[first:last], ends))
+        rows.index_copy_(0, cells[some], wide(sums))

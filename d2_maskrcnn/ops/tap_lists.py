@@ -10,7 +10,8 @@ import torch
 
 from d2_maskrcnn.ops.box_groups import BoxGroup
 from d2_maskrcnn.ops.spec import index_dtype
-from d2_maskrcnn.ops.taps import SERIAL_ELEMENTS
+
+FILL_ELEMENTS = 1 << 17  # taps that are worked out at a time
 
 
 class TapList(NamedTuple):
@@ -44,33 +45,48 @@ def list_taps(groups: Sequence[BoxGroup], dtype: torch.dtype) -> TapList:
 
 
 def fill(group: BoxGroup, rows: torch.Tensor, weights: torch.Tensor, copies: int) -> None:
-    """Fills in the taps of a group, some boxes at a time, see ``SERIAL_ELEMENTS``."""
+    """Fills in the taps of a group, some boxes at a time, so that what is between stays in the cache."""
     size = group.taps_per_box * copies  # of a box
-    step = max(SERIAL_ELEMENTS // size, 1)
+    step = max(FILL_ELEMENTS // size, 1)
+    pairs = tap_pairs(group)
+    repeated = tuple(places.repeat(copies) for places in pairs)
     for start in range(0, len(group.boxes), step):
         part, some = group.slice(start, start + step), slice(start * size, (start + step) * size)
-        fill_outer(torch.add, part.rows, part.columns, rows[some], copies)
-        fill_weights(part, weights[some], copies)
+        fill_outer(torch.add, part.rows, part.columns, repeated, rows[some])
+        if copies == 1:
+            fill_outer(torch.mul, part.row_weights, part.column_weights, pairs, weights[some])
+        else:
+            fill_halves(part, pairs, weights[some])
 
 
-def fill_weights(group: BoxGroup, out: torch.Tensor, copies: int) -> None:
-    """Fills ``out`` with the weights of the group's taps, or, for each bin, with both :func:`halves` of them."""
-    if copies == 1:
-        fill_outer(torch.mul, group.row_weights, group.column_weights, out, 1)
-        return
-    product = group.row_weights.new_empty(out.numel() // 2)
-    fill_outer(torch.mul, group.row_weights, group.column_weights, product, 1)
-    bins = (-1, group.taps_per_bin)
-    torch.stack(halves(product.view(bins), out.dtype), dim=1, out=out.view(-1, 2, group.taps_per_bin))
+def tap_pairs(group: BoxGroup) -> tuple[torch.Tensor, ...]:
+    """Places (Ky * Kx,) along y and along x of the taps of a bin."""
+    taps = torch.arange(group.taps_per_bin, device=group.rows.device)
+    return taps // group.columns.shape[2], taps % group.columns.shape[2]
 
 
 def fill_outer(
-    operation: Callable[..., torch.Tensor], along_y: torch.Tensor, along_x: torch.Tensor, out: torch.Tensor, copies: int
+    operation: Callable[..., torch.Tensor],
+    along_y: torch.Tensor,
+    along_x: torch.Tensor,
+    pairs: tuple[torch.Tensor, ...],
+    out: torch.Tensor,
 ) -> None:
-    """Fills ``out`` with ``operation`` on all pairs of taps of each bin along y (B, Ph, Ky) and x (B, Pw, Kx)."""
-    (num_boxes, height, taps_y), (_, width, taps_x) = along_y.shape, along_x.shape
-    shape = (num_boxes, height, width, copies, taps_y, taps_x)
-    operation(along_y[:, :, None, None, :, None].expand(shape), along_x[:, None, :, None, None, :], out=out.view(shape))
+    """Fills ``out`` with ``operation`` on the ``pairs`` of what each bin has along y (B, Ph, Ky) and x (B, Pw, Kx).
+
+    The operands are laid out pair by pair first, which is little beside the result: broadcast over Ky and Kx,
+    PyTorch's innermost loop would be as short as Kx, and all of it five times slower.
+    """
+    along_y, along_x = along_y.index_select(2, pairs[0]), along_x.index_select(2, pairs[1])
+    shape = (len(along_y), along_y.shape[1], along_x.shape[1], along_y.shape[2])
+    operation(along_y[:, :, None], along_x[:, None], out=out.view(shape))
+
+
+def fill_halves(group: BoxGroup, pairs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+    """Fills ``out`` with, for each bin, both :func:`halves` of its taps' weights."""
+    product = group.row_weights.new_empty(out.numel() // 2)
+    fill_outer(torch.mul, group.row_weights, group.column_weights, pairs, product)
+    torch.stack(halves(product.view(-1, group.taps_per_bin), out.dtype), dim=1, out=out.view(-1, 2, group.taps_per_bin))
 
 
 def halves(weights: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

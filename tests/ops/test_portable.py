@@ -37,6 +37,36 @@ def test_chunks_are_of_one_level_and_of_bounded_size(monkeypatch):
     assert all(sum(len(group.boxes) for group in chunk) <= 3 for chunk in chunks)
 
 
+KINDS = [
+    # (level, taps along y, along x, boxes), most taps to fill up with, and which kind each goes into
+    ([], 100, []),
+    ([(0, 2, 2, 1)], 100, [0]),
+    ([(0, 2, 2, 3), (0, 2, 3, 1)], 25, [1, 1]),  # 3 boxes, 4 bins, 2 taps more: 24
+    ([(0, 2, 2, 3), (0, 2, 3, 1)], 24, [0, 1]),
+    ([(0, 2, 2, 1), (1, 2, 3, 1)], 100, [0, 1]),  # levels never mix
+    ([(0, 2, 4, 1), (0, 3, 3, 1)], 100, [0, 1]),  # no fewer taps along either axis
+    ([(0, 2, 2, 1), (0, 2, 3, 1), (0, 3, 3, 1)], 25, [2, 2, 2]),  # one after the other: 8, then 2 boxes, 24
+    ([(0, 4, 4, 1), (0, 2, 2, 1), (0, 2, 3, 1)], 9, [0, 2, 2]),
+]
+
+
+@pytest.mark.parametrize(("kinds", "filling", "expected"), KINDS)
+def test_small_groups_go_into_larger_ones(kinds, filling, expected):
+    packed = [box_groups.pack_kind(*kind[:3]) for kind in kinds]
+    merged = box_groups.merge_kinds(packed, [kind[3] for kind in kinds], 4, filling)
+    assert merged == [packed[i] for i in expected]
+
+
+@pytest.mark.parametrize("kind", ["empty", "all"])
+def test_filling_up_does_not_change_the_result(monkeypatch, kind):
+    features, boxes = make_features(channels=6), make_boxes(kind)
+    filled = both_ways(features, boxes)
+    monkeypatch.setattr(portable, "FILLING", 0)
+    monkeypatch.setattr(portable, "GRADIENT_FILLING", 0)
+    for exact, other in zip(both_ways(features, boxes), filled, strict=True):
+        torch.testing.assert_close(exact, other, rtol=0, atol=1e-6)
+
+
 def test_large_boxes_apart_from_small_ones(monkeypatch):
     # A box far larger than its level's canonical size has many samples in a bin; small ones must not pay for it.
     boxes = [torch.tensor([[0.0, 0, 16, 16], [-4000, -3000, 5000, 4000]]), torch.tensor([[5.0, 5, 30, 30]])]
@@ -58,6 +88,16 @@ def test_channels_last_levels_are_not_copied():
     feature = make_features(channels=8)[0]
     assert portable.as_table(feature).data_ptr() == feature.data_ptr()
     assert portable.as_table(feature.contiguous()).shape == (2 * 24 * 40, 8)
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+@pytest.mark.parametrize("crop", [False, True])
+def test_tables_of_other_memory(monkeypatch, images, crop):
+    monkeypatch.setattr(portable, "TRANSPOSED_CELLS", 100)  # a map has 24 * 40 cells
+    feature = make_features(channels=8, images=2, channels_last=False)[0][:images]
+    feature = feature[:, :, 1:-1, :-3] if crop else feature
+    table = portable.as_table(feature)
+    assert table.is_contiguous() and torch.equal(table, feature.permute(0, 2, 3, 1).reshape(-1, 8))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -83,6 +123,17 @@ def test_buffers(megabytes):
     buffer = memory.empty_buffer((megabytes, 1 << 19), like)
     assert (buffer.dtype, buffer.shape, buffer.is_contiguous()) == (torch.bfloat16, (megabytes, 1 << 19), True)
     assert buffer.fill_(1.0).sum(dtype=torch.float32) == megabytes << 19
+
+
+@pytest.mark.parametrize("megabytes", [0, 1, 40])
+def test_buffers_of_zeros(megabytes):
+    like = torch.zeros(1, dtype=torch.bfloat16)
+    buffer = memory.zero_buffer((megabytes, 1 << 19), like)
+    assert (buffer.dtype, buffer.shape, buffer.is_contiguous()) == (torch.bfloat16, (megabytes, 1 << 19), True)
+    assert buffer.count_nonzero() == 0
+    buffer.fill_(1.0)  # it can be written to, and its memory is not handed out twice
+    assert memory.zero_buffer((megabytes, 1 << 19), like).count_nonzero() == 0
+    assert buffer.sum(dtype=torch.float32) == megabytes << 19
 
 
 def test_no_huge_pages_where_the_system_has_none(monkeypatch):
