@@ -19,7 +19,9 @@ from d2_maskrcnn.ops.memory import empty_buffer, zero_buffer
 from d2_maskrcnn.ops.spec import PoolingSpec, coordinate_dtype, index_dtype
 from d2_maskrcnn.ops.tap_lists import TapList, list_taps, split_weights
 
-CHUNK_BYTES = 4 << 20  # results of one embedding_bag call: more, and malloc fetches new pages for each
+# Results of one embedding_bag call. Each call is a hand-over to other threads, which takes long on a busy machine;
+# beside the long lists of a gradient, though, malloc would fetch new pages for each large result.
+CHUNK_BYTES, GRADIENT_CHUNK_BYTES = 16 << 20, 4 << 20
 CHUNK_TAPS = 1 << 20
 TRANSPOSED_CELLS = 4096  # of an NCHW map, at a time
 # Taps that only fill up a group which take as long as one group more: in pooling; in the gradient, which sorts them.
@@ -150,7 +152,7 @@ def turn_round(groups: list[BoxGroup], num_bins: int, spec: PoolingSpec) -> tupl
 def fill_gradient(gradient: torch.Tensor, cells: torch.Tensor, table: torch.Tensor, taps: TapList) -> None:
     """Fills in the ``cells`` (S,) of a level's gradient (cells, C): the sums of weight * bin gradient over their
     taps."""
-    step = max(CHUNK_BYTES // (table.shape[1] * table.element_size()), 1)
+    step = max(GRADIENT_CHUNK_BYTES // (table.shape[1] * table.element_size()), 1)
     starts = [*range(0, len(cells), step), len(cells)]
     first_taps = taps.ends[torch.tensor(starts, device=table.device)].tolist()
     rows = wide(gradient)

@@ -3,15 +3,14 @@
 Shape shorthand: B boxes of a group, Ph x Pw bins of a box, Ky and Kx taps of a bin along each axis.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 
 from d2_maskrcnn.ops.box_groups import BoxGroup
 from d2_maskrcnn.ops.spec import index_dtype
-
-FILL_ELEMENTS = 1 << 17  # taps that are worked out at a time
+from d2_maskrcnn.ops.taps import SERIAL_ELEMENTS
 
 
 class TapList(NamedTuple):
@@ -45,48 +44,27 @@ def list_taps(groups: Sequence[BoxGroup], dtype: torch.dtype) -> TapList:
 
 
 def fill(group: BoxGroup, rows: torch.Tensor, weights: torch.Tensor, copies: int) -> None:
-    """Fills in the taps of a group, some boxes at a time, so that what is between stays in the cache."""
-    size = group.taps_per_box * copies  # of a box
-    step = max(FILL_ELEMENTS // size, 1)
-    pairs = tap_pairs(group)
-    repeated = tuple(places.repeat(copies) for places in pairs)
-    for start in range(0, len(group.boxes), step):
-        part, some = group.slice(start, start + step), slice(start * size, (start + step) * size)
-        fill_outer(torch.add, part.rows, part.columns, repeated, rows[some])
-        if copies == 1:
-            fill_outer(torch.mul, part.row_weights, part.column_weights, pairs, weights[some])
-        else:
-            fill_halves(part, pairs, weights[some])
+    """Fills in the taps of a group: all pairs of what each of its bins has along y and along x.
 
-
-def tap_pairs(group: BoxGroup) -> tuple[torch.Tensor, ...]:
-    """Places (Ky * Kx,) along y and along x of the taps of a bin."""
-    taps = torch.arange(group.taps_per_bin, device=group.rows.device)
-    return taps // group.columns.shape[2], taps % group.columns.shape[2]
-
-
-def fill_outer(
-    operation: Callable[..., torch.Tensor],
-    along_y: torch.Tensor,
-    along_x: torch.Tensor,
-    pairs: tuple[torch.Tensor, ...],
-    out: torch.Tensor,
-) -> None:
-    """Fills ``out`` with ``operation`` on the ``pairs`` of what each bin has along y (B, Ph, Ky) and x (B, Pw, Kx).
-
-    The operands are laid out pair by pair first, which is little beside the result: broadcast over Ky and Kx,
-    PyTorch's innermost loop would be as short as Kx, and all of it five times slower.
+    Both are laid out pair by pair first, which is little beside the result: broadcast over Ky and Kx, PyTorch's
+    innermost loop would be as short as Kx, and all of it five times slower.
     """
-    along_y, along_x = along_y.index_select(2, pairs[0]), along_x.index_select(2, pairs[1])
-    shape = (len(along_y), along_y.shape[1], along_x.shape[1], along_y.shape[2])
-    operation(along_y[:, :, None], along_x[:, None], out=out.view(shape))
-
-
-def fill_halves(group: BoxGroup, pairs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
-    """Fills ``out`` with, for each bin, both :func:`halves` of its taps' weights."""
-    product = group.row_weights.new_empty(out.numel() // 2)
-    fill_outer(torch.mul, group.row_weights, group.column_weights, pairs, product)
-    torch.stack(halves(product.view(-1, group.taps_per_bin), out.dtype), dim=1, out=out.view(-1, 2, group.taps_per_bin))
+    pair = torch.arange(group.taps_per_bin, device=rows.device)
+    along_y, along_x = pair // group.columns.shape[2], pair % group.columns.shape[2]
+    first = group.rows.index_select(2, along_y.repeat(copies))[:, :, None]  # (B, Ph, 1, copies * Ky * Kx)
+    columns = group.columns.index_select(2, along_x.repeat(copies))[:, None]  # (B, 1, Pw, copies * Ky * Kx)
+    down = group.row_weights.index_select(2, along_y)[:, :, None]
+    across = group.column_weights.index_select(2, along_x)[:, None]
+    shape = (*group.rows.shape[:2], *columns.shape[2:])
+    rows, weights = rows.view(shape), weights.view(shape)
+    step = max(SERIAL_ELEMENTS // (group.taps_per_box * copies), 1)
+    for start in range(0, len(group.boxes), step):
+        some = slice(start, start + step)
+        torch.add(first[some], columns[some], out=rows[some])
+        if copies == 1:
+            torch.mul(down[some], across[some], out=weights[some])
+        else:
+            torch.cat(halves(down[some] * across[some], weights.dtype), dim=3, out=weights[some])
 
 
 def halves(weights: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

@@ -22,6 +22,7 @@ def test_chunks_do_not_change_the_result(monkeypatch, kind, chunk_bytes):
     features, boxes = make_features(channels=6), make_boxes(kind)
     whole = both_ways(features, boxes)
     monkeypatch.setattr(portable, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(portable, "GRADIENT_CHUNK_BYTES", chunk_bytes)
     assert all(torch.equal(*pair) for pair in zip(both_ways(features, boxes), whole, strict=True))
 
 
