@@ -6,14 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
 from d2_maskrcnn.checkpoint import atomic_write_text
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection import activations, anchors, boxes, masks, result, sections
 from d2_maskrcnn.inspection.data import DataFindings, draw_data
-from d2_maskrcnn.inspection.drawing import png
+from d2_maskrcnn.inspection.drawing import encode_png, png
 from d2_maskrcnn.inspection.markup import escape, picture_definition, plain, viewer
 from d2_maskrcnn.inspection.observation import Observation
 from d2_maskrcnn.inspection.scene import Scene, draw_scene
@@ -115,8 +112,8 @@ def figure_files(report: Report) -> list[tuple[str, bytes]]:
                 (f"{stem}_{part}_{name}.png", png(figure)) for name, figure in _figures(report, observation, part)
             ]
         if "activations" in report.parts:
-            for name, tensor in activations.layer_tensors(observation).items():
-                files.append((f"{stem}_activations_{_file_name(name)}.png", _png(activations.channel_grid(tensor))))
+            for name, grid in activations.channel_grids(observation).items():
+                files.append((f"{stem}_activations_{_file_name(name)}.png", encode_png(grid)))
     if report.weights is not None:
         files.append(("weights.png", png(draw_overview(report.weights))))
     if report.data is not None:
@@ -137,10 +134,6 @@ def _figures(report: Report, observation: Observation, part: str) -> list[tuple[
 
 def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
-
-
-def _png(picture: np.ndarray) -> bytes:
-    return cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
 
 
 def html(report: Report) -> str:

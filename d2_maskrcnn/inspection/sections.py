@@ -124,16 +124,15 @@ def _mask_card(observation: Observation, finding: masks.MaskFinding) -> str:
 
 def activation_section(observation: Observation, key: str) -> str:
     """Stage 4."""
-    tensors = activations.layer_tensors(observation)
     described = {layer.name: layer for layer in activations.inspect_activations(observation)}
     flagged = [layer for layer in described.values() if layer.flags]
     cards = []
-    for name, tensor in tensors.items():
+    for name, grid in activations.channel_grids(observation).items():
         layer = described[name]
         shape = " x ".join(map(str, layer.shape))
         dead = f", {layer.dead_channels} of {layer.channels} channels all zero" if layer.dead_channels else ""
         cards.append(
-            f"<figure>{image(activations.channel_grid(tensor), f'channels of {name}')}<figcaption>"
+            f"<figure>{image(grid, f'channels of {name}')}<figcaption>"
             f'<b>{escape(name)}</b> <span class="soft">{shape}</span><br>{escape(activations.numbers(layer))}{dead}'
             f"{f', {layer.nan} NaN, {layer.inf} Inf' if layer.nan or layer.inf else ''}<br>{flags(layer.flags)}"
             "</figcaption></figure>"

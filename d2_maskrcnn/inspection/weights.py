@@ -14,7 +14,7 @@ from torch import nn
 
 from d2_maskrcnn.checkpoint import convert_names, read_weights
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.inspection.drawing import histogram, new_figure, show_bars
+from d2_maskrcnn.inspection.drawing import histogram, new_figure, show_bars, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,7 +147,7 @@ def _describe(name: str, tensor: torch.Tensor) -> TensorFindings:
         min=low if some else None,
         max=high if some else None,
         mean=float(finite.mean(dtype=torch.float64)) if some else None,
-        std=_spread(finite) if some else None,
+        std=spread(finite) if some else None,
         zeros=float(zero.float().mean()) if values.numel() else 0.0,
         nan=nan,
         inf=infinite,
@@ -157,12 +157,6 @@ def _describe(name: str, tensor: torch.Tensor) -> TensorFindings:
     )
     found.flags = _flags(found, values)
     return found
-
-
-def _spread(values: torch.Tensor) -> float:
-    """Standard deviation, summed in float64 without a copy in float64 of all the values."""
-    centred = values - values.mean(dtype=torch.float64).float()
-    return math.sqrt(float(centred.square_().mean(dtype=torch.float64)))
 
 
 def _flags(tensor: TensorFindings, values: torch.Tensor) -> list[str]:
