@@ -30,9 +30,9 @@ class InspectTraining(HookBase):
     """At the end of every epoch, puts what ``D2_MASKRCNN.INSPECT`` asks for into the event storage.
 
     It keeps to ``MAX_SHARE`` of the training's time: an epoch is left out while what was spent and what the last report
-    took would be more. It draws no random numbers, so a training with it ends in the same weights as one without.
-    Gradients are those of the epoch's last step, after clipping. It belongs in front of the hook that lets the writers
-    write, in the main process.
+    took would be more. (The first epoch always gets its report: what one takes is not known before.) It draws no random
+    numbers, so a training with it ends in the same weights as one without. Gradients are those of the epoch's last
+    step, after clipping. It belongs in front of the hook that lets the writers write, in the main process.
 
     Args:
         cfg: the training's config; its datasets are registered.
