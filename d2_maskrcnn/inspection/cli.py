@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     args = build_parser().parse_args(arguments)
     for name in ("d2_maskrcnn", "detectron2", "fvcore"):
         setup_logger(name=name)
+    logging.getLogger("detectron2.data").setLevel(logging.WARNING)  # it would tell each picture's augmentations
     if not 0 <= args.score_threshold <= 1:
         raise UserError(f"--score-threshold is {args.score_threshold}: expected a number from 0 to 1")
     report = _weights_alone(args) if args.weights else _of_model(args)
@@ -106,10 +107,10 @@ def _of_model(args: argparse.Namespace) -> Report:
 
 def _add_data(report: Report, cfg: CfgNode, asked: bool, samples: int) -> None:
     """The part on data, of the first dataset that is on this machine; none is an error only if it was asked for."""
-    here = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if dataset_records(name)]
-    if here:
-        report.data = inspect_data(cfg, here[0])
-        report.samples = augmented_scenes(cfg, here[0], samples)
+    here = next((name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if dataset_records(name)), None)
+    if here is not None:
+        report.data = inspect_data(cfg, here)
+        report.samples = augmented_scenes(cfg, here, samples)
     elif asked:
         raise UserError(
             f"--parts data: none of DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} is on this machine: "

@@ -156,10 +156,10 @@ def html(report: Report) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{escape(report.title)}</title><style>{css}</style></head><body>"
-        f'<div class="page"><nav aria-label="Contents"><ol>{"".join(contents)}</ol></nav><main>'
+        f'<div class="page"><nav aria-label="Contents" id="contents"><ol>{"".join(contents)}</ol></nav><main>'
         f'<div class="top"><h1>{escape(report.title)}</h1>'
         '<button class="theme" type="button">Light / dark</button></div>'
-        f'<dl class="about">{about}</dl>{notes}{"".join(body)}</main></div>'
+        f'<dl class="about">{about}</dl>{notes}{"".join(body)}</main></div><a class="up" href="#contents">Contents</a>'
         '<dialog aria-label="Picture"><img alt="" src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="><form '
         f'method="dialog"><button>Close</button></form></dialog><script>{script}</script></body></html>'
     )

@@ -75,8 +75,12 @@ def box_section(observation: Observation, key: str) -> str:
     detections = table(headers, rows) if rows else "<p>No detection at all: nothing passed the score threshold.</p>"
     return "".join(
         [
+            "<p>The second stage gives every proposal a class, a score and a better box. Pairs of proposal and class "
+            "that score too low are dropped, then, class by class, those that overlap a better one. Proposals are "
+            "dotted, what became of them is solid, and arrows join the centres.</p>",
             table(["step", "number", "recall at IoU .5", "at IoU .75"], counts),
             viewer(boxes.refinement_scene(observation), f"{key}-refinement", f"{key}-picture"),
+            "<p>Features of a proposal are pooled from one level of the pyramid, chosen by the proposal's size.</p>",
             table(["level", "proposals pooled from it"], list(found.per_level.items())),
             viewer(boxes.level_scene(observation), f"{key}-roi-levels", f"{key}-picture"),
             fold(f"All {len(rows)} detections", detections, opened=len(rows) <= 12),
@@ -96,27 +100,35 @@ def mask_section(observation: Observation, key: str) -> str:
     if not found:
         content = "<p>No detection, so no mask.</p>"
     else:
-        content = f"<p>The best {len(shown)} of {len(found)} detections, best score first.</p>" + "".join(
-            ['<div class="masks">', *(_mask_card(observation, finding) for finding in shown), "</div>"]
-        )
+        content = (
+            "<p>The mask head gives each detection 28x28 probabilities inside its box. They are resized to the box, "
+            "cut at 0.5 and placed in the picture. "
+            f"The best {len(shown)} of {len(found)} detections, best score first.</p>"
+        ) + "".join(['<div class="masks">', *(_mask_card(observation, finding) for finding in shown), "</div>"])
     targets = masks.mask_targets(observation)
     if targets:
-        names = ", ".join(target.class_name for target in targets)
         content += (
-            f"<h4>Mask targets of training</h4><p>What training asks of its first {len(targets)} foreground regions, "
-            f"28x28 inside each: {escape(names)}.</p>"
+            f"<h4>Mask targets of training</h4><p>What training asks of its first {len(targets)} foreground regions: "
+            "the annotation, cut out by the region's box and sampled at 28x28.</p>"
         )
-        content += image(masks.target_strip(targets), "mask targets of training", 520)
+        cards = (_target_card(observation, target) for target in targets)
+        content += f'<div class="targets">{"".join(cards)}</div>'
     return content
+
+
+def _target_card(observation: Observation, target: masks.MaskTarget) -> str:
+    pair = image(masks.target_pair(target, observation.picture), f"region of a {target.class_name} and its mask target")
+    return f"<figure>{pair}<figcaption>{escape(target.class_name)}</figcaption></figure>"
 
 
 def _mask_card(observation: Observation, finding: masks.MaskFinding) -> str:
     label = f"{finding.class_name} {finding.score:.2f}"
     iou = "not annotated" if finding.iou is None else f"IoU {finding.iou:.2f} with the annotation"
     strip = masks.strip(finding, observation.picture, observation.output_size)
-    steps = "".join(f"<span>{name}</span>" for name in ("picture", "28x28", "resized", "≥ 0.5", "annotated"))
+    steps = "".join(f"<span>{name}</span>" for name in masks.STEPS)
+    alt = f"{label}: {', '.join(masks.STEPS)}"
     return (
-        f"<figure>{image(strip, f'{label}: picture, probabilities, resized, thresholded, annotation')}"
+        f"<figure>{image(strip, alt)}"
         f'<div class="steps">{steps}</div><figcaption><b>{escape(label)}</b> · {finding.pixels:,} pixels · {iou}'
         "</figcaption></figure>"
     )
