@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TILE = 112  # pixels of the side of a tile of a mask's strip
+TILE, GAP = 112, 2  # pixels: the side of a tile of a mask's strip, and half the line between two of them
 STEPS = ("picture", "28x28", "resized", "≥ 0.5", "placed", "annotated")
 _PROBABILITY = cv2.COLORMAP_VIRIDIS
 _MASK, _ANNOTATED = (0, 158, 115), (230, 159, 0)  # RGB
@@ -146,7 +146,10 @@ def strip(finding: MaskFinding, picture: np.ndarray, frame: tuple[int, int]) -> 
         _in_picture(finding, picture, frame),
         annotated,
     ]
-    return np.concatenate(tiles, axis=1)
+    joined = np.concatenate(tiles, axis=1)
+    for place in range(TILE, joined.shape[1], TILE):
+        joined[:, place - GAP : place + GAP] = 128
+    return joined
 
 
 def target_pair(target: MaskTarget, picture: np.ndarray) -> np.ndarray:

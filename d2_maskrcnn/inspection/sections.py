@@ -20,6 +20,11 @@ from d2_maskrcnn.inspection.markup import (
 from d2_maskrcnn.inspection.observation import Observation
 
 MASK_LIMIT = 24
+PERHAPS_UNTRAINED = (
+    '<p class="soft">Perhaps untrained: how these weights were drawn at first is not known, and their distribution is '
+    "still that of a fresh initialisation. So are frozen ones, and those that a short training has changed little. "
+    "Comparing with an early checkpoint (--compare) tells which.</p>"
+)
 NOT_ANNOTATED = (
     '<p class="soft">No annotation of this picture was found: labels, recall and differences are left out.</p>'
 )
@@ -197,6 +202,10 @@ def weight_section(found: weight_part.WeightFindings) -> str:
         parts.append(f"<p>Compared with {escape(found.other)}: {', '.join(different)}. Change is the L2 norm of the "
                      "difference, relative to the other's norm.</p>")  # fmt: skip
     if flagged:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
+        parts.append(f"<p>Flagged: {kinds}.</p>")
+        if "perhaps untrained" in found.kinds:
+            parts.append(PERHAPS_UNTRAINED)
         parts.append('<p><label><input type="checkbox" id="only-flagged"> show only the flagged ones</label> '
                      f"({len(flagged)})</p>")  # fmt: skip
     else:

@@ -31,6 +31,9 @@ _BLOCK = 256  # rows and columns of a weight whose largest singular value is loo
 # The largest eigenvalue of independent values exceeds this many units of its own spread once in some thousand cases.
 _TRACY_WIDOM = 4.0
 
+# What flags begin with or say; the more special one first.
+_KINDS = ("NaN", "infinite", "dead", "exploding", "perhaps untrained", "untrained", "unchanged")
+
 State = Mapping[str, torch.Tensor]
 
 
@@ -75,12 +78,22 @@ class WeightFindings:
 
     def as_dict(self) -> dict[str, object]:
         """The numbers alone."""
-        return {**vars(self), "tensors": [vars(tensor) for tensor in self.tensors]}
+        return {**vars(self), "flagged": self.kinds, "tensors": [vars(tensor) for tensor in self.tensors]}
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many tensors have a flag of each kind."""
+        words = [word for tensor in self.tensors for word in dict.fromkeys(map(_kind_of, tensor.flags))]
+        return {kind: words.count(kind) for kind in _KINDS if kind in words}
 
     @property
     def flagged(self) -> list[TensorFindings]:
         """The tensors that something is wrong with."""
         return [tensor for tensor in self.tensors if tensor.flags]
+
+
+def _kind_of(flag: str) -> str:
+    return next(kind for kind in _KINDS if kind in flag)
 
 
 def read_state(path: str) -> dict[str, torch.Tensor]:

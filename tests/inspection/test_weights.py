@@ -66,6 +66,8 @@ def test_planted_faults_are_flagged(model):
     assert flags_of(findings, large) == ["exploding: values up to 1e+04"]
     assert flags_of(findings, filters) == ["dead: 1 of 16 output channels have only zeros"]
     assert flags_of(findings, "backbone.fpn_lateral2.weight") == []
+    kinds = findings.kinds
+    assert (kinds["dead"], kinds["NaN"], kinds["exploding"]) == (2, 1, 1) and findings.as_dict()["flagged"] == kinds
 
 
 def test_a_frozen_layer_is_flagged_by_comparison(model):
