@@ -38,7 +38,7 @@ class Layer:
     """Marks that are switched on and off together.
 
     colour: of all its marks (``#rrggbb``); None takes each mark's class. filled: outlines are filled, half transparent.
-    total: of how many the marks are a part, if not all are drawn.
+    total: of how many the marks are a part, if not all are drawn. backdrop: for comparison with every other layer.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Layer:
     filled: bool = False
     shown: bool = True
     total: int | None = None
+    backdrop: bool = False
 
     @property
     def title(self) -> str:
@@ -103,9 +104,12 @@ def box_marks(boxes: np.ndarray, texts: Sequence[str] = (), classes: Sequence[in
 
 
 def draw_scene(scene: Scene, split: bool = False) -> "Figure":
-    """The scene as a matplotlib figure: all shown layers over one picture or, with ``split``, one picture for each."""
-    layers = [layer for layer in scene.layers if layer.shown or split]
-    groups = [[layer] for layer in layers] if split and layers else [layers]
+    """The scene as a matplotlib figure: all shown layers over one picture or, with ``split``, one picture for each that
+    has marks, together with the backdrops.
+    """
+    backdrops = [layer for layer in scene.layers if layer.backdrop]
+    groups = [[layer, *backdrops] for layer in scene.layers if layer.marks and not layer.backdrop] if split else []
+    groups = groups or [[layer for layer in scene.layers if layer.shown]]
     figure, axes = picture_figure(len(groups), scene.frame)
     for panel, group in zip(axes, groups, strict=True):
         show_picture(panel, scene.picture, "\n".join(layer.title for layer in group) or scene.title, scene.frame)

@@ -292,9 +292,11 @@ def draw_weights(findings: WeightFindings, group: str | None = None, limit: int 
     for axis in axes[len(chosen) :]:
         axis.set_axis_off()
     for axis, tensor in zip(axes, chosen, strict=False):
-        short = tensor.name.removeprefix("backbone.bottom_up.").removeprefix("roi_heads.")
+        short = tensor.name.removeprefix("backbone.bottom_up." if group is None else f"{group}.")
         show_bars(axis, tensor.edges, tensor.counts, short, "C3" if tensor.flags else "C0")
         axis.set_yticks([])
+    if group is not None:
+        figure.suptitle(f"{group} (red: flagged)" if any(t.flags for t in chosen) else group, fontsize=10)
     return figure
 
 
@@ -317,7 +319,8 @@ def draw_overview(findings: WeightFindings) -> "Figure":
     """Range (line) and mean ± standard deviation (bar) of every tensor, in the checkpoint's order, by group."""
     figure, axes = new_figure(1, 1, (12.0, 5.0))
     axis, position = axes[0], 0
-    ticks, names = [], []
+    ticks: list[float] = []
+    names: list[str] = []
     for number, (group, tensors) in enumerate(by_group(findings).items()):
         finite = [(i, t) for i, t in enumerate(tensors, start=position) if t.min is not None]
         colour = f"C{number % 10}"
@@ -327,7 +330,8 @@ def draw_overview(findings: WeightFindings) -> "Figure":
         axis.vlines(places, [low for low, _ in spread], [high for _, high in spread], colour, linewidth=2.0)
         flagged = [i for i, t in finite if t.flags]
         axis.plot(flagged, [0.0] * len(flagged), "rx", markersize=4)
-        ticks.append(position + len(tensors) / 2)
+        # Names of small parts would lie over each other: at least a fortieth of the width between two of them.
+        ticks.append(max(position + len(tensors) / 2, (ticks[-1] if ticks else -np.inf) + len(findings.tensors) / 40))
         names.append(group.removeprefix("backbone.bottom_up."))
         position += len(tensors)
     axis.set_yscale("symlog", linthresh=0.01)
