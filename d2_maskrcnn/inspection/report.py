@@ -80,7 +80,7 @@ def _picture_numbers(report: Report, observation: Observation) -> dict[str, Any]
 
 
 def write_report(report: Report, folder: str | Path) -> Path:
-    """Writes ``report.html``, ``report.json`` and, under ``figures/``, PNGs.
+    """Writes ``report.html``, ``report.json`` and, under ``figures/``, PNGs; a report that was there is replaced.
 
     Returns:
         The path of ``report.html``.
@@ -93,13 +93,26 @@ def write_report(report: Report, folder: str | Path) -> Path:
     try:
         figures = folder / "figures"
         figures.mkdir(parents=True, exist_ok=True)
-        for name, content in figure_files(report):
+        for name in _figures_of_before(folder):
+            (figures / name).unlink(missing_ok=True)
+        files = dict(figure_files(report))
+        for name, content in files.items():
             (figures / name).write_bytes(content)
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be written ({error.strerror}): name another folder") from error
-    atomic_write_text(folder / "report.json", json.dumps(as_dict(report), indent=1, allow_nan=False))
+    numbers = {**as_dict(report), "figures": list(files)}
+    atomic_write_text(folder / "report.json", json.dumps(numbers, indent=1, allow_nan=False))
     atomic_write_text(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _figures_of_before(folder: Path) -> list[str]:
+    """The figures of a report that this one replaces, which may have had more pictures."""
+    try:
+        names = json.loads((folder / "report.json").read_text(encoding="utf-8"))["figures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # none, or no report of ours
+    return [name for name in names if isinstance(name, str) and name.endswith(".png") and Path(name).name == name]
 
 
 def figure_files(report: Report) -> list[tuple[str, bytes]]:
@@ -160,8 +173,9 @@ def html(report: Report) -> str:
         f'<div class="top"><h1>{escape(report.title)}</h1>'
         '<button class="theme" type="button">Light / dark</button></div>'
         f'<dl class="about">{about}</dl>{notes}{"".join(body)}</main></div><a class="up" href="#contents">Contents</a>'
-        '<dialog aria-label="Picture"><img alt="" src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="><form '
-        f'method="dialog"><button>Close</button></form></dialog><script>{script}</script></body></html>'
+        '<dialog aria-label="Picture"><p></p>'
+        '<img alt="" src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=">'
+        f'<form method="dialog"><button>Close</button></form></dialog><script>{script}</script></body></html>'
     )
 
 

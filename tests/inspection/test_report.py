@@ -179,6 +179,17 @@ def test_a_folder_that_cannot_be_written(program, tmp_path):
     assert status == 2 and "cannot be written" in line
 
 
+def test_a_report_replaces_the_one_that_was_there(observation, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "mine.png").write_bytes(b"somebody else's")
+    write_report(Report(about={}, observations=[observation, observation], parts=["result"]), tmp_path)
+    assert (tmp_path / "figures" / f"2_{observation.name[:-4]}_result_result.png").is_file()
+    write_report(Report(about={}, observations=[observation], parts=["result"]), tmp_path)
+    files = {file.name for file in (tmp_path / "figures").iterdir()}
+    assert files == {*json.loads((tmp_path / "report.json").read_text())["figures"], "mine.png"}
+    assert not any(name.startswith("2_") for name in files)
+
+
 def test_a_picture_without_annotation_says_so(program, config_file, small_opts, record, tmp_path):
     shutil.copy(record["file_name"], tmp_path / "unknown.png")
     words = ["--config-file", config_file, "--input", tmp_path / "unknown.png", "--output", tmp_path / "out", "--parts",
