@@ -48,7 +48,9 @@ def initial_weights(cfg: CfgNode, path: str) -> tuple[dict[str, torch.Tensor], b
         The tensors, and whether they are those that the training of ``path`` began with (before any ``MODEL.WEIGHTS``
         was loaded into them).
     """
-    seed = (read_weights(fetch_weights(path)).get("trainer") or {}).get("initial_seed")
+    trainer = read_weights(fetch_weights(path)).get("trainer")  # other programs' checkpoints may hold anything there
+    seed = trainer.get("initial_seed") if isinstance(trainer, dict) else None
+    known = isinstance(seed, int)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed if seed is not None else cfg.SEED if cfg.SEED >= 0 else torch.seed() % 2**31)
-        return dict(build_model(cfg).state_dict()), seed is not None
+        torch.manual_seed(seed if known else cfg.SEED if cfg.SEED >= 0 else torch.seed() % 2**31)
+        return dict(build_model(cfg).state_dict()), known

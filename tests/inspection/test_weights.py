@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from d2_maskrcnn import UserError
+from d2_maskrcnn.inspection import initial_weights
 from d2_maskrcnn.inspection.drawing import histogram
 from d2_maskrcnn.inspection.weights import (
     draw_overview,
@@ -109,6 +110,15 @@ def test_the_very_initialisation_tells_untrained_weights_apart(cfg, model):
     findings = inspect_weights(trained, fresh=fresh, exact=True)
     assert flags_of(findings, frozen) == ["untrained: equal to its initialisation"]
     assert [tensor.name for tensor in findings.flagged if len(tensor.shape) > 1] == [frozen]
+
+
+@pytest.mark.parametrize("trainer", [None, "somebody's", {}, {"initial_seed": "x"}])
+def test_the_seed_of_other_programs_checkpoints_is_not_known(cfg, model, tmp_path, trainer):
+    torch.save({"model": model.state_dict(), "trainer": trainer}, tmp_path / "model.pth")
+    before = torch.random.get_rng_state()
+    fresh, exact = initial_weights(cfg, str(tmp_path / "model.pth"))
+    assert set(fresh) == set(model.state_dict()) and not exact
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_a_weight_that_gradients_of_low_rank_have_changed_is_not_called_untrained():
