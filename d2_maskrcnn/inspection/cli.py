@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.config_check import load_config
 from d2_maskrcnn.data import register_own_data
@@ -95,7 +97,8 @@ def _of_model(args: argparse.Namespace) -> Report:
     )
     if not cfg.MODEL.WEIGHTS:
         report.notes.append("The model has random weights: name a file with --opts MODEL.WEIGHTS FILE")
-    report.observations = [observe(cfg, model, record, names, args.layers) for record in records]
+    bar = tqdm(records, "Pictures", unit="picture", disable=None if len(records) > 1 else True, dynamic_ncols=True)
+    report.observations = [observe(cfg, model, record, names, args.layers) for record in bar]
     if "weights" in parts:
         other = read_state(args.compare) if args.compare else None
         fresh, exact = initial_weights(cfg, cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else (None, False)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from d2_maskrcnn.checkpoint import atomic_write_text
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection import activations, anchors, boxes, masks, result, sections
@@ -118,7 +120,9 @@ def _figures_of_before(folder: Path) -> list[str]:
 def figure_files(report: Report) -> list[tuple[str, bytes]]:
     """(name, PNG) of every figure."""
     files: list[tuple[str, bytes]] = []
-    for index, observation in enumerate(report.observations):
+    number = len(report.observations)
+    bar = tqdm(report.observations, "Figures", unit="picture", disable=None if number > 1 else True, dynamic_ncols=True)
+    for index, observation in enumerate(bar):
         stem = f"{index + 1}_{Path(observation.name).stem}"
         for part in report.parts:
             files += [
