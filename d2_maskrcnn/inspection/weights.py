@@ -15,6 +15,7 @@ from torch import nn
 from d2_maskrcnn.checkpoint import convert_names, read_weights
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.drawing import histogram, new_figure, show_bars, spread
+from d2_maskrcnn.inspection.untrained import untrained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,13 +25,6 @@ BINS = 40
 EXPLODING = 100.0
 EXPLODING_VARIANCE = 1e6  # likewise for running variances, which are squares of activations
 FLOAT32_EPS = 1e-12
-_SAMPLE = 20_000  # values that two distributions are compared by
-# Two-sample Kolmogorov-Smirnov at the 0.1% level (Smirnov 1948): of a thousand untrained tensors one is overlooked.
-_KS_C = 1.949
-_BLOCK = 256  # rows and columns of a weight whose largest singular value is looked at
-# The largest eigenvalue of independent values exceeds this many units of its own spread once in some thousand cases.
-_TRACY_WIDOM = 4.0
-
 # What flags begin with or say; the more special one first.
 _KINDS = ("NaN", "infinite", "dead", "exploding", "perhaps untrained", "untrained", "unchanged")
 
@@ -131,9 +125,8 @@ def inspect_weights(
     found = [_describe(key, value) for key, value in tensors.items()]
     findings = WeightFindings(name, found, sum(math.prod(tensor.shape) for tensor in found))
     for tensor in found:
-        value = tensors[tensor.name]
-        if not _flag_initial(tensor, value) and fresh is not None and tensor.name in fresh:
-            _flag_fresh(tensor, value, fresh[tensor.name], exact)
+        word = untrained(tensor.name, tensors[tensor.name], (fresh or {}).get(tensor.name), exact)
+        tensor.flags += [word] if word else []
     if other is not None:
         _compare(findings, tensors, other, other_name)
     return findings
@@ -194,68 +187,6 @@ def _flags(tensor: TensorFindings, values: torch.Tensor) -> list[str]:
     if not tensor.name.endswith(("num_batches_tracked", "running_mean")) and largest > limit:
         flags.append(f"exploding: values up to {largest:.3g}")
     return flags
-
-
-def _flag_initial(tensor: TensorFindings, values: torch.Tensor) -> bool:
-    """Norms start as 1, biases as 0: where all values still are exactly that, nothing was learnt."""
-    last = tensor.name.rsplit(".", 1)[-1]
-    if last == "num_batches_tracked" or values.numel() == 0:
-        return last == "num_batches_tracked"
-    initial = {"running_var": 1.0, "running_mean": 0.0, "bias": 0.0, "weight": 1.0}.get(last)
-    if initial is None or (last == "weight" and values.dim() != 1):
-        return False
-    if bool((values == initial).all()):
-        tensor.flags.append(f"untrained: all values are the initial {initial:g}")
-        return True
-    return False
-
-
-def _flag_fresh(tensor: TensorFindings, values: torch.Tensor, fresh: torch.Tensor, exact: bool) -> None:
-    if values.shape != fresh.shape or values.dim() < 2 or values.numel() == 0:
-        return
-    if torch.equal(values.detach().cpu().float(), fresh.detach().cpu().float()):
-        tensor.flags.append("untrained: equal to its initialisation")
-        return
-    if exact:
-        return
-    distance, limit = kolmogorov_smirnov(values, fresh)
-    if distance <= limit and spectral_excess(values) < _TRACY_WIDOM:
-        tensor.flags.append(
-            "perhaps untrained: cannot be told from a fresh initialisation "
-            f"(Kolmogorov-Smirnov {distance:.4f}, below {limit:.4f})"
-        )
-
-
-def spectral_excess(values: torch.Tensor) -> float:
-    """How far the largest eigenvalue of a weight's covariance lies beyond that of independent values of its variance.
-
-    In units of the spread of the Tracy-Widom law (Johnstone 2001, "On the distribution of the largest eigenvalue in
-    principal components analysis", theorem 1.1): about -1.2 +- 1.3 for untrained weights; gradients, being of low
-    rank, push it up. Looks at ``values`` (n, ...) as an (n, p) matrix, of which a block is taken. Weights that are not
-    finite or all equal have none: infinite.
-    """
-    block = values.detach().float().cpu().flatten(1)[:_BLOCK, :_BLOCK]
-    rows, columns = block.shape
-    deviation = float(block.std(correction=0))
-    if min(rows, columns) < 2 or not deviation > 0 or not math.isfinite(deviation):
-        return 0.0 if min(rows, columns) < 2 else math.inf
-    largest = float(torch.linalg.svdvals(block / deviation)[0]) ** 2
-    edge = math.sqrt(rows - 1) + math.sqrt(columns)
-    return (largest - edge**2) / (edge * (1 / math.sqrt(rows - 1) + 1 / math.sqrt(columns)) ** (1 / 3))
-
-
-def kolmogorov_smirnov(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
-    """Largest distance between the two distribution functions, and what chance exceeds in a thousandth of cases."""
-    first, second = (_sorted_sample(values) for values in (a, b))
-    both = np.concatenate([first, second])
-    steps = [np.searchsorted(values, both, side="right") / len(values) for values in (first, second)]
-    limit = _KS_C * math.sqrt((len(first) + len(second)) / (len(first) * len(second)))
-    return float(np.abs(steps[0] - steps[1]).max()), limit
-
-
-def _sorted_sample(values: torch.Tensor) -> np.ndarray:
-    flat = values.detach().float().cpu().flatten()
-    return np.sort(flat[:: max(1, flat.numel() // _SAMPLE)].numpy())
 
 
 def _compare(findings: WeightFindings, state: Mapping[str, torch.Tensor], other: State, other_name: str) -> None:

@@ -9,13 +9,12 @@ import torch
 from d2_maskrcnn import UserError
 from d2_maskrcnn.inspection import initial_weights
 from d2_maskrcnn.inspection.drawing import histogram
+from d2_maskrcnn.inspection.untrained import kolmogorov_smirnov, spectral_excess
 from d2_maskrcnn.inspection.weights import (
     draw_overview,
     draw_weights,
     inspect_weights,
-    kolmogorov_smirnov,
     read_state,
-    spectral_excess,
 )
 
 SEEDED = torch.Generator().manual_seed(0)
