@@ -122,7 +122,7 @@ def refinement_scene(observation: Observation, count: int = 40) -> Scene:
         "detections": [_refinement(observation, i) for i in [i for i in order if i in kept][:count]],
     }
     layers = [_regions(observation, count)]
-    layers += [_after(groups["before NMS"], "suppressed by NMS", len(order) - len(kept), shown=False)]
+    layers += [_after(groups["before NMS"], "dropped by NMS, or one too many", len(order) - len(kept), shown=False)]
     layers += [
         _before(groups["detections"], len(kept)),
         _joins(groups["detections"], len(kept), head=max(observation.picture.shape[:2]) / 80),
