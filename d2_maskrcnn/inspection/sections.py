@@ -216,7 +216,7 @@ def weight_section(found: weight_part.WeightFindings) -> str:
         rows = [_weight_row(tensor, found.other is not None) for tensor in tensors]
         bad = sum(bool(tensor.flags) for tensor in tensors)
         extra = flags([f"{bad} flagged"]) if bad else ""
-        content = table([*headers, "remarks"], rows, raw=(0, 2, len(headers)), css="weights")
+        content = table(headers, rows, raw=(0, 2), css="weights")
         parts.append(
             fold(f"{group} ({len(tensors)})", content, extra=extra).replace("<details", '<details class="group"', 1)
         )
@@ -226,12 +226,12 @@ def weight_section(found: weight_part.WeightFindings) -> str:
 def _weight_row(tensor: weight_part.TensorFindings, compared: bool) -> list[object]:
     short = tensor.name.removeprefix(tensor.group + ".")
     row: list[object] = [
-        f'<span title="{escape(tensor.name)}">{escape(short)}</span>',
+        f'<span title="{escape(tensor.name)}">{escape(short)}</span>{flags(tensor.flags)}',
         " x ".join(map(str, tensor.shape)) or "1",
         bars(tensor.edges, tensor.counts, tensor.name),
         tensor.min, tensor.max, tensor.mean, tensor.std, percent(tensor.zeros),
     ]  # fmt: skip
-    return [*row, *([tensor.change] if compared else []), flags(tensor.flags)]
+    return [*row, *([tensor.change] if compared else [])]
 
 
 def data_section(found: data.DataFindings, samples: list[str]) -> str:

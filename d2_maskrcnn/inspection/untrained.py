@@ -38,8 +38,7 @@ def _by_chance(values: torch.Tensor, fresh: torch.Tensor) -> str:
     if distance > limit or spectral_excess(values) >= _TRACY_WIDOM:
         return ""
     return (
-        "perhaps untrained: cannot be told from a fresh initialisation "
-        f"(Kolmogorov-Smirnov {distance:.4f}, below {limit:.4f})"
+        f"perhaps untrained: distributed like a fresh initialisation (Kolmogorov-Smirnov {distance:.3f} < {limit:.3f})"
     )
 
 

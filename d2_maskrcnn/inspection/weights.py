@@ -25,6 +25,8 @@ BINS = 40
 EXPLODING = 100.0
 EXPLODING_VARIANCE = 1e6  # likewise for running variances, which are squares of activations
 FLOAT32_EPS = 1e-12
+# Two trainings from other random numbers differ by 1.4 times the norm, checkpoints of one training by less than this.
+SAME_TRAINING = 1.0
 # What flags begin with or say; the more special one first.
 _KINDS = ("NaN", "infinite", "dead", "exploding", "perhaps untrained", "untrained", "unchanged")
 
@@ -209,6 +211,8 @@ def _compare(findings: WeightFindings, state: Mapping[str, torch.Tensor], other:
         difference = mine - theirs
         tensor.change = float(difference.norm() / theirs.norm().clamp(min=FLOAT32_EPS)) if mine.numel() else 0.0
         tensor.max_change = float(difference.abs().max()) if mine.numel() else 0.0
+        if 0 < tensor.change < SAME_TRAINING:  # it has moved: whatever it looks like, it is being trained
+            tensor.flags = [flag for flag in tensor.flags if not flag.startswith("perhaps")]
         if tensor.max_change == 0 and not tensor.name.endswith("num_batches_tracked"):
             tensor.flags.append(f"unchanged: equal to {other_name}")
 

@@ -111,6 +111,15 @@ def test_the_very_initialisation_tells_untrained_weights_apart(cfg, model):
     assert [tensor.name for tensor in findings.flagged if len(tensor.shape) > 1] == [frozen]
 
 
+def test_what_moves_between_two_checkpoints_is_not_called_untrained():
+    generator = torch.Generator().manual_seed(2)
+    fresh, early, elsewhere = ({"a.weight": torch.randn(64, 64, generator=generator)} for _ in range(3))
+    late = {"a.weight": early["a.weight"] + 0.01 * torch.randn(64, 64, generator=generator)}
+    assert "perhaps untrained" in flags_of(inspect_weights(late, fresh=fresh), "a.weight")[0]
+    assert flags_of(inspect_weights(late, "late", early, "early", fresh), "a.weight") == []
+    assert "perhaps untrained" in flags_of(inspect_weights(late, "late", elsewhere, "other", fresh), "a.weight")[0]
+
+
 @pytest.mark.parametrize("trainer", [None, "somebody's", {}, {"initial_seed": "x"}])
 def test_the_seed_of_other_programs_checkpoints_is_not_known(cfg, model, tmp_path, trainer):
     torch.save({"model": model.state_dict(), "trainer": trainer}, tmp_path / "model.pth")
