@@ -62,6 +62,8 @@ class Trainer(DefaultTrainer):
         self.stop_requested = False
         self._last_eval_results: Any = None
 
+        torch.manual_seed(self.seed)  # the seed, which checkpoints keep, gives the first weights back
+        self.initial_seed: int | None = self.seed
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         self.train_loader = build_resumable_train_loader(self.cfg, self.seed, build_train_mapper(self.cfg))
@@ -247,13 +249,14 @@ class Trainer(DefaultTrainer):
         raise SystemExit(130)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the training beside the weights: iteration, hooks, optimiser and seed."""
-        return {**super().state_dict(), "seed": self.seed}
+        """What a checkpoint keeps of the training beside the weights: iteration, hooks, optimiser and seeds."""
+        return {**super().state_dict(), "seed": self.seed, "initial_seed": self.initial_seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes back what :meth:`state_dict` gave."""
         super().load_state_dict(state_dict)
         self.seed = state_dict.get("seed", self.seed)
+        self.initial_seed = state_dict.get("initial_seed")  # None: how the first weights were drawn is not known
 
 
 def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -> MaskRCNNCheckpointer:

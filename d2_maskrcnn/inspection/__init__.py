@@ -13,7 +13,7 @@ from d2_maskrcnn.inspection.anchors import draw_anchors, inspect_anchors
 from d2_maskrcnn.inspection.boxes import draw_boxes, inspect_boxes
 from d2_maskrcnn.inspection.data import draw_augmented, draw_data, inspect_data
 from d2_maskrcnn.inspection.masks import draw_masks, inspect_masks, mask_targets
-from d2_maskrcnn.inspection.model import load_model
+from d2_maskrcnn.inspection.model import initial_weights, load_model
 from d2_maskrcnn.inspection.observation import Observation, observe
 from d2_maskrcnn.inspection.report import Report, write_report
 from d2_maskrcnn.inspection.result import draw_result, inspect_result
@@ -34,6 +34,7 @@ __all__ = [
     "draw_overview",
     "draw_result",
     "draw_weights",
+    "initial_weights",
     "inspect_activations",
     "inspect_anchors",
     "inspect_boxes",

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import torch
 
-from d2_maskrcnn.inspection.drawing import new_figure
+from d2_maskrcnn.inspection.drawing import new_figure, spread
 from d2_maskrcnn.inspection.observation import Observation
 
 if TYPE_CHECKING:
@@ -88,29 +88,43 @@ def inspect_activations(observation: Observation) -> list[LayerActivation]:
 def describe(name: str, tensor: torch.Tensor) -> LayerActivation:
     """The numbers of one output: (N, C, ...) or (N, D)."""
     values = tensor.detach().float().cpu()
-    nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
-    finite = values[values.isfinite()] if nan + infinite else values.flatten()
-    some = finite.numel() > 0
-    zero = values == 0
-    by_channel = zero.transpose(0, 1).flatten(1).all(dim=1) if values.dim() > 1 and values.numel() else torch.zeros(0)
+    low, high, nan, infinite = _extremes(values)
+    finite = values[values.isfinite()] if nan + infinite else values
+    by_channel = values.count_nonzero(dim=[d for d in range(values.dim()) if d != 1]) if values.dim() > 1 else values
+    nonzero = int(by_channel.sum()) if values.dim() > 1 else int(values.count_nonzero())
     found = LayerActivation(
         name=name,
         shape=list(values.shape[1:] if values.shape[:1] == (1,) else values.shape),
-        min=float(finite.min()) if some else None,
-        max=float(finite.max()) if some else None,
-        mean=float(finite.double().mean()) if some else None,
-        std=float(finite.double().std(correction=0)) if some else None,
-        zeros=float(zero.float().mean()) if values.numel() else 0.0,
+        min=low,
+        max=high,
+        mean=float(finite.mean(dtype=torch.float64)) if low is not None else None,
+        std=spread(finite) if low is not None else None,
+        zeros=1 - nonzero / values.numel() if values.numel() else 0.0,
         nan=nan,
         inf=infinite,
         channels=values.shape[1] if values.dim() > 1 else 1,
-        dead_channels=int(by_channel.sum()),
+        dead_channels=int((by_channel == 0).sum()) if values.dim() > 1 and values.numel() else 0,
     )
-    found.flags = _flags(found, finite, values.numel())
+    found.flags = _flags(found, finite, values.numel(), nonzero - nan - infinite)
     return found
 
 
-def _flags(layer: LayerActivation, finite: torch.Tensor, number: int) -> list[str]:
+def _extremes(values: torch.Tensor) -> tuple[float | None, float | None, int, int]:
+    """Lowest and highest finite value (None if there are none), and how many are NaN and infinite."""
+    if values.numel() == 0:
+        return None, None, 0, 0
+    low, high = values.aminmax()  # NaN if any value is
+    if low.isfinite() and high.isfinite():
+        return float(low), float(high), 0, 0
+    nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+    finite = values[values.isfinite()]
+    if finite.numel() == 0:
+        return None, None, nan, infinite
+    return float(finite.min()), float(finite.max()), nan, infinite
+
+
+def _flags(layer: LayerActivation, finite: torch.Tensor, number: int, nonzero: int) -> list[str]:
+    """What is wrong with a layer of ``number`` values, ``nonzero`` of its finite ones not being zero."""
     if number == 0:
         return ["empty: nothing came this far (no detections?)"]
     flags = []
@@ -122,17 +136,16 @@ def _flags(layer: LayerActivation, finite: torch.Tensor, number: int) -> list[st
         return [*flags, "all zero: the layer is dead"]
     if layer.zeros > ALMOST_ALL_ZERO:
         flags.append(f"{layer.zeros:.1%} zeros: the layer is almost dead")
-    if finite.numel() == 0:
+    if layer.min is None or layer.max is None:
         return flags
-    nonzero = finite[finite != 0]
-    if nonzero.numel() > 1:
-        share, value = max(
-            (float((nonzero == extreme).float().mean()), float(extreme)) for extreme in (nonzero.max(), nonzero.min())
-        )
+    extremes = [value for value in (layer.min, layer.max) if value != 0]
+    if nonzero > 1 and extremes:
+        share, value = max((int((finite == extreme).sum()) / nonzero, extreme) for extreme in extremes)
         if share > SATURATED_SHARE:
             flags.append(f"saturated: {share:.0%} of the values that are not zero are {value:.4g}")
-    if float(finite.abs().max()) > FLOAT16_MAX:
-        flags.append(f"values up to {float(finite.abs().max()):.3g}: too large for float16")
+    largest = max(abs(layer.min), abs(layer.max))
+    if largest > FLOAT16_MAX:
+        flags.append(f"values up to {largest:.3g}: too large for float16")
     return flags
 
 
@@ -160,6 +173,12 @@ def channel_grid(tensor: torch.Tensor, count: int = MAX_TILES) -> np.ndarray:
         y, x = index // columns * (size[0] + GAP), index % columns * (size[1] + GAP)
         grid[y : y + size[0], x : x + size[1]] = tile
     return grid
+
+
+def channel_grids(observation: Observation) -> dict[str, np.ndarray]:
+    """Name -> :func:`channel_grid` of every layer of :func:`layer_tensors`."""
+    tensors = layer_tensors(observation)
+    return observation.once("grids", lambda: {name: channel_grid(tensor) for name, tensor in tensors.items()})
 
 
 def _tile(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -139,7 +139,9 @@ def truth_layer(observation: Observation) -> list[Layer]:
         return []
     classes = observation.truth_network.gt_classes.tolist()
     texts = [f"annotated: {observation.class_name(c)}" for c in classes]
-    return [Layer("annotated", box_marks(observation.gt_boxes().numpy(), texts, classes), _TRUTH, "dashed")]
+    return [
+        Layer("annotated", box_marks(observation.gt_boxes().numpy(), texts, classes), _TRUTH, "dashed", backdrop=True)
+    ]
 
 
 def level_scene(observation: Observation) -> Scene:

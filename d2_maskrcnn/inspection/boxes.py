@@ -6,6 +6,7 @@ Boxes are XYXY in the network's frame.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from d2_maskrcnn.inspection.anchors import recall, truth_layer
@@ -109,7 +110,7 @@ def _refinement(observation: Observation, index: int) -> Refinement:
 
 
 def refinement_scene(observation: Observation, count: int = 40) -> Scene:
-    """Proposals dotted, what became of them solid, lines from centre to centre; and what was suppressed.
+    """Proposals dotted, what became of them solid, arrows from centre to centre; and what was suppressed.
 
     The best ``count`` of each kind.
     """
@@ -121,10 +122,10 @@ def refinement_scene(observation: Observation, count: int = 40) -> Scene:
         "detections": [_refinement(observation, i) for i in [i for i in order if i in kept][:count]],
     }
     layers = [_regions(observation, count)]
-    layers += [_after(groups["before NMS"], "suppressed by NMS", len(order) - len(kept), shown=False)]
+    layers += [_after(groups["before NMS"], "dropped by NMS, or one too many", len(order) - len(kept), shown=False)]
     layers += [
         _before(groups["detections"], len(kept)),
-        _joins(groups["detections"], len(kept)),
+        _joins(groups["detections"], len(kept), head=max(observation.picture.shape[:2]) / 80),
         _after(groups["detections"], "detections", len(kept), shown=True),
     ]
     height, width = observation.picture.shape[:2]
@@ -181,17 +182,27 @@ def _after(pairs: list[Refinement], name: str, total: int, shown: bool) -> Layer
     return Layer(name, marks, shown=shown, total=total)
 
 
-def _joins(pairs: list[Refinement], total: int) -> Layer:
+def _joins(pairs: list[Refinement], total: int, head: float) -> Layer:
     marks = [
-        Mark([torch.stack([_centre(p.before), _centre(p.after)]).numpy()], f"moved {p.shift:.1f} pixels", line=True,
-             class_index=p.class_index)
+        Mark([_arrow(_centre(p.before), _centre(p.after), head)], f"{p.class_name} {p.score:.3f} moved {p.shift:.1f} "
+             f"pixels, overlaps its proposal by {p.moved:.2f}", line=True, class_index=p.class_index)
         for p in pairs
     ]  # fmt: skip
     return Layer("moves", marks, total=total)
 
 
-def _centre(box: list[float]) -> torch.Tensor:
-    return torch.tensor([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
+def _arrow(start: np.ndarray, end: np.ndarray, head: float) -> np.ndarray:
+    """(n, 2) points of one open line that draws an arrow; too short ones are without a head."""
+    length = float(np.linalg.norm(end - start))
+    if length < head:
+        return np.stack([start, end])
+    back = (start - end) / length * head
+    side = np.array([-back[1], back[0]]) / 2
+    return np.stack([start, end, end + back + side, end, end + back - side])
+
+
+def _centre(box: list[float]) -> np.ndarray:
+    return np.array([(box[0] + box[2]) / 2, (box[1] + box[3]) / 2])
 
 
 def _shown(layer: Layer, shown: bool) -> Layer:

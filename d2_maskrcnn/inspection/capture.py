@@ -1,7 +1,7 @@
 """Keeps the outputs of chosen modules during a forward pass."""
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -17,7 +17,8 @@ def default_layers(model: nn.Module) -> list[str]:
     for name, module in model.named_modules():
         inside_head = name.startswith(("proposal_generator.rpn_head.", "roi_heads.mask_head."))
         convolution = isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and not name.endswith("predictor")
-        if (inside_head and convolution) or name == "roi_heads.box_head":
+        inside_box_head = name.startswith("roi_heads.box_head.") and isinstance(module, (nn.Linear, nn.Conv2d))
+        if (inside_head and convolution) or inside_box_head or name == "roi_heads.box_head":
             names.append(name)
     return names
 
@@ -39,13 +40,19 @@ def captured_layers(model: nn.Module, names: Sequence[str] | None = None) -> Ite
     wanted = list(default_layers(model) if names is None else names)
     for name in wanted:
         if not name or name not in modules:
-            near = difflib.get_close_matches(name, [each for each in modules if each], n=1, cutoff=0.0)
-            raise UserError(f"The model has no layer {name!r}. Did you mean {near[0] if near else '?'}?")
+            raise UserError(f"The model has no layer {name!r}. Did you mean {_nearest(name, modules)}?")
     outputs: dict[str, list[torch.Tensor]] = {name: [] for name in wanted}
     with ExitStack() as stack:
         for name in wanted:
             stack.callback(modules[name].register_forward_hook(_keeper(outputs[name])).remove)
         yield outputs
+
+
+def _nearest(name: str, modules: Iterable[str]) -> str:
+    """The module's name that is most like ``name``: of those with the same last part, if there are any."""
+    known = [each for each in modules if each]
+    same_end = [each for each in known if each.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+    return next(iter(difflib.get_close_matches(name, same_end or known, n=1, cutoff=0.0)), "?")
 
 
 def _keeper(kept: list[torch.Tensor]) -> Any:

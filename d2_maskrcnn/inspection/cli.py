@@ -6,20 +6,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
+from tqdm import tqdm
 
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.config_check import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.data import augmented_scenes, inspect_data
-from d2_maskrcnn.inspection.model import load_model
+from d2_maskrcnn.inspection.model import initial_weights, load_model
 from d2_maskrcnn.inspection.observation import observe
 from d2_maskrcnn.inspection.report import PARTS, Report, write_report
 from d2_maskrcnn.inspection.truth import class_names_of, dataset_records, records_for
 from d2_maskrcnn.inspection.weights import inspect_weights, read_state
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)
@@ -60,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     args = build_parser().parse_args(arguments)
     for name in ("d2_maskrcnn", "detectron2", "fvcore"):
         setup_logger(name=name)
+    logging.getLogger("detectron2.data").setLevel(logging.WARNING)  # it would tell each picture's augmentations
     if not 0 <= args.score_threshold <= 1:
         raise UserError(f"--score-threshold is {args.score_threshold}: expected a number from 0 to 1")
     report = _weights_alone(args) if args.weights else _of_model(args)
@@ -72,9 +72,9 @@ def _weights_alone(args: argparse.Namespace) -> Report:
     if args.input:
         raise UserError("--weights looks at a file alone; to follow pictures name it with --opts MODEL.WEIGHTS FILE")
     other = read_state(args.compare) if args.compare else None
-    fresh = dict(build_model(_config(args)).state_dict()) if args.config_file else None
     state = read_state(args.weights)
-    findings = inspect_weights(state, args.weights, other, args.compare, fresh)
+    fresh, exact = initial_weights(_config(args), args.weights) if args.config_file else (None, False)
+    findings = inspect_weights(state, args.weights, other, args.compare, fresh, exact)
     return Report(about=_about(args, args.weights), weights=findings, title="Weights")
 
 
@@ -88,8 +88,7 @@ def _of_model(args: argparse.Namespace) -> Report:
     records = records_for(args.input, cfg, args.annotations)
     if not records and not {"weights", "data"} & set(parts):
         raise UserError(f"--parts {' '.join(parts)} needs pictures: name some with --input")
-    initial: dict[str, torch.Tensor] = {}
-    model, names = load_model(cfg, initial if "weights" in parts else None)
+    model, names = load_model(cfg)
     names = names or class_names_of(cfg, args.annotations)
     report = Report(
         about=_about(args, cfg.MODEL.WEIGHTS or "none: the weights are random"),
@@ -98,11 +97,12 @@ def _of_model(args: argparse.Namespace) -> Report:
     )
     if not cfg.MODEL.WEIGHTS:
         report.notes.append("The model has random weights: name a file with --opts MODEL.WEIGHTS FILE")
-    report.observations = [observe(cfg, model, record, names, args.layers) for record in records]
+    bar = tqdm(records, "Pictures", unit="picture", disable=None if len(records) > 1 else True, dynamic_ncols=True)
+    report.observations = [observe(cfg, model, record, names, args.layers) for record in bar]
     if "weights" in parts:
         other = read_state(args.compare) if args.compare else None
-        fresh = initial if cfg.MODEL.WEIGHTS else None
-        report.weights = inspect_weights(model, cfg.MODEL.WEIGHTS or "random", other, args.compare, fresh)
+        fresh, exact = initial_weights(cfg, cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else (None, False)
+        report.weights = inspect_weights(model, cfg.MODEL.WEIGHTS or "random", other, args.compare, fresh, exact)
     if "data" in parts:
         _add_data(report, cfg, asked=args.parts is not None, samples=args.samples)
     return report
@@ -110,10 +110,10 @@ def _of_model(args: argparse.Namespace) -> Report:
 
 def _add_data(report: Report, cfg: CfgNode, asked: bool, samples: int) -> None:
     """The part on data, of the first dataset that is on this machine; none is an error only if it was asked for."""
-    here = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if dataset_records(name)]
-    if here:
-        report.data = inspect_data(cfg, here[0])
-        report.samples = augmented_scenes(cfg, here[0], samples)
+    here = next((name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if dataset_records(name)), None)
+    if here is not None:
+        report.data = inspect_data(cfg, here)
+        report.samples = augmented_scenes(cfg, here, samples)
     elif asked:
         raise UserError(
             f"--parts data: none of DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} is on this machine: "

@@ -11,7 +11,7 @@ import numpy as np
 from d2_maskrcnn.inspection.scene import DASHES, Layer, Mark, Scene, class_colour
 
 _QUALITY = 85
-LABEL_UNITS = 2.4  # height of a label in per cent of the picture's longer side
+LABEL_UNITS = 3.0  # height of a label on a phone, in per cent of the picture's longer side; less on a desk
 
 
 def escape(value: object) -> str:
@@ -150,10 +150,12 @@ def _class_switches(scene: Scene) -> str:
     if not classes:
         return ""
     names = [scene.class_names[c] if c < len(scene.class_names) else f"class {c}" for c in classes]
+    # Where every layer has a colour of its own, no mark shows its class's.
+    coloured = any(layer.colour is None and layer.marks for layer in scene.layers)
+    keys = [f'<i class="key" style="--c:{class_colour(c)}"></i>' if coloured else "" for c in classes]
     switches = "".join(
-        f'<label><input type="checkbox" data-class="{c}" checked><i class="key" style="--c:{class_colour(c)}"></i>'
-        f"{escape(name)}</label>"
-        for c, name in zip(classes, names, strict=True)
+        f'<label><input type="checkbox" data-class="{c}" checked>{key}{escape(name)}</label>'
+        for c, key, name in zip(classes, keys, names, strict=True)
     )
     return f'<div class="tools classes" role="group" aria-label="Classes">{switches}</div>'
 

@@ -18,8 +18,10 @@ from detectron2.structures import Instances
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TILE = 112  # pixels of the side of a tile of a mask's strip
+TILE, GAP = 112, 2  # pixels: the side of a tile of a mask's strip, and half the line between two of them
+STEPS = ("picture", "28x28", "resized", "≥ 0.5", "placed", "annotated")
 _PROBABILITY = cv2.COLORMAP_VIRIDIS
+_MASK, _ANNOTATED = (0, 158, 115), (230, 159, 0)  # RGB
 
 
 @dataclass
@@ -128,22 +130,37 @@ def mask_targets(observation: Observation, limit: int = 16) -> list[MaskTarget]:
 
 
 def strip(finding: MaskFinding, picture: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
-    """(TILE, 5 * TILE, 3) uint8: picture, 28x28 probabilities, resized, thresholded, and the annotation (or grey).
+    """(TILE, 6 * TILE, 3) uint8: the tiles that ``STEPS`` names, the annotation grey where there is none.
 
     Args:
         picture: (H, W, 3) uint8 RGB, covering ``frame`` (height, width) of the output.
     """
     crop = _crop_of(picture, frame, finding.window)
     blank = np.full((TILE, TILE, 3), 128, np.uint8)
-    annotated = blank if finding.annotated is None else _overlay(crop, finding.annotated, (230, 159, 0))
+    annotated = blank if finding.annotated is None else _overlay(crop, finding.annotated, _ANNOTATED)
     tiles = [
         crop,
         _tile(_heat(finding.probabilities), cv2.INTER_NEAREST),
         _tile(_heat(finding.resized), cv2.INTER_LINEAR),
-        _overlay(crop, finding.placed, (0, 158, 115)),
+        _overlay(crop, finding.placed, _MASK),
+        _in_picture(finding, picture, frame),
         annotated,
     ]
-    return np.concatenate(tiles, axis=1)
+    joined = np.concatenate(tiles, axis=1)
+    for place in range(TILE, joined.shape[1], TILE):
+        joined[:, place - GAP : place + GAP] = 128
+    return joined
+
+
+def target_pair(target: MaskTarget, picture: np.ndarray) -> np.ndarray:
+    """(TILE, 2 * TILE, 3) uint8: the region, cut out of the picture in the network's frame, and its mask target."""
+    crop = _crop_of(picture, (picture.shape[0], picture.shape[1]), _whole(target.box))
+    mask = np.repeat(target.mask.astype(np.uint8)[..., None] * 255, 3, axis=2)
+    return np.concatenate([crop, _tile(mask, cv2.INTER_NEAREST)], axis=1)
+
+
+def _whole(box: list[float]) -> tuple[int, int, int, int]:
+    return int(box[0]), int(box[1]), int(np.ceil(box[2])), int(np.ceil(box[3]))
 
 
 def target_strip(targets: list[MaskTarget], columns: int = 8, tile: int = 64) -> np.ndarray:
@@ -164,6 +181,23 @@ def _crop_of(picture: np.ndarray, frame: tuple[int, int], window: tuple[int, int
     x0, x1 = int(window[0] * scale_x), max(int(np.ceil(window[2] * scale_x)), int(window[0] * scale_x) + 1)
     y0, y1 = int(window[1] * scale_y), max(int(np.ceil(window[3] * scale_y)), int(window[1] * scale_y) + 1)
     return _tile(picture[y0:y1, x0:x1], cv2.INTER_LINEAR)
+
+
+def _in_picture(finding: MaskFinding, picture: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
+    """A tile of the whole picture with the mask in its place and a box around it, on grey."""
+    scale = TILE / max(frame)
+    height, width = (max(round(side * scale), 1) for side in frame)
+    small = cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=cv2.INTER_AREA)
+    whole = np.zeros(frame, np.float32)
+    whole[finding.window[1] : finding.window[3], finding.window[0] : finding.window[2]] = finding.placed
+    share = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)[..., None]
+    small = (small * (1 - 0.75 * share) + np.array(_MASK) * 0.75 * share).astype(np.uint8)
+    x0, y0, x1, y1 = (round(side * scale) for side in finding.window)
+    cv2.rectangle(small, (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0)), (255, 255, 255), 1)
+    tile = np.full((TILE, TILE, 3), 128, np.uint8)
+    top, left = (TILE - height) // 2, (TILE - width) // 2
+    tile[top : top + height, left : left + width] = small
+    return tile
 
 
 def _tile(image: np.ndarray, interpolation: int) -> np.ndarray:
@@ -207,14 +241,15 @@ def draw_masks(observation: Observation, count: int = 6) -> "dict[str, Figure]":
 
 
 def _draw_findings(observation: Observation, findings: list[MaskFinding]) -> "Figure":
-    figure, axes = new_figure(len(findings), 5, (8.0, 1.7 * len(findings)))
+    figure, axes = new_figure(len(findings), len(STEPS), (9.0, 1.7 * len(findings)))
     for row, finding in enumerate(findings):
         crop = _crop_of(observation.picture, observation.output_size, finding.window)
-        shown = [crop, finding.probabilities, finding.resized, finding.placed, finding.annotated]
+        whole = _in_picture(finding, observation.picture, observation.output_size)
+        shown = [crop, finding.probabilities, finding.resized, finding.placed, whole, finding.annotated]
         label = f"{finding.class_name} {finding.score:.2f}"
         iou = "no annotation" if finding.iou is None else f"annotated, IoU {finding.iou:.2f}"
-        titles = [label, "28x28", "resized", "thresholded", iou]
-        for axis, image, title in zip(axes[5 * row : 5 * row + 5], shown, titles, strict=True):
+        titles = [label, *STEPS[1:5], iou]
+        for axis, image, title in zip(axes[len(STEPS) * row :][: len(STEPS)], shown, titles, strict=True):
             axis.set_axis_off()
             axis.set_title(title, fontsize=7)
             if image is not None and image.size:

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
+from tqdm import tqdm
 
 from d2_maskrcnn.checkpoint import atomic_write_text
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection import activations, anchors, boxes, masks, result, sections
 from d2_maskrcnn.inspection.data import DataFindings, draw_data
-from d2_maskrcnn.inspection.drawing import png
+from d2_maskrcnn.inspection.drawing import encode_png, png
 from d2_maskrcnn.inspection.markup import escape, picture_definition, plain, viewer
 from d2_maskrcnn.inspection.observation import Observation
 from d2_maskrcnn.inspection.scene import Scene, draw_scene
@@ -83,7 +82,7 @@ def _picture_numbers(report: Report, observation: Observation) -> dict[str, Any]
 
 
 def write_report(report: Report, folder: str | Path) -> Path:
-    """Writes ``report.html``, ``report.json`` and, under ``figures/``, PNGs.
+    """Writes ``report.html``, ``report.json`` and, under ``figures/``, PNGs; a report that was there is replaced.
 
     Returns:
         The path of ``report.html``.
@@ -96,27 +95,42 @@ def write_report(report: Report, folder: str | Path) -> Path:
     try:
         figures = folder / "figures"
         figures.mkdir(parents=True, exist_ok=True)
-        for name, content in figure_files(report):
+        for name in _figures_of_before(folder):
+            (figures / name).unlink(missing_ok=True)
+        files = dict(figure_files(report))
+        for name, content in files.items():
             (figures / name).write_bytes(content)
     except OSError as error:
         raise UserError(f"--output {folder}: cannot be written ({error.strerror}): name another folder") from error
-    atomic_write_text(folder / "report.json", json.dumps(as_dict(report), indent=1, allow_nan=False))
+    numbers = {**as_dict(report), "figures": list(files)}
+    atomic_write_text(folder / "report.json", json.dumps(numbers, indent=1, allow_nan=False))
     atomic_write_text(folder / "report.html", page)
     return folder / "report.html"
+
+
+def _figures_of_before(folder: Path) -> list[str]:
+    """The figures of a report that this one replaces, which may have had more pictures."""
+    try:
+        names = json.loads((folder / "report.json").read_text(encoding="utf-8"))["figures"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # none, or no report of ours
+    return [name for name in names if isinstance(name, str) and name.endswith(".png") and Path(name).name == name]
 
 
 def figure_files(report: Report) -> list[tuple[str, bytes]]:
     """(name, PNG) of every figure."""
     files: list[tuple[str, bytes]] = []
-    for index, observation in enumerate(report.observations):
+    number = len(report.observations)
+    bar = tqdm(report.observations, "Figures", unit="picture", disable=None if number > 1 else True, dynamic_ncols=True)
+    for index, observation in enumerate(bar):
         stem = f"{index + 1}_{Path(observation.name).stem}"
         for part in report.parts:
             files += [
                 (f"{stem}_{part}_{name}.png", png(figure)) for name, figure in _figures(report, observation, part)
             ]
         if "activations" in report.parts:
-            for name, tensor in activations.layer_tensors(observation).items():
-                files.append((f"{stem}_activations_{_file_name(name)}.png", _png(activations.channel_grid(tensor))))
+            for name, grid in activations.channel_grids(observation).items():
+                files.append((f"{stem}_activations_{_file_name(name)}.png", encode_png(grid)))
     if report.weights is not None:
         files.append(("weights.png", png(draw_overview(report.weights))))
     if report.data is not None:
@@ -139,10 +153,6 @@ def _file_name(name: str) -> str:
     return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
 
-def _png(picture: np.ndarray) -> bytes:
-    return cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
-
-
 def html(report: Report) -> str:
     """The whole page."""
     contents, body = [], []
@@ -163,12 +173,13 @@ def html(report: Report) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{escape(report.title)}</title><style>{css}</style></head><body>"
-        f'<div class="page"><nav aria-label="Contents"><ol>{"".join(contents)}</ol></nav><main>'
+        f'<div class="page"><nav aria-label="Contents" id="contents"><ol>{"".join(contents)}</ol></nav><main>'
         f'<div class="top"><h1>{escape(report.title)}</h1>'
         '<button class="theme" type="button">Light / dark</button></div>'
-        f'<dl class="about">{about}</dl>{notes}{"".join(body)}</main></div>'
-        '<dialog aria-label="Picture"><img alt="" src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="><form '
-        f'method="dialog"><button>Close</button></form></dialog><script>{script}</script></body></html>'
+        f'<dl class="about">{about}</dl>{notes}{"".join(body)}</main></div><a class="up" href="#contents">Contents</a>'
+        '<dialog aria-label="Picture"><p></p>'
+        '<img alt="" src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=">'
+        f'<form method="dialog"><button>Close</button></form></dialog><script>{script}</script></body></html>'
     )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_RASTER_DASHES = {"dotted": (1, 3), "dashed": (6, 4)}  # pixels of line and of gap
 DASHES = {"solid": "", "dotted": "1.5 3", "dashed": "6 4"}
 
 
@@ -38,7 +39,7 @@ class Layer:
     """Marks that are switched on and off together.
 
     colour: of all its marks (``#rrggbb``); None takes each mark's class. filled: outlines are filled, half transparent.
-    total: of how many the marks are a part, if not all are drawn.
+    total: of how many the marks are a part, if not all are drawn. backdrop: for comparison with every other layer.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Layer:
     filled: bool = False
     shown: bool = True
     total: int | None = None
+    backdrop: bool = False
 
     @property
     def title(self) -> str:
@@ -103,9 +105,12 @@ def box_marks(boxes: np.ndarray, texts: Sequence[str] = (), classes: Sequence[in
 
 
 def draw_scene(scene: Scene, split: bool = False) -> "Figure":
-    """The scene as a matplotlib figure: all shown layers over one picture or, with ``split``, one picture for each."""
-    layers = [layer for layer in scene.layers if layer.shown or split]
-    groups = [[layer] for layer in layers] if split and layers else [layers]
+    """The scene as a matplotlib figure: all shown layers over one picture or, with ``split``, one picture for each that
+    has marks, together with the backdrops.
+    """
+    backdrops = [layer for layer in scene.layers if layer.backdrop]
+    groups = [[layer, *backdrops] for layer in scene.layers if layer.marks and not layer.backdrop] if split else []
+    groups = groups or [[layer for layer in scene.layers if layer.shown]]
     figure, axes = picture_figure(len(groups), scene.frame)
     for panel, group in zip(axes, groups, strict=True):
         show_picture(panel, scene.picture, "\n".join(layer.title for layer in group) or scene.title, scene.frame)
@@ -166,13 +171,29 @@ def _raster_layer(picture: np.ndarray, layer: Layer, scale: float) -> np.ndarray
         points = [np.round(outline * scale).astype(np.int32) for outline in mark.points]
         if layer.filled and points:
             cv2.fillPoly(fill, points, colour)
-        cv2.polylines(picture, points, not mark.line, colour, 1 if layer.style != "solid" else 2)
+        if layer.style == "solid" or mark.line:
+            cv2.polylines(picture, points, not mark.line, colour, 1 if mark.line else 2)
+        else:
+            on, off = _RASTER_DASHES[layer.style]
+            cv2.polylines(picture, [dash for outline in points for dash in _dashes(outline, on, off)], False, colour, 1)
         if mark.label and points:
             x, y = (int(value) for value in points[0].min(axis=0))
-            cv2.putText(
-                picture, mark.label, (x, max(y - 4, 12)), cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, 1, cv2.LINE_AA
-            )
+            place = (x, max(y - 4, 12))
+            for ink, width in (((0, 0, 0), 3), (colour, 1)):
+                cv2.putText(picture, mark.label, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, ink, width, cv2.LINE_AA)
     return cv2.addWeighted(fill, 0.45, picture, 0.55, 0) if layer.filled else picture
+
+
+def _dashes(outline: np.ndarray, on: float, off: float) -> list[np.ndarray]:
+    """Lines (2, 2) int32 of ``on`` pixels with gaps of ``off`` along the edges of a closed outline (n, 2)."""
+    dashes = []
+    for start, end in zip(outline.astype(float), np.roll(outline, -1, axis=0).astype(float), strict=True):
+        length = float(np.linalg.norm(end - start))
+        begins = np.arange(0, length, on + off)[:, None]
+        ends = np.minimum(begins + on, length)
+        both = np.stack([begins, ends], axis=1) / max(length, 1.0)  # (m, 2, 1) shares of the edge
+        dashes += list(np.round(start + both * (end - start)).astype(np.int32))
+    return dashes
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

@@ -20,6 +20,11 @@ from d2_maskrcnn.inspection.markup import (
 from d2_maskrcnn.inspection.observation import Observation
 
 MASK_LIMIT = 24
+PERHAPS_UNTRAINED = (
+    '<p class="soft">Perhaps untrained: how these weights were drawn at first is not known, and their distribution is '
+    "still that of a fresh initialisation. So are frozen ones, and those that a short training has changed little. "
+    "Comparing with an early checkpoint (--compare) tells which.</p>"
+)
 NOT_ANNOTATED = (
     '<p class="soft">No annotation of this picture was found: labels, recall and differences are left out.</p>'
 )
@@ -75,8 +80,12 @@ def box_section(observation: Observation, key: str) -> str:
     detections = table(headers, rows) if rows else "<p>No detection at all: nothing passed the score threshold.</p>"
     return "".join(
         [
+            "<p>The second stage gives every proposal a class, a score and a better box. Pairs of proposal and class "
+            "that score too low are dropped, then, class by class, those that overlap a better one. Proposals are "
+            "dotted, what became of them is solid, and arrows join the centres.</p>",
             table(["step", "number", "recall at IoU .5", "at IoU .75"], counts),
             viewer(boxes.refinement_scene(observation), f"{key}-refinement", f"{key}-picture"),
+            "<p>Features of a proposal are pooled from one level of the pyramid, chosen by the proposal's size.</p>",
             table(["level", "proposals pooled from it"], list(found.per_level.items())),
             viewer(boxes.level_scene(observation), f"{key}-roi-levels", f"{key}-picture"),
             fold(f"All {len(rows)} detections", detections, opened=len(rows) <= 12),
@@ -96,27 +105,35 @@ def mask_section(observation: Observation, key: str) -> str:
     if not found:
         content = "<p>No detection, so no mask.</p>"
     else:
-        content = f"<p>The best {len(shown)} of {len(found)} detections, best score first.</p>" + "".join(
-            ['<div class="masks">', *(_mask_card(observation, finding) for finding in shown), "</div>"]
-        )
+        content = (
+            "<p>The mask head gives each detection 28x28 probabilities inside its box. They are resized to the box, "
+            "cut at 0.5 and placed in the picture. "
+            f"The best {len(shown)} of {len(found)} detections, best score first.</p>"
+        ) + "".join(['<div class="masks">', *(_mask_card(observation, finding) for finding in shown), "</div>"])
     targets = masks.mask_targets(observation)
     if targets:
-        names = ", ".join(target.class_name for target in targets)
         content += (
-            f"<h4>Mask targets of training</h4><p>What training asks of its first {len(targets)} foreground regions, "
-            f"28x28 inside each: {escape(names)}.</p>"
+            f"<h4>Mask targets of training</h4><p>What training asks of its first {len(targets)} foreground regions: "
+            "the annotation, cut out by the region's box and sampled at 28x28.</p>"
         )
-        content += image(masks.target_strip(targets), "mask targets of training", 520)
+        cards = (_target_card(observation, target) for target in targets)
+        content += f'<div class="targets">{"".join(cards)}</div>'
     return content
+
+
+def _target_card(observation: Observation, target: masks.MaskTarget) -> str:
+    pair = image(masks.target_pair(target, observation.picture), f"region of a {target.class_name} and its mask target")
+    return f"<figure>{pair}<figcaption>{escape(target.class_name)}</figcaption></figure>"
 
 
 def _mask_card(observation: Observation, finding: masks.MaskFinding) -> str:
     label = f"{finding.class_name} {finding.score:.2f}"
     iou = "not annotated" if finding.iou is None else f"IoU {finding.iou:.2f} with the annotation"
     strip = masks.strip(finding, observation.picture, observation.output_size)
-    steps = "".join(f"<span>{name}</span>" for name in ("picture", "28x28", "resized", "≥ 0.5", "annotated"))
+    steps = "".join(f"<span>{name}</span>" for name in masks.STEPS)
+    alt = f"{label}: {', '.join(masks.STEPS)}"
     return (
-        f"<figure>{image(strip, f'{label}: picture, probabilities, resized, thresholded, annotation')}"
+        f"<figure>{image(strip, alt)}"
         f'<div class="steps">{steps}</div><figcaption><b>{escape(label)}</b> · {finding.pixels:,} pixels · {iou}'
         "</figcaption></figure>"
     )
@@ -124,16 +141,15 @@ def _mask_card(observation: Observation, finding: masks.MaskFinding) -> str:
 
 def activation_section(observation: Observation, key: str) -> str:
     """Stage 4."""
-    tensors = activations.layer_tensors(observation)
     described = {layer.name: layer for layer in activations.inspect_activations(observation)}
     flagged = [layer for layer in described.values() if layer.flags]
     cards = []
-    for name, tensor in tensors.items():
+    for name, grid in activations.channel_grids(observation).items():
         layer = described[name]
         shape = " x ".join(map(str, layer.shape))
         dead = f", {layer.dead_channels} of {layer.channels} channels all zero" if layer.dead_channels else ""
         cards.append(
-            f"<figure>{image(activations.channel_grid(tensor), f'channels of {name}')}<figcaption>"
+            f"<figure>{image(grid, f'channels of {name}')}<figcaption>"
             f'<b>{escape(name)}</b> <span class="soft">{shape}</span><br>{escape(activations.numbers(layer))}{dead}'
             f"{f', {layer.nan} NaN, {layer.inf} Inf' if layer.nan or layer.inf else ''}<br>{flags(layer.flags)}"
             "</figcaption></figure>"
@@ -186,6 +202,10 @@ def weight_section(found: weight_part.WeightFindings) -> str:
         parts.append(f"<p>Compared with {escape(found.other)}: {', '.join(different)}. Change is the L2 norm of the "
                      "difference, relative to the other's norm.</p>")  # fmt: skip
     if flagged:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in found.kinds.items())
+        parts.append(f"<p>Flagged: {kinds}.</p>")
+        if "perhaps untrained" in found.kinds:
+            parts.append(PERHAPS_UNTRAINED)
         parts.append('<p><label><input type="checkbox" id="only-flagged"> show only the flagged ones</label> '
                      f"({len(flagged)})</p>")  # fmt: skip
     else:
@@ -196,7 +216,7 @@ def weight_section(found: weight_part.WeightFindings) -> str:
         rows = [_weight_row(tensor, found.other is not None) for tensor in tensors]
         bad = sum(bool(tensor.flags) for tensor in tensors)
         extra = flags([f"{bad} flagged"]) if bad else ""
-        content = table([*headers, "remarks"], rows, raw=(0, 2, len(headers)), css="weights")
+        content = table(headers, rows, raw=(0, 2), css="weights")
         parts.append(
             fold(f"{group} ({len(tensors)})", content, extra=extra).replace("<details", '<details class="group"', 1)
         )
@@ -206,12 +226,12 @@ def weight_section(found: weight_part.WeightFindings) -> str:
 def _weight_row(tensor: weight_part.TensorFindings, compared: bool) -> list[object]:
     short = tensor.name.removeprefix(tensor.group + ".")
     row: list[object] = [
-        f'<span title="{escape(tensor.name)}">{escape(short)}</span>',
+        f'<span title="{escape(tensor.name)}">{escape(short)}</span>{flags(tensor.flags)}',
         " x ".join(map(str, tensor.shape)) or "1",
         bars(tensor.edges, tensor.counts, tensor.name),
         tensor.min, tensor.max, tensor.mean, tensor.std, percent(tensor.zeros),
     ]  # fmt: skip
-    return [*row, *([tensor.change] if compared else []), flags(tensor.flags)]
+    return [*row, *([tensor.change] if compared else [])]
 
 
 def data_section(found: data.DataFindings, samples: list[str]) -> str:

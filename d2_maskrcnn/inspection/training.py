@@ -14,7 +14,7 @@ from d2_maskrcnn.inspection.boxes import refinement_scene
 from d2_maskrcnn.inspection.masks import inspect_masks, strip
 from d2_maskrcnn.inspection.observation import observe
 from d2_maskrcnn.inspection.result import result_scene
-from d2_maskrcnn.inspection.scene import raster
+from d2_maskrcnn.inspection.scene import Scene, raster
 from d2_maskrcnn.inspection.truth import Record, class_names_of, dataset_records
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
@@ -30,9 +30,9 @@ class InspectTraining(HookBase):
     """At the end of every epoch, puts what ``D2_MASKRCNN.INSPECT`` asks for into the event storage.
 
     It keeps to ``MAX_SHARE`` of the training's time: an epoch is left out while what was spent and what the last report
-    took would be more. It draws no random numbers, so a training with it ends in the same weights as one without.
-    Gradients are those of the epoch's last step, after clipping. It belongs in front of the hook that lets the writers
-    write, in the main process.
+    took would be more. (The first epoch always gets its report: what one takes is not known before.) It draws no random
+    numbers, so a training with it ends in the same weights as one without. Gradients are those of the epoch's last
+    step, after clipping. It belongs in front of the hook that lets the writers write, in the main process.
 
     Args:
         cfg: the training's config; its datasets are registered.
@@ -112,13 +112,20 @@ class InspectTraining(HookBase):
             "1_anchor_labels": lambda: label_scene(seen),
             "1_proposals": lambda: proposal_scene(seen),
             "2_refinement": lambda: refinement_scene(seen),
-            "7_result": lambda: result_scene(seen, self.node.SCORE_THRESHOLD),
+            "7_result": lambda: _with_annotation(result_scene(seen, self.node.SCORE_THRESHOLD)),
         }
         pictures = {name: raster(make()) for name, make in scenes.items()}
         strips = [strip(finding, seen.picture, seen.output_size) for finding in inspect_masks(seen, MASKS_SHOWN)]
         if strips:
             pictures["3_masks"] = np.concatenate(strips)
         return pictures
+
+
+def _with_annotation(scene: Scene) -> Scene:
+    """The scene with its annotation shown: in a picture that cannot be switched it is always wanted."""
+    for layer in scene.layers:
+        layer.shown |= layer.name == "annotated"
+    return scene
 
 
 def _put_histogram(storage: EventStorage, name: str, tensor: torch.Tensor) -> None:

@@ -1,5 +1,6 @@
 """What the annotations of a picture say, in the picture's own frame, and where to find them."""
 
+import functools
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -10,7 +11,10 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
-from d2_maskrcnn.data.picture_checks import PICTURE_ERRORS, picture_size
+from d2_maskrcnn.data.coco_file import read_coco_json
+from d2_maskrcnn.data.picture_checks import PICTURE_ERRORS, picture_size, size_mismatch
+from d2_maskrcnn.data.problems import summarise
+from d2_maskrcnn.data.structure_checks import check_structure
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -76,15 +80,21 @@ def records_for(paths: Sequence[str | Path], cfg: CfgNode, annotations: str = ""
         annotations: a COCO JSON file that lists the pictures by their file names.
 
     Raises:
-        UserError: a picture is missing or broken, or the JSON is not there.
+        UserError: a picture is missing or broken or has another size than its annotation, or the JSON is no COCO JSON.
     """
-    known = _known_records(cfg, annotations, {Path(path).name for path in paths})
+    known = _known_records(cfg, annotations, {str(Path(path).resolve()) for path in paths})
     found = []
     for path in map(Path, paths):
         record = known.get(str(path.resolve())) or (known.get(path.name) if annotations else None)
-        if record is None:
-            logger.warning("%s: no annotation found; what needs one is left out", path)
         width, height = _size(path)
+        if record is None:
+            where = f" in {annotations}" if annotations else ""
+            logger.warning("%s: no annotation found%s; what needs one is left out", path, where)
+        elif (record["width"], record["height"]) != (width, height):
+            expected = (record["width"], record["height"])
+            raise UserError(
+                f"--input: {size_mismatch(str(path), (width, height), expected)}: the annotation is another picture's"
+            )
         found.append({**(record or {}), "file_name": str(path), "height": height, "width": width})
     return found
 
@@ -98,21 +108,32 @@ def _size(path: Path) -> tuple[int, int]:
         raise UserError(f"--input {path}: not a readable picture ({type(error).__name__}: {error})") from error
 
 
-def _known_records(cfg: CfgNode, annotations: str, names: set[str]) -> dict[str, Record]:
+def _known_records(cfg: CfgNode, annotations: str, wanted: set[str]) -> dict[str, Record]:
     """Annotated records by resolved path and, from a file that was named, by file name too."""
     if annotations:
         if not Path(annotations).is_file():
             raise UserError(f"--annotations {annotations}: there is no such file; expected a COCO JSON file")
+        _check_coco(annotations)
         name = _dataset_of(annotations)
         records = load_coco_json(annotations, "", name)  # the name makes categories count from 0
         check_coco_classes(cfg, annotations, MetadataCatalog.get(name).thing_classes)
         return {Path(record["file_name"]).name: record for record in records}
     known: dict[str, Record] = {}
+    names = {Path(path).name for path in wanted}
     for name in dict.fromkeys((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)):
+        if wanted <= set(known):
+            break  # a training set can take a minute to read
         for record in dataset_records(name):
-            if Path(record["file_name"]).name in names:
+            if Path(record["file_name"]).name in names:  # resolving asks the file system: only for likely ones
                 known.setdefault(str(Path(record["file_name"]).resolve()), record)
     return known
+
+
+def _check_coco(annotations: str) -> None:
+    """Raises: UserError: no COCO JSON, or one with entries that lack what every reader needs."""
+    problems = [each for each in check_structure(read_coco_json(annotations), evaluate=False) if each.fatal]
+    if problems:
+        raise UserError(f"--annotations {summarise(annotations, problems)}")
 
 
 def _dataset_of(annotations: str) -> str:
@@ -143,7 +164,12 @@ def dataset_records(name: str) -> list[Record]:
     if name not in DatasetCatalog.list():
         return []
     try:
-        return DatasetCatalog.get(name)
+        return _load(name)
     except (FileNotFoundError, AssertionError) as error:
         logger.info("The dataset %s is not on this machine (%s)", name, error)
         return []
+
+
+@functools.lru_cache(maxsize=2)
+def _load(name: str) -> list[Record]:
+    return DatasetCatalog.get(name)

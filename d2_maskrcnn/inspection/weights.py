@@ -14,7 +14,8 @@ from torch import nn
 
 from d2_maskrcnn.checkpoint import convert_names, read_weights
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.inspection.drawing import histogram, new_figure, show_bars
+from d2_maskrcnn.inspection.drawing import histogram, new_figure, show_bars, spread
+from d2_maskrcnn.inspection.untrained import untrained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,9 +25,10 @@ BINS = 40
 EXPLODING = 100.0
 EXPLODING_VARIANCE = 1e6  # likewise for running variances, which are squares of activations
 FLOAT32_EPS = 1e-12
-_SAMPLE = 20_000  # values that two distributions are compared by
-# Two-sample Kolmogorov-Smirnov at the 5% level: c(alpha) = 1.358 (Smirnov 1948).
-_KS_C = 1.358
+# Two trainings from other random numbers differ by 1.4 times the norm, checkpoints of one training by less than this.
+SAME_TRAINING = 1.0
+# What flags begin with or say; the more special one first.
+_KINDS = ("NaN", "infinite", "dead", "exploding", "perhaps untrained", "untrained", "unchanged")
 
 State = Mapping[str, torch.Tensor]
 
@@ -72,12 +74,22 @@ class WeightFindings:
 
     def as_dict(self) -> dict[str, object]:
         """The numbers alone."""
-        return {**vars(self), "tensors": [vars(tensor) for tensor in self.tensors]}
+        return {**vars(self), "flagged": self.kinds, "tensors": [vars(tensor) for tensor in self.tensors]}
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many tensors have a flag of each kind."""
+        words = [word for tensor in self.tensors for word in dict.fromkeys(map(_kind_of, tensor.flags))]
+        return {kind: words.count(kind) for kind in _KINDS if kind in words}
 
     @property
     def flagged(self) -> list[TensorFindings]:
         """The tensors that something is wrong with."""
         return [tensor for tensor in self.tensors if tensor.flags]
+
+
+def _kind_of(flag: str) -> str:
+    return next(kind for kind in _KINDS if kind in flag)
 
 
 def read_state(path: str) -> dict[str, torch.Tensor]:
@@ -97,14 +109,16 @@ def inspect_weights(
     other: State | None = None,
     other_name: str = "other",
     fresh: State | None = None,
+    exact: bool = False,
 ) -> WeightFindings:
     """Looks at every tensor.
 
     Args:
         state: a model or its state dict.
         other: another state to compare with; tensors that are equal to it are flagged as unchanged.
-        fresh: a state that was just initialised by the same config; tensors that cannot be told from it are flagged as
-            untrained.
+        fresh: a state that was just initialised by the same config; tensors that are equal to it are flagged as
+            untrained, and unless ``exact`` those that cannot be told from its random numbers as perhaps untrained.
+        exact: ``fresh`` is the very initialisation that the training began with.
 
     Raises:
         UserError: the two states have no tensor in common.
@@ -113,9 +127,8 @@ def inspect_weights(
     found = [_describe(key, value) for key, value in tensors.items()]
     findings = WeightFindings(name, found, sum(math.prod(tensor.shape) for tensor in found))
     for tensor in found:
-        value = tensors[tensor.name]
-        if not _flag_initial(tensor, value) and fresh is not None and tensor.name in fresh:
-            _flag_fresh(tensor, value, fresh[tensor.name])
+        word = untrained(tensor.name, tensors[tensor.name], (fresh or {}).get(tensor.name), exact)
+        tensor.flags += [word] if word else []
     if other is not None:
         _compare(findings, tensors, other, other_name)
     return findings
@@ -147,7 +160,7 @@ def _describe(name: str, tensor: torch.Tensor) -> TensorFindings:
         min=low if some else None,
         max=high if some else None,
         mean=float(finite.mean(dtype=torch.float64)) if some else None,
-        std=_spread(finite) if some else None,
+        std=spread(finite) if some else None,
         zeros=float(zero.float().mean()) if values.numel() else 0.0,
         nan=nan,
         inf=infinite,
@@ -157,12 +170,6 @@ def _describe(name: str, tensor: torch.Tensor) -> TensorFindings:
     )
     found.flags = _flags(found, values)
     return found
-
-
-def _spread(values: torch.Tensor) -> float:
-    """Standard deviation, summed in float64 without a copy in float64 of all the values."""
-    centred = values - values.mean(dtype=torch.float64).float()
-    return math.sqrt(float(centred.square_().mean(dtype=torch.float64)))
 
 
 def _flags(tensor: TensorFindings, values: torch.Tensor) -> list[str]:
@@ -182,44 +189,6 @@ def _flags(tensor: TensorFindings, values: torch.Tensor) -> list[str]:
     if not tensor.name.endswith(("num_batches_tracked", "running_mean")) and largest > limit:
         flags.append(f"exploding: values up to {largest:.3g}")
     return flags
-
-
-def _flag_initial(tensor: TensorFindings, values: torch.Tensor) -> bool:
-    """Norms start as 1, biases as 0: where all values still are exactly that, nothing was learnt."""
-    last = tensor.name.rsplit(".", 1)[-1]
-    if last == "num_batches_tracked" or values.numel() == 0:
-        return last == "num_batches_tracked"
-    initial = {"running_var": 1.0, "running_mean": 0.0, "bias": 0.0, "weight": 1.0}.get(last)
-    if initial is None or (last == "weight" and values.dim() != 1):
-        return False
-    if bool((values == initial).all()):
-        tensor.flags.append(f"untrained: all values are the initial {initial:g}")
-        return True
-    return False
-
-
-def _flag_fresh(tensor: TensorFindings, values: torch.Tensor, fresh: torch.Tensor) -> None:
-    if values.shape != fresh.shape or values.dim() < 2:
-        return
-    distance, limit = kolmogorov_smirnov(values, fresh)
-    if distance <= limit:
-        tensor.flags.append(
-            f"untrained: distributed like a fresh initialisation (Kolmogorov-Smirnov {distance:.4f}, below {limit:.4f})"
-        )
-
-
-def kolmogorov_smirnov(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
-    """Largest distance between the two distribution functions, and the distance that chance exceeds in 5% of cases."""
-    first, second = (_sorted_sample(values) for values in (a, b))
-    both = np.concatenate([first, second])
-    steps = [np.searchsorted(values, both, side="right") / len(values) for values in (first, second)]
-    limit = _KS_C * math.sqrt((len(first) + len(second)) / (len(first) * len(second)))
-    return float(np.abs(steps[0] - steps[1]).max()), limit
-
-
-def _sorted_sample(values: torch.Tensor) -> np.ndarray:
-    flat = values.detach().float().cpu().flatten()
-    return np.sort(flat[:: max(1, flat.numel() // _SAMPLE)].numpy())
 
 
 def _compare(findings: WeightFindings, state: Mapping[str, torch.Tensor], other: State, other_name: str) -> None:
@@ -242,6 +211,8 @@ def _compare(findings: WeightFindings, state: Mapping[str, torch.Tensor], other:
         difference = mine - theirs
         tensor.change = float(difference.norm() / theirs.norm().clamp(min=FLOAT32_EPS)) if mine.numel() else 0.0
         tensor.max_change = float(difference.abs().max()) if mine.numel() else 0.0
+        if 0 < tensor.change < SAME_TRAINING:  # it has moved: whatever it looks like, it is being trained
+            tensor.flags = [flag for flag in tensor.flags if not flag.startswith("perhaps")]
         if tensor.max_change == 0 and not tensor.name.endswith("num_batches_tracked"):
             tensor.flags.append(f"unchanged: equal to {other_name}")
 
@@ -256,9 +227,11 @@ def draw_weights(findings: WeightFindings, group: str | None = None, limit: int 
     for axis in axes[len(chosen) :]:
         axis.set_axis_off()
     for axis, tensor in zip(axes, chosen, strict=False):
-        short = tensor.name.removeprefix("backbone.bottom_up.").removeprefix("roi_heads.")
+        short = tensor.name.removeprefix("backbone.bottom_up." if group is None else f"{group}.")
         show_bars(axis, tensor.edges, tensor.counts, short, "C3" if tensor.flags else "C0")
         axis.set_yticks([])
+    if group is not None:
+        figure.suptitle(f"{group} (red: flagged)" if any(t.flags for t in chosen) else group, fontsize=10)
     return figure
 
 
@@ -281,7 +254,8 @@ def draw_overview(findings: WeightFindings) -> "Figure":
     """Range (line) and mean ± standard deviation (bar) of every tensor, in the checkpoint's order, by group."""
     figure, axes = new_figure(1, 1, (12.0, 5.0))
     axis, position = axes[0], 0
-    ticks, names = [], []
+    ticks: list[float] = []
+    names: list[str] = []
     for number, (group, tensors) in enumerate(by_group(findings).items()):
         finite = [(i, t) for i, t in enumerate(tensors, start=position) if t.min is not None]
         colour = f"C{number % 10}"
@@ -291,7 +265,8 @@ def draw_overview(findings: WeightFindings) -> "Figure":
         axis.vlines(places, [low for low, _ in spread], [high for _, high in spread], colour, linewidth=2.0)
         flagged = [i for i, t in finite if t.flags]
         axis.plot(flagged, [0.0] * len(flagged), "rx", markersize=4)
-        ticks.append(position + len(tensors) / 2)
+        # Names of small parts would lie over each other: at least a fortieth of the width between two of them.
+        ticks.append(max(position + len(tensors) / 2, (ticks[-1] if ticks else -np.inf) + len(findings.tensors) / 40))
         names.append(group.removeprefix("backbone.bottom_up."))
         position += len(tensors)
     axis.set_yscale("symlog", linthresh=0.01)

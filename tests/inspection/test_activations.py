@@ -14,6 +14,7 @@ from d2_maskrcnn.inspection.activations import (
     draw_activations,
     inspect_activations,
     layer_tensors,
+    unused_layers,
 )
 
 
@@ -58,10 +59,21 @@ def test_a_dead_layer_in_the_model_is_flagged(cfg, model, record):
         spoilt.backbone.fpn_output4.weight.zero_()
         spoilt.backbone.fpn_output4.bias.zero_()
         spoilt.backbone.fpn_output3.bias[0] = float("nan")
-    layers = {layer.name: layer for layer in inspect_activations(observe(cfg, spoilt, record))}
+    observed = observe(cfg, spoilt, record)
+    layers = {layer.name: layer for layer in inspect_activations(observed)}
     assert layers["p4"].flags == ["all zero: the layer is dead"]
     assert any("NaN" in flag for flag in layers["p3"].flags)
     assert layers["p5"].flags == []
+
+
+def test_a_dead_layer_inside_a_head_is_flagged(cfg, model, record):
+    spoilt = copy.deepcopy(model)
+    with torch.no_grad():
+        spoilt.roi_heads.box_head.fc1.weight.zero_()
+    observed = observe(cfg, spoilt, record)
+    layers = {layer.name: layer for layer in inspect_activations(observed)}
+    assert layers["roi_heads.box_head.fc1"].flags == ["all zero: the layer is dead"]
+    assert unused_layers(observed) == []
 
 
 def test_layers_by_name(cfg, model, record):
@@ -73,6 +85,8 @@ def test_layers_by_name(cfg, model, record):
 def test_an_unknown_layer_names_the_nearest(cfg, model, record):
     with pytest.raises(UserError, match=r"no layer 'backbone.fpn_outptu4'. Did you mean backbone.fpn_output4\?"):
         observe(cfg, model, record, layers=["backbone.fpn_outptu4"])
+    with pytest.raises(UserError, match=r"'backbone.res4'. Did you mean backbone.bottom_up.res4\?"):
+        observe(cfg, model, record, layers=["backbone.res4"])
     assert not any(module._forward_hooks for module in model.modules())
 
 

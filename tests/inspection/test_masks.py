@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from d2_maskrcnn.inspection.masks import draw_masks, inspect_masks, mask_targets, strip
 
@@ -17,6 +18,20 @@ def test_placed_masks_are_the_results(observation):
         np.testing.assert_array_equal(whole, results.pred_masks[finding.detection].numpy())
         assert finding.pixels == whole.sum()
         np.testing.assert_array_equal(finding.placed, finding.resized >= 0.5)
+
+
+def test_resized_probabilities_are_those_of_bilinear_sampling(observation):
+    height, width = observation.output_size
+    boxes = observation.stages.results[0].pred_boxes.tensor.double()
+    ys, xs = torch.meshgrid(torch.arange(height).double() + 0.5, torch.arange(width).double() + 0.5, indexing="ij")
+    for finding in inspect_masks(observation):
+        x0, y0, x1, y1 = boxes[finding.detection]
+        grid = torch.stack([(xs - x0) / (x1 - x0) * 2 - 1, (ys - y0) / (y1 - y0) * 2 - 1], dim=-1)[None]
+        grid_of = torch.as_tensor(finding.probabilities)[None, None].double()
+        whole = torch.nn.functional.grid_sample(grid_of, grid, align_corners=False)[0, 0].numpy()
+        left, top, right, bottom = finding.window
+        np.testing.assert_allclose(finding.resized, whole[top:bottom, left:right], atol=2e-4)
+        assert len(np.unique(finding.resized)) > 2  # probabilities, not yet thresholded
 
 
 def test_probabilities_are_the_sigmoid_of_the_logits_of_the_class(observation):
@@ -53,7 +68,7 @@ def test_without_annotation(blind_observation):
     found = inspect_masks(blind_observation)
     assert all(finding.iou is None and finding.annotated is None for finding in found)
     tiles = strip(found[0], blind_observation.picture, blind_observation.output_size)
-    assert tiles.shape == (112, 560, 3)
+    assert tiles.shape == (112, 672, 3)
     assert set(draw_masks(blind_observation)) == {"masks"}
 
 

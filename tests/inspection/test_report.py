@@ -71,14 +71,14 @@ def test_the_page_needs_nothing_else(made):
 
 
 PROBE = """<script>
-window.addEventListener("load", async () => {
-  const images = [...document.images];
-  const drawn = [...document.querySelectorAll("image")].map((image) => {
-    const copy = new Image();
-    copy.src = image.getAttribute("href");
-    return copy;
-  });
-  await Promise.all(drawn.map((image) => image.decode()));
+// Pictures that are asked for before the page has loaded are part of its loading: at "load" all are there or broken.
+const images = [...document.images];
+const drawn = [...document.querySelectorAll("image")].map((image) => {
+  const copy = new Image();
+  copy.src = image.getAttribute("href");
+  return copy;
+});
+window.addEventListener("load", () => {
   const viewer = document.querySelector(".viewer");
   const layer = viewer.querySelector("input[data-layer]"), group = viewer.querySelector("g[data-layer]");
   const before = group.style.display;
@@ -177,6 +177,17 @@ def test_a_folder_that_cannot_be_written(program, tmp_path):
     (tmp_path / "file").write_text("in the way")
     status, line = program("--weights", tmp_path / "a.pth", "--output", tmp_path / "file" / "out")
     assert status == 2 and "cannot be written" in line
+
+
+def test_a_report_replaces_the_one_that_was_there(observation, tmp_path):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "mine.png").write_bytes(b"somebody else's")
+    write_report(Report(about={}, observations=[observation, observation], parts=["result"]), tmp_path)
+    assert (tmp_path / "figures" / f"2_{observation.name[:-4]}_result_result.png").is_file()
+    write_report(Report(about={}, observations=[observation], parts=["result"]), tmp_path)
+    files = {file.name for file in (tmp_path / "figures").iterdir()}
+    assert files == {*json.loads((tmp_path / "report.json").read_text())["figures"], "mine.png"}
+    assert not any(name.startswith("2_") for name in files)
 
 
 def test_a_picture_without_annotation_says_so(program, config_file, small_opts, record, tmp_path):

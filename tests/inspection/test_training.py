@@ -7,6 +7,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from d2_maskrcnn.config_check import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.engine import Trainer
+from d2_maskrcnn.inspection import inspect_weights, read_state
+from d2_maskrcnn.inspection.model import initial_weights
 from d2_maskrcnn.inspection.training import InspectTraining
 
 
@@ -53,6 +55,20 @@ def test_the_weights_are_those_of_a_training_without(config_file, opts, tmp_path
     with_it = train(config_file, opts, tmp_path / "a").model.state_dict()
     without = train(config_file, opts, tmp_path / "b", D2_MASKRCNN__INSPECT__ENABLED=False).model.state_dict()
     assert all(torch.equal(with_it[name], without[name]) for name in with_it)
+
+
+def test_what_a_training_left_untouched_is_flagged_and_nothing_else(config_file, opts, tmp_path):
+    """Without ``SEED``: the checkpoint tells the seed that its first weights were drawn with."""
+    trainer = train(config_file, opts, tmp_path, MODEL__BACKBONE__FREEZE_AT=2, SOLVER__MAX_ITER=3, SEED=-1)
+    path = str(tmp_path / "model_final.pth")
+    fresh, exact = initial_weights(trainer.cfg, path)
+    assert exact
+    findings = inspect_weights(read_state(path), fresh=fresh, exact=exact)
+    frozen = {t.name for t in findings.tensors if "untrained: equal to its initialisation" in t.flags}
+    untouched = ("backbone.bottom_up.stem", "backbone.bottom_up.res2")
+    weights = {name for name, value in trainer.model.state_dict().items() if value.dim() > 1}
+    assert frozen == {name for name in weights if name.startswith(untouched)} != set()
+    assert not any("perhaps" in flag for tensor in findings.tensors for flag in tensor.flags)
 
 
 class Clock:

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from d2_maskrcnn import UserError
+from d2_maskrcnn.inspection import initial_weights
 from d2_maskrcnn.inspection.drawing import histogram
+from d2_maskrcnn.inspection.untrained import kolmogorov_smirnov, spectral_excess
 from d2_maskrcnn.inspection.weights import (
     draw_overview,
     draw_weights,
     inspect_weights,
-    kolmogorov_smirnov,
     read_state,
 )
 
@@ -65,6 +66,8 @@ def test_planted_faults_are_flagged(model):
     assert flags_of(findings, large) == ["exploding: values up to 1e+04"]
     assert flags_of(findings, filters) == ["dead: 1 of 16 output channels have only zeros"]
     assert flags_of(findings, "backbone.fpn_lateral2.weight") == []
+    kinds = findings.kinds
+    assert (kinds["dead"], kinds["NaN"], kinds["exploding"]) == (2, 1, 1) and findings.as_dict()["flagged"] == kinds
 
 
 def test_a_frozen_layer_is_flagged_by_comparison(model):
@@ -96,12 +99,55 @@ def test_untrained_norms_biases_and_weights_are_flagged(cfg, model):
     )
 
 
+def test_the_very_initialisation_tells_untrained_weights_apart(cfg, model):
+    from detectron2.modeling import build_model
+
+    fresh = dict(build_model(cfg).state_dict())
+    trained = {name: value + 1e-6 if value.dim() > 1 else value for name, value in fresh.items()}
+    frozen = "backbone.bottom_up.res3.1.conv2.weight"
+    trained[frozen] = fresh[frozen].clone()
+    findings = inspect_weights(trained, fresh=fresh, exact=True)
+    assert flags_of(findings, frozen) == ["untrained: equal to its initialisation"]
+    assert [tensor.name for tensor in findings.flagged if len(tensor.shape) > 1] == [frozen]
+
+
+def test_what_moves_between_two_checkpoints_is_not_called_untrained():
+    generator = torch.Generator().manual_seed(2)
+    fresh, early, elsewhere = ({"a.weight": torch.randn(64, 64, generator=generator)} for _ in range(3))
+    late = {"a.weight": early["a.weight"] + 0.01 * torch.randn(64, 64, generator=generator)}
+    assert "perhaps untrained" in flags_of(inspect_weights(late, fresh=fresh), "a.weight")[0]
+    assert flags_of(inspect_weights(late, "late", early, "early", fresh), "a.weight") == []
+    assert "perhaps untrained" in flags_of(inspect_weights(late, "late", elsewhere, "other", fresh), "a.weight")[0]
+
+
+@pytest.mark.parametrize("trainer", [None, "somebody's", {}, {"initial_seed": "x"}])
+def test_the_seed_of_other_programs_checkpoints_is_not_known(cfg, model, tmp_path, trainer):
+    torch.save({"model": model.state_dict(), "trainer": trainer}, tmp_path / "model.pth")
+    before = torch.random.get_rng_state()
+    fresh, exact = initial_weights(cfg, str(tmp_path / "model.pth"))
+    assert set(fresh) == set(model.state_dict()) and not exact
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_weight_that_gradients_of_low_rank_have_changed_is_not_called_untrained():
+    generator = torch.Generator().manual_seed(1)
+    fresh, same, noise = (torch.randn(96, 128, 1, 1, generator=generator) for _ in range(3))
+    step = torch.randn(96, 1, generator=generator) @ torch.randn(1, 128, generator=generator)
+    trained = noise + 0.4 * step[..., None, None]
+    assert spectral_excess(same) < 4 < spectral_excess(trained)
+    state = {"same.weight": same, "trained.weight": trained / trained.std()}
+    findings = inspect_weights(state, fresh=dict.fromkeys(state, fresh))
+    assert "perhaps untrained" in flags_of(findings, "same.weight")[0]
+    assert flags_of(findings, "trained.weight") == []
+    assert spectral_excess(torch.zeros(4, 4)) == np.inf and spectral_excess(torch.ones(1, 4)) == 0
+
+
 def test_kolmogorov_smirnov_is_scipys():
     stats = pytest.importorskip("scipy.stats")
     a, b = torch.randn(500, generator=SEEDED), torch.randn(700, generator=SEEDED) + 0.1
     distance, limit = kolmogorov_smirnov(a, b)
     assert distance == pytest.approx(stats.ks_2samp(a.numpy(), b.numpy()).statistic)
-    assert limit == pytest.approx(1.358 * np.sqrt(1200 / 350000))
+    assert limit == pytest.approx(1.949 * np.sqrt(1200 / 350000))
 
 
 def test_a_checkpoint_alone(model, tmp_path):

@@ -91,6 +91,7 @@
     const image = button.querySelector("img");
     large.src = image.src;
     large.alt = image.alt;
+    dialog.querySelector("p").textContent = image.alt;
     dialog.showModal();
   }));
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
