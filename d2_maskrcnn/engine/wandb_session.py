@@ -12,32 +12,12 @@ from typing import Any
 import yaml
 
 from d2_maskrcnn.checkpoint.atomic import atomic_write_text
-from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 
-CHOICES = {
-    "MODE": ("online", "offline", "disabled"),
-    "LOG_MODEL": ("none", "end", "all"),
-    "WATCH": ("", "gradients", "parameters", "all"),
-}
-STATE_FILE = "wandb_run.json"  # in OUTPUT_DIR: the run's id, and the last step that was given to it
+STATE_FILE = "wandb_run.json"  # in OUTPUT_DIR: the run's id, its last step, and the pictures that it has
 INIT_SECONDS = 30  # to reach the server, before the run is recorded offline instead
 
 logger = logging.getLogger(__name__)
-
-
-def check_wandb_config(cfg: CfgNode) -> bool:
-    """Whether the config asks for Weights & Biases.
-
-    Raises:
-        UserError: a key of ``D2_MASKRCNN.WANDB`` has a value that it cannot have.
-    """
-    node = cfg.D2_MASKRCNN.WANDB
-    for key, choices in CHOICES.items():
-        if node[key] not in choices:
-            expected = ", ".join(repr(choice) for choice in choices)
-            raise UserError(f"D2_MASKRCNN.WANDB.{key} is {node[key]!r}; expected one of {expected}.")
-    return bool(node.ENABLED and node.MODE != "disabled")
 
 
 class WandbSession:
@@ -58,6 +38,7 @@ class WandbSession:
         self._state_file = Path(cfg.OUTPUT_DIR) / STATE_FILE
         self.given_before = -1  # the last step that earlier processes gave
         self._last_step = -1
+        self.sent: dict[str, Any] = {}  # of each picture that the run has, how to refer to it
 
     def start(self, resumed: bool) -> None:
         """Starts a run, or with ``resumed`` goes on with the one of this ``OUTPUT_DIR``."""
@@ -69,6 +50,7 @@ class WandbSession:
         self.wandb = wandb
         state = self._read_state() if resumed else {}
         self.given_before = self._last_step = state.get("last_step", -1)
+        self.sent = state.get("sent", {})
         run_id = state.get("id") or secrets.token_hex(4)
         self._try("starting the run", lambda: self._init(run_id))
         if self.run is not None:
@@ -78,7 +60,7 @@ class WandbSession:
     def _init(self, run_id: str) -> None:
         try:
             self.run = self._init_with_mode(run_id, self.node.MODE)
-        except self._failures() as error:
+        except Exception as error:
             if self.node.MODE != "online":
                 raise
             reason = " ".join(str(error).split())
@@ -114,21 +96,39 @@ class WandbSession:
             return {}
 
     def _write_state(self) -> None:
-        atomic_write_text(self._state_file, json.dumps({"id": self.run.id, "last_step": self._last_step}))
+        state = {"id": self.run.id, "last_step": self._last_step, "sent": self.sent}
+        atomic_write_text(self._state_file, json.dumps(state))
 
-    def log(self, values: dict[str, Any], step: int, complete: bool = False) -> None:
+    def note_sent(self, references: dict[str, Any]) -> None:
+        """Remembers, also for a resumed training, how to refer to pictures that the run has now."""
+        if self.run is not None and not references.keys() <= self.sent.keys():
+            self.sent.update(references)
+            self._try("noting the pictures", self._write_state)
+
+    def log(
+        self,
+        values: dict[str, Any],
+        step: int,
+        complete: bool = False,
+        as_media: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> bool:
         """Gives ``values`` of an iteration to the run.
 
         Args:
             complete: nothing more will come for this step, so it can be sent.
+            as_media: makes W&B's kinds of data of the values first.
+
+        Returns:
+            Whether they were given.
         """
         if self.run is None or not values or step <= self.given_before or step < self._last_step:
-            return
+            return False
         if step > self._last_step:
             # Noted before it is given: a process that is killed in between loses a step rather than giving it twice.
             self._last_step = step
             self._try("noting the step", self._write_state)
-        self._try("logging", lambda: self.run.log(values, step=step, commit=complete))
+        self._try("logging", lambda: self.run.log(as_media(values) if as_media else values, step=step, commit=complete))
+        return self.run is not None
 
     def log_model(self, path: Path, metric: dict[str, Any]) -> None:
         """Uploads a checkpoint as an artifact with the alias ``best``."""
@@ -158,16 +158,8 @@ class WandbSession:
     def _try(self, what: str, action: Callable[[], Any]) -> None:
         try:
             action()
-        except self._failures() as error:
+        except Exception as error:  # of another program, for which no training shall be lost
             self.run = None
             reason = " ".join(str(error).split())
             logger.error("W&B: %s failed (%s: %s): training goes on without", what, type(error).__name__, reason)
-
-    def _failures(self) -> tuple[type[Exception], ...]:
-        """What W&B raises: its own errors, those of the connection to its own process, and those of files."""
-        from wandb.sdk import mailbox
-
-        modules = (mailbox, getattr(mailbox, "mailbox_handle", mailbox))
-        kinds = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
-        connection = [kind for kind in kinds if issubclass(kind, Exception)]
-        return (self.wandb.Error, OSError, ValueError, TypeError, RuntimeError, UserError, *connection)
+            logger.debug("W&B failed", exc_info=True)

@@ -126,9 +126,9 @@ def test_missing_metric_is_named(trainer_of, caplog):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["D2_MASKRCNN.BEST_CHECKPOINT.MODE", "most"], "'most'; expected one of max, min"),
-        (["D2_MASKRCNN.EARLY_STOPPING.PATIENCE", -1], "PATIENCE -1"),
-        ([*PATIENCE, "D2_MASKRCNN.EARLY_STOPPING.MIN_DELTA", -1.0], "MIN_DELTA -1.0"),
+        (["D2_MASKRCNN.BEST_CHECKPOINT.MODE", "most"], "'most'; expected one of 'max', 'min'"),
+        (["D2_MASKRCNN.EARLY_STOPPING.PATIENCE", -1], "PATIENCE is -1; expected"),
+        ([*PATIENCE, "D2_MASKRCNN.EARLY_STOPPING.MIN_DELTA", -1.0], "MIN_DELTA is -1.0; expected"),
     ],
 )
 def test_bad_settings(trainer_of, opts, message):

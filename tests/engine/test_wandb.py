@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import defaultdict
 
 import pytest
 
@@ -80,6 +81,35 @@ def finished_runs(folder):
     return runs
 
 
+def check_pictures(steps, folders):
+    """At each evaluation every picture has predictions over the annotation, whose files and the picture's came once.
+
+    Returns the content of one of the files of annotated boxes.
+    """
+    images = defaultdict(list)  # of each picture, for each evaluation: path within the record -> value
+    for _, values in steps:
+        found = defaultdict(dict)
+        for key, value in values.items():
+            if key.startswith("predictions/"):
+                _, name, field = key.split("/", 2)
+                found[name][field] = value
+        for name, fields in found.items():
+            images[name].append(fields)
+    assert len(images) == 2 and len({len(evaluations) for evaluations in images.values()}) == 1
+    count = len(next(iter(images.values())))
+    assert count >= 2
+    for evaluations in images.values():
+        for field in ("path", "boxes/ground_truth/path", "masks/ground_truth/path"):
+            (file,) = {fields[field] for fields in evaluations}
+            assert sum((folder / file).is_file() for folder in folders) == 1
+        for field in ("boxes/predictions/path", "masks/predictions/path"):
+            assert all((folders[-1] / fields[field]).is_file() for fields in evaluations[-1:])
+    pictures = [file for folder in folders for file in (folder / "media" / "images" / "predictions").glob("*.png")]
+    assert len(pictures) == len(images)
+    truth = next(iter(images.values()))[0]["boxes/ground_truth/path"]
+    return json.loads(next(folder / truth for folder in folders if (folder / truth).is_file()).read_text())
+
+
 def test_what_is_logged(trainer_of, tmp_path):
     trainer = trainer_of(
         *SETTINGS, "SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 2, "D2_MASKRCNN.WANDB.TAGS", "['a','b']",
@@ -101,17 +131,11 @@ def test_what_is_logged(trainer_of, tmp_path):
         assert name in values, sorted(values)
     assert values["validation/total_loss"] == pytest.approx(trainer.storage.latest()["validation/total_loss"][0])
 
-    # Pictures: predictions at both evaluations, the annotations once, with boxes, masks and class labels.
-    names = [name for _, logged in run["steps"] for name in logged if name.endswith("/filenames")]
-    assert names.count("predictions/filenames") == 2 and names.count("ground_truth/filenames") == 1
+    truth = check_pictures(run["steps"], [run["folder"] / "files"])
+    assert truth["box_data"]
+    for each in truth["box_data"]:
+        assert each["box_caption"].split()[0] in ("circle", "square", "triangle", "star")
     media = run["folder"] / "files" / "media"
-    boxes = [json.loads(path.read_text()) for path in media.rglob("ground_truth*.boxes2D.json")]
-    assert len(boxes) == 2 and all(
-        each["box_caption"].split()[0] in ("circle", "square", "triangle", "star")
-        for picture in boxes
-        for each in picture["box_data"]
-    )
-    assert list(media.rglob("ground_truth*.mask.png"))
     table = json.loads(next(media.rglob("classes*.table.json")).read_text())
     assert table["columns"] == ["class", "bbox AP", "segm AP"]
     assert [row[0] for row in table["data"]] == ["circle", "square", "triangle", "star"]
@@ -178,8 +202,7 @@ def test_kill_terminate_and_resume_is_one_run_and_no_step_twice(repo_dir, tiny_o
     assert [run["exit"] for run in runs][1:] == [130, 0]
     steps = [step for run in runs for step, _ in run["steps"]]
     assert steps == sorted(set(steps)) and steps[-1] == 59
-    sent = [name for run in runs for _, values in run["steps"] for name in values]
-    assert sent.count("ground_truth/filenames") == 1
+    check_pictures([step for run in runs for step in run["steps"]], [run["folder"] / "files" for run in runs])
 
 
 def test_exception_ends_the_run_as_failed(trainer_of, tmp_path):
@@ -218,6 +241,42 @@ def test_a_full_disk_does_not_stop_the_training(trainer_of, monkeypatch, caplog)
     monkeypatch.setattr("d2_maskrcnn.engine.wandb_session.atomic_write_text", full)
     trainer.train()
     assert trainer.iter == 2 and "training goes on without" in caplog.text
+
+
+def test_more_classes_than_a_mask_has_values():
+    from d2_maskrcnn.engine.wandb_pictures import _mask_values
+
+    assert _mask_values([3, 0], {0: "a", 1: "b"}) == {0: 1, 1: 2, 3: 4}
+    assert _mask_values([500, 7, 500], dict.fromkeys(range(1203), "x")) == {7: 1, 500: 2}
+    assert _mask_values([], {}) == {}
+
+
+def test_a_failure_inside_wandb_does_not_stop_the_training(trainer_of, monkeypatch, caplog):
+    trainer = trainer_of(*SETTINGS, "SOLVER.MAX_ITER", 2)
+
+    def broken(*_args, **_kwargs):
+        raise AssertionError("made to fail")
+
+    monkeypatch.setattr(wandb, "Image", broken)
+    monkeypatch.setattr(wandb, "Table", broken)
+    trainer.train()
+    assert trainer.iter == 2
+    assert "W&B: logging failed (AssertionError: made to fail): training goes on without" in caplog.text
+
+
+def test_tables_of_classes(tiny_cfg):
+    from d2_maskrcnn.engine.wandb_logging import class_rows, class_tables
+
+    both = {"bbox": {"AP": 1.0, "AP-a": 2.0}, "segm": {"AP": 3.0, "AP-a": 4.0}}
+    assert class_rows([], {}) == []
+    assert class_rows(["a"], both) == [["a", 1.0, 3.0]]
+    assert class_rows(["a", "b"], both) == [["a", 2.0, 4.0], ["b", None, None]]
+    cfg = tiny_cfg().clone()
+    cfg.defrost()
+    (name,) = cfg.DATASETS.TEST
+    assert list(class_tables(cfg, both)) == ["classes"]
+    cfg.DATASETS.TEST = (name, "other")
+    assert list(class_tables(cfg, {name: both})) == [f"classes/{name}"]
 
 
 @pytest.mark.parametrize(("key", "value"), [("MODE", "on"), ("LOG_MODEL", "yes"), ("WATCH", "weights")])
