@@ -66,8 +66,14 @@ class FigureEvaluator(COCOEvaluator):
         for name, figure in figures.items():
             pixels = save_figure(figure, self.folder / "figures" / f"{name}.png")
             if has_event_storage():
-                get_event_storage().put_image(f"{self.folder.name}/{name}", pixels)
+                get_event_storage().put_image(f"{_tag(self.folder)}/{name}", pixels)
         logger.info("Figures are in %s", self.folder / "figures")
+
+
+def _tag(folder: Path) -> str:
+    """``OUTPUT_DIR/inference_ema/<dataset>`` -> ``inference_ema/<dataset>``."""
+    starts = [number for number, part in enumerate(folder.parts) if part.startswith("inference")]
+    return "/".join(folder.parts[starts[-1] :]) if starts else folder.name
 
 
 def precision_recall(

@@ -86,6 +86,32 @@ def test_resuming_from_the_best_checkpoint_itself(trainer_of, tmp_path):
     assert trainer.start_iter == 2 and best_file(tmp_path)["iteration"] == 1
 
 
+def test_a_best_file_that_is_newer_than_the_checkpoint(trainer_of, tmp_path):
+    """Killed after the best was saved, before it was noted as the last checkpoint: resumed from an older one."""
+    run(trainer_of, [1.0, 2.0, 5.0, 3.0], stop_after=2)
+    (tmp_path / "out" / "last_checkpoint").write_text("model_0000001.pth")
+    # This time the same iteration gives a little less, as it may on a GPU.
+    trainer = run(trainer_of, [1.0, 2.0, 4.9, 3.0], resume=True)
+    assert trainer.start_iter == 2
+    assert hook_of(trainer, BestCheckpoint).best == 5.0
+    assert best_file(tmp_path)["best_metric"]["value"] == 5.0
+
+
+def test_a_broken_best_file_does_not_stop_a_resumed_training(trainer_of, tmp_path, caplog):
+    run(trainer_of, [1.0, 2.0, 3.0], stop_after=1)
+    (tmp_path / "out" / "last_checkpoint").write_text("model_0000001.pth")
+    (tmp_path / "out" / "model_best.pth").write_bytes(b"cut off")
+    run(trainer_of, [1.0, 2.0, 3.0], resume=True)
+    assert best_file(tmp_path)["best_metric"]["value"] == 3.0
+    assert "model_best.pth cannot be read" in caplog.text
+
+
+def test_another_direction_starts_anew(trainer_of):
+    run(trainer_of, [1.0, 5.0, 2.0], stop_after=1)
+    trainer = run(trainer_of, [1.0, 5.0, 2.0], "D2_MASKRCNN.BEST_CHECKPOINT.MODE", "min", resume=True)
+    assert hook_of(trainer, BestCheckpoint).best == 2.0
+
+
 def test_another_metric_starts_anew(trainer_of, tmp_path):
     run(trainer_of, [1.0, 5.0, 2.0], stop_after=1)
     trainer = trainer_of(*EVERY, "SOLVER.MAX_ITER", 3, resume=True)

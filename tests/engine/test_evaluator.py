@@ -79,3 +79,13 @@ def test_curve_areas_are_the_ap_at_50(trainer_of, tmp_path):
     assert 0 < curves["square"].mean() < 1 and curves["triangle"].mean() == pytest.approx(1)
     assert precision_recall(truth, [], "bbox")[1] == {}
     assert confusion_matrix(truth, []).sum() == sum(not each.get("iscrowd", 0) for each in truth["annotations"])
+
+
+def test_figures_of_several_evaluations_have_names_of_their_own():
+    from pathlib import Path
+
+    from d2_maskrcnn.engine.evaluator import _tag
+
+    assert _tag(Path("/inference_x/out/inference")) == "inference"
+    assert _tag(Path("out/inference_ema/balloon")) == "inference_ema/balloon"
+    assert _tag(Path("somewhere/eval")) == "eval"
