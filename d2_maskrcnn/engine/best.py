@@ -168,18 +168,12 @@ class EarlyStopping(MetricHook):
             self.best, self.best_iter, self.bad_evaluations = value, self.trainer.iter, 0
             return
         self.bad_evaluations += 1
-        logger.info(
-            "%s %.5g is not better than %s of iteration %d by more than %g (%d of %d times)",
-            self.metric,
-            value,
-            self.best,
-            self.best_iter,
-            self.min_delta,
-            self.bad_evaluations,
-            self.patience,
-        )
+        than = "which is no number" if self.best is None else f"not better than {self.best:.5g} by {self.min_delta:g}"
+        logger.info("%s is %.5g, %s (%d of %d times)", self.metric, value, than, self.bad_evaluations, self.patience)
         if self.bad_evaluations >= self.patience:
-            logger.info("Stopping early after iteration %d", self.trainer.iter)
+            logger.info(
+                "Stopping early after iteration %d: the best was in iteration %d", self.trainer.iter, self.best_iter
+            )
             self.trainer.max_iter = self.trainer.iter + 1  # hooks behind this one see the last iteration
 
     def state_dict(self) -> dict[str, Any]:

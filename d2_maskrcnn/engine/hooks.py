@@ -2,13 +2,12 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from d2_maskrcnn.data.loader import ResumableTrainLoader
-from d2_maskrcnn.engine.predictions import draw_predictions
+from d2_maskrcnn.engine.predictions import draw_test_sets
 from d2_maskrcnn.engine.validation import evaluation_is_due
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
@@ -96,5 +95,4 @@ class DrawPredictions(HookBase):
         trainer: Any = self.trainer
         if trainer.iter < trainer.max_iter:
             return
-        for name in trainer.cfg.DATASETS.TEST:
-            draw_predictions(trainer.cfg, trainer.model, name, Path(trainer.cfg.OUTPUT_DIR) / "predictions")
+        draw_test_sets(trainer.cfg, trainer.model)

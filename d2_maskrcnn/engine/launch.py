@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from d2_maskrcnn.engine.cli import run_main
+from d2_maskrcnn.engine.cli import EXIT_INTERRUPTED, run_main
 from d2_maskrcnn.errors import UserError
 from detectron2.utils import comm
 
@@ -74,6 +74,8 @@ def launch(
         while not workers.join():
             pass
     except mp.ProcessExitedException as error:
+        if error.exit_code == EXIT_INTERRUPTED:  # stopped by a signal: the workers have saved and said so
+            raise SystemExit(EXIT_INTERRUPTED) from error
         # join() has ended the others, which would wait for the dead one until the time-out of the process group
         reason = f"signal {error.signal_name}" if error.signal_name else f"status {error.exit_code}"
         print(

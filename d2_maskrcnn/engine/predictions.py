@@ -31,6 +31,16 @@ COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#c
 MIN_SIDE = 384  # small pictures are enlarged to this, so that boxes and labels can be read
 
 
+def draw_test_sets(cfg: CfgNode, model: nn.Module) -> None:
+    """:func:`draw_predictions` of ``DATASETS.TEST`` in ``OUTPUT_DIR/predictions``, or a folder there for each of
+    several datasets.
+    """
+    names = list(cfg.DATASETS.TEST)
+    for name in names:
+        folder = Path(cfg.OUTPUT_DIR, "predictions", *([name] if len(names) > 1 else []))
+        draw_predictions(cfg, model, name, folder)
+
+
 def draw_predictions(
     cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Path, count: int = 8, threshold: float = 0.5
 ) -> list[Path]:

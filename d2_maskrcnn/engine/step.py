@@ -172,7 +172,10 @@ class TrainStep(SimpleTrainer):
     def _describe_non_finite(self, what: str, batch: list[dict[str, Any]]) -> str:
         names = [str(record.get("file_name", "a picture without file_name")) for record in batch]
         culprits = [name for name, record in zip(names, batch, strict=True) if not self._is_finite_alone(record)]
-        blame = f"; alone, these give a loss that is not finite: {', '.join(culprits)}" if culprits else ""
+        if len(culprits) == len(names) > 1:
+            blame = "; each of them gives such a loss alone, so look at the weights rather than at a picture"
+        else:
+            blame = f"; alone, these give a loss that is not finite: {', '.join(culprits)}" if culprits else ""
         return (
             f"The loss is not finite at iteration {self.iter} ({what}). "
             f"Pictures of this batch: {', '.join(names)}{blame}. "

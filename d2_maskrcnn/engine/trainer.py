@@ -20,6 +20,7 @@ from d2_maskrcnn.engine.evaluator import FigureEvaluator
 from d2_maskrcnn.engine.hooks import DrawPredictions, EvaluateAtEnd, ResumablePreciseBN, SaveCheckpoints, WriteEvents
 from d2_maskrcnn.engine.lr_scaling import scale_learning_rate
 from d2_maskrcnn.engine.optimizer import build_optimizer
+from d2_maskrcnn.engine.parallel import distribute
 from d2_maskrcnn.engine.randomness import choose_seed
 from d2_maskrcnn.engine.step import TrainStep
 from d2_maskrcnn.engine.stopping import anyone_stopped, stop_on_signals
@@ -64,7 +65,7 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(self.cfg, model)
         self.train_loader = self._build_train_loader()
         self._trainer: TrainStep = TrainStep(
-            _distribute(model),
+            distribute(model),
             self.train_loader,
             optimizer,
             seed=self.seed,
@@ -93,10 +94,12 @@ class Trainer(DefaultTrainer):
         """COCO's measure for boxes and masks; detections and figures are written under ``OUTPUT_DIR/inference``."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         node = cfg.D2_MASKRCNN.EVALUATION
+        # Named, not taken from the detections: early in a training there may be none.
+        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         if not node.FIGURES:
-            return COCOEvaluator(dataset_name, output_dir=folder)
+            return COCOEvaluator(dataset_name, tasks, output_dir=folder)
         return FigureEvaluator(
-            dataset_name, folder, confusion_iou=node.CONFUSION_IOU, confusion_score=node.CONFUSION_SCORE
+            dataset_name, folder, tasks, confusion_iou=node.CONFUSION_IOU, confusion_score=node.CONFUSION_SCORE
         )
 
     @classmethod
@@ -275,15 +278,6 @@ def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -
         class_names=names,
         engine=engine_info().as_dict(),
         **checkpointables,
-    )
-
-
-def _distribute(model: nn.Module) -> nn.Module:
-    if comm.get_world_size() == 1:
-        return model
-    on_gpu = next(model.parameters()).is_cuda
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
     )
 
 

@@ -35,6 +35,7 @@ class WandbSession:
         self.run: Any = None
         self.wandb: Any = None
         self.exit_code = 0
+        self._id = ""
         self._state_file = Path(cfg.OUTPUT_DIR) / STATE_FILE
         self.given_before = -1  # the last step that earlier processes gave
         self._last_step = -1
@@ -51,30 +52,30 @@ class WandbSession:
         state = self._read_state() if resumed else {}
         self.given_before = self._last_step = state.get("last_step", -1)
         self.sent = state.get("sent", {})
-        run_id = state.get("id") or secrets.token_hex(4)
-        self._try("starting the run", lambda: self._init(run_id))
+        self._id = state.get("id") or secrets.token_hex(4)
+        self._try("starting the run", self._init)
         if self.run is not None:
-            logger.info("W&B: run %s (%s), files in %s", run_id, self.run.settings.mode, self.run.dir)
-            self._try("noting the run", self._write_state)
+            logger.info("W&B: run %s (%s), files in %s", self._id, self.run.settings.mode, self.run.dir)
 
-    def _init(self, run_id: str) -> None:
+    def _init(self) -> None:
+        self._write_state()  # before there is a run: a process that is killed meanwhile must not leave one behind
         try:
-            self.run = self._init_with_mode(run_id, self.node.MODE)
+            self.run = self._init_with_mode(self.node.MODE)
         except Exception as error:
             if self.node.MODE != "online":
                 raise
             reason = " ".join(str(error).split())
             logger.warning("W&B: no connection (%s): recording offline; send it later with `wandb sync`", reason)
             self.wandb.teardown()  # its service still holds the run's id
-            self.run = self._init_with_mode(run_id, "offline")
+            self.run = self._init_with_mode("offline")
 
-    def _init_with_mode(self, run_id: str, mode: str) -> Any:
+    def _init_with_mode(self, mode: str) -> Any:
         node = self.node
         folder = Path(node.DIR or self.cfg.OUTPUT_DIR)
         folder.mkdir(parents=True, exist_ok=True)
         seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS))
         return self.wandb.init(
-            id=run_id,
+            id=self._id,
             resume="allow",
             reinit="create_new",  # never the run of an earlier training in this process that could not be finished
             mode=mode,
@@ -96,7 +97,7 @@ class WandbSession:
             return {}
 
     def _write_state(self) -> None:
-        state = {"id": self.run.id, "last_step": self._last_step, "sent": self.sent}
+        state = {"id": self._id, "last_step": self._last_step, "sent": self.sent}
         atomic_write_text(self._state_file, json.dumps(state))
 
     def note_sent(self, references: dict[str, Any]) -> None:

@@ -177,7 +177,7 @@ def test_a_scaler_that_cannot_scale_less_gives_up(trainer_of):
 
 
 def test_counting_takes_one_pass_less_than_there_are_parts(trainer_of):
-    trainer = trainer_of(*PLAIN_SGD, "SOLVER.IMS_PER_BATCH", 4, ACCUMULATE, 4)
+    trainer = trainer_of(*FROZEN, *PLAIN_SGD, "SOLVER.IMS_PER_BATCH", 4, ACCUMULATE, 4)
     calls = []
     draw = trainer.model.draw_samples
     trainer.model.draw_samples = lambda pictures: (calls.append(len(pictures)), draw(pictures))
