@@ -42,7 +42,7 @@ from detectron2.utils.events import EventStorage  # noqa: E402
 ARMS = ("torchvision", "plain", "full", "accumulate")
 OURS = "D2_MASKRCNN."
 OFF = [OURS + "SOLVER.MAX_GRAD_NORM", "0.0", OURS + "BEST_CHECKPOINT.ENABLED", "False"]
-OFF += [OURS + "VALIDATION_LOSS", "False", OURS + "EVALUATION.FIGURES", "False", OURS + "INSPECT.ENABLED", "False"]
+OFF += [OURS + "VALIDATION_LOSS", "False", OURS + "EVALUATION.FIGURES", "False"]
 FULL = [OURS + "EMA.ENABLED", "True", OURS + "WANDB.ENABLED", "True", OURS + "WANDB.MODE", "offline"]
 FULL += [OURS + "EARLY_STOPPING.PATIENCE", "5", OURS + "SOLVER.REFERENCE_BATCH", "16"]
 OPTIONS = {"torchvision": OFF, "plain": OFF, "full": FULL, "accumulate": [*FULL, OURS + "SOLVER.ACCUMULATE", "2"]}
@@ -140,7 +140,9 @@ def build_trainer(arm: str, folder: Path) -> Trainer:
     data = folder / "shapes"
     opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.NUM_CLASSES", "4", "SOLVER.IMS_PER_BATCH", "2"]
     opts += ["INPUT.MIN_SIZE_TRAIN", "(800,)", "INPUT.MASK_FORMAT", "bitmask", "DATALOADER.NUM_WORKERS", "0"]
-    opts += ["TEST.EVAL_PERIOD", "5000", "OUTPUT_DIR", str(folder / f"{arm}-{os.getpid()}"), "SEED", "1"]
+    # The inspection has a budget of its own (INSPECT.MAX_SHARE) and is no part of this comparison.
+    opts += [OURS + "INSPECT.ENABLED", "False", "TEST.EVAL_PERIOD", "5000"]
+    opts += ["OUTPUT_DIR", str(folder / f"{arm}-{os.getpid()}"), "SEED", "1"]
     opts += ["SOLVER.BASE_LR", "0.0001" if arm in ("torchvision", "plain") else "0.0008", *OPTIONS[arm]]
     for key, name in (("TRAIN", "train"), ("VAL", "val")):
         opts += [f"D2_MASKRCNN.DATA.{key}_JSON", str(data / "annotations" / f"instances_{name}.json")]

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 
 STATE_FILE = "wandb_run.json"  # in OUTPUT_DIR: the run's id, its last step, and the pictures that it has
 INIT_SECONDS = 30  # to reach the server, before the run is recorded offline instead
+FINISH_SECONDS = 1800  # to send what is left; the files stay, for `wandb sync`
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class WandbSession:
         node = self.node
         folder = Path(node.DIR or self.cfg.OUTPUT_DIR)
         folder.mkdir(parents=True, exist_ok=True)
-        seconds = float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS))
+        self.wandb.setup(self.wandb.Settings(silent=True))  # without a key, it must not wait for somebody to type one
         return self.wandb.init(
             id=self._id,
             resume="allow",
@@ -87,8 +88,16 @@ class WandbSession:
             tags=list(node.TAGS) or None,
             notes=node.NOTES or None,
             config=yaml.safe_load(self.cfg.dump()),
-            settings=self.wandb.Settings(init_timeout=seconds, silent=True, console="off"),
+            settings=self._settings(),
         )
+
+    def _settings(self) -> Any:
+        """Nothing is waited for without end. Newer versions can also give up sending what is left at the end."""
+        settings = {"init_timeout": float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_SECONDS))}
+        if "finish_timeout_raises" in self.wandb.Settings.model_fields:
+            seconds = float(os.environ.get("WANDB_FINISH_TIMEOUT", FINISH_SECONDS))
+            settings |= {"finish_timeout": seconds, "finish_timeout_raises": True}
+        return self.wandb.Settings(silent=True, console="off", **settings)
 
     def _read_state(self) -> dict[str, Any]:
         try:

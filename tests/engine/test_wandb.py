@@ -232,6 +232,25 @@ def test_unreachable_server_records_offline(repo_dir, tiny_opts, tmp_path):
     assert (tmp_path / "out" / "model_final.pth").is_file()
 
 
+def test_without_a_key_nobody_is_asked_for_one(repo_dir, tiny_opts, tmp_path):
+    """In a terminal, where W&B would wait for an answer."""
+    import pty
+
+    opts = [*tiny_opts, *SETTINGS, "D2_MASKRCNN.WANDB.MODE", "online", "SOLVER.MAX_ITER", 1]
+    command = [sys.executable, "-c", SCRIPT, "configs/quickstart.yaml", *map(str, opts)]
+    home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repo_dir), **home}
+    ours, theirs = pty.openpty()
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=repo_dir, env=env, stdin=theirs, stderr=theirs, stdout=output, start_new_session=True
+        )
+        assert process.wait(120) == 0
+    os.close(theirs), os.close(ours)
+    assert finished_runs(tmp_path / "out")[-1]["exit"] == 0
+
+
 def test_a_full_disk_does_not_stop_the_training(trainer_of, monkeypatch, caplog):
     trainer = trainer_of(*SETTINGS, "SOLVER.MAX_ITER", 2)
 
