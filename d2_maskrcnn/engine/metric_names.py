@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 LOSSES = ("loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc", "total_loss")
@@ -29,6 +29,8 @@ def evaluation_metrics(cfg: CfgNode) -> list[str]:
 
 
 def _measures(dataset_name: str) -> list[str]:
+    if MetadataCatalog.get(dataset_name).get("thing_classes") is None:
+        DatasetCatalog.get(dataset_name)  # loading it makes the names of its classes known
     classes = MetadataCatalog.get(dataset_name).get("thing_classes") or []
     return [*COCO_METRICS, *(f"AP-{name}" for name in classes if len(classes) > 1)]
 

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from d2_maskrcnn.engine.best import BEST_NAME, BestCheckpoint
 from d2_maskrcnn.engine.validation import evaluation_is_due
@@ -15,6 +17,8 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter, get_event_storage
+
+BINS = 64  # of histograms
 
 
 class WandbWriter(EventWriter):
@@ -54,7 +58,9 @@ class WandbWriter(EventWriter):
 
 
 class WandbResults(HookBase):
-    """Starts the run; after each evaluation sends a table of classes and pictures; at the end the best checkpoint."""
+    """Starts the run; sends histograms of what is watched, after each evaluation a table of classes and pictures, and
+    at the end the best checkpoint.
+    """
 
     trainer: Any
 
@@ -64,13 +70,20 @@ class WandbResults(HookBase):
     def before_train(self) -> None:
         """Starts the run, or goes on with it."""
         self.session.start(resumed=self.trainer.resumed)
-        self.session.watch(self.trainer.model)
 
     def after_step(self) -> None:
-        """Sends what the evaluation of this iteration gave, if there was one."""
-        step, cfg, node = self.trainer.iter, self.trainer.cfg, self.session.node
-        if self.session.run is None or not cfg.DATASETS.TEST or not evaluation_is_due(self.trainer):
+        """Sends histograms if it is time, and what the evaluation of this iteration gave, if there was one."""
+        node = self.session.node
+        if self.session.run is None:
             return
+        if node.WATCH and (self.trainer.iter + 1) % node.WATCH_PERIOD == 0:
+            tensors = watched_tensors(self.trainer._trainer._bare_model(), node.WATCH)
+            self.session.log(tensors, self.trainer.iter, as_media=self._as_histograms)
+        if self.trainer.cfg.DATASETS.TEST and evaluation_is_due(self.trainer):
+            self._send_evaluation()
+
+    def _send_evaluation(self) -> None:
+        step, cfg, node = self.trainer.iter, self.trainer.cfg, self.session.node
         self.session.log(class_tables(cfg, self.trainer._last_eval_results or {}), step, as_media=self._as_tables)
         if node.NUM_PICTURES and step > self.session.given_before:
             self._send_pictures(find_objects(cfg, self.trainer.model, node.NUM_PICTURES), step)
@@ -107,6 +120,32 @@ class WandbResults(HookBase):
     def _as_tables(self, values: dict[str, list[list[Any]]]) -> dict[str, Any]:
         table = self.session.wandb.Table
         return {name: table(columns=["class", "bbox AP", "segm AP"], data=rows) for name, rows in values.items()}
+
+    def _as_histograms(self, values: dict[str, torch.Tensor]) -> dict[str, Any]:
+        kind = self.session.wandb.Histogram
+        return {name: kind(np_histogram=histogram(tensor)) for name, tensor in values.items()}
+
+
+def watched_tensors(model: nn.Module, what: str) -> dict[str, torch.Tensor]:
+    """What is ``WATCH``ed of the weights that learn: their values, their last gradients, or both (``all``).
+
+    W&B's own ``watch`` would do it from inside of the forward pass, in evaluations as well.
+    """
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = {f"parameters/{name}": weight.detach() for name, weight in learning.items()}
+    gradients = {f"gradients/{name}": weight.grad for name, weight in learning.items() if weight.grad is not None}
+    return {**(parameters if what != "gradients" else {}), **(gradients if what != "parameters" else {})}
+
+
+def histogram(tensor: torch.Tensor) -> tuple[list[float], list[float]]:
+    """Counts in ``BINS`` bins of the values that are finite, and the BINS + 1 edges."""
+    values = tensor.detach().float().flatten()
+    values = values[values.isfinite()]
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64)
+    return torch.histc(values, bins=BINS, min=low, max=high).tolist(), edges.tolist()
 
 
 def unique_names(files: Iterable[str]) -> list[str]:

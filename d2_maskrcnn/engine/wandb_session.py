@@ -152,11 +152,6 @@ class WandbSession:
 
         self._try("uploading the best checkpoint", upload)
 
-    def watch(self, model: Any) -> None:
-        """Histograms of weights or gradients, where ``WATCH`` asks for them."""
-        if self.run is not None and self.node.WATCH:
-            self._try("watching", lambda: self.run.watch(model, log=self.node.WATCH, log_freq=self.node.WATCH_PERIOD))
-
     def finish(self) -> None:
         """Ends the run: as failed if an exception is on its way through the caller."""
         if self.run is None:

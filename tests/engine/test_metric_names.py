@@ -16,6 +16,19 @@ def test_they_are_what_an_evaluation_gives(trainer_of, opts):
     assert set(evaluation_metrics(trainer.cfg)) == set(given)
 
 
+def test_classes_of_a_dataset_that_nobody_has_loaded_yet(tiny_cfg, tiny_shapes, request):
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
+
+    name = "not_loaded_yet"
+    register_coco_instances(name, {}, str(tiny_shapes / "annotations" / "instances_val.json"), str(tiny_shapes / "val"))
+    request.addfinalizer(lambda: (DatasetCatalog.remove(name), MetadataCatalog.remove(name)))
+    cfg = tiny_cfg().clone()
+    cfg.defrost()
+    cfg.DATASETS.TEST = (name,)
+    assert "segm/AP-circle" in evaluation_metrics(cfg)
+
+
 def two_test_sets(cfg):
     cfg = cfg.clone()
     cfg.defrost()

@@ -262,6 +262,29 @@ def test_a_full_disk_does_not_stop_the_training(trainer_of, monkeypatch, caplog)
     assert trainer.iter == 2 and "training goes on without" in caplog.text
 
 
+def test_watched_gradients_and_weights_are_histograms_of_their_step(trainer_of, tmp_path):
+    watch = ["D2_MASKRCNN.WANDB.WATCH", "all", "D2_MASKRCNN.WANDB.WATCH_PERIOD", 2]
+    trainer_of(*SETTINGS, *watch, "SOLVER.MAX_ITER", 4).train()
+    (run,) = finished_runs(tmp_path / "out")
+    for name in ("gradients/backbone.fpn_lateral2.weight", "parameters/backbone.fpn_lateral2.weight"):
+        steps = [step for step, values in run["steps"] if f"{name}/_type" in values or name in values]
+        assert steps == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "total", "ends"),
+    [([], 0, (-0.5, 0.5)), ([2.0, 2.0], 2, (1.5, 2.5)), ([0.0, 1.0, float("nan"), float("inf")], 2, (0.0, 1.0))],
+)
+def test_histogram(values, total, ends):
+    import torch
+
+    from d2_maskrcnn.engine.wandb_logging import BINS, histogram
+
+    counts, edges = histogram(torch.tensor(values))
+    assert sum(counts) == total and len(counts) == BINS and len(edges) == BINS + 1
+    assert (edges[0], edges[-1]) == ends
+
+
 def test_more_classes_than_a_mask_has_values():
     from d2_maskrcnn.engine.wandb_pictures import _mask_values
 
