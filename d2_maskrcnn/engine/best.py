@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from d2_maskrcnn.engine.config_values import MODES
+from d2_maskrcnn.engine.ema import save_average
 from d2_maskrcnn.engine.metric_names import describe_metrics, resolve_metric, warn_of_direction
 from d2_maskrcnn.engine.validation import evaluation_is_due, shared_metric
 from d2_maskrcnn.errors import UserError
@@ -103,7 +104,8 @@ class MetricHook(HookBase):
 
 
 class BestCheckpoint(MetricHook):
-    """Saves ``model_best.pth`` whenever the metric is better than ever before, also before a restart.
+    """Saves ``model_best.pth`` whenever the metric is better than ever before, also before a restart; and where weights
+    are averaged, the average as ``model_best_ema.pth``.
 
     A process that is killed after it saved the best leaves a file that is newer than what a resumed training knows. On
     a GPU, whose sums are not the same each time, that training may miss the value by a little: so the file is asked,
@@ -125,6 +127,7 @@ class BestCheckpoint(MetricHook):
             return
         self.best, self.best_iter = value, self.trainer.iter
         logger.info("Best %s so far: %.5g in iteration %d", self.metric, value, self.best_iter)
+        save_average(self.trainer, BEST_NAME, self.best_iter)
         self.trainer.checkpointer.save(
             BEST_NAME, iteration=self.best_iter, best_metric={"name": self.metric, "value": value}
         )

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from d2_maskrcnn.engine.best import BEST_NAME, BestCheckpoint
+from d2_maskrcnn.engine.ema import SUFFIX
 from d2_maskrcnn.engine.validation import evaluation_is_due
 from d2_maskrcnn.engine.wandb_pictures import find_objects, references, wandb_pictures
 from d2_maskrcnn.engine.wandb_session import WandbSession
@@ -95,8 +96,9 @@ class WandbResults(HookBase):
         return next((hook for hook in self.trainer._hooks if isinstance(hook, BestCheckpoint)), None)
 
     def _send_best(self, best: BestCheckpoint) -> None:
-        path = Path(self.trainer.cfg.OUTPUT_DIR) / f"{BEST_NAME}.pth"
-        self.session.log_model(path, {"metric": best.metric, "value": best.best, "iteration": best.best_iter})
+        folder = Path(self.trainer.cfg.OUTPUT_DIR)
+        paths = [folder / f"{BEST_NAME}.pth", *([folder / f"{BEST_NAME}{SUFFIX}.pth"] if self.trainer.average else [])]
+        self.session.log_model(paths, {"metric": best.metric, "value": best.best, "iteration": best.best_iter})
 
     def after_train(self) -> None:
         """Sends the best checkpoint, whether the training came to its end or not."""

@@ -5,7 +5,7 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +140,16 @@ class WandbSession:
         self._try("logging", lambda: self.run.log(as_media(values) if as_media else values, step=step, commit=complete))
         return self.run is not None
 
-    def log_model(self, path: Path, metric: dict[str, Any]) -> None:
-        """Uploads a checkpoint as an artifact with the alias ``best``."""
-        if self.run is None or not path.is_file():
+    def log_model(self, paths: Sequence[Path], metric: dict[str, Any]) -> None:
+        """Uploads those of the files that there are as one artifact with the alias ``best``."""
+        found = [path for path in paths if path.is_file()]
+        if self.run is None or not found:
             return
 
         def upload() -> None:
             artifact = self.wandb.Artifact(f"model-{self.run.id}", type="model", metadata=metric)
-            artifact.add_file(str(path), skip_cache=True)
+            for path in found:
+                artifact.add_file(str(path), skip_cache=True)
             self.run.log_artifact(artifact, aliases=["best"])
 
         self._try("uploading the best checkpoint", upload)

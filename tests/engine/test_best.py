@@ -64,6 +64,15 @@ def test_best_is_kept(trainer_of, tmp_path):
     assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_final.pth"
 
 
+def test_averaged_weights_of_the_best(trainer_of, tmp_path):
+    trainer = run(trainer_of, [1.0, 5.0, 3.0], "D2_MASKRCNN.EMA.ENABLED", True, "D2_MASKRCNN.EMA.DECAY", 0.5)
+    best, average = best_file(tmp_path), torch.load(tmp_path / "out" / "model_best_ema.pth", weights_only=True)
+    assert average["metadata"]["iteration"] == best["iteration"] == 1
+    names = list(best["ema"]["values"])
+    assert all(torch.equal(average["model"][name], best["ema"]["values"][name]) for name in names)
+    assert average["model"].keys() == trainer.model.state_dict().keys()
+
+
 def test_smaller_is_better(trainer_of, tmp_path):
     run(trainer_of, [2.0, 0.5, 1.0], "D2_MASKRCNN.BEST_CHECKPOINT.MODE", "min")
     assert best_file(tmp_path)["best_metric"]["value"] == 0.5

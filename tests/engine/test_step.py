@@ -164,6 +164,7 @@ def test_gradient_norm_is_measured_and_checked_without_clipping(trainer_of):
         broken.train()
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
 def test_a_scaler_that_cannot_scale_less_gives_up(trainer_of):
     """float16: an infinite gradient is left out and the scale halved, but not for ever."""
     trainer = trainer_of("SOLVER.MAX_ITER", 3)
