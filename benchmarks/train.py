@@ -17,6 +17,7 @@ memory. Evaluations and checkpoints lie outside of the iterations: their parts a
 import argparse
 import json
 import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torchvision
 
 REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
@@ -216,7 +218,12 @@ def bare_step(trainer: Trainer) -> Step:
 
 def report(rounds: list[dict[str, Any]]) -> None:
     threads = rounds[0]["threads"]
-    print(f"{threads} threads, PyTorch {torch.__version__}, {len(rounds)} rounds, engine {d2_maskrcnn.engine_info()}\n")
+    loads = ", ".join(f"{each['load']:.1f}" for each in rounds)
+    print(
+        f"{threads} threads, Python {platform.python_version()}, PyTorch {torch.__version__}, torchvision "
+        f"{torchvision.__version__}, {d2_maskrcnn.engine_info().name} engine, {len(rounds)} rounds (load average "
+        f"before each: {loads})\n"
+    )
     seconds = collect(rounds, "seconds")
     peaks = collect(rounds, "peak_gib")
     print("| | iterations | median s | to torchvision's | to plain | peak GiB | to torchvision's |")

@@ -12,6 +12,7 @@ from torch import nn
 from d2_maskrcnn.engine.best import BEST_NAME, BestCheckpoint
 from d2_maskrcnn.engine.ema import SUFFIX
 from d2_maskrcnn.engine.validation import evaluation_is_due
+from d2_maskrcnn.engine.wandb_files import lost_numbers
 from d2_maskrcnn.engine.wandb_pictures import find_objects, references, wandb_pictures
 from d2_maskrcnn.engine.wandb_session import WandbSession
 from detectron2.config import CfgNode
@@ -69,8 +70,12 @@ class WandbResults(HookBase):
         self.session = session
 
     def before_train(self) -> None:
-        """Starts the run, or goes on with it."""
+        """Starts the run, or goes on with it: first with the numbers that a kill has kept it from writing down."""
         self.session.start(resumed=self.trainer.resumed)
+        if self.session.run is not None and self.trainer.resumed:
+            metrics, start = Path(self.trainer.cfg.OUTPUT_DIR) / "metrics.json", self.trainer.start_iter
+            for step, values in lost_numbers(metrics, self.session.given_before, start).items():
+                self.session.log(values, step, complete=True)
 
     def after_step(self) -> None:
         """Sends histograms if it is time, and what the evaluation of this iteration gave, if there was one."""
@@ -117,7 +122,7 @@ class WandbResults(HookBase):
             return dict(zip(keys, pictures.values(), strict=True))
 
         if self.session.log({"predictions": found}, step, as_media=as_media):
-            self.session.note_sent(references(pictures))
+            self.session.note_sent(references(pictures), step)
 
     def _as_tables(self, values: dict[str, list[list[Any]]]) -> dict[str, Any]:
         table = self.session.wandb.Table

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from d2_maskrcnn.checkpoint.atomic import atomic_write_text
+from d2_maskrcnn.engine.wandb_files import last_written_step
 from detectron2.config import CfgNode
 
 STATE_FILE = "wandb_run.json"  # in OUTPUT_DIR: the run's id, its last step, and the pictures that it has
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 class WandbSession:
     """One run, in the main process. Where W&B is missing or fails, a line says so and nothing is logged from then on.
 
-    Steps never go back and none is given twice: those up to the last one of the killed process are left out, whose
+    Steps never go back and none is given twice: those that the run has kept of a killed process are left out, whose
     numbers were the same.
 
     Args:
@@ -52,11 +53,28 @@ class WandbSession:
         self.wandb = wandb
         state = self._read_state() if resumed else {}
         self.given_before = self._last_step = state.get("last_step", -1)
-        self.sent = state.get("sent", {})
         self._id = state.get("id") or secrets.token_hex(4)
         self._try("starting the run", self._init)
         if self.run is not None:
+            if state:
+                self.given_before = self._last_step = self._stored_step(self._last_step)
+                sent = state.get("sent", {})
+                self.sent = {name: found for name, found in sent.items() if found["step"] <= self.given_before}
             logger.info("W&B: run %s (%s), files in %s", self._id, self.run.settings.mode, self.run.dir)
+
+    def _stored_step(self, noted: int) -> int:
+        """The last step that the run has kept: a killed process takes some with it that it had been given."""
+        if not self.run.offline:
+            return int(self.run.starting_step) - 1  # what the server has
+        try:
+            found = last_written_step(self._folder(), self._id)
+        except (ImportError, OSError) as error:
+            logger.warning("W&B: the run's files cannot be read (%s): going on after step %d", error, noted)
+            return noted
+        return noted if found is None else found
+
+    def _folder(self) -> Path:
+        return Path(self.node.DIR or self.cfg.OUTPUT_DIR)
 
     def _init(self) -> None:
         self._write_state()  # before there is a run: a process that is killed meanwhile must not leave one behind
@@ -72,15 +90,14 @@ class WandbSession:
 
     def _init_with_mode(self, mode: str) -> Any:
         node = self.node
-        folder = Path(node.DIR or self.cfg.OUTPUT_DIR)
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder().mkdir(parents=True, exist_ok=True)
         self.wandb.setup(self.wandb.Settings(silent=True))  # without a key, it must not wait for somebody to type one
         return self.wandb.init(
             id=self._id,
             resume="allow",
             reinit="create_new",  # never the run of an earlier training in this process that could not be finished
             mode=mode,
-            dir=str(folder),
+            dir=str(self._folder()),
             project=node.PROJECT or None,
             entity=node.ENTITY or None,
             name=node.NAME or None,
@@ -109,10 +126,11 @@ class WandbSession:
         state = {"id": self._id, "last_step": self._last_step, "sent": self.sent}
         atomic_write_text(self._state_file, json.dumps(state))
 
-    def note_sent(self, references: dict[str, Any]) -> None:
-        """Remembers, also for a resumed training, how to refer to pictures that the run has now."""
-        if self.run is not None and not references.keys() <= self.sent.keys():
-            self.sent.update(references)
+    def note_sent(self, references: dict[str, dict[str, Any]], step: int) -> None:
+        """Remembers, also for a resumed training, how to refer to pictures that the run has since ``step``."""
+        new = {name: {**found, "step": step} for name, found in references.items() if name not in self.sent}
+        if self.run is not None and new:
+            self.sent.update(new)
             self._try("noting the pictures", self._write_state)
 
     def log(
@@ -134,8 +152,7 @@ class WandbSession:
         if self.run is None or not values or step <= self.given_before or step < self._last_step:
             return False
         if step > self._last_step:
-            # Noted before it is given: a process that is killed in between loses a step rather than giving it twice.
-            self._last_step = step
+            self._last_step = step  # noted before it is given: never given twice, also where the files cannot be read
             self._try("noting the step", self._write_state)
         self._try("logging", lambda: self.run.log(as_media(values) if as_media else values, step=step, commit=complete))
         return self.run is not None
