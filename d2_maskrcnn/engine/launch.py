@@ -147,7 +147,22 @@ def _run_spawned_worker(
         main(*args)
         dist.destroy_process_group()
 
-    sys.exit(run_main(work))
+    try:
+        code = run_main(work)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    if code:
+        _leave(code)
+
+
+def _leave(code: int) -> None:
+    """Ends this process without taking the process group down: with a peer that is gone already, gloo would abort, and
+    the launcher would see a signal in the place of this status.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _join(url: str, rank: int, world_size: int, local_rank: int, local_size: int) -> None:
