@@ -11,11 +11,10 @@ processes.
 
 import argparse
 import sys
-from pathlib import Path
 
 # Importing the plugin chooses the engine, so it comes before anything of detectron2.
 from d2_maskrcnn import UserError
-from d2_maskrcnn.engine import Trainer, build_checkpointer, draw_predictions, launch, run_main, setup
+from d2_maskrcnn.engine import Trainer, build_checkpointer, draw_test_sets, launch, run_main, setup
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
@@ -42,8 +41,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
     if cfg.TEST.AUG.ENABLED:
         results = {**results, "tta": Trainer.test_with_augmentation(cfg, model)}
     if comm.is_main_process():
-        for name in cfg.DATASETS.TEST:
-            draw_predictions(cfg, model, name, Path(cfg.OUTPUT_DIR) / "predictions")
+        draw_test_sets(cfg, model)
     return results
 
 

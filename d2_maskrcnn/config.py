@@ -47,8 +47,12 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     # Parts that each process computes its share of a batch in, one after the other: 1 is all at once. Batch size and
     # result stay (exactly, without BN and for pictures of one size); memory falls.
     node.SOLVER.ACCUMULATE = 1
-    # L2 norm over all weights that the gradient is scaled down to; it is logged as grad_norm. 0.0 leaves it alone.
-    node.SOLVER.MAX_GRAD_NORM = 0.0
+    # L2 norm over all weights that the gradient is scaled down to. The default is above the norms of a sound training:
+    # only outliers are clipped. 0.0 leaves the gradient alone. Its norm is measured and logged as grad_norm anyway.
+    node.SOLVER.MAX_GRAD_NORM = 35.0
+    # dtype of the forward pass where SOLVER.AMP.ENABLED: "float16", "bfloat16" or "auto" (float16 on CUDA, bfloat16 on
+    # CPUs, which have no other).
+    node.SOLVER.AMP_DTYPE = "auto"
     # Batch size that SOLVER.BASE_LR was chosen for; another IMS_PER_BATCH scales the rate, in proportion (SGD) or by
     # the square root (AdamW). 0 never scales.
     node.SOLVER.REFERENCE_BATCH = 0

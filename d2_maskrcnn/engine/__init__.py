@@ -3,7 +3,7 @@
 from d2_maskrcnn.engine.cli import run_main
 from d2_maskrcnn.engine.launch import launch, under_torchrun
 from d2_maskrcnn.engine.optimizer import build_optimizer
-from d2_maskrcnn.engine.predictions import draw_predictions
+from d2_maskrcnn.engine.predictions import draw_predictions, draw_test_sets
 from d2_maskrcnn.engine.setup import setup
 from d2_maskrcnn.engine.step import TrainStep
 from d2_maskrcnn.engine.trainer import Trainer, build_checkpointer
@@ -14,6 +14,7 @@ __all__ = [
     "build_checkpointer",
     "build_optimizer",
     "draw_predictions",
+    "draw_test_sets",
     "launch",
     "run_main",
     "setup",

@@ -1,16 +1,22 @@
 """The best model so far, and the end of a training that does not get better. Both survive ``--resume``."""
 
-import difflib
 import logging
 import math
+import pickle
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from d2_maskrcnn.engine.config_values import MODES
+from d2_maskrcnn.engine.ema import save_average
+from d2_maskrcnn.engine.metric_names import describe_metrics, resolve_metric, warn_of_direction
 from d2_maskrcnn.engine.validation import evaluation_is_due, shared_metric
 from d2_maskrcnn.errors import UserError
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-MODES = ("max", "min")
 BEST_NAME = "model_best"
 
 logger = logging.getLogger(__name__)
@@ -65,27 +71,55 @@ class MetricHook(HookBase):
     def _warn_missing(self) -> None:
         if comm.is_main_process():
             known = sorted(name for name in self.trainer.storage.latest() if "/" in name)
-            near = difflib.get_close_matches(self.metric, known, n=1)
-            hint = f" Did you mean {near[0]}?" if near else f" There is: {', '.join(known) or 'nothing'}."
-            logger.warning("%s: there is no metric %r.%s", type(self).__name__, self.metric, hint)
+            hint = describe_metrics(self.metric, known)
+            logger.warning("%s: there is no metric %r. %s", type(self).__name__, self.metric, hint)
 
     def state_dict(self) -> dict[str, Any]:
         """What has been seen so far."""
-        return {"best": self.best, "best_iter": self.best_iter, "last_iter": self.last_iter, "metric": self.metric}
+        return {
+            "best": self.best,
+            "best_iter": self.best_iter,
+            "last_iter": self.last_iter,
+            "metric": self.metric,
+            "mode": self.mode,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes back what :meth:`state_dict` gave, unless it is about another metric, whose numbers say nothing."""
-        if state_dict["metric"] != self.metric:
+        if not self._is_about_the_same(state_dict):
             logger.warning(
-                "The checkpoint followed %s, this run follows %s: it starts anew", state_dict["metric"], self.metric
+                "%s: the checkpoint followed %s (%s), this run follows %s (%s): it starts anew",
+                type(self).__name__,
+                state_dict["metric"],
+                state_dict.get("mode", self.mode),
+                self.metric,
+                self.mode,
             )
             return
         self.best, self.best_iter = state_dict["best"], state_dict["best_iter"]
         self.last_iter = state_dict["last_iter"]
 
+    def _is_about_the_same(self, state_dict: dict[str, Any]) -> bool:
+        return (state_dict["metric"], state_dict.get("mode", self.mode)) == (self.metric, self.mode)
+
 
 class BestCheckpoint(MetricHook):
-    """Saves ``model_best.pth`` whenever the metric is better than ever before, also before a restart."""
+    """Saves ``model_best.pth`` whenever the metric is better than ever before, also before a restart; and where weights
+    are averaged, the average as ``model_best_ema.pth``.
+
+    A process that is killed after it saved the best leaves a file that is newer than what a resumed training knows. On
+    a GPU, whose sums are not the same each time, that training may miss the value by a little: so the file is asked,
+    too.
+    """
+
+    def before_train(self) -> None:
+        """Takes the file's value for the best so far if it is better than the checkpoint's."""
+        if not self.trainer.resumed:
+            return
+        of_file = _best_of_file(Path(self.trainer.cfg.OUTPUT_DIR) / f"{BEST_NAME}.pth", self.metric)
+        found = comm.all_gather(of_file)[0]
+        if found is not None and self.is_better(found[0]):
+            self.best, self.best_iter = found
 
     def see(self, value: float) -> None:
         """Saves if ``value`` is the best."""
@@ -93,6 +127,7 @@ class BestCheckpoint(MetricHook):
             return
         self.best, self.best_iter = value, self.trainer.iter
         logger.info("Best %s so far: %.5g in iteration %d", self.metric, value, self.best_iter)
+        save_average(self.trainer, BEST_NAME, self.best_iter)
         self.trainer.checkpointer.save(
             BEST_NAME, iteration=self.best_iter, best_metric={"name": self.metric, "value": value}
         )
@@ -136,18 +171,12 @@ class EarlyStopping(MetricHook):
             self.best, self.best_iter, self.bad_evaluations = value, self.trainer.iter, 0
             return
         self.bad_evaluations += 1
-        logger.info(
-            "%s %.5g is not better than %s of iteration %d by more than %g (%d of %d times)",
-            self.metric,
-            value,
-            self.best,
-            self.best_iter,
-            self.min_delta,
-            self.bad_evaluations,
-            self.patience,
-        )
+        than = "which is no number" if self.best is None else f"not better than {self.best:.5g} by {self.min_delta:g}"
+        logger.info("%s is %.5g, %s (%d of %d times)", self.metric, value, than, self.bad_evaluations, self.patience)
         if self.bad_evaluations >= self.patience:
-            logger.info("Stopping early after iteration %d", self.trainer.iter)
+            logger.info(
+                "Stopping early after iteration %d: the best was in iteration %d", self.trainer.iter, self.best_iter
+            )
             self.trainer.max_iter = self.trainer.iter + 1  # hooks behind this one see the last iteration
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,5 +186,37 @@ class EarlyStopping(MetricHook):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes back what :meth:`state_dict` gave."""
         super().load_state_dict(state_dict)
-        if state_dict["metric"] == self.metric:
+        if self._is_about_the_same(state_dict):
             self.bad_evaluations = state_dict["bad_evaluations"]
+
+
+def build_judges(cfg: CfgNode) -> list[HookBase]:
+    """What follows a metric. Patience comes first: the best checkpoint keeps its state, too.
+
+    Raises:
+        UserError: no evaluation of ``DATASETS.TEST`` gives that metric.
+    """
+    stop, best = cfg.D2_MASKRCNN.EARLY_STOPPING, cfg.D2_MASKRCNN.BEST_CHECKPOINT
+    found: list[HookBase] = []
+    if stop.PATIENCE:
+        metric = resolve_metric(cfg, "EARLY_STOPPING")
+        warn_of_direction("EARLY_STOPPING", metric, stop.MODE)
+        found.append(EarlyStopping(metric, stop.MODE, stop.PATIENCE, stop.MIN_DELTA))
+    if best.ENABLED:
+        metric = resolve_metric(cfg, "BEST_CHECKPOINT")
+        warn_of_direction("BEST_CHECKPOINT", metric, best.MODE)
+        found.append(BestCheckpoint(metric, best.MODE))
+    return found
+
+
+def _best_of_file(path: Path, metric: str) -> tuple[float, int] | None:
+    """The value of ``metric`` and the iteration that a best checkpoint was saved with; None where it has none."""
+    if not path.is_file():
+        return None
+    try:  # mapped, not read: only the few bytes that are looked at
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        saved = content["best_metric"]
+        return (float(saved["value"]), int(content["iteration"])) if saved["name"] == metric else None
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        logger.warning("%s cannot be read (%s): the checkpoint's best value counts", path, type(error).__name__)
+        return None

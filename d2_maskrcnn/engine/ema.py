@@ -13,6 +13,8 @@ from d2_maskrcnn.errors import UserError
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+SUFFIX = "_ema"  # of the files with averaged weights
+
 
 class WeightAverage:
     """Follows all that changes in training: trainable weights and the running statistics of norms.
@@ -107,7 +109,13 @@ class UpdateAverage(HookBase):
     def after_train(self) -> None:
         """Writes ``model_final_ema.pth``, which MODEL.WEIGHTS takes, if training came to its end."""
         trainer: Any = self.trainer
-        if trainer.iter < trainer.max_iter or not comm.is_main_process():
-            return
-        data = {"model": self.average.model_state(), "metadata": trainer.checkpointer.metadata(trainer.iter - 1)}
-        atomic_torch_save(data, Path(trainer.cfg.OUTPUT_DIR) / "model_final_ema.pth")
+        if trainer.iter == trainer.max_iter:
+            save_average(trainer, "model_final", trainer.iter - 1)
+
+
+def save_average(trainer: Any, name: str, iteration: int) -> None:
+    """Writes ``OUTPUT_DIR/<name>_ema.pth``, a weight file that MODEL.WEIGHTS takes, where there is an average."""
+    if trainer.average is None or not comm.is_main_process():
+        return
+    data = {"model": trainer.average.model_state(), "metadata": trainer.checkpointer.metadata(iteration)}
+    atomic_torch_save(data, Path(trainer.cfg.OUTPUT_DIR) / f"{name}{SUFFIX}.pth")

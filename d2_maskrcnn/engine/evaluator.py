@@ -5,6 +5,7 @@ import io
 import json
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,20 @@ class FigureEvaluator(COCOEvaluator):
     Args:
         dataset_name: a registered dataset.
         output_dir: where detections and figures go.
+        tasks: ``bbox``, ``segm``; None: those that detections are for.
         confusion_iou, confusion_score: least overlap and score of the confusion matrix, in [0, 1].
     """
 
-    def __init__(self, dataset_name: str, output_dir: str, *, confusion_iou: float, confusion_score: float) -> None:
-        super().__init__(dataset_name, output_dir=output_dir)
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str,
+        tasks: Sequence[str] | None = None,
+        *,
+        confusion_iou: float,
+        confusion_score: float,
+    ) -> None:
+        super().__init__(dataset_name, tasks, output_dir=output_dir)
         self.dataset_name, self.folder = dataset_name, Path(output_dir)
         self.confusion_iou, self.confusion_score = confusion_iou, confusion_score
 
@@ -53,7 +63,8 @@ class FigureEvaluator(COCOEvaluator):
         names = [category["name"] for category in sorted(truth["categories"], key=lambda category: category["id"])]
         matrix = confusion_matrix(truth, detections, self.confusion_iou, self.confusion_score)
         _write_csv(self.folder / "figures" / "confusion_matrix.csv", matrix, names)
-        figures = {"confusion_matrix": draw_confusion(matrix, names)}
+        title = f"Confusion matrix, IoU {self.confusion_iou:g}, score {self.confusion_score:g}"
+        figures = {"confusion_matrix": draw_confusion(matrix, names, title)}
         for task in results:
             recalls, curves = precision_recall(truth, detections, task)
             figures[f"precision_recall_{task}"] = draw_curves(recalls, curves, f"Precision and recall, {task}, IoU 0.5")
@@ -66,8 +77,14 @@ class FigureEvaluator(COCOEvaluator):
         for name, figure in figures.items():
             pixels = save_figure(figure, self.folder / "figures" / f"{name}.png")
             if has_event_storage():
-                get_event_storage().put_image(f"{self.folder.name}/{name}", pixels)
+                get_event_storage().put_image(f"{_tag(self.folder)}/{name}", pixels)
         logger.info("Figures are in %s", self.folder / "figures")
+
+
+def _tag(folder: Path) -> str:
+    """``OUTPUT_DIR/inference_ema/<dataset>`` -> ``inference_ema/<dataset>``."""
+    starts = [number for number, part in enumerate(folder.parts) if part.startswith("inference")]
+    return "/".join(folder.parts[starts[-1] :]) if starts else folder.name
 
 
 def precision_recall(

@@ -11,7 +11,7 @@ MAX_NUMBERS = 20  # classes, above which a matrix is drawn without its numbers
 MAX_CURVES = 12  # classes, above which only the mean and the best and worst are drawn
 
 
-def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
+def draw_confusion(matrix: np.ndarray, names: Sequence[str], title: str = "Confusion matrix") -> Figure:
     """Args: matrix (K + 1, K + 1) counts, the last row and column for nothing; names of the K classes."""
     labels = [*names, "(nothing)"]
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -19,14 +19,14 @@ def draw_confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=axes, label="share of the row")
+    figure.colorbar(image, ax=axes, label="share of the row", fraction=0.046, pad=0.02)
     if len(names) <= MAX_NUMBERS:
         for (row, column), count in np.ndenumerate(matrix):
             colour = "white" if share[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.set(xlabel="detected as", ylabel="annotated as", title="Confusion matrix")
+    axes.set(xlabel="detected as", ylabel="annotated as", title=title)
     return figure
 
 

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from d2_maskrcnn.engine.cli import run_main
+from d2_maskrcnn.engine.cli import EXIT_INTERRUPTED, run_main
 from d2_maskrcnn.errors import UserError
 from detectron2.utils import comm
 
@@ -74,6 +74,8 @@ def launch(
         while not workers.join():
             pass
     except mp.ProcessExitedException as error:
+        if error.exit_code == EXIT_INTERRUPTED:  # stopped by a signal: the workers have saved and said so
+            raise SystemExit(EXIT_INTERRUPTED) from error
         # join() has ended the others, which would wait for the dead one until the time-out of the process group
         reason = f"signal {error.signal_name}" if error.signal_name else f"status {error.exit_code}"
         print(
@@ -145,7 +147,22 @@ def _run_spawned_worker(
         main(*args)
         dist.destroy_process_group()
 
-    sys.exit(run_main(work))
+    try:
+        code = run_main(work)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    if code:
+        _leave(code)
+
+
+def _leave(code: int) -> None:
+    """Ends this process without taking the process group down: with a peer that is gone already, gloo would abort, and
+    the launcher would see a signal in the place of this status.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _join(url: str, rank: int, world_size: int, local_rank: int, local_size: int) -> None:

@@ -23,9 +23,22 @@ from detectron2.structures import Instances
 
 logger = logging.getLogger(__name__)
 
+# Boxes (N, 4) XYXY in the picture's pixels, masks (N, H, W) bool, classes and scores, each of length N.
+Objects = tuple[torch.Tensor, torch.Tensor, list[int], list[float]]
+
 # The palette of Okabe and Ito (2008), which people with colour-blindness can tell apart.
 COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"]
 MIN_SIDE = 384  # small pictures are enlarged to this, so that boxes and labels can be read
+
+
+def draw_test_sets(cfg: CfgNode, model: nn.Module) -> None:
+    """:func:`draw_predictions` of ``DATASETS.TEST`` in ``OUTPUT_DIR/predictions``, or a folder there for each of
+    several datasets.
+    """
+    names = list(cfg.DATASETS.TEST)
+    for name in names:
+        folder = Path(cfg.OUTPUT_DIR, "predictions", *([name] if len(names) > 1 else []))
+        draw_predictions(cfg, model, name, folder)
 
 
 def draw_predictions(
@@ -62,27 +75,30 @@ def draw_predictions(
     return written
 
 
-def annotated(record: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, list[int], list[float]]:
-    """Boxes (N, 4) XYXY in the picture's pixels, masks (N, H, W) bool, classes and scores (1 for annotations)."""
+def annotated(record: dict[str, Any]) -> Objects:
+    """The objects of a record, without crowd regions; their scores are 1."""
     annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
     boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # COCO's boxes are XYWH
     size = (record["height"], record["width"])
-    masks = [_decode(a["segmentation"], size) for a in annotations]
+    masks = [_decode(a.get("segmentation") or [], size) for a in annotations]
     stacked = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
     return boxes, stacked, [a["category_id"] for a in annotations], [1.0] * len(annotations)
 
 
 def _decode(segmentation: Any, size: tuple[int, int]) -> torch.Tensor:
+    if not segmentation:  # an object with nothing but a box
+        return torch.zeros(size, dtype=torch.bool)
     if isinstance(segmentation, list):
         segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
     return torch.from_numpy(mask_util.decode(segmentation)).bool()
 
 
-def detected(found: Instances, threshold: float) -> tuple[torch.Tensor, torch.Tensor, list[int], list[float]]:
-    """The same of what a model found with at least the score ``threshold``, in the picture's frame."""
+def detected(found: Instances, threshold: float) -> Objects:
+    """What a model found with at least the score ``threshold``, in the picture's frame; empty masks if it has none."""
     found = found[found.scores >= threshold]
-    return found.pred_boxes.tensor, found.pred_masks, found.pred_classes.tolist(), found.scores.tolist()
+    masks = found.pred_masks if found.has("pred_masks") else torch.zeros((len(found), *found.image_size)).bool()
+    return found.pred_boxes.tensor, masks, found.pred_classes.tolist(), found.scores.tolist()
 
 
 def _draw(

@@ -10,6 +10,7 @@ import torch
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.config_check import check_components, load_config
 from d2_maskrcnn.data import check_datasets, register_own_data
+from d2_maskrcnn.engine.config_values import check_values
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup
@@ -35,6 +36,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_components(cfg)
     register_own_data(cfg)
     moved_to_cpu = _use_cpu_without_gpu(cfg)
+    check_values(cfg)
     _check_output_dir(cfg.OUTPUT_DIR)
     check_datasets(cfg, train=not args.eval_only)
     cfg.freeze()

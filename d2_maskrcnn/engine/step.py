@@ -35,7 +35,8 @@ class TrainStep(SimpleTrainer):
         accumulate: parts that a batch is computed in, one after the other, to save memory. Loss and gradient are those
             of the whole batch, for pictures of one size (parts are padded to their own largest picture) and without
             batch normalisation, whose statistics are each part's own.
-        max_grad_norm: gradients are scaled down to this L2 norm over all weights; 0 neither clips nor measures.
+        max_grad_norm: gradients are scaled down to this L2 norm over all weights; 0 leaves them alone. The norm is
+            measured in any case.
     """
 
     def __init__(
@@ -73,8 +74,7 @@ class TrainStep(SimpleTrainer):
         parts = split_batch(batch, self.accumulate, picture_seeds(self.seed, self.iter, comm.get_rank(), len(batch)))
         losses = self._backward_whole(parts[0]) if len(parts) == 1 else self._backward_in_parts(parts)
         self._write_metrics(losses, data_time)
-        if self.max_grad_norm > 0:
-            self._clip(batch)
+        self._check_and_clip(batch)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
@@ -87,15 +87,27 @@ class TrainStep(SimpleTrainer):
         return losses
 
     def _backward_in_parts(self, parts: list[Part]) -> dict[str, torch.Tensor]:
-        weights = part_weights([self._count_samples(part) for part in parts], self.device)
+        # The first part's samples are counted by its own forward pass; the others' must be known before its backward.
+        others = [self._count_samples(part) for part in parts[1:]]
         sums: dict[str, torch.Tensor] = {}
-        for part, part_weight in zip(parts, weights, strict=True):
-            with self._synchronised_last(part is parts[-1]), sampling_by_picture(part.seeds):
-                losses = weigh(self._forward(part.pictures), part_weight)
+        weights: list[torch.Tensor] = []
+        for number, part in enumerate(parts):
+            with self._synchronised_last(part is parts[-1]), sampling_by_picture(part.seeds) as sampling:
+                losses = self._forward(part.pictures)
+                if number == 0:
+                    weights = part_weights([self._own_counts(part, sampling), *others], self.device)
+                losses = weigh(losses, weights[number])
                 self._backward(losses, part.pictures)
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach()
         return sums
+
+    def _own_counts(self, part: Part, sampling: PictureSampling) -> Counts:
+        return _counts(sampling) if self._counts_samples() else Counts(*[len(part.pictures)] * 3)
+
+    def _counts_samples(self) -> bool:
+        model = self._bare_model()
+        return hasattr(model, "draw_samples") and not _has_batch_statistics(model)
 
     def _count_samples(self, part: Part) -> Counts:
         """What the part's losses will be divided by: its sampling is done once beforehand, without the heads.
@@ -104,11 +116,10 @@ class TrainStep(SimpleTrainer):
         backward pass. With batch normalisation the sum is not exact anyway, and this pass would disturb its
         statistics: then a part counts by its pictures.
         """
-        model = self._bare_model()
-        if not hasattr(model, "draw_samples") or _has_batch_statistics(model):
+        if not self._counts_samples():
             return Counts(*[len(part.pictures)] * 3)
         with sampling_by_picture(part.seeds) as sampling, self._autocast():
-            self._try(lambda: model.draw_samples(part.pictures), part.pictures)
+            self._try(lambda: self._bare_model().draw_samples(part.pictures), part.pictures)
         return _counts(sampling)
 
     def _synchronised_last(self, last: bool) -> AbstractContextManager[Any]:
@@ -123,13 +134,18 @@ class TrainStep(SimpleTrainer):
             raise UserError(self._describe_non_finite(values, batch))
         self.grad_scaler.scale(total).backward()
 
-    def _clip(self, batch: list[dict[str, Any]]) -> None:
+    def _check_and_clip(self, batch: list[dict[str, Any]]) -> None:
         self.grad_scaler.unscale_(self.optimizer)
-        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(weights, self.max_grad_norm))
+        weights = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        total = nn.utils.get_total_norm([p.grad for p in weights])
+        norm = float(total)
         get_event_storage().put_scalar("grad_norm", norm)
-        if not math.isfinite(norm) and not self.grad_scaler.is_enabled():  # a scaler leaves such a step out by itself
-            raise UserError(self._describe_non_finite(f"the norm of the gradient is {norm}", batch))
+        if not math.isfinite(norm):
+            # A scaler leaves such a step out and scales less from then on; where it no longer scales, that is no cure.
+            if not self.grad_scaler.is_enabled() or self.grad_scaler.get_scale() <= 1:
+                raise UserError(self._describe_non_finite(f"the norm of the gradient is {norm}", batch))
+        elif 0 < self.max_grad_norm < norm:
+            nn.utils.clip_grads_with_norm_(weights, self.max_grad_norm, total)
 
     def _bare_model(self) -> Any:
         return self.model.module if isinstance(self.model, nn.parallel.DistributedDataParallel) else self.model
@@ -156,7 +172,10 @@ class TrainStep(SimpleTrainer):
     def _describe_non_finite(self, what: str, batch: list[dict[str, Any]]) -> str:
         names = [str(record.get("file_name", "a picture without file_name")) for record in batch]
         culprits = [name for name, record in zip(names, batch, strict=True) if not self._is_finite_alone(record)]
-        blame = f"; alone, these give a loss that is not finite: {', '.join(culprits)}" if culprits else ""
+        if len(culprits) == len(names) > 1:
+            blame = "; each of them gives such a loss alone, so look at the weights rather than at a picture"
+        else:
+            blame = f"; alone, these give a loss that is not finite: {', '.join(culprits)}" if culprits else ""
         return (
             f"The loss is not finite at iteration {self.iter} ({what}). "
             f"Pictures of this batch: {', '.join(names)}{blame}. "

@@ -1,35 +1,33 @@
 """The training loop: Detectron2's ``DefaultTrainer`` with data, steps and checkpoints that survive being killed."""
 
-import contextlib
 import logging
 import os
-import signal
 import weakref
-from collections.abc import Iterator
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
+from d2_maskrcnn.data.loader import ResumableTrainLoader
 from d2_maskrcnn.engine.augmentation import add_copy_paste, build_train_mapper
-from d2_maskrcnn.engine.best import BestCheckpoint, EarlyStopping
+from d2_maskrcnn.engine.best import build_judges
+from d2_maskrcnn.engine.config_values import check_values
 from d2_maskrcnn.engine.ema import UpdateAverage, WeightAverage
 from d2_maskrcnn.engine.evaluator import FigureEvaluator
+from d2_maskrcnn.engine.hooks import DrawPredictions, EvaluateAtEnd, ResumablePreciseBN, SaveCheckpoints, WriteEvents
 from d2_maskrcnn.engine.lr_scaling import scale_learning_rate
 from d2_maskrcnn.engine.optimizer import build_optimizer
-from d2_maskrcnn.engine.predictions import draw_predictions
+from d2_maskrcnn.engine.parallel import distribute
 from d2_maskrcnn.engine.randomness import choose_seed
 from d2_maskrcnn.engine.step import TrainStep
+from d2_maskrcnn.engine.stopping import anyone_stopped, stop_on_signals
 from d2_maskrcnn.engine.tta import TestTimeAugmentation
 from d2_maskrcnn.engine.validation import Evaluate, validation_losses
 from d2_maskrcnn.engine.wandb_logging import WandbResults, WandbWriter
-from d2_maskrcnn.engine.wandb_session import WandbSession, check_wandb_config
+from d2_maskrcnn.engine.wandb_session import WandbSession
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -56,6 +54,7 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer's own __init__ would build Detectron2's loader, step and checkpointer; theirs are replaced
         # here.
         TrainerBase.__init__(self)
+        check_values(cfg)
         self.cfg = scale_learning_rate(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         self.seed = comm.all_gather(choose_seed(self.cfg.SEED))[0]
         self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
@@ -66,15 +65,14 @@ class Trainer(DefaultTrainer):
         self.initial_seed: int | None = self.seed
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
-        self.train_loader = build_resumable_train_loader(self.cfg, self.seed, build_train_mapper(self.cfg))
-        add_copy_paste(self.cfg, self.train_loader)
+        self.train_loader = self._build_train_loader()
         self._trainer: TrainStep = TrainStep(
-            _distribute(model),
+            distribute(model),
             self.train_loader,
             optimizer,
             seed=self.seed,
             amp_dtype=_amp_dtype(self.cfg),
-            accumulate=_parts(self.cfg),
+            accumulate=self.cfg.D2_MASKRCNN.SOLVER.ACCUMULATE,
             max_grad_norm=self.cfg.D2_MASKRCNN.SOLVER.MAX_GRAD_NORM,
         )
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
@@ -82,7 +80,8 @@ class Trainer(DefaultTrainer):
         self.average = WeightAverage(model, ema.DECAY) if ema.ENABLED else None
         states = {"ema": self.average} if self.average else {}
         self.checkpointer = build_checkpointer(self.cfg, model, trainer=weakref.proxy(self), **states)
-        use_wandb = check_wandb_config(self.cfg) and comm.is_main_process()
+        wandb = self.cfg.D2_MASKRCNN.WANDB
+        use_wandb = wandb.ENABLED and wandb.MODE != "disabled" and comm.is_main_process()
         self.wandb_session = WandbSession(self.cfg) if use_wandb else None
         self.resumed = False
         self.register_hooks(self.build_hooks())
@@ -97,10 +96,12 @@ class Trainer(DefaultTrainer):
         """COCO's measure for boxes and masks; detections and figures are written under ``OUTPUT_DIR/inference``."""
         folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
         node = cfg.D2_MASKRCNN.EVALUATION
+        # Named, not taken from the detections: early in a training there may be none.
+        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
         if not node.FIGURES:
-            return COCOEvaluator(dataset_name, output_dir=folder)
+            return COCOEvaluator(dataset_name, tasks, output_dir=folder)
         return FigureEvaluator(
-            dataset_name, folder, confusion_iou=node.CONFUSION_IOU, confusion_score=node.CONFUSION_SCORE
+            dataset_name, folder, tasks, confusion_iou=node.CONFUSION_IOU, confusion_score=node.CONFUSION_SCORE
         )
 
     @classmethod
@@ -108,24 +109,31 @@ class Trainer(DefaultTrainer):
         """Detectron2's test loader over a mapper that names the pictures it cannot read."""
         return build_checked_test_loader(cfg, dataset_name)
 
+    def _build_train_loader(self) -> ResumableTrainLoader:
+        loader = build_resumable_train_loader(self.cfg, self.seed, build_train_mapper(self.cfg))
+        add_copy_paste(self.cfg, loader)
+        return loader
+
     def build_hooks(self) -> list[HookBase | None]:
         """In this order: what changes weights, what evaluates, what judges, what saves, what writes.
 
         So a checkpoint knows all that was known when it was saved, and a resumed training judges as this one does.
         """
         cfg, is_main = self.cfg, comm.is_main_process()
+        evaluates = bool(cfg.DATASETS.TEST)
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._build_precise_bn_hook() if cfg.TEST.PRECISE_BN.ENABLED else None,
             UpdateAverage(self.average) if self.average else None,
-            Evaluate(self._evaluate) if cfg.DATASETS.TEST else None,
-            *(_judges(cfg) if cfg.DATASETS.TEST else []),
-            _SaveCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
-            _DrawPredictions() if is_main else None,
+            Evaluate(self._evaluate) if evaluates else None,
+            *(build_judges(cfg) if evaluates else []),
+            EvaluateAtEnd("tta", self._evaluate_augmented) if evaluates and cfg.TEST.AUG.ENABLED else None,
+            SaveCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
+            DrawPredictions() if is_main else None,
             WandbResults(self.wandb_session) if self.wandb_session else None,
             self._build_inspection() if cfg.D2_MASKRCNN.INSPECT.ENABLED and is_main else None,
-            hooks.PeriodicWriter(self.build_writers(), period=cfg.D2_MASKRCNN.LOG_PERIOD) if is_main else None,
+            WriteEvents(self.build_writers(), period=cfg.D2_MASKRCNN.LOG_PERIOD) if is_main else None,
         ]
 
     def build_writers(self) -> list[EventWriter]:
@@ -134,8 +142,8 @@ class Trainer(DefaultTrainer):
         return [*own, *super().build_writers()]
 
     def _build_precise_bn_hook(self) -> HookBase:
-        loader = build_resumable_train_loader(self.cfg, self.seed)
-        return hooks.PreciseBN(self.cfg.TEST.EVAL_PERIOD, self.model, loader, self.cfg.TEST.PRECISE_BN.NUM_ITER)
+        cfg = self.cfg.TEST
+        return ResumablePreciseBN(cfg.EVAL_PERIOD, self.model, self._build_train_loader(), cfg.PRECISE_BN.NUM_ITER)
 
     def _build_inspection(self) -> HookBase:
         # Imported here: the inspection's own modules need this package.
@@ -154,11 +162,21 @@ class Trainer(DefaultTrainer):
                 results["ema"] = {**self.test(self.cfg, self.model, folder="inference_ema"), **self._validation()}
         return results
 
+    def _evaluate_augmented(self) -> dict[str, Any]:
+        results = self.test_with_augmentation(self.cfg, self.model)
+        if self.average is not None:
+            with self.average.applied():
+                logger.info("The same with averaged weights")
+                augmented = self.test_with_augmentation(self.cfg, self.model, folder="inference_tta_ema")
+                results = {**results, "ema": augmented}
+        return results
+
     def _validation(self) -> dict[str, Any]:
         if not self.cfg.D2_MASKRCNN.VALIDATION_LOSS:
             return {}
         losses = validation_losses(self.cfg, self.model)
-        logger.info("Validation losses: %s", ", ".join(f"{name} {value:.4g}" for name, value in losses.items()))
+        if losses:
+            logger.info("Validation losses: %s", ", ".join(f"{name} {value:.4g}" for name, value in losses.items()))
         return {"validation": losses}
 
     @classmethod
@@ -173,10 +191,10 @@ class Trainer(DefaultTrainer):
         return super().test(cfg, model, evaluators)
 
     @classmethod
-    def test_with_augmentation(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
-        """:meth:`test` of the model under ``TEST.AUG``; detections go to ``OUTPUT_DIR/inference_tta``."""
+    def test_with_augmentation(cls, cfg: CfgNode, model: nn.Module, folder: str = "inference_tta") -> dict[str, Any]:
+        """:meth:`test` of the model under ``TEST.AUG``."""
         logger.info("The same with test-time augmentation")
-        return cls.test(cfg, TestTimeAugmentation(cfg, model), folder="inference_tta")
+        return cls.test(cfg, TestTimeAugmentation(cfg, model), folder=folder)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Loads ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR`` if there is one.
@@ -209,10 +227,10 @@ class Trainer(DefaultTrainer):
         """
         logger.info("Training iterations %d to %d with seed %d", self.start_iter, self.max_iter - 1, self.seed)
         self.iter, self.max_iter = self.start_iter, max(self.max_iter, self.start_iter)
-        with _stop_on_signals(self), EventStorage(self.start_iter) as self.storage:
+        with stop_on_signals(self), EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
-                while self.iter < self.max_iter and not self._anyone_stopped():
+                while self.iter < self.max_iter and not anyone_stopped(self.stop_requested):
                     self.before_step()
                     self.run_step()
                     self.after_step()
@@ -230,16 +248,10 @@ class Trainer(DefaultTrainer):
             verify_results(self.cfg, results)
         return results
 
-    def _anyone_stopped(self) -> bool:
-        """Whether any rank got a signal: all must leave at the same iteration."""
-        if comm.get_world_size() == 1:
-            return self.stop_requested
-        device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-        flag = torch.tensor([float(self.stop_requested)], device=device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
-
     def _save_and_leave(self) -> None:
+        if self.iter == 0:
+            logger.info("Stopped before the first iteration: there is nothing to save.")
+            raise SystemExit(130)
         self.iter -= 1  # the iteration that was to come; checkpoints are named and counted by the last finished one
         self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
         comm.synchronize()
@@ -272,80 +284,10 @@ def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -
     )
 
 
-def _distribute(model: nn.Module) -> nn.Module:
-    if comm.get_world_size() == 1:
-        return model
-    on_gpu = next(model.parameters()).is_cuda
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=[comm.get_local_rank()] if on_gpu else None, broadcast_buffers=False
-    )
-
-
 def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     if not cfg.SOLVER.AMP.ENABLED:
         return None
-    return torch.float16 if str(cfg.MODEL.DEVICE).startswith("cuda") else torch.bfloat16
-
-
-@contextlib.contextmanager
-def _stop_on_signals(trainer: Trainer) -> Iterator[None]:
-    """While training, Ctrl-C and SIGTERM ask for a stop after the running iteration; a second Ctrl-C stops at once."""
-
-    def request(number: int, _frame: FrameType | None) -> None:
-        if trainer.stop_requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        trainer.stop_requested = True
-        logger.warning(
-            "%s: finishing this iteration, then saving. Ctrl-C again stops at once.", signal.Signals(number).name
-        )
-
-    try:
-        old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # signals can be handled in the main thread only; a training in another thread goes without
-        old = {}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def _parts(cfg: CfgNode) -> int:
-    """``D2_MASKRCNN.SOLVER.ACCUMULATE``, checked."""
-    parts, share = cfg.D2_MASKRCNN.SOLVER.ACCUMULATE, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-    if not 1 <= parts <= share:
-        raise UserError(
-            f"D2_MASKRCNN.SOLVER.ACCUMULATE is {parts}: expected 1 to {share}, the pictures of a batch "
-            f"(SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}) that each of {comm.get_world_size()} processes gets."
-        )
-    return parts
-
-
-def _judges(cfg: CfgNode) -> list[HookBase]:
-    """What follows the metric. Patience comes first: the best checkpoint keeps its state, too."""
-    stop, best = cfg.D2_MASKRCNN.EARLY_STOPPING, cfg.D2_MASKRCNN.BEST_CHECKPOINT
-    found: list[HookBase] = []
-    if stop.PATIENCE:
-        found.append(EarlyStopping(stop.METRIC, stop.MODE, stop.PATIENCE, stop.MIN_DELTA))
-    if best.ENABLED:
-        found.append(BestCheckpoint(best.METRIC, best.MODE))
-    return found
-
-
-class _SaveCheckpoints(hooks.PeriodicCheckpointer):
-    """Detectron2's hook, for a training whose last iteration may come early."""
-
-    def after_step(self) -> None:
-        self.max_iter = self.trainer.max_iter
-        super().after_step()
-
-
-class _DrawPredictions(HookBase):
-    """Leaves pictures of what the finished model finds on the test sets."""
-
-    def after_train(self) -> None:
-        trainer: Any = self.trainer
-        if trainer.iter < trainer.max_iter:
-            return
-        for name in trainer.cfg.DATASETS.TEST:
-            draw_predictions(trainer.cfg, trainer.model, name, Path(trainer.cfg.OUTPUT_DIR) / "predictions")
+    name = cfg.D2_MASKRCNN.SOLVER.AMP_DTYPE
+    if name == "auto":
+        name = "float16" if str(cfg.MODEL.DEVICE).startswith("cuda") else "bfloat16"
+    return torch.float16 if name == "float16" else torch.bfloat16

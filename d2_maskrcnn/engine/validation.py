@@ -9,6 +9,7 @@ from torch import nn
 
 from d2_maskrcnn.data import MaskRCNNMapper, build_checked_test_loader
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
@@ -30,10 +31,14 @@ def validation_losses(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
         model: has ``losses(batched_inputs)``; may be wrapped in DistributedDataParallel.
 
     Returns:
-        ``loss_cls``, ..., and ``total_loss``; with several datasets ``<dataset>/loss_cls`` and so on.
+        ``loss_cls``, ..., and ``total_loss``; with several datasets ``<dataset>/loss_cls`` and so on. Nothing for a
+        dataset without annotations, and for a model of another kind, which has no losses in evaluation mode.
     """
     names = list(cfg.DATASETS.TEST)
     results: dict[str, float] = {}
+    if not hasattr(_unwrapped(model), "losses"):
+        logger.warning("No validation losses: %s has no method 'losses'", type(_unwrapped(model)).__name__)
+        return results
     for name in names:
         found = _losses_on(cfg, _unwrapped(model), name)
         prefix = "" if len(names) == 1 else f"{name}/"
@@ -47,13 +52,16 @@ def _unwrapped(model: nn.Module) -> Any:
 
 @torch.no_grad()
 def _losses_on(cfg: CfgNode, model: Any, dataset_name: str) -> dict[str, float]:
+    if not any(record.get("annotations") for record in DatasetCatalog.get(dataset_name)):
+        logger.info("No validation losses on %s: it has no annotations", dataset_name)
+        return {}
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     mapper = MaskRCNNMapper(cfg, is_train=True, augmentations=[resize], recompute_boxes=False)
     rows: list[torch.Tensor] = []  # one (L,) for each picture
     keys: list[str] = []
     with inference_context(model), torch.random.fork_rng(devices=[]):  # DataLoader draws a seed of its own
         for batch in build_checked_test_loader(cfg, dataset_name, mapper):
-            losses = model.losses([record for record in batch if "instances" in record])
+            losses = model.losses(batch)
             keys = list(losses)
             rows.append(torch.stack([losses[key].double() for key in keys]))
     mine = torch.stack(rows).sum(0).tolist() if rows else []

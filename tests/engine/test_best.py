@@ -64,6 +64,15 @@ def test_best_is_kept(trainer_of, tmp_path):
     assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_final.pth"
 
 
+def test_averaged_weights_of_the_best(trainer_of, tmp_path):
+    trainer = run(trainer_of, [1.0, 5.0, 3.0], "D2_MASKRCNN.EMA.ENABLED", True, "D2_MASKRCNN.EMA.DECAY", 0.5)
+    best, average = best_file(tmp_path), torch.load(tmp_path / "out" / "model_best_ema.pth", weights_only=True)
+    assert average["metadata"]["iteration"] == best["iteration"] == 1
+    names = list(best["ema"]["values"])
+    assert all(torch.equal(average["model"][name], best["ema"]["values"][name]) for name in names)
+    assert average["model"].keys() == trainer.model.state_dict().keys()
+
+
 def test_smaller_is_better(trainer_of, tmp_path):
     run(trainer_of, [2.0, 0.5, 1.0], "D2_MASKRCNN.BEST_CHECKPOINT.MODE", "min")
     assert best_file(tmp_path)["best_metric"]["value"] == 0.5
@@ -84,6 +93,32 @@ def test_resuming_from_the_best_checkpoint_itself(trainer_of, tmp_path):
     assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_best.pth"
     trainer = run(trainer_of, values, "SOLVER.CHECKPOINT_PERIOD", 100, resume=True)
     assert trainer.start_iter == 2 and best_file(tmp_path)["iteration"] == 1
+
+
+def test_a_best_file_that_is_newer_than_the_checkpoint(trainer_of, tmp_path):
+    """Killed after the best was saved, before it was noted as the last checkpoint: resumed from an older one."""
+    run(trainer_of, [1.0, 2.0, 5.0, 3.0], stop_after=2)
+    (tmp_path / "out" / "last_checkpoint").write_text("model_0000001.pth")
+    # This time the same iteration gives a little less, as it may on a GPU.
+    trainer = run(trainer_of, [1.0, 2.0, 4.9, 3.0], resume=True)
+    assert trainer.start_iter == 2
+    assert hook_of(trainer, BestCheckpoint).best == 5.0
+    assert best_file(tmp_path)["best_metric"]["value"] == 5.0
+
+
+def test_a_broken_best_file_does_not_stop_a_resumed_training(trainer_of, tmp_path, caplog):
+    run(trainer_of, [1.0, 2.0, 3.0], stop_after=1)
+    (tmp_path / "out" / "last_checkpoint").write_text("model_0000001.pth")
+    (tmp_path / "out" / "model_best.pth").write_bytes(b"cut off")
+    run(trainer_of, [1.0, 2.0, 3.0], resume=True)
+    assert best_file(tmp_path)["best_metric"]["value"] == 3.0
+    assert "model_best.pth cannot be read" in caplog.text
+
+
+def test_another_direction_starts_anew(trainer_of):
+    run(trainer_of, [1.0, 5.0, 2.0], stop_after=1)
+    trainer = run(trainer_of, [1.0, 5.0, 2.0], "D2_MASKRCNN.BEST_CHECKPOINT.MODE", "min", resume=True)
+    assert hook_of(trainer, BestCheckpoint).best == 2.0
 
 
 def test_another_metric_starts_anew(trainer_of, tmp_path):
@@ -126,9 +161,9 @@ def test_missing_metric_is_named(trainer_of, caplog):
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        (["D2_MASKRCNN.BEST_CHECKPOINT.MODE", "most"], "'most'; expected one of max, min"),
-        (["D2_MASKRCNN.EARLY_STOPPING.PATIENCE", -1], "PATIENCE -1"),
-        ([*PATIENCE, "D2_MASKRCNN.EARLY_STOPPING.MIN_DELTA", -1.0], "MIN_DELTA -1.0"),
+        (["D2_MASKRCNN.BEST_CHECKPOINT.MODE", "most"], "'most'; expected one of 'max', 'min'"),
+        (["D2_MASKRCNN.EARLY_STOPPING.PATIENCE", -1], "PATIENCE is -1; expected"),
+        ([*PATIENCE, "D2_MASKRCNN.EARLY_STOPPING.MIN_DELTA", -1.0], "MIN_DELTA is -1.0; expected"),
     ],
 )
 def test_bad_settings(trainer_of, opts, message):

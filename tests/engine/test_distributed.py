@@ -8,7 +8,7 @@ import pytest
 import torch
 
 SCRIPT = """
-import json, sys
+import json, os, sys
 import torch
 from pathlib import Path
 from d2_maskrcnn.config_check import load_config
@@ -33,6 +33,8 @@ def main(out, opts):
     trainer._trainer._read_batch = remember
     if "DIE" in sys.argv and comm.get_rank() == 1:
         trainer._trainer._read_batch = lambda: sys.exit(9)
+    if "TERMINATE" in sys.argv and comm.get_rank() == 0:
+        trainer._trainer._read_batch = lambda: (trainer.iter == 2 and os.kill(os.getppid(), 15), remember())[1]
     trainer.train()
     every = comm.gather(seen)
     if comm.is_main_process():
@@ -41,7 +43,7 @@ def main(out, opts):
         Path(out).write_text(json.dumps({"pictures": names, "history": history}))
 
 if __name__ == "__main__":
-    opts = [o for o in sys.argv[3:] if o != "DIE"]
+    opts = [o for o in sys.argv[3:] if o not in ("DIE", "TERMINATE")]
     sys.exit(run_main(lambda: launch(main, int(sys.argv[1]), args=(sys.argv[2], opts))))
 """
 
@@ -84,6 +86,13 @@ def test_one_and_two_processes_agree(run, tmp_path):
     assert two["history"]["segm/AP"] == pytest.approx(one["history"]["segm/AP"], abs=0.05, nan_ok=True)
     first, second = (torch.load(tmp_path / f"out{n}" / "model_final.pth", weights_only=True)["model"] for n in (1, 2))
     assert all(torch.allclose(first[name], second[name], rtol=1e-3, atol=1e-5) for name in first)
+
+
+def test_sigterm_saves_in_all_processes_and_blames_none(run):
+    result, _ = run(2, "SOLVER.MAX_ITER", 400, "TERMINATE")
+    assert result.returncode == 130
+    assert "ended with" not in result.stderr and "Traceback" not in result.stderr
+    assert "FutureWarning" not in result.stderr
 
 
 def test_a_dead_rank_ends_the_others(run):

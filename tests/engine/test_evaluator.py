@@ -79,3 +79,31 @@ def test_curve_areas_are_the_ap_at_50(trainer_of, tmp_path):
     assert 0 < curves["square"].mean() < 1 and curves["triangle"].mean() == pytest.approx(1)
     assert precision_recall(truth, [], "bbox")[1] == {}
     assert confusion_matrix(truth, []).sum() == sum(not each.get("iscrowd", 0) for each in truth["annotations"])
+
+
+def test_figures_of_several_evaluations_have_names_of_their_own():
+    from pathlib import Path
+
+    from d2_maskrcnn.engine.evaluator import _tag
+
+    assert _tag(Path("/inference_x/out/inference")) == "inference"
+    assert _tag(Path("out/inference_ema/balloon")) == "inference_ema/balloon"
+    assert _tag(Path("somewhere/eval")) == "eval"
+
+
+def test_without_any_detection_both_tasks_have_results(trainer_of, tmp_path):
+    import torch
+
+    trainer = trainer_of()
+    name = trainer.cfg.DATASETS.TEST[0]
+
+    def nothing(batch):
+        size = (batch[0]["height"], batch[0]["width"])
+        found = Instances(size, pred_boxes=Boxes(torch.zeros(0, 4)), scores=torch.zeros(0))
+        found.pred_classes, found.pred_masks = torch.zeros(0).long(), torch.zeros(0, *size).bool()
+        return [{"instances": found} for _ in batch]
+
+    evaluator = trainer.build_evaluator(trainer.cfg, name, str(tmp_path / "eval"))
+    results = inference_on_dataset(nothing, trainer.build_test_loader(trainer.cfg, name), evaluator)
+    assert set(results) == {"bbox", "segm"} and {"AP", "AP50"} <= set(results["segm"])
+    assert {path.stem for path in (tmp_path / "eval" / "figures").glob("*.png")} >= {"precision_recall_segm"}

@@ -152,3 +152,37 @@ def test_bf16(trainer_of, accumulate):
     assert seen[0] is torch.bfloat16
     assert all(p.dtype is torch.float32 for p in trainer.model.parameters())
     assert np.isfinite(trainer.storage.latest()["total_loss"][0])
+
+
+def test_gradient_norm_is_measured_and_checked_without_clipping(trainer_of):
+    trainer = trainer_of("D2_MASKRCNN.SOLVER.MAX_GRAD_NORM", 0.0, "SOLVER.MAX_ITER", 1)
+    trainer.train()
+    assert trainer.storage.latest()["grad_norm"][0] > 0
+    broken = trainer_of("D2_MASKRCNN.SOLVER.MAX_GRAD_NORM", 0.0, "OUTPUT_DIR", trainer.cfg.OUTPUT_DIR + "2")
+    broken.model.backbone.fpn_lateral2.weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(UserError, match="the norm of the gradient is nan"):
+        broken.train()
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
+def test_a_scaler_that_cannot_scale_less_gives_up(trainer_of):
+    """float16: an infinite gradient is left out and the scale halved, but not for ever."""
+    trainer = trainer_of("SOLVER.MAX_ITER", 3)
+    trainer._trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    weight = trainer.model.backbone.fpn_lateral2.weight
+    weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = weight.detach().clone()
+    with pytest.raises(UserError, match="iteration 1"):
+        trainer.train()
+    assert torch.equal(before, weight)
+
+
+def test_counting_takes_one_pass_less_than_there_are_parts(trainer_of):
+    trainer = trainer_of(*FROZEN, *PLAIN_SGD, "SOLVER.IMS_PER_BATCH", 4, ACCUMULATE, 4)
+    calls = []
+    draw = trainer.model.draw_samples
+    trainer.model.draw_samples = lambda pictures: (calls.append(len(pictures)), draw(pictures))
+    with EventStorage():
+        trainer._trainer.iter = 0
+        trainer._trainer.run_step()
+    assert calls == [1, 1, 1]

@@ -63,3 +63,30 @@ def test_a_finished_training_is_evaluated_again(trainer_of):
     again = trainer_of("SOLVER.MAX_ITER", 2, resume=True)
     assert "segm" in again.train()
     assert again.storage.history("validation/total_loss").values()[0][1] == 2
+
+
+def test_pictures_without_objects_count_and_a_dataset_without_annotations_has_no_losses(trainer_of, caplog):
+    caplog.set_level("INFO")
+    trainer = trainer_of()
+    name = trainer.cfg.DATASETS.TEST[0]
+    records = DatasetCatalog.get(name)
+    cfg = trainer.cfg.clone()
+    cfg.defrost()
+    losses = {}
+    for kind, kept in (("empty", []), ("bare", None), ("mixed", records[0]["annotations"])):
+        first = {key: value for key, value in records[0].items() if key != "annotations"}
+        made = [first if kept is None else {**first, "annotations": kept}, {**records[1], "annotations": []}]
+        DatasetCatalog.register(f"{name}_{kind}", lambda made=made: made)
+        cfg.DATASETS.TEST = (f"{name}_{kind}",)
+        losses[kind] = validation_losses(cfg, trainer.model)
+        DatasetCatalog.remove(f"{name}_{kind}")
+    assert losses["empty"] == losses["bare"] == {}
+    assert f"No validation losses on {name}_empty: it has no annotations" in caplog.text
+    assert set(losses["mixed"]) == LOSSES | {"total_loss"}
+    assert all(torch.isfinite(torch.tensor(list(losses["mixed"].values()))))
+
+
+def test_a_model_without_losses_goes_without(trainer_of, caplog):
+    trainer = trainer_of()
+    assert validation_losses(trainer.cfg, torch.nn.Linear(1, 1)) == {}
+    assert "Linear has no method 'losses'" in caplog.text

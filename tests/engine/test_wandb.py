@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import defaultdict
 
 import pytest
 
@@ -80,6 +81,36 @@ def finished_runs(folder):
     return runs
 
 
+def check_pictures(steps, folders):
+    """At each evaluation every picture has predictions over the annotation, whose files and the picture's came once.
+
+    Returns the content of one of the files of annotated boxes.
+    """
+    images = defaultdict(list)  # of each picture, for each evaluation: path within the record -> value
+    for _, values in steps:
+        found = defaultdict(dict)
+        for key, value in values.items():
+            if key.startswith("predictions/"):
+                _, name, field = key.split("/", 2)
+                found[name][field] = value
+        for name, fields in found.items():
+            images[name].append(fields)
+    assert len(images) == 2 and len({len(evaluations) for evaluations in images.values()}) == 1
+    count = len(next(iter(images.values())))
+    assert count >= 2
+    for evaluations in images.values():
+        for field in ("path", "boxes/ground_truth/path", "masks/ground_truth/path"):
+            (file,) = {fields[field] for fields in evaluations}
+            assert sum((folder / file).is_file() for folder in folders) == 1
+        for field in ("boxes/predictions/path", "masks/predictions/path"):
+            assert all((folders[-1] / fields[field]).is_file() for fields in evaluations[-1:])
+    # A killed process may leave copies that no record refers to.
+    pictures = [file for folder in folders for file in (folder / "media" / "images" / "predictions").glob("*.png")]
+    assert len(pictures) <= len(images) * (2 if len(folders) > 1 else 1)
+    truth = next(iter(images.values()))[0]["boxes/ground_truth/path"]
+    return json.loads(next(folder / truth for folder in folders if (folder / truth).is_file()).read_text())
+
+
 def test_what_is_logged(trainer_of, tmp_path):
     trainer = trainer_of(
         *SETTINGS, "SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 2, "D2_MASKRCNN.WANDB.TAGS", "['a','b']",
@@ -101,17 +132,11 @@ def test_what_is_logged(trainer_of, tmp_path):
         assert name in values, sorted(values)
     assert values["validation/total_loss"] == pytest.approx(trainer.storage.latest()["validation/total_loss"][0])
 
-    # Pictures: predictions at both evaluations, the annotations once, with boxes, masks and class labels.
-    names = [name for _, logged in run["steps"] for name in logged if name.endswith("/filenames")]
-    assert names.count("predictions/filenames") == 2 and names.count("ground_truth/filenames") == 1
+    truth = check_pictures(run["steps"], [run["folder"] / "files"])
+    assert truth["box_data"]
+    for each in truth["box_data"]:
+        assert each["box_caption"].split()[0] in ("circle", "square", "triangle", "star")
     media = run["folder"] / "files" / "media"
-    boxes = [json.loads(path.read_text()) for path in media.rglob("ground_truth*.boxes2D.json")]
-    assert len(boxes) == 2 and all(
-        each["box_caption"].split()[0] in ("circle", "square", "triangle", "star")
-        for picture in boxes
-        for each in picture["box_data"]
-    )
-    assert list(media.rglob("ground_truth*.mask.png"))
     table = json.loads(next(media.rglob("classes*.table.json")).read_text())
     assert table["columns"] == ["class", "bbox AP", "segm AP"]
     assert [row[0] for row in table["data"]] == ["circle", "square", "triangle", "star"]
@@ -156,13 +181,14 @@ def wait_for(process, condition):
 def test_kill_terminate_and_resume_is_one_run_and_no_step_twice(repo_dir, tiny_opts, tmp_path):
     out = tmp_path / "out"
     opts = [*tiny_opts, *SETTINGS, "TEST.EVAL_PERIOD", 25, "SOLVER.MAX_ITER", 60, "SOLVER.CHECKPOINT_PERIOD", 17]
+    opts += ["D2_MASKRCNN.LOG_PERIOD", 5]
     state = out / "wandb_run.json"
 
     def last_step():
         return json.loads(state.read_text())["last_step"] if state.is_file() else -1
 
     process = start(repo_dir, opts)
-    wait_for(process, lambda: last_step() >= 24)  # past the checkpoint of iteration 16, which will be gone back to
+    wait_for(process, lambda: last_step() >= 29)  # past the best checkpoint's 24, which will be gone back to
     process.send_signal(signal.SIGKILL)
     process.wait()
     process = start(repo_dir, opts)
@@ -178,8 +204,42 @@ def test_kill_terminate_and_resume_is_one_run_and_no_step_twice(repo_dir, tiny_o
     assert [run["exit"] for run in runs][1:] == [130, 0]
     steps = [step for run in runs for step, _ in run["steps"]]
     assert steps == sorted(set(steps)) and steps[-1] == 59
-    sent = [name for run in runs for _, values in run["steps"] for name in values]
-    assert sent.count("ground_truth/filenames") == 1
+    # Nor is one missing: what W&B's process had not yet written when it was killed is given again.
+    assert {4, 9, 14, 19, 24, 29, 34, 44, 49, 54, 59} <= set(steps)
+    check_pictures([step for run in runs for step in run["steps"]], [run["folder"] / "files" for run in runs])
+
+
+def test_last_step_in_the_files_of_a_run(trainer_of, tmp_path):
+    from d2_maskrcnn.engine.wandb_files import last_written_step
+
+    out = tmp_path / "out"
+    assert last_written_step(out, "0") is None
+    trainer_of(*SETTINGS, "SOLVER.MAX_ITER", 5, "D2_MASKRCNN.LOG_PERIOD", 1).train()
+    (run,) = finished_runs(out)
+    assert last_written_step(out, run["id"]) == run["steps"][-1][0] == 4
+    (file,) = run["folder"].glob("*.wandb")
+    whole = file.read_bytes()
+    found = set()
+    for size in range(0, len(whole), 97):  # killed while it was writing
+        file.write_bytes(whole[:size])
+        found.add(last_written_step(out, run["id"]))
+    assert found == {-1, 0, 1, 2, 3, 4}
+
+
+def test_lost_numbers(tmp_path):
+    from d2_maskrcnn.engine.wandb_files import lost_numbers
+
+    file = tmp_path / "metrics.json"
+    assert lost_numbers(file, -1, 10) == {}
+    lines = [
+        '{"a": 1, "iteration": 3}',
+        '{"b": 2, "iteration": 3}',
+        '{"a": 9, "iteration": 2}',
+        '{"a": 7, "iteration": 9}',
+    ]
+    file.write_text("\n".join([*lines, '{"a": 8, "iteration": 1}', "[1]", '{"torn": ']))
+    assert lost_numbers(file, 1, 9) == {2: {"a": 9}, 3: {"a": 1, "b": 2}}
+    assert list(lost_numbers(file, -1, 10)) == [1, 2, 3, 9]
 
 
 def test_exception_ends_the_run_as_failed(trainer_of, tmp_path):
@@ -209,6 +269,25 @@ def test_unreachable_server_records_offline(repo_dir, tiny_opts, tmp_path):
     assert (tmp_path / "out" / "model_final.pth").is_file()
 
 
+def test_without_a_key_nobody_is_asked_for_one(repo_dir, tiny_opts, tmp_path):
+    """In a terminal, where W&B would wait for an answer."""
+    import pty
+
+    opts = [*tiny_opts, *SETTINGS, "D2_MASKRCNN.WANDB.MODE", "online", "SOLVER.MAX_ITER", 1]
+    command = [sys.executable, "-c", SCRIPT, "configs/quickstart.yaml", *map(str, opts)]
+    home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repo_dir), **home}
+    ours, theirs = pty.openpty()
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, cwd=repo_dir, env=env, stdin=theirs, stderr=theirs, stdout=output, start_new_session=True
+        )
+        assert process.wait(120) == 0
+    os.close(theirs), os.close(ours)
+    assert finished_runs(tmp_path / "out")[-1]["exit"] == 0
+
+
 def test_a_full_disk_does_not_stop_the_training(trainer_of, monkeypatch, caplog):
     trainer = trainer_of(*SETTINGS, "SOLVER.MAX_ITER", 2)
 
@@ -218,6 +297,65 @@ def test_a_full_disk_does_not_stop_the_training(trainer_of, monkeypatch, caplog)
     monkeypatch.setattr("d2_maskrcnn.engine.wandb_session.atomic_write_text", full)
     trainer.train()
     assert trainer.iter == 2 and "training goes on without" in caplog.text
+
+
+def test_watched_gradients_and_weights_are_histograms_of_their_step(trainer_of, tmp_path):
+    watch = ["D2_MASKRCNN.WANDB.WATCH", "all", "D2_MASKRCNN.WANDB.WATCH_PERIOD", 2]
+    trainer_of(*SETTINGS, *watch, "SOLVER.MAX_ITER", 4).train()
+    (run,) = finished_runs(tmp_path / "out")
+    for name in ("gradients/backbone.fpn_lateral2.weight", "parameters/backbone.fpn_lateral2.weight"):
+        steps = [step for step, values in run["steps"] if f"{name}/_type" in values or name in values]
+        assert steps == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "total", "ends"),
+    [([], 0, (-0.5, 0.5)), ([2.0, 2.0], 2, (1.5, 2.5)), ([0.0, 1.0, float("nan"), float("inf")], 2, (0.0, 1.0))],
+)
+def test_histogram(values, total, ends):
+    import torch
+
+    from d2_maskrcnn.engine.wandb_logging import BINS, histogram
+
+    counts, edges = histogram(torch.tensor(values))
+    assert sum(counts) == total and len(counts) == BINS and len(edges) == BINS + 1
+    assert (edges[0], edges[-1]) == ends
+
+
+def test_more_classes_than_a_mask_has_values():
+    from d2_maskrcnn.engine.wandb_pictures import _mask_values
+
+    assert _mask_values([3, 0], {0: "a", 1: "b"}) == {0: 1, 1: 2, 3: 4}
+    assert _mask_values([500, 7, 500], dict.fromkeys(range(1203), "x")) == {7: 1, 500: 2}
+    assert _mask_values([], {}) == {}
+
+
+def test_a_failure_inside_wandb_does_not_stop_the_training(trainer_of, monkeypatch, caplog):
+    trainer = trainer_of(*SETTINGS, "SOLVER.MAX_ITER", 2)
+
+    def broken(*_args, **_kwargs):
+        raise AssertionError("made to fail")
+
+    monkeypatch.setattr(wandb, "Image", broken)
+    monkeypatch.setattr(wandb, "Table", broken)
+    trainer.train()
+    assert trainer.iter == 2
+    assert "W&B: logging failed (AssertionError: made to fail): training goes on without" in caplog.text
+
+
+def test_tables_of_classes(tiny_cfg):
+    from d2_maskrcnn.engine.wandb_logging import class_rows, class_tables
+
+    both = {"bbox": {"AP": 1.0, "AP-a": 2.0}, "segm": {"AP": 3.0, "AP-a": 4.0}}
+    assert class_rows([], {}) == []
+    assert class_rows(["a"], both) == [["a", 1.0, 3.0]]
+    assert class_rows(["a", "b"], both) == [["a", 2.0, 4.0], ["b", None, None]]
+    cfg = tiny_cfg().clone()
+    cfg.defrost()
+    (name,) = cfg.DATASETS.TEST
+    assert list(class_tables(cfg, both)) == ["classes"]
+    cfg.DATASETS.TEST = (name, "other")
+    assert list(class_tables(cfg, {name: both})) == [f"classes/{name}"]
 
 
 @pytest.mark.parametrize(("key", "value"), [("MODE", "on"), ("LOG_MODEL", "yes"), ("WATCH", "weights")])

@@ -165,8 +165,13 @@ class CommonMetricPrinter(EventWriter):
         return (self._last_write[1] - before[1]) / (storage.iter - before[0])
 
     def _losses(self, storage: EventStorage) -> list[str]:
-        names = [name for name in storage.histories() if "loss" in name]
-        return [f"{name}: {storage._smoothed(name, self._window_size):.4g}" for name in names]
+        # A validation loss stands in the line after its evaluation, not in all that follow.
+        recent = {
+            name: value
+            for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items()
+            if iteration > storage.iter - self._window_size
+        }
+        return [f"{name}: {value:.4g}" for name, value in recent.items() if "loss" in name]
 
     def _times(self, storage: EventStorage) -> list[str]:
         names = [name for name in ("time", "data_time") if name in storage.histories()]

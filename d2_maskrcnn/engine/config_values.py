@@ -1,0 +1,111 @@
+"""Values of config keys that a training cannot have, each refused in one line before anything is built."""
+
+import functools
+import math
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
+
+from d2_maskrcnn.errors import UserError
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+MODES = ("max", "min")
+
+
+class Rule(NamedTuple):
+    """What a value must be."""
+
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def at_least(least: float, what: str) -> Rule:
+    """A finite number of ``least`` or more."""
+    return Rule(lambda value: math.isfinite(value) and value >= least, f"at least {least} {what}".rstrip())
+
+
+def one_of(choices: Collection[str]) -> Rule:
+    """One of a few words."""
+    return Rule(lambda value: value in choices, f"one of {', '.join(repr(choice) for choice in choices)}")
+
+
+SHARE = Rule(lambda value: 0 <= value <= 1, "0 to 1")
+OURS = "D2_MASKRCNN."
+RULES = {
+    "SOLVER.MAX_ITER": at_least(1, "iteration"),
+    "SOLVER.IMS_PER_BATCH": at_least(1, "picture"),
+    "SOLVER.CHECKPOINT_PERIOD": at_least(1, "iteration"),
+    "SOLVER.BASE_LR": at_least(0, "for the learning rate"),
+    "TEST.PRECISE_BN.NUM_ITER": at_least(1, "batch"),
+    OURS + "LOG_PERIOD": at_least(1, "iteration"),
+    OURS + "SOLVER.MAX_GRAD_NORM": at_least(0, "(0 does not clip)"),
+    OURS + "SOLVER.AMP_DTYPE": one_of(("auto", "float16", "bfloat16")),
+    OURS + "SOLVER.REFERENCE_BATCH": at_least(0, "pictures (0 does not scale)"),
+    OURS + "BEST_CHECKPOINT.MODE": one_of(MODES),
+    OURS + "EARLY_STOPPING.MODE": one_of(MODES),
+    OURS + "EARLY_STOPPING.PATIENCE": at_least(0, "evaluations (0 never stops early)"),
+    OURS + "EARLY_STOPPING.MIN_DELTA": at_least(0, "in the metric's unit"),
+    OURS + "EMA.DECAY": Rule(lambda value: 0 <= value < 1, "at least 0 and less than 1, such as 0.999"),
+    OURS + "EVALUATION.CONFUSION_IOU": SHARE,
+    OURS + "EVALUATION.CONFUSION_SCORE": SHARE,
+    OURS + "INPUT.COPY_PASTE.PROBABILITY": SHARE,
+    OURS + "INSPECT.PICTURES": at_least(0, "pictures"),
+    OURS + "INSPECT.SCORE_THRESHOLD": SHARE,
+    OURS + "INSPECT.MAX_SHARE": SHARE,
+    OURS + "WANDB.MODE": one_of(("online", "offline", "disabled")),
+    OURS + "WANDB.LOG_MODEL": one_of(("none", "end", "all")),
+    OURS + "WANDB.WATCH": one_of(("", "gradients", "parameters", "all")),
+    OURS + "WANDB.WATCH_PERIOD": at_least(1, "iteration"),
+    OURS + "WANDB.NUM_PICTURES": at_least(0, "pictures"),
+    OURS + "WANDB.SCORE_THRESHOLD": SHARE,
+}
+
+
+def check_values(cfg: CfgNode) -> None:
+    """Looks at single values and then at those that must fit together.
+
+    Raises:
+        UserError: the first that cannot be.
+    """
+    for key, rule in RULES.items():
+        value = functools.reduce(lambda node, part: node[part], key.split("."), cfg)
+        if not rule.holds(value):
+            raise UserError(f"{key} is {value!r}; expected {rule.expected}.")
+    _check_amp(cfg)
+    _check_parts(cfg)
+    _check_patience(cfg)
+    _check_augmented_sizes(cfg)
+
+
+def _check_amp(cfg: CfgNode) -> None:
+    on_gpu = str(cfg.MODEL.DEVICE).startswith("cuda")
+    if cfg.SOLVER.AMP.ENABLED and cfg.D2_MASKRCNN.SOLVER.AMP_DTYPE == "float16" and not on_gpu:
+        raise UserError(
+            f"D2_MASKRCNN.SOLVER.AMP_DTYPE is 'float16' on MODEL.DEVICE {cfg.MODEL.DEVICE}; expected 'bfloat16' or "
+            "'auto' where there is no CUDA."
+        )
+
+
+def _check_parts(cfg: CfgNode) -> None:
+    parts, share = cfg.D2_MASKRCNN.SOLVER.ACCUMULATE, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+    if not 1 <= parts <= max(share, 1):
+        raise UserError(
+            f"D2_MASKRCNN.SOLVER.ACCUMULATE is {parts}: expected 1 to {share}, the pictures of a batch "
+            f"(SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}) that each of {comm.get_world_size()} processes gets."
+        )
+
+
+def _check_patience(cfg: CfgNode) -> None:
+    patience = cfg.D2_MASKRCNN.EARLY_STOPPING.PATIENCE
+    if patience and not (cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD > 0):
+        raise UserError(
+            f"D2_MASKRCNN.EARLY_STOPPING.PATIENCE is {patience}, but nothing is evaluated on the way: set "
+            f"TEST.EVAL_PERIOD (it is {cfg.TEST.EVAL_PERIOD}) and DATASETS.TEST or D2_MASKRCNN.DATA.VAL_JSON, or "
+            "PATIENCE 0."
+        )
+
+
+def _check_augmented_sizes(cfg: CfgNode) -> None:
+    sizes = tuple(cfg.TEST.AUG.MIN_SIZES)
+    if cfg.TEST.AUG.ENABLED and (not sizes or min(sizes) < 1):
+        raise UserError(f"TEST.AUG.MIN_SIZES is {sizes}; expected one or several sizes in pixels, such as (640, 800).")

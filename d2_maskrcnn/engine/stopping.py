@@ -1,0 +1,48 @@
+"""Ctrl-C and SIGTERM end a training after the running iteration, in all of its processes at once."""
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def stop_on_signals(trainer: Any) -> Iterator[None]:
+    """Inside the ``with`` block Ctrl-C and SIGTERM set ``trainer.stop_requested``; a second Ctrl-C stops at once."""
+
+    def request(number: int, _frame: FrameType | None) -> None:
+        if trainer.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+        logger.warning(
+            "%s: finishing this iteration, then saving. Ctrl-C again stops at once.", signal.Signals(number).name
+        )
+
+    try:
+        old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # signals can be handled in the main thread only; a training in another thread goes without
+        old = {}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def anyone_stopped(mine: bool) -> bool:
+    """Whether ``mine`` is True in any process: all must leave at the same iteration. Every process must call it."""
+    if comm.get_world_size() == 1:
+        return mine
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    flag = torch.tensor([float(mine)], device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag.item())

@@ -1,0 +1,80 @@
+import json
+import signal
+
+import pytest
+import torch
+
+PRECISE_BN = ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2]
+AUG = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.MAX_SIZE", 128]
+
+
+def test_precise_bn_sees_the_same_batches_after_a_restart(trainer_of, tmp_path):
+    opts = [*PRECISE_BN, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2]
+    trainer_of(*opts, "OUTPUT_DIR", tmp_path / "straight").train()
+
+    class Killed(Exception):
+        pass
+
+    def kill():
+        if trainer.iter == 3:
+            raise Killed
+        step()
+
+    trainer = trainer_of(*opts)
+    step, trainer.run_step = trainer.run_step, kill
+    with pytest.raises(Killed):
+        trainer.train()
+    again = trainer_of(*opts, resume=True)
+    assert again.start_iter == 2
+    again.train()
+    first, second = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"] for name in ("straight", "out")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_precise_bn_changes_the_statistics(trainer_of, tmp_path):
+    opts = ["SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 2]
+    trainer_of(*opts, "OUTPUT_DIR", tmp_path / "plain").train()
+    trainer_of(*opts, *PRECISE_BN).train()
+    first, second = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"] for name in ("plain", "out")
+    )
+    different = {name for name in first if not torch.equal(first[name], second[name])}
+    assert different and all("running" in name or "num_batches" in name for name in different)
+
+
+def test_no_evaluation_is_passed_over_by_the_writers(trainer_of, tmp_path):
+    trainer_of("SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 2).train()  # the log is written every 20 iterations
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if "segm/AP" in line] == [1, 3, 5]
+
+
+def test_augmented_at_the_end_of_a_training(trainer_of, tmp_path):
+    trainer = trainer_of(*AUG, "SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 1, "D2_MASKRCNN.EMA.ENABLED", True)
+    trainer.train()
+    for name in ("tta/segm/AP", "tta/bbox/AP", "tta/ema/segm/AP"):
+        assert [iteration for _, iteration in trainer.storage.history(name).values()] == [2]
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
+    assert "tta/segm/AP" in lines[-1]
+    assert (tmp_path / "out" / "inference_tta" / "coco_instances_results.json").is_file()
+
+
+def test_augmented_where_a_training_stops_early(trainer_of):
+    trainer = trainer_of(
+        *AUG, "SOLVER.MAX_ITER", 9, "TEST.EVAL_PERIOD", 1, "D2_MASKRCNN.EARLY_STOPPING.PATIENCE", 1,
+        "D2_MASKRCNN.EARLY_STOPPING.METRIC", "validation/total_loss",
+        "D2_MASKRCNN.EARLY_STOPPING.MIN_DELTA", 1000,
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.iter == 2
+    assert [iteration for _, iteration in trainer.storage.history("tta/segm/AP").values()] == [1]
+
+
+def test_a_signal_before_the_first_iteration_saves_nothing(trainer_of, tmp_path):
+    trainer = trainer_of("SOLVER.MAX_ITER", 3)
+    trainer.before_train = lambda: signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        trainer.train()
+    assert stopped.value.code == 130
+    assert not list((tmp_path / "out").glob("*.pth"))
