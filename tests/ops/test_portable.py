@@ -2,7 +2,7 @@ import pytest
 import torch
 from roi_align_cases import CANONICAL, SCALES, TOLERANCE, make_boxes, make_features, make_finite_boxes
 
-from d2_maskrcnn.ops import box_groups, memory, portable, tap_lists
+from d2_maskrcnn.ops import box_groups, portable, tap_lists
 from d2_maskrcnn.ops.spec import PoolingSpec
 
 SPEC = PoolingSpec((3, 4), SCALES, 0, True, *CANONICAL)
@@ -116,27 +116,3 @@ def test_wide_rows_are_the_same_memory(dtype, columns):
     wider = portable.wide(rows)
     assert wider.data_ptr() == rows.data_ptr()
     assert wider.element_size() * wider.shape[1] == rows.element_size() * columns
-
-
-@pytest.mark.parametrize("megabytes", [0, 1, 40])
-def test_buffers(megabytes):
-    like = torch.zeros(1, dtype=torch.bfloat16)
-    buffer = memory.empty_buffer((megabytes, 1 << 19), like)
-    assert (buffer.dtype, buffer.shape, buffer.is_contiguous()) == (torch.bfloat16, (megabytes, 1 << 19), True)
-    assert buffer.fill_(1.0).sum(dtype=torch.float32) == megabytes << 19
-
-
-@pytest.mark.parametrize("megabytes", [0, 1, 40])
-def test_buffers_of_zeros(megabytes):
-    like = torch.zeros(1, dtype=torch.bfloat16)
-    buffer = memory.zero_buffer((megabytes, 1 << 19), like)
-    assert (buffer.dtype, buffer.shape, buffer.is_contiguous()) == (torch.bfloat16, (megabytes, 1 << 19), True)
-    assert buffer.count_nonzero() == 0
-    buffer.fill_(1.0)  # it can be written to, and its memory is not handed out twice
-    assert memory.zero_buffer((megabytes, 1 << 19), like).count_nonzero() == 0
-    assert buffer.sum(dtype=torch.float32) == megabytes << 19
-
-
-def test_no_huge_pages_where_the_system_has_none(monkeypatch):
-    monkeypatch.setattr(memory, "_madvise", None)
-    assert memory.empty_buffer((40, 1 << 18), torch.zeros(1)).shape == (40, 1 << 18)
