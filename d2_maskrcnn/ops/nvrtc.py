@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 MAGIC = b"d2_maskrcnn kernel 1\n"
 
 
@@ -28,7 +30,14 @@ def import_bindings(name: str) -> Any:
     try:
         return importlib.import_module(f"cuda.bindings.{name}")
     except ImportError as error:
-        raise KernelError(f"cuda-bindings can't be imported ({error})") from error
+        raise KernelError(
+            f"cuda-bindings can't be imported ({error}); older PyTorch does not bring it along: {_install_command()}"
+        ) from error
+
+
+def _install_command() -> str:
+    major = (torch.version.cuda or "").partition(".")[0]
+    return f'pip install "cuda-bindings=={major}.*"' if major else "pip install cuda-bindings"
 
 
 def call(function: Any, *args: Any) -> Any:
