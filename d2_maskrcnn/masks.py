@@ -150,7 +150,7 @@ class BoxMasks(Masks):
         values = np.diff(wide, axis=0)[y]  # (h, w)
         values *= beyond_y[:, None]
         values += wide[y]
-        return window, (values >= self.threshold).view(np.uint8)
+        return window, values
 
     def moved_to(self, boxes: np.ndarray) -> "BoxMasks":
         """The same shapes stretched into other boxes, (N, 4) XYXY."""

@@ -28,6 +28,7 @@ from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 
 TITLE = "Mask R-CNN"
+NO_H264 = (".webm",)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -149,6 +150,8 @@ def _video(args: argparse.Namespace, cfg: CfgNode) -> None:
 
 def _open_source(args: argparse.Namespace) -> VideoLike:
     excerpt = Excerpt(_position(args.start, "--start"), _position(args.end, "--end"), args.stride)
+    if excerpt.is_empty:
+        raise UserError(f"--start {args.start} --end {args.end}: nothing is left; expected an end behind the start.")
     if args.webcam is not None:
         return open_camera(args.webcam, excerpt)
     return open_video(args.video_input, excerpt, args.timeout)
@@ -161,6 +164,8 @@ def _video_target(args: argparse.Namespace) -> Path:
             raise UserError(f"--output {output} is no video's name; expected one such as {output.with_suffix('.mp4')}.")
         stem = f"webcam{args.webcam}" if args.video_input is None else Path(args.video_input.split("?")[0]).stem
         output = output / f"{stem or 'stream'}.mp4"
+    if output.suffix.lower() in NO_H264:
+        raise UserError(f"--output {output}: {output.suffix} files take no H.264; use {output.with_suffix('.mp4')}.")
     if args.video_input and output.exists() and Path(args.video_input).exists() and output.samefile(args.video_input):
         raise UserError(f"--output {output} would replace the input: name another file or folder.")
     return check_target(output, args.overwrite, "--output")

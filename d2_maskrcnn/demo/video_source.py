@@ -1,5 +1,6 @@
 """Frames from video files and from streams (RTSP, HTTP), through PyAV."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from d2_maskrcnn.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# Containers that do not count frames but have their length in a header, which a file that is cut short keeps.
+DURATION_IN_HEADER = ("matroska,webm", "flv")
+SECONDS_MISSING = 0.5  # of that length before it counts as cut short
 # av.FFmpegError is not the base of everything that a bad input makes PyAV raise: OSError and ValueError come too.
 BROKEN = (av.error.FFmpegError, OSError, ValueError)
 
@@ -63,19 +67,23 @@ class VideoSource:
             raise UserError(f"Video {self.address} cannot be opened ({_reason(error)}).") from error
 
     def _info(self, stream: Any, has_audio: bool) -> VideoInfo:
-        clock = Clock(self._rate)
-        audio = self.address if has_audio and not self._remote and self.excerpt.stride >= 1 else None
-        start = clock.seconds(self.excerpt.start) or 0.0
         return VideoInfo(
             rate=self._rate / self.excerpt.stride,
             time_base=stream.time_base,
             frames=None if self.live else self._expected(),
             live=self.live,
-            pixel_aspect=Fraction(stream.sample_aspect_ratio or 1) or Fraction(1),
-            audio_from=audio,
-            audio_start=start,
-            audio_end=clock.seconds(self.excerpt.end),
+            pixel_aspect=self._pixel_aspect(stream),
+            audio_from=self.address if has_audio and not self.live else None,
         )
+
+    def _pixel_aspect(self, stream: Any) -> Fraction:
+        """Of the upright picture: a quarter turn makes wide pixels tall ones, and only a frame knows of the turn."""
+        aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
+        if aspect != 1 and not self.live:
+            with contextlib.suppress(*BROKEN):
+                for image in stream.container.decode(stream):
+                    return 1 / aspect if _quarter_turns(image) % 2 else aspect
+        return aspect
 
     def _expected(self) -> int | None:
         """How many frames will come, by what the container says."""
@@ -88,11 +96,20 @@ class VideoSource:
         return self._follow() if self.live else self._read_file()
 
     def _read_file(self) -> Iterator[Frame]:
-        reader = _Reader(self)
-        yield from reader
+        reader, shown = _Reader(self), 0
+        for frame in reader:
+            shown += 1
+            yield frame
         self.problem = reader.problem(self._stated)
-        if reader.decoded == 0:
-            raise UserError(f"Video {self.address}: {self.problem or 'not a single frame could be decoded'}.")
+        if shown == 0:
+            raise UserError(f"Video {self.address}: {self.problem or self._nothing(reader)}.")
+
+    def _nothing(self, reader: "_Reader") -> str:
+        if self.excerpt.start is None and self.excerpt.end is None:
+            return "not a single frame could be decoded"
+        length = "" if self._duration is None else f" of its {self._duration:.1f} s"
+        frames = "" if reader.sought else f" ({reader.decoded} frames were read)"
+        return f"no frame{length} lies in the part asked for with --start and --end{frames}"
 
     def _follow(self) -> Iterator[Frame]:
         """Frames of a live stream, opened again when it stalls or breaks."""
@@ -129,11 +146,15 @@ class _Reader:
         self.complete = False  # whether the excerpt's end was reached before the file's
         self.sought = False  # whether frames at the beginning were passed over
         self.failure = ""
+        self.stated_seconds: float | None = None  # of all tracks, where the container has it in a header
+        self.end = 0.0  # seconds: where the last packet of any track ends
 
     def __iter__(self) -> Iterator[Frame]:
         with self.source._open() as container:
             stream = _video_stream(container, self.source.address)
             stream.thread_type = "AUTO"
+            if container.format.name in DURATION_IN_HEADER and container.duration:
+                self.stated_seconds = container.duration / av.time_base
             yield from self._frames(container, stream)
 
     def _frames(self, container: Any, stream: Any) -> Iterator[Frame]:
@@ -159,7 +180,12 @@ class _Reader:
                 origin = pts if origin is None else origin
                 length = (image.duration or 0) * excerpt.stride
                 yield Frame(
-                    to_bgr(image), index, float((pts - origin) * base), pts=pts - origin, duration=length or None
+                    to_bgr(image),
+                    index,
+                    float((pts - origin) * base),
+                    clock=float(pts * base),
+                    pts=pts - origin,
+                    duration=length or None,
                 )
             shown += 1
 
@@ -177,7 +203,8 @@ class _Reader:
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
         """Decoded images; packets that cannot be decoded are counted and left out."""
-        packets = container.demux(stream)
+        sound = container.streams.audio if self.stated_seconds else ()
+        packets = container.demux(stream, *sound)
         while True:
             try:
                 packet = next(packets)
@@ -188,6 +215,10 @@ class _Reader:
                 if self.live:
                     raise UserError(f"it broke off ({self.failure})") from error
                 return
+            if packet.pts is not None:
+                self.end = max(self.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.type != "video":
+                continue
             self.packets += packet.size > 0
             try:
                 images = packet.decode()
@@ -206,14 +237,25 @@ class _Reader:
             return f"the header says {stated} frames, {self.packets} are there ({what}); {self.decoded} were decoded"
         if self.bad_packets:
             return f"{self.bad_packets} of {self.packets} packets could not be decoded ({self.failure})"
-        return f"it broke off ({self.failure}) after {self.decoded} frames" if self.failure else ""
+        if self.failure:
+            return f"it broke off ({self.failure}) after {self.decoded} frames"
+        if self.stated_seconds and self.end < self.stated_seconds - SECONDS_MISSING:
+            return (
+                f"the header says {self.stated_seconds:.1f} s, but it ends at {self.end:.1f} s "
+                f"(it is cut short, or its header lies); {self.decoded} frames were decoded"
+            )
+        return ""
 
 
 def to_bgr(image: Any) -> np.ndarray:
     """A decoded image as (H, W, 3) uint8 BGR, upright as the stream's display matrix says."""
     picture = image.to_ndarray(format="bgr24")
-    quarter_turns = round((getattr(image, "rotation", 0) or 0) / 90) % 4  # counterclockwise, like NumPy's
-    return np.ascontiguousarray(np.rot90(picture, quarter_turns))
+    return np.ascontiguousarray(np.rot90(picture, _quarter_turns(image)))
+
+
+def _quarter_turns(image: Any) -> int:
+    """Counterclockwise, like NumPy's."""
+    return round((getattr(image, "rotation", 0) or 0) / 90) % 4
 
 
 def _video_stream(container: Any, address: str) -> Any:

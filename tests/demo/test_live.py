@@ -121,12 +121,7 @@ def test_a_stream_that_stalls_is_connected_again(serve, stream, caplog):
     assert all(a.time <= b.time for a, b in itertools.pairwise(frames))
 
 
-def test_a_file_on_a_server_is_no_live_stream(make_video, tmp_path):
-    folder = make_video().parent
-    handler = lambda *args: http.server.SimpleHTTPRequestHandler(*args, directory=str(folder))  # noqa: E731
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        source = VideoSource(f"http://127.0.0.1:{server.server_address[1]}/{make_video().name}", timeout=5)
-        assert not source.info.live
-        assert len(list(source)) == 20
-        server.shutdown()
+def test_a_file_on_a_server_is_no_live_stream(make_video, serve_folder):
+    source = VideoSource(f"{serve_folder(make_video().parent)}/{make_video().name}", timeout=5)
+    assert not source.info.live
+    assert len(list(source)) == 20
