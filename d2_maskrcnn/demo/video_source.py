@@ -148,11 +148,14 @@ class _Reader:
         self.failure = ""
         self.stated_seconds: float | None = None  # of all tracks, where the container has it in a header
         self.end = 0.0  # seconds: where the last packet of any track ends
+        self.last_number = 0  # one more than the last time, in units of the stream's time base
+        self.counts_empty = False  # whether frames that were dropped at the recording are in the header's number
 
     def __iter__(self) -> Iterator[Frame]:
         with self.source._open() as container:
             stream = _video_stream(container, self.source.address)
             stream.thread_type = "AUTO"
+            self.counts_empty = container.format.name == "avi"  # its time base is a frame
             if container.format.name in DURATION_IN_HEADER and container.duration:
                 self.stated_seconds = container.duration / av.time_base
             yield from self._frames(container, stream)
@@ -220,6 +223,8 @@ class _Reader:
             if packet.stream.type != "video":
                 continue
             self.packets += packet.size > 0
+            if packet.pts is not None:
+                self.last_number = max(self.last_number, packet.pts + 1)
             try:
                 images = packet.decode()
             except BROKEN as error:
@@ -232,7 +237,8 @@ class _Reader:
         """What was wrong, in a few words; "" if nothing was."""
         if self.complete:
             return ""
-        if stated and self.packets != stated and not self.sought:
+        counted = max(self.packets, self.last_number) if self.counts_empty else self.packets
+        if stated and counted != stated and not self.sought:
             what = "it is cut short, or its header lies" if self.packets < stated else "its header lies"
             return f"the header says {stated} frames, {self.packets} are there ({what}); {self.decoded} were decoded"
         if self.bad_packets:

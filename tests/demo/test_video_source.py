@@ -1,5 +1,6 @@
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 
@@ -8,7 +9,7 @@ from d2_maskrcnn.demo.frame import Frame, VideoInfo
 from d2_maskrcnn.demo.video_source import VideoSource
 from d2_maskrcnn.demo.video_writer import VideoWriter
 from d2_maskrcnn.errors import UserError
-from tests.demo.conftest import number_of
+from tests.demo.conftest import frame_picture, number_of
 
 
 def numbers(source) -> list[int]:
@@ -147,6 +148,21 @@ def test_a_header_that_lies(make_video, tmp_path, stated):
     source = VideoSource(str(path))
     assert len(list(source)) == 20
     assert str(stated) in source.problem and "20" in source.problem
+
+
+def test_frames_dropped_at_the_recording_are_not_missing(tmp_path):
+    """AVI files hold an empty chunk for each, which their header counts."""
+    with av.open(str(tmp_path / "v.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for index in (0, 2, 3, 7, 8, 9):
+            image = av.VideoFrame.from_ndarray(frame_picture(index, (64, 96)), format="rgb24")
+            image.pts, image.time_base = index, Fraction(1, 10)
+            container.mux(stream.encode(image))
+        container.mux(stream.encode(None))
+    source = VideoSource(str(tmp_path / "v.avi"))
+    assert source.info.frames == 10
+    assert numbers(source) == [0, 2, 3, 7, 8, 9] and source.problem == ""
 
 
 def test_a_decoder_that_dies_on_some_frames(make_video, tmp_path):
