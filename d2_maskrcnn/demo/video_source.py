@@ -1,6 +1,7 @@
 """Frames from video files and from streams (RTSP, HTTP), through PyAV."""
 
 import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import av
 import numpy as np
 
 from d2_maskrcnn.demo.excerpt import DEFAULT_RATE, LIVE_SCHEMES, Clock, Excerpt
+from d2_maskrcnn.demo.fetch import FetchedFile
 from d2_maskrcnn.demo.frame import Frame, VideoInfo
 from d2_maskrcnn.errors import UserError
 
@@ -19,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Containers that do not count frames but have their length in a header, which a file that is cut short keeps.
 DURATION_IN_HEADER = ("matroska,webm", "flv")
+FILE_RETRIES = 5  # how often a file's download that stalls or breaks off is taken up again
 SECONDS_MISSING = 0.5  # of that length before it counts as cut short
 # av.FFmpegError is not the base of everything that a bad input makes PyAV raise: OSError and ValueError come too.
 BROKEN = (av.error.FFmpegError, OSError, ValueError)
@@ -49,6 +52,8 @@ class VideoSource:
         self.timeout, self.reconnects = timeout, reconnects
         self.problem = ""
         self._remote = "://" in address
+        self._fetched: FetchedFile | None = None
+        self.live = True  # until the container says how long it is
         with self._open() as container:
             stream = _video_stream(container, address)
             self._rate = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
@@ -56,13 +61,20 @@ class VideoSource:
             self._duration = _duration(container, stream)
             self.live = address.lower().startswith(LIVE_SCHEMES) or (self._remote and self._duration is None)
             self.info = self._info(stream, has_audio=bool(container.streams.audio))
+            in_place = self.live or not self.address.lower().startswith("http") or _has_packets(container, stream)
+        if not in_place:
+            self._fetched = FetchedFile(address, timeout)
+            self.info = dataclasses.replace(self.info, audio_from=self.info.audio_from and str(self._fetched.path))
 
     def _open(self) -> Any:
-        options = {"rtsp_transport": "tcp"} if self.address.lower().startswith("rtsp") else {}
         if not self._remote and not Path(self.address).exists():
             raise UserError(f"Video {self.address}: there is no such file.")
         try:
-            return av.open(self.address, timeout=self.timeout if self._remote else None, options=options)
+            if not self._remote or self._fetched is not None:
+                return av.open(self.address if self._fetched is None else str(self._fetched.path))
+            # A file's download is taken up again by FFmpeg itself, which may need several times the time.
+            patience = self.timeout if self.live else self.timeout * (FILE_RETRIES + 2)
+            return av.open(self.address, timeout=patience, options=_network_options(self.address, self.timeout))
         except BROKEN as error:
             raise UserError(f"Video {self.address} cannot be opened ({_reason(error)}).") from error
 
@@ -271,6 +283,28 @@ def _video_stream(container: Any, address: str) -> Any:
     if stream.codec_context is None:
         raise UserError(f"Video {address}: its video codec is unknown to this build of FFmpeg; convert it to H.264.")
     return stream
+
+
+def _has_packets(container: Any, stream: Any) -> bool:
+    """Whether anything can be read: not where the index is at the file's end and the server cannot go back."""
+    try:
+        return next(container.demux(stream)).size > 0
+    except (*BROKEN, StopIteration):
+        return False
+
+
+def _network_options(address: str, timeout: float) -> dict[str, str]:
+    """FFmpeg's options for its protocols (https://ffmpeg.org/ffmpeg-protocols.html)."""
+    if address.lower().startswith("rtsp"):
+        return {"rtsp_transport": "tcp"}
+    if not address.lower().startswith("http"):
+        return {}
+    return {
+        "rw_timeout": str(int(timeout * 1e6)),
+        "multiple_requests": "1",
+        "reconnect": "1",
+        "reconnect_max_retries": str(FILE_RETRIES),
+    }
 
 
 def _duration(container: Any, stream: Any) -> float | None:

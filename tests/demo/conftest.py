@@ -58,7 +58,7 @@ def make_video(tmp_path_factory):
         key = (frames, size, rate, codec, suffix, sound, str(options))
         if key not in made:
             made[key] = folder / f"video{len(made)}{suffix}"
-            write_video(made[key], frames, size, rate, codec, sound, options or {})
+            write_video(made[key], frames, size, rate, codec, sound, dict(options or ()))
         return made[key]
 
     return make

@@ -122,6 +122,46 @@ def test_a_stream_that_stalls_is_connected_again(serve, stream, caplog):
 
 
 def test_a_file_on_a_server_is_no_live_stream(make_video, serve_folder):
+    """Python's own server only sends whole files; this one's index lies at its end, so it is fetched first."""
     source = VideoSource(f"{serve_folder(make_video().parent)}/{make_video().name}", timeout=5)
-    assert not source.info.live
-    assert len(list(source)) == 20
+    assert not source.info.live and source.info.frames == 20
+    assert len(list(source)) == 20 and source.problem == ""
+
+
+class RangeHandler(http.server.BaseHTTPRequestHandler):
+    """Sends parts of a file; ``hangs`` answers stop in the middle, and then the connection hangs or is cut."""
+
+    protocol_version = "HTTP/1.1"
+    data: bytes
+    hangs: list[float]
+
+    def do_GET(self) -> None:
+        begin = int(self.headers.get("Range", "bytes=0-")[6:].split("-")[0])
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(self.data) - begin))
+        self.send_header("Content-Range", f"bytes {begin}-{len(self.data) - 1}/{len(self.data)}")
+        self.end_headers()
+        middle = len(self.data) // 2
+        if begin >= middle or not self.hangs:
+            self.wfile.write(self.data[begin:])
+            return
+        self.wfile.write(self.data[begin:middle])
+        self.wfile.flush()
+        time.sleep(self.hangs.pop())
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("hang", [0.0, 30.0], ids=["cut", "stalled"])
+def test_a_download_that_breaks_off_goes_on(make_video, hang):
+    data = make_video(frames=25, size=(240, 320), options=(("movflags", "+faststart"),)).read_bytes()
+    handler = type("Handler", (RangeHandler,), {"data": data, "hangs": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        source = VideoSource(f"http://127.0.0.1:{server.server_address[1]}/v.mp4", timeout=1)
+        handler.hangs.append(hang)
+        assert len(list(source)) == 25 and source.problem == "" and not handler.hangs
+        server.shutdown()
