@@ -144,7 +144,7 @@ class VideoSource:
                         yield frame
                 reason = "it ended"
             except UserError as error:
-                reason = str(error)
+                reason = str(error).removeprefix(f"Video {self.address} ").rstrip(".")
             failures += 1
         raise UserError(f"Stream {self.address}: {reason}; given up after {self.reconnects} new connections.")
 
@@ -315,4 +315,6 @@ def _duration(container: Any, stream: Any) -> float | None:
 
 def _reason(error: BaseException) -> str:
     """The part of PyAV's message that tells something."""
+    if isinstance(error, av.error.ExitError):  # what FFmpeg calls it when PyAV's time limit is over
+        return "no data came in time"
     return getattr(error, "strerror", None) or str(error)

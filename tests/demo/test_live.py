@@ -12,7 +12,8 @@ from d2_maskrcnn.demo import camera
 from d2_maskrcnn.demo.excerpt import Excerpt, Position
 from d2_maskrcnn.demo.video_source import VideoSource
 from d2_maskrcnn.errors import UserError
-from tests.demo.conftest import number_of
+from tests.demo.conftest import number_of, read_video
+from tests.demo.rtsp_server import RtspServer
 
 
 @pytest.fixture
@@ -119,6 +120,39 @@ def test_a_stream_that_stalls_is_connected_again(serve, stream, caplog):
     assert len(frames) > 70  # about half of it and then all of it
     assert [f.index for f in frames] == list(range(len(frames)))
     assert all(a.time <= b.time for a, b in itertools.pairwise(frames))
+
+
+@pytest.fixture
+def rtsp(stream):
+    servers = []
+
+    def start(*parts: tuple[bytes, float]) -> str:
+        servers.append(RtspServer(list(parts)))
+        return servers[-1].address
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_rtsp_camera_that_stalls_is_connected_again(rtsp, stream, caplog):
+    half = stream[: len(stream) // 188 // 2 * 188]
+    source = VideoSource(rtsp((stream, 30), (half, 30), (stream, 0)), timeout=1, reconnects=1)
+    assert source.info.live and source.info.frames is None
+    frames = []
+    with pytest.raises(UserError, match=r"Stream rtsp://\S+: .* given up after 1 new"):
+        for frame in source:
+            frames.append(frame)
+    assert len(frames) > 70 and "no data came in time" in caplog.text
+    assert frames[0].picture.shape == (64, 96, 3)
+
+
+def test_an_rtsp_camera_is_recorded(run_demo, rtsp, stream, tmp_path):
+    outputs = ["--output", tmp_path, "--save-json", tmp_path / "r.jsonl"]
+    run_demo("--video-input", rtsp((stream, 0), (stream, 0)), "--timeout", "2", "--end", "40", *outputs)
+    lines = (tmp_path / "r.jsonl").read_text().splitlines()
+    assert len(read_video(tmp_path / "camera.mp4")) == len(lines) > 0
 
 
 def test_a_file_on_a_server_is_no_live_stream(make_video, serve_folder):
