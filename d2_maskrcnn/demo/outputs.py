@@ -15,6 +15,7 @@ import numpy as np
 
 from d2_maskrcnn.demo.frame import Frame
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.masks import encode_rle
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 CSV_COLUMNS = ("frame", "time", "file", "track_id", "category_id", "category", "score", "x0", "y0", "x1", "y1", "area")
@@ -210,8 +211,9 @@ def records_of(frame: Frame, names: Sequence[str], ids: Sequence[int]) -> list[d
         if found.track_ids is not None:
             record["track_id"] = int(found.track_ids[index])
         if found.masks is not None:
-            record["segmentation"] = found.masks.rle(index)
-            record["area"] = int(np.count_nonzero(found.masks.crop(index)[1]))
+            window, pixels = found.masks.crop(index)
+            record["segmentation"] = encode_rle(window, pixels, found.image_size)
+            record["area"] = int(np.count_nonzero(pixels))
         records.append(record)
     return records
 
