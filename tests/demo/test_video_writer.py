@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from d2_maskrcnn.demo import video
-from d2_maskrcnn.demo.excerpt import Excerpt
+from d2_maskrcnn.demo.excerpt import Excerpt, Position
 from d2_maskrcnn.demo.frame import Frame, VideoInfo
 from d2_maskrcnn.demo.opencv_video import OpenCVSource, OpenCVWriter
 from d2_maskrcnn.demo.video_source import VideoSource
@@ -125,6 +125,14 @@ def test_opencv_stands_in(make_video, tmp_path):
     assert [number_of(p) for p in read_video(tmp_path / "v.mp4")] == list(range(20))
     with pytest.raises(UserError, match="cannot be opened"):
         OpenCVSource(str(tmp_path / "none.mp4"))
+
+
+def test_the_stand_in_without_frames(make_video):
+    source = OpenCVSource(str(make_video()), Excerpt(Position(50, False)))
+    with pytest.raises(UserError, match="no frame could be read in the part"):
+        list(source)
+    source = OpenCVSource(str(make_video()), Excerpt(Position(3, False), Position(6, False)))
+    assert len(list(source)) == 3 and source.problem == ""
 
 
 def test_the_stand_in_says_so(make_video, tmp_path, monkeypatch, caplog):
