@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 # Containers that do not count frames but have their length in a header, which a file that is cut short keeps.
 DURATION_IN_HEADER = ("matroska,webm", "flv")
+SHOWN_PART = 0.9  # of the frames, by their length: below it some are stored but not shown
 FILE_RETRIES = 5  # how often a file's download that stalls or breaks off is taken up again
 SECONDS_MISSING = 0.5  # of that length before it counts as cut short
 # av.FFmpegError is not the base of everything that a bad input makes PyAV raise: OSError and ValueError come too.
@@ -99,9 +100,12 @@ class VideoSource:
 
     def _expected(self) -> int | None:
         """How many frames will come, by what the container says."""
-        total = self._stated or (None if self._duration is None else round(self._duration * self._rate))
+        by_time = None if self._duration is None else round(self._duration * self._rate)
+        total = self._stated or by_time
         if total is None:
             return None
+        if by_time is not None and by_time < SHOWN_PART * total:  # an edit list leaves the others out
+            total = by_time
         return Clock(self._rate).expected(total, self.excerpt)
 
     def __iter__(self) -> Iterator[Frame]:

@@ -165,6 +165,18 @@ def test_frames_dropped_at_the_recording_are_not_missing(tmp_path):
     assert numbers(source) == [0, 2, 3, 7, 8, 9] and source.problem == ""
 
 
+def test_frames_that_an_edit_list_leaves_out(make_video, tmp_path):
+    """As phones do when a film is trimmed: the rest stays in the file."""
+    data = bytearray(make_video().read_bytes())
+    at = data.index(b"elst") + 12  # how long the one entry is, in milliseconds
+    assert int.from_bytes(data[at : at + 4], "big") == 2000
+    data[at : at + 4] = (1000).to_bytes(4, "big")
+    (tmp_path / "v.mp4").write_bytes(data)
+    source = VideoSource(str(tmp_path / "v.mp4"))
+    assert source.info.frames == 10
+    assert numbers(source) == list(range(10)) and source.problem == ""
+
+
 def test_a_decoder_that_dies_on_some_frames(make_video, tmp_path):
     data = make_video(codec="png", suffix=".mov").read_bytes()
     parts = data.split(b"\x89PNG")
