@@ -20,7 +20,7 @@ from d2_maskrcnn.demo.outputs import (
     check_display,
     check_target,
 )
-from d2_maskrcnn.demo.pictures import VIDEO_SUFFIXES, PictureSource, find_pictures
+from d2_maskrcnn.demo.pictures import VIDEO_SUFFIXES, PictureSource, find_pictures, is_file_type
 from d2_maskrcnn.demo.run import Outputs, VideoLike, Work, run_pictures, run_video
 from d2_maskrcnn.demo.video import open_camera, open_video, open_writer
 from d2_maskrcnn.demo.workers import InProcess, WorkerPool, default_count
@@ -160,7 +160,7 @@ def _open_source(args: argparse.Namespace) -> VideoLike:
 def _video_target(args: argparse.Namespace) -> Path:
     output: Path = args.output
     if output.suffix.lower() not in VIDEO_SUFFIXES or output.is_dir():
-        if output.is_file():
+        if output.is_file() or (is_file_type(output) and not output.is_dir()):
             raise UserError(f"--output {output} is no video's name; expected one such as {output.with_suffix('.mp4')}.")
         stem = f"webcam{args.webcam}" if args.video_input is None else Path(args.video_input.split("?")[0]).stem
         output = output / f"{stem or 'stream'}.mp4"

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from d2_maskrcnn.demo.frame import Frame
+from d2_maskrcnn.demo.pictures import is_file_type
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.masks import encode_rle
 
@@ -96,6 +97,8 @@ class PictureFiles:
 def _picture_targets(names: Sequence[str], output: Path) -> dict[str, Path]:
     if len(names) == 1 and output.suffix.lower() in PICTURE_SUFFIXES and not output.is_dir():
         return {names[0]: output}
+    if not output.exists() and is_file_type(output) and len(names) == 1:
+        raise UserError(f"--output {output}: expected a folder, or a file that ends in {', '.join(PICTURE_SUFFIXES)}.")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file, but {len(names)} pictures need a folder.")
     targets: dict[str, Path] = {}

@@ -61,6 +61,11 @@ def is_picture_name(path: Path) -> bool:
     return known in Image.OPEN and known not in _NOT_READ_ALONE and path.suffix.lower() not in VIDEO_SUFFIXES
 
 
+def is_file_type(path: Path) -> bool:
+    """Whether a name ends as those of some kind of picture or video do, so that a folder of that name is a mistake."""
+    return path.suffix.lower() in Image.registered_extensions() or path.suffix.lower() in VIDEO_SUFFIXES
+
+
 def read_picture(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 BGR, upright as the EXIF data say; the first frame of animations.
 

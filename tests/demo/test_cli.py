@@ -122,6 +122,11 @@ def test_model_processes_give_the_same(run_demo, make_video, tmp_path):
         (["--video-input", "{video}", "--stride", "0"], "--stride 0"),
         (["--video-input", "{video}", "--output", "{video}"], "would replace the input"),
         (["--video-input", "{video}", "--output", "{pictures}/a.jpg"], "no video's name"),
+        (["--video-input", "{video}", "--output", "{pictures}/v.gif"], "no video's name"),
+        (
+            ["--input", "{pictures}/a.jpg", "--output", "{pictures}/new.gif"],
+            "expected a folder, or a file that ends in",
+        ),
         (["--input", "{pictures}", "--output", "{pictures}"], "would replace the input"),
         (["--input", "{pictures}", "--output", "{pictures}/a.jpg"], "need a folder"),
         (["--input", "{pictures}", "--save-json", "{pictures}/a.jpg"], "--overwrite"),
