@@ -134,7 +134,8 @@ def test_a_truncated_file_that_does_not_count_frames(make_video, tmp_path, suffi
     path.write_bytes(data[: len(data) // 2])
     source = VideoSource(str(path))
     assert 0 < len(list(source)) < 40
-    assert "header says" in source.problem
+    # Of the last packet a part may be there, which some versions of FFmpeg hand on.
+    assert "header says" in source.problem or "could not be decoded" in source.problem
 
 
 @pytest.mark.parametrize("stated", [12, 99])
