@@ -8,8 +8,9 @@ from setuptools import find_namespace_packages, setup
 HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "d2_maskrcnn/__init__.py").read_text(), re.MULTILINE).group(1)
 
-# Videos through FFmpeg (PyAV brings it along), and the assignment solver of the tracking.
-DEMO = ["av>=13", "scipy>=1.11"]
+# Videos through FFmpeg (PyAV brings it along), and the assignment solver of the tracking. PyAV from 17.1 on: the tests
+# made 15.0, 16.0 and 17.0 crash now and then, and versions before 15 do not say how a film is turned.
+DEMO = ["av>=17.1", "scipy>=1.11"]
 WANDB = ["wandb>=0.20"]  # training logs to Weights & Biases
 INSPECTION = ["matplotlib>=3.8"]
 NOTEBOOKS = [*INSPECTION, "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29"]

@@ -218,10 +218,10 @@ def encode_rle(window: Window, pixels: np.ndarray, image_size: tuple[int, int]) 
         ``{"size": [H, W], "counts": str}``.
     """
     height, width = image_size
-    columns = np.zeros((pixels.shape[1], pixels.shape[0] + 2), dtype=np.int8)  # one background pixel at either end
+    columns = np.zeros((pixels.shape[1], pixels.shape[0] + 2), dtype=bool)  # one background pixel at either end
     columns[:, 1:-1] = pixels.T
-    steps = np.diff(columns, axis=1)  # 1 where a run begins, -1 just after its end
-    column, row = np.nonzero(steps)  # in turn a beginning and an end, down the columns
+    steps = columns[:, 1:] != columns[:, :-1]  # where a run begins, and just after its end
+    column, row = np.divmod(np.flatnonzero(steps), steps.shape[1])  # in turn a beginning and an end, down the columns
     edges = (column + window.x0) * height + row + window.y0
     if len(
         edges

@@ -36,6 +36,14 @@ def test_pasted_as_the_engine_pastes(random_masks):
     assert (pasted != expected).sum() <= 1e-4 * expected.sum()
 
 
+def test_probabilities_before_the_threshold(random_masks):
+    for index in range(len(random_masks)):
+        window, values = random_masks.probability_crop(index)
+        assert window == random_masks.crop(index)[0]
+        assert ((values >= random_masks.threshold) == random_masks.crop(index)[1]).all()
+    assert values.dtype == np.float32 and len(np.unique(values)) > 2
+
+
 def test_rle_is_that_of_the_whole_picture(random_masks):
     for index, picture in enumerate(random_masks):
         expected = mask_util.encode(np.asfortranarray(picture, dtype=np.uint8))

@@ -20,7 +20,7 @@ from d2_maskrcnn.demo.outputs import (
     check_display,
     check_target,
 )
-from d2_maskrcnn.demo.pictures import VIDEO_SUFFIXES, PictureSource, find_pictures
+from d2_maskrcnn.demo.pictures import VIDEO_SUFFIXES, PictureSource, find_pictures, is_file_type
 from d2_maskrcnn.demo.run import Outputs, VideoLike, Work, run_pictures, run_video
 from d2_maskrcnn.demo.video import open_camera, open_video, open_writer
 from d2_maskrcnn.demo.workers import InProcess, WorkerPool, default_count
@@ -28,6 +28,7 @@ from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 
 TITLE = "Mask R-CNN"
+NO_H264 = (".webm",)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -149,6 +150,8 @@ def _video(args: argparse.Namespace, cfg: CfgNode) -> None:
 
 def _open_source(args: argparse.Namespace) -> VideoLike:
     excerpt = Excerpt(_position(args.start, "--start"), _position(args.end, "--end"), args.stride)
+    if excerpt.is_empty:
+        raise UserError(f"--start {args.start} --end {args.end}: nothing is left; expected an end behind the start.")
     if args.webcam is not None:
         return open_camera(args.webcam, excerpt)
     return open_video(args.video_input, excerpt, args.timeout)
@@ -157,10 +160,12 @@ def _open_source(args: argparse.Namespace) -> VideoLike:
 def _video_target(args: argparse.Namespace) -> Path:
     output: Path = args.output
     if output.suffix.lower() not in VIDEO_SUFFIXES or output.is_dir():
-        if output.is_file():
+        if output.is_file() or (is_file_type(output) and not output.is_dir()):
             raise UserError(f"--output {output} is no video's name; expected one such as {output.with_suffix('.mp4')}.")
         stem = f"webcam{args.webcam}" if args.video_input is None else Path(args.video_input.split("?")[0]).stem
         output = output / f"{stem or 'stream'}.mp4"
+    if output.suffix.lower() in NO_H264:
+        raise UserError(f"--output {output}: {output.suffix} files take no H.264; use {output.with_suffix('.mp4')}.")
     if args.video_input and output.exists() and Path(args.video_input).exists() and output.samefile(args.video_input):
         raise UserError(f"--output {output} would replace the input: name another file or folder.")
     return check_target(output, args.overwrite, "--output")

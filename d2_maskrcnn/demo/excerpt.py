@@ -43,6 +43,16 @@ class Excerpt:
     end: Position | None = None
     stride: int = 1
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no frame can be in it, whatever the video; unknown, hence False, where one end is a number and the
+        other a time.
+        """
+        if self.end is None:
+            return False
+        start = self.start or Position(0, self.end.in_seconds)
+        return start.in_seconds == self.end.in_seconds and start.value >= self.end.value
+
     def before(self, index: int, seconds: float) -> bool:
         """Whether a frame comes before the excerpt."""
         return self.start is not None and (seconds + 1e-6 if self.start.in_seconds else index) < self.start.value

@@ -18,6 +18,7 @@ class Frame:
         index: number of the frame in its source, counted from 0, those left out included.
         time: seconds since the beginning of what is shown; 0 for pictures.
         name: file of a picture, "" for frames of videos.
+        clock: seconds on the source's own clock, by which its sound goes.
         pts, duration: the time and the length in units of the source's time base, for sources that have one.
         found: the detections, from the model stage on.
         shown_scores: (N,) what the labels say; None for the detections' own.
@@ -29,6 +30,7 @@ class Frame:
     index: int
     time: float = 0.0
     name: str = ""
+    clock: float = 0.0
     pts: int | None = None
     duration: int | None = None
     found: Detections | None = None
@@ -52,7 +54,7 @@ class VideoInfo:
         frames: how many frames will come if nothing is amiss, or None: unknown, or endless.
         live: whether frames come in their own time and stale ones may be dropped.
         pixel_aspect: width of a pixel through its height.
-        audio_from: file or address whose sound belongs to the frames, and which part of it in seconds.
+        audio_from: file or address whose sound belongs to the frames.
     """
 
     rate: Fraction
@@ -61,5 +63,3 @@ class VideoInfo:
     live: bool = False
     pixel_aspect: Fraction = Fraction(1)
     audio_from: str | None = None
-    audio_start: float = 0.0
-    audio_end: float | None = None

@@ -41,7 +41,7 @@ class OpenCVSource:
             while (picture := self._read()) is not None:
                 seconds = float(index / self._rate)
                 if self.excerpt.beyond(index, seconds):
-                    return
+                    break
                 if not self.excerpt.before(index, seconds):
                     if shown % self.excerpt.stride == 0:
                         yield Frame(picture, index, float(shown / self._rate))
@@ -49,7 +49,10 @@ class OpenCVSource:
                 index += 1
         finally:
             self._capture.release()
-        if index < self._stated or index == 0:
+        if shown == 0:
+            where = " in the part asked for with --start and --end" if index else ""
+            raise UserError(f"Video {self.address}: no frame could be read{where} ({index} were read).")
+        if picture is None and index < self._stated:
             self.problem = f"the header says {self._stated} frames, but only {index} could be read"
 
     def _read(self) -> np.ndarray | None:

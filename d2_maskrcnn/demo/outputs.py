@@ -14,11 +14,14 @@ import cv2
 import numpy as np
 
 from d2_maskrcnn.demo.frame import Frame
+from d2_maskrcnn.demo.pictures import is_file_type
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.masks import encode_rle
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 CSV_COLUMNS = ("frame", "time", "file", "track_id", "category_id", "category", "score", "x0", "y0", "x1", "y1", "area")
 ESCAPE_KEYS = (27, ord("q"))
+KEY_WAIT = 50  # milliseconds between looks whether a window is still there
 JPEG_QUALITY = 95
 
 
@@ -94,6 +97,8 @@ class PictureFiles:
 def _picture_targets(names: Sequence[str], output: Path) -> dict[str, Path]:
     if len(names) == 1 and output.suffix.lower() in PICTURE_SUFFIXES and not output.is_dir():
         return {names[0]: output}
+    if not output.exists() and is_file_type(output) and len(names) == 1:
+        raise UserError(f"--output {output}: expected a folder, or a file that ends in {', '.join(PICTURE_SUFFIXES)}.")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file, but {len(names)} pictures need a folder.")
     targets: dict[str, Path] = {}
@@ -127,8 +132,15 @@ class _TextFile:
             raise UserError(f"Cannot write {self.path} ({error.strerror}).") from error
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file.
+
+        Raises:
+            UserError: what was held back cannot be written.
+        """
+        try:
+            self._file.close()
+        except OSError as error:
+            raise UserError(f"Cannot write {self.path} ({error.strerror}).") from error
 
 
 class JsonLines(_TextFile):
@@ -202,8 +214,9 @@ def records_of(frame: Frame, names: Sequence[str], ids: Sequence[int]) -> list[d
         if found.track_ids is not None:
             record["track_id"] = int(found.track_ids[index])
         if found.masks is not None:
-            record["segmentation"] = found.masks.rle(index)
-            record["area"] = int(np.count_nonzero(found.masks.crop(index)[1]))
+            window, pixels = found.masks.crop(index)
+            record["segmentation"] = encode_rle(window, pixels, found.image_size)
+            record["area"] = int(np.count_nonzero(pixels))
         records.append(record)
     return records
 
@@ -220,13 +233,25 @@ class Window:
         cv2.namedWindow(title, cv2.WINDOW_NORMAL)
 
     def show(self, frame: Frame) -> bool:
-        """Shows a frame; False when the person has had enough (Esc or q)."""
+        """Shows a frame; False when the person has had enough: Esc, q, or the window was closed."""
+        if not self._is_open():  # drawing into it would open it again
+            return False
         cv2.imshow(self._title, frame.picture)
-        return cv2.waitKey(0 if self._wait else 1) & 0xFF not in ESCAPE_KEYS
+        key = cv2.waitKey(KEY_WAIT if self._wait else 1)
+        while self._wait and key < 0 and self._is_open():  # waiting without an end would not see that it was closed
+            key = cv2.waitKey(KEY_WAIT)
+        return self._is_open() and key & 0xFF not in ESCAPE_KEYS
 
     def close(self) -> None:
         """Takes the window away."""
-        cv2.destroyWindow(self._title)
+        if self._is_open():
+            cv2.destroyWindow(self._title)
+
+    def _is_open(self) -> bool:
+        try:
+            return cv2.getWindowProperty(self._title, cv2.WND_PROP_VISIBLE) >= 1
+        except cv2.error:  # what some back-ends raise for a window that is gone
+            return False
 
 
 def _csv_line(values: Sequence[object]) -> str:

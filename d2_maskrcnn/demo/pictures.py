@@ -3,6 +3,7 @@
 import glob
 import logging
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,8 +26,9 @@ _BROKEN = (
     IndexError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
+# What Pillow knows by name but cannot read by itself: a folder's data files are no broken pictures.
+_NOT_READ_ALONE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def find_pictures(inputs: Sequence[str]) -> list[Path]:
@@ -39,7 +41,8 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
     for item in inputs:
         path = Path(item).expanduser()
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.is_file() and is_picture_name(p))
+            # Links that lead nowhere are kept, to be reported; hidden files are not meant for people.
+            inside = sorted(p for p in path.iterdir() if not p.is_dir() and p.name[0] != "." and is_picture_name(p))
             if not inside:
                 raise UserError(f"--input {item}: no pictures in this folder (known: {_known_suffixes()}).")
             found.extend(inside)
@@ -54,29 +57,35 @@ def find_pictures(inputs: Sequence[str]) -> list[Path]:
 
 def is_picture_name(path: Path) -> bool:
     """Whether Pillow knows the file's suffix as that of a picture."""
-    return (
-        Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
-        and path.suffix.lower() not in VIDEO_SUFFIXES
-    )
+    known = Image.registered_extensions().get(path.suffix.lower())
+    return known in Image.OPEN and known not in _NOT_READ_ALONE and path.suffix.lower() not in VIDEO_SUFFIXES
+
+
+def is_file_type(path: Path) -> bool:
+    """Whether a name ends as those of some kind of picture or video do, so that a folder of that name is a mistake."""
+    return path.suffix.lower() in Image.registered_extensions() or path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def read_picture(path: Path) -> np.ndarray:
     """(H, W, 3) uint8 BGR, upright as the EXIF data say; the first frame of animations.
 
-    Transparent parts are shown on white; of 16-bit pictures the upper 8 bits are taken.
+    Transparent parts are shown on white. Of 16-bit pictures the upper 8 bits are taken; floating-point ones go from 0
+    to 1, or to 255 if there is anything above 1.
 
     Raises:
-        UserError: the file is missing, unreadable, broken or no picture.
+        UserError: the file is missing, unreadable, broken, too large or no picture.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            upright = _upright(image)
-            return np.ascontiguousarray(np.asarray(_to_rgb(upright))[:, :, ::-1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # large, or with odd metadata: it is read all the same
+            return _read(path)
     except FileNotFoundError as error:
         raise UserError(f"Picture {path}: there is no such file.") from error
     except PermissionError as error:
         raise UserError(f"Picture {path} may not be read: change its permissions.") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
+        raise UserError(f"Picture {path} has more than {most:.0f} megapixels: scale it down.") from error
     except _BROKEN as error:
         raise UserError(f"Picture {path} cannot be read ({error}): broken, cut short, or no picture.") from error
 
@@ -116,6 +125,13 @@ def _expand(pattern: str) -> list[Path]:
     raise UserError(f"--input {pattern}: there is no such file or folder.")
 
 
+def _read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        image.load()
+        upright = _upright(image)
+        return np.ascontiguousarray(np.asarray(_to_rgb(upright))[:, :, ::-1])
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
@@ -125,15 +141,22 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        values = np.asarray(image).astype(np.float64)
-        # Pillow opens 16-bit greyscale as "I" in some versions, and its own conversion would clip at 255.
-        scale = 1 / 257 if values.max(initial=0) > 255 else 1
-        return Image.fromarray(np.clip(np.floor(values * scale + 0.5), 0, 255).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).astype(np.float64) * _scale(image)
+        return Image.fromarray(np.clip(np.floor(values + 0.5), 0, 255).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _scale(image: Image.Image) -> float:
+    """From the numbers of a greyscale picture of more than 8 bits to 0 to 255; Pillow's conversion would clip them."""
+    highest = float(np.asarray(image).max(initial=0))
+    if image.mode == "F":
+        return 255 if highest <= 1 else 1
+    # Some versions of Pillow open 16-bit PNG as "I", whose numbers may be anything elsewhere.
+    return 1 / 257 if image.mode.startswith("I;16") or image.format == "PNG" or highest > 255 else 1
 
 
 def _known_suffixes() -> str:

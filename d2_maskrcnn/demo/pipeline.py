@@ -115,6 +115,7 @@ class Pipeline:
             if isinstance(item, _Failure):
                 raise item.error
             yield item
+            del item  # what waits for the next one must not hold the last: a 4K frame is 25 MB
 
     def _read(self) -> None:
         target = self._channels[0]
@@ -123,6 +124,7 @@ class Pipeline:
                 if self._interrupted.is_set():
                     break
                 target.put(item)
+                del item
         except Closed:
             return
         except BaseException as error:
@@ -136,10 +138,10 @@ class Pipeline:
                 if self.live and stage.droppable:
                     target.wait_for_room()  # take the newest one only when it can be handed on
                 items, failure = self._take(source, stage)
-                if items:
-                    for item in stage.work(items):
-                        target.put(item)
-                    del items
+                done = stage.work(items) if items else []
+                del items
+                while done:
+                    target.put(done.pop(0))
                 if failure is not None:
                     target.put(failure)
         except Closed:

@@ -210,6 +210,7 @@ def _run(source: Any, work: Work, outputs: Outputs, *, total: int | None, unit: 
             if not outputs.write(frame):  # what the model has seen is still written, but shown no more
                 pipeline.interrupt()
                 outputs.close_window()
+            del frame
             done += 1
             bar.update()
             if live:

@@ -1,5 +1,7 @@
 """Frames from video files and from streams (RTSP, HTTP), through PyAV."""
 
+import contextlib
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator
@@ -11,11 +13,17 @@ import av
 import numpy as np
 
 from d2_maskrcnn.demo.excerpt import DEFAULT_RATE, LIVE_SCHEMES, Clock, Excerpt
+from d2_maskrcnn.demo.fetch import FetchedFile
 from d2_maskrcnn.demo.frame import Frame, VideoInfo
 from d2_maskrcnn.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+# Containers that do not count frames but have their length in a header, which a file that is cut short keeps.
+DURATION_IN_HEADER = ("matroska,webm", "flv")
+SHOWN_PART = 0.9  # of the frames, by their length: below it some are stored but not shown
+FILE_RETRIES = 5  # how often a file's download that stalls or breaks off is taken up again
+SECONDS_MISSING = 0.5  # of that length before it counts as cut short
 # av.FFmpegError is not the base of everything that a bad input makes PyAV raise: OSError and ValueError come too.
 BROKEN = (av.error.FFmpegError, OSError, ValueError)
 
@@ -45,6 +53,8 @@ class VideoSource:
         self.timeout, self.reconnects = timeout, reconnects
         self.problem = ""
         self._remote = "://" in address
+        self._fetched: FetchedFile | None = None
+        self.live = True  # until the container says how long it is
         with self._open() as container:
             stream = _video_stream(container, address)
             self._rate = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
@@ -52,47 +62,70 @@ class VideoSource:
             self._duration = _duration(container, stream)
             self.live = address.lower().startswith(LIVE_SCHEMES) or (self._remote and self._duration is None)
             self.info = self._info(stream, has_audio=bool(container.streams.audio))
+            in_place = self.live or not self.address.lower().startswith("http") or _has_packets(container, stream)
+        if not in_place:
+            self._fetched = FetchedFile(address, timeout)
+            self.info = dataclasses.replace(self.info, audio_from=self.info.audio_from and str(self._fetched.path))
 
     def _open(self) -> Any:
-        options = {"rtsp_transport": "tcp"} if self.address.lower().startswith("rtsp") else {}
         if not self._remote and not Path(self.address).exists():
             raise UserError(f"Video {self.address}: there is no such file.")
         try:
-            return av.open(self.address, timeout=self.timeout if self._remote else None, options=options)
+            if not self._remote or self._fetched is not None:
+                return av.open(self.address if self._fetched is None else str(self._fetched.path))
+            # A file's download is taken up again by FFmpeg itself, which may need several times the time.
+            patience = self.timeout if self.live else self.timeout * (FILE_RETRIES + 2)
+            return av.open(self.address, timeout=patience, options=_network_options(self.address, self.timeout))
         except BROKEN as error:
             raise UserError(f"Video {self.address} cannot be opened ({_reason(error)}).") from error
 
     def _info(self, stream: Any, has_audio: bool) -> VideoInfo:
-        clock = Clock(self._rate)
-        audio = self.address if has_audio and not self._remote and self.excerpt.stride >= 1 else None
-        start = clock.seconds(self.excerpt.start) or 0.0
         return VideoInfo(
             rate=self._rate / self.excerpt.stride,
             time_base=stream.time_base,
             frames=None if self.live else self._expected(),
             live=self.live,
-            pixel_aspect=Fraction(stream.sample_aspect_ratio or 1) or Fraction(1),
-            audio_from=audio,
-            audio_start=start,
-            audio_end=clock.seconds(self.excerpt.end),
+            pixel_aspect=self._pixel_aspect(stream),
+            audio_from=self.address if has_audio and not self.live else None,
         )
+
+    def _pixel_aspect(self, stream: Any) -> Fraction:
+        """Of the upright picture: a quarter turn makes wide pixels tall ones, and only a frame knows of the turn."""
+        aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
+        if aspect != 1 and not self.live:
+            with contextlib.suppress(*BROKEN):
+                for image in stream.container.decode(stream):
+                    return 1 / aspect if _quarter_turns(image) % 2 else aspect
+        return aspect
 
     def _expected(self) -> int | None:
         """How many frames will come, by what the container says."""
-        total = self._stated or (None if self._duration is None else round(self._duration * self._rate))
+        by_time = None if self._duration is None else round(self._duration * self._rate)
+        total = self._stated or by_time
         if total is None:
             return None
+        if by_time is not None and by_time < SHOWN_PART * total:  # an edit list leaves the others out
+            total = by_time
         return Clock(self._rate).expected(total, self.excerpt)
 
     def __iter__(self) -> Iterator[Frame]:
         return self._follow() if self.live else self._read_file()
 
     def _read_file(self) -> Iterator[Frame]:
-        reader = _Reader(self)
-        yield from reader
+        reader, shown = _Reader(self), 0
+        for frame in reader:
+            shown += 1
+            yield frame
         self.problem = reader.problem(self._stated)
-        if reader.decoded == 0:
-            raise UserError(f"Video {self.address}: {self.problem or 'not a single frame could be decoded'}.")
+        if shown == 0:
+            raise UserError(f"Video {self.address}: {self.problem or self._nothing(reader)}.")
+
+    def _nothing(self, reader: "_Reader") -> str:
+        if self.excerpt.start is None and self.excerpt.end is None:
+            return "not a single frame could be decoded"
+        length = "" if self._duration is None else f" of its {self._duration:.1f} s"
+        frames = "" if reader.sought else f" ({reader.decoded} frames were read)"
+        return f"no frame{length} lies in the part asked for with --start and --end{frames}"
 
     def _follow(self) -> Iterator[Frame]:
         """Frames of a live stream, opened again when it stalls or breaks."""
@@ -115,7 +148,7 @@ class VideoSource:
                         yield frame
                 reason = "it ended"
             except UserError as error:
-                reason = str(error)
+                reason = str(error).removeprefix(f"Video {self.address} ").rstrip(".")
             failures += 1
         raise UserError(f"Stream {self.address}: {reason}; given up after {self.reconnects} new connections.")
 
@@ -129,11 +162,18 @@ class _Reader:
         self.complete = False  # whether the excerpt's end was reached before the file's
         self.sought = False  # whether frames at the beginning were passed over
         self.failure = ""
+        self.stated_seconds: float | None = None  # of all tracks, where the container has it in a header
+        self.end = 0.0  # seconds: where the last packet of any track ends
+        self.last_number = 0  # one more than the last time, in units of the stream's time base
+        self.counts_empty = False  # whether frames that were dropped at the recording are in the header's number
 
     def __iter__(self) -> Iterator[Frame]:
         with self.source._open() as container:
             stream = _video_stream(container, self.source.address)
             stream.thread_type = "AUTO"
+            self.counts_empty = container.format.name == "avi"  # its time base is a frame
+            if container.format.name in DURATION_IN_HEADER and container.duration:
+                self.stated_seconds = container.duration / av.time_base
             yield from self._frames(container, stream)
 
     def _frames(self, container: Any, stream: Any) -> Iterator[Frame]:
@@ -159,7 +199,12 @@ class _Reader:
                 origin = pts if origin is None else origin
                 length = (image.duration or 0) * excerpt.stride
                 yield Frame(
-                    to_bgr(image), index, float((pts - origin) * base), pts=pts - origin, duration=length or None
+                    to_bgr(image),
+                    index,
+                    float((pts - origin) * base),
+                    clock=float(pts * base),
+                    pts=pts - origin,
+                    duration=length or None,
                 )
             shown += 1
 
@@ -177,7 +222,8 @@ class _Reader:
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
         """Decoded images; packets that cannot be decoded are counted and left out."""
-        packets = container.demux(stream)
+        sound = container.streams.audio if self.stated_seconds else ()
+        packets = container.demux(stream, *sound)
         while True:
             try:
                 packet = next(packets)
@@ -188,7 +234,13 @@ class _Reader:
                 if self.live:
                     raise UserError(f"it broke off ({self.failure})") from error
                 return
+            if packet.pts is not None:
+                self.end = max(self.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.type != "video":
+                continue
             self.packets += packet.size > 0
+            if packet.pts is not None:
+                self.last_number = max(self.last_number, packet.pts + 1)
             try:
                 images = packet.decode()
             except BROKEN as error:
@@ -201,19 +253,31 @@ class _Reader:
         """What was wrong, in a few words; "" if nothing was."""
         if self.complete:
             return ""
-        if stated and self.packets != stated and not self.sought:
+        counted = max(self.packets, self.last_number) if self.counts_empty else self.packets
+        if stated and counted != stated and not self.sought:
             what = "it is cut short, or its header lies" if self.packets < stated else "its header lies"
             return f"the header says {stated} frames, {self.packets} are there ({what}); {self.decoded} were decoded"
         if self.bad_packets:
             return f"{self.bad_packets} of {self.packets} packets could not be decoded ({self.failure})"
-        return f"it broke off ({self.failure}) after {self.decoded} frames" if self.failure else ""
+        if self.failure:
+            return f"it broke off ({self.failure}) after {self.decoded} frames"
+        if self.stated_seconds and self.end < self.stated_seconds - SECONDS_MISSING:
+            return (
+                f"the header says {self.stated_seconds:.1f} s, but it ends at {self.end:.1f} s "
+                f"(it is cut short, or its header lies); {self.decoded} frames were decoded"
+            )
+        return ""
 
 
 def to_bgr(image: Any) -> np.ndarray:
     """A decoded image as (H, W, 3) uint8 BGR, upright as the stream's display matrix says."""
     picture = image.to_ndarray(format="bgr24")
-    quarter_turns = round((getattr(image, "rotation", 0) or 0) / 90) % 4  # counterclockwise, like NumPy's
-    return np.ascontiguousarray(np.rot90(picture, quarter_turns))
+    return np.ascontiguousarray(np.rot90(picture, _quarter_turns(image)))
+
+
+def _quarter_turns(image: Any) -> int:
+    """Counterclockwise, like NumPy's."""
+    return round((getattr(image, "rotation", 0) or 0) / 90) % 4
 
 
 def _video_stream(container: Any, address: str) -> Any:
@@ -225,6 +289,28 @@ def _video_stream(container: Any, address: str) -> Any:
     return stream
 
 
+def _has_packets(container: Any, stream: Any) -> bool:
+    """Whether anything can be read: not where the index is at the file's end and the server cannot go back."""
+    try:
+        return next(container.demux(stream)).size > 0
+    except (*BROKEN, StopIteration):
+        return False
+
+
+def _network_options(address: str, timeout: float) -> dict[str, str]:
+    """FFmpeg's options for its protocols (https://ffmpeg.org/ffmpeg-protocols.html)."""
+    if address.lower().startswith("rtsp"):
+        return {"rtsp_transport": "tcp"}
+    if not address.lower().startswith("http"):
+        return {}
+    return {
+        "rw_timeout": str(int(timeout * 1e6)),
+        "multiple_requests": "1",
+        "reconnect": "1",
+        "reconnect_max_retries": str(FILE_RETRIES),
+    }
+
+
 def _duration(container: Any, stream: Any) -> float | None:
     if stream.duration:
         return float(stream.duration * stream.time_base)
@@ -233,4 +319,6 @@ def _duration(container: Any, stream: Any) -> float | None:
 
 def _reason(error: BaseException) -> str:
     """The part of PyAV's message that tells something."""
+    if isinstance(error, av.error.ExitError):  # what FFmpeg calls it when PyAV's time limit is over
+        return "no data came in time"
     return getattr(error, "strerror", None) or str(error)

@@ -8,6 +8,7 @@ from typing import Any
 import av
 import numpy as np
 
+from d2_maskrcnn.demo.audio import Sound
 from d2_maskrcnn.demo.frame import Frame, VideoInfo
 from d2_maskrcnn.errors import UserError
 
@@ -15,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 H264_ENCODERS = ("libx264", "libopenh264", "h264_videotoolbox", "h264_mf")
 # Without B-frames, frames are stored in the order they are shown in, so a file of uneven times has the right length.
-OPTIONS = {"libx264": {"preset": "veryfast", "crf": "20", "bf": "0"}}
-COPIED_AUDIO = ("aac", "mp3")  # what browsers play from an MP4 file; the rest is encoded again
+# A short look-ahead costs no size and, at 4K, half a gigabyte less than a long one.
+OPTIONS = {"libx264": {"preset": "veryfast", "crf": "20", "bf": "0", "rc-lookahead": "5"}}
 LIVE_TIME_BASE = Fraction(1, 90000)
 BITS_PER_PIXEL = 0.15  # for encoders without a constant quality
 HD_HEIGHT = 720  # from here on colours are BT.709's, below BT.601's
-_FAILED = (av.error.FFmpegError, OSError)
+_FAILED = (av.error.FFmpegError, OSError, ValueError)  # ValueError: the container does not take the codec
 
 
 class VideoWriter:
@@ -42,9 +43,10 @@ class VideoWriter:
         self.frames = 0
         self._container: Any = None
         self._stream: Any = None
-        self._audio: _AudioCopy | None = None
+        self._sound: Sound | None = None
         self._size = (0, 0)
         self._last_pts = -1
+        self._end = 0
         self._time_base = info.time_base or LIVE_TIME_BASE
 
     def write(self, frame: Frame) -> None:
@@ -61,9 +63,10 @@ class VideoWriter:
                     f"{self.path}: the video changes its size from {self._size[1]}x{self._size[0]} to "
                     f"{frame.size[1]}x{frame.size[0]} at frame {frame.index}; take it in parts (--start, --end)."
                 )
-            image = self._image(frame)
-            for packet in self._stream.encode(image):
+            for packet in self._stream.encode(self._image(frame)):
                 self._mux(packet)
+        except UserError:
+            raise
         except _FAILED as error:
             raise UserError(f"Cannot write {self.path} ({getattr(error, 'strerror', None) or error}).") from error
         self.frames += 1
@@ -74,16 +77,16 @@ class VideoWriter:
             return
         container, self._container = self._container, None
         try:
-            for packet in self._stream.encode(None):
-                self._mux(packet, container)
-            if self._audio is not None:
-                self._audio.copy_until(float(self._end * self._time_base), container)
+            if self._stream is not None:
+                container.mux(self._stream.encode(None))
+            if self._sound is not None:
+                self._sound.finish(float(self._end * self._time_base))
             container.close()
         except _FAILED as error:
             raise UserError(f"Cannot finish {self.path} ({getattr(error, 'strerror', None) or error}).") from error
         finally:
-            if self._audio is not None:
-                self._audio.close()
+            if self._sound is not None:
+                self._sound.close()
 
     def __enter__(self) -> "VideoWriter":
         return self
@@ -107,7 +110,7 @@ class VideoWriter:
         if name not in OPTIONS:
             stream.bit_rate = int(self._size[0] * self._size[1] * float(self.info.rate) * BITS_PER_PIXEL)
         if self.info.audio_from is not None:
-            self._audio = _AudioCopy.of(self.info, self._container)
+            self._sound = Sound.of(self.info.audio_from, frame.clock, self._container)
         self._container.start_encoding()  # opens the file: a bad place is known now, not some frames later
 
     def _image(self, frame: Frame) -> Any:
@@ -115,7 +118,7 @@ class VideoWriter:
         odd = (picture.shape[0] % 2, picture.shape[1] % 2)
         if any(odd):
             picture = np.pad(picture, ((0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
-        image = av.VideoFrame.from_ndarray(picture, format="bgr24")
+        image = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(picture), format="bgr24")
         image = image.reformat(format="yuv420p", dst_colorspace=self._colours)
         pts = round(Fraction(frame.time) / self._time_base) if frame.pts is None else frame.pts
         image.pts = self._last_pts = max(pts, self._last_pts + 1)  # times must grow
@@ -125,78 +128,10 @@ class VideoWriter:
         self._end = image.pts + length
         return image
 
-    def _mux(self, packet: Any, container: Any = None) -> None:
-        container = container or self._container
-        if self._audio is not None and packet.pts is not None:
-            self._audio.copy_until(float(packet.pts * packet.time_base), container)
-        container.mux(packet)
-
-
-class _AudioCopy:
-    """The sound of the source, copied (or encoded as AAC) alongside the frames."""
-
-    def __init__(self, info: VideoInfo, source: Any, target: Any) -> None:
-        self._source, self._info = source, info
-        self._input = source.streams.audio[0]
-        self._copied = self._input.codec_context.name in COPIED_AUDIO
-        if self._copied:
-            self._stream = target.add_stream_from_template(self._input)
-        else:
-            self._stream = target.add_stream("aac", rate=self._input.codec_context.sample_rate)
-        if info.audio_start:
-            source.seek(int(info.audio_start / self._input.time_base), stream=self._input)
-        self._shift = round(info.audio_start / self._input.time_base)
-        self._packets = source.demux(self._input)
-        self._next: Any = None
-        self._done = False
-
-    @classmethod
-    def of(cls, info: VideoInfo, target: Any) -> "_AudioCopy | None":
-        """None, with a warning, where the sound cannot be read."""
-        try:
-            return cls(info, av.open(str(info.audio_from)), target)
-        except (*_FAILED, ValueError) as error:
-            logger.warning("The sound of %s is left out: %s", info.audio_from, error)
-            return None
-
-    def copy_until(self, seconds: float, target: Any) -> None:
-        """Writes the sound before ``seconds`` of what is shown."""
-        while not self._done:
-            packet = self._next if self._next is not None else self._read()
-            self._next = None
-            if packet is None:
-                break
-            begin = float((packet.pts - self._shift) * packet.time_base)
-            if begin >= seconds:
-                self._next = packet
-                return
-            if begin >= 0 or not self._shift:  # an encoder's lead-in lies before 0
-                self._write(packet, target)
-
-    def close(self) -> None:
-        self._source.close()
-
-    def _read(self) -> Any:
-        try:
-            for packet in self._packets:
-                if packet.pts is not None and packet.size:
-                    return packet
-        except _FAILED as error:
-            logger.warning("The sound of %s breaks off: %s", self._info.audio_from, error)
-        self._done = True
-        return None
-
-    def _write(self, packet: Any, target: Any) -> None:
-        if self._copied:
-            packet.pts -= self._shift
-            packet.dts = packet.pts if packet.dts is None else packet.dts - self._shift
-            packet.stream = self._stream
-            target.mux(packet)
-            return
-        for sound in packet.decode():
-            sound.pts = None if sound.pts is None else sound.pts - self._shift
-            for encoded in self._stream.encode(sound):
-                target.mux(encoded)
+    def _mux(self, packet: Any) -> None:
+        if self._sound is not None and packet.pts is not None:
+            self._sound.copy_until(float(packet.pts * packet.time_base))
+        self._container.mux(packet)
 
 
 def _encoder() -> str:

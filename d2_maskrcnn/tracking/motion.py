@@ -12,6 +12,9 @@ import numpy as np
 MEASUREMENT = 0.05
 ACCELERATION = 0.03
 FIRST_VELOCITY = 0.15
+# How fast the known size of an object follows its boxes, as parts of the difference for each frame: quickly if they
+# grow, slowly if they shrink, as that is what something in front of the object does to them too.
+GROWING, SHRINKING = 0.5, 0.05
 
 
 class BoxMotion:
@@ -26,6 +29,7 @@ class BoxMotion:
         self.position = np.zeros((0, 4))
         self.velocity = np.zeros((0, 4))
         self._covariance = np.zeros((0, 4, 3))  # variance of position, covariance, variance of velocity
+        self._size = np.zeros((0, 2))  # known width and height of the whole object
 
     def __len__(self) -> int:
         return len(self.position)
@@ -44,11 +48,12 @@ class BoxMotion:
         self.position = np.concatenate((self.position, measured))
         self.velocity = np.concatenate((self.velocity, np.zeros_like(measured)))
         self._covariance = np.concatenate((self._covariance, fresh))
+        self._size = np.concatenate((self._size, measured[:, 2:]))
 
     def keep(self, rows: np.ndarray) -> None:
         """Forgets the tracks that are not picked by ``rows`` (index or bool array)."""
         self.position, self.velocity = self.position[rows], self.velocity[rows]
-        self._covariance = self._covariance[rows]
+        self._covariance, self._size = self._covariance[rows], self._size[rows]
 
     def predict(self, frames: float, unseen: np.ndarray) -> None:
         """Moves everything on.
@@ -75,7 +80,7 @@ class BoxMotion:
 
     def correct(self, rows: np.ndarray, boxes: np.ndarray) -> None:
         """Takes in where the tracks ``rows`` were found: (len(rows), 4) XYXY."""
-        measured = _centred(boxes)
+        measured = self._whole(rows, _centred(boxes))
         p, c, v = np.moveaxis(self._covariance[rows], 2, 0)
         total = p + (MEASUREMENT * _sides(measured)) ** 2
         gain_p, gain_v = p / total, c / total
@@ -83,6 +88,20 @@ class BoxMotion:
         self.position[rows] += gain_p * error
         self.velocity[rows] += gain_v * error
         self._covariance[rows] = np.stack(((1 - gain_p) * p, (1 - gain_p) * c, v - gain_v * c), axis=2)
+
+    def _whole(self, rows: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """The boxes of the whole objects, of which ``seen``, (N, 4) centred, may show a part only.
+
+        An object of known size that covers the part seen can have its centre anywhere within the difference of the two
+        sizes: it is taken to be where it was expected, as near as that allows. So something that goes behind another
+        thing keeps its speed, though the middle of what is seen of it slows down.
+        """
+        known, sides = self._size[rows], seen[:, 2:]
+        known = known + np.where(sides > known, GROWING, SHRINKING) * (sides - known)
+        self._size[rows] = known
+        room = np.clip(known - sides, 0, None) / 2
+        centres = np.clip(self.position[rows, :2], seen[:, :2] - room, seen[:, :2] + room)
+        return np.concatenate((centres, np.maximum(known, sides)), axis=1)
 
 
 def _centred(boxes: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from d2_maskrcnn.visualization.palette import text_colour
 
 _CACHED_STAMPS = 512
+_STEPS_BEYOND, _PLACES = 2, 24  # how far from its box a label may go in a crowd, in labels; tops that are looked at
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
 
 
@@ -82,7 +83,7 @@ def place(box: np.ndarray, width: int, height: int, frame: tuple[int, int], take
     """Where a label of a box goes: wholly inside the frame, at the first of these places that no other label covers.
 
     Above the box's top left corner, inside it, below the bottom left corner, inside that, above and inside the top
-    right corner; then the least covered of them.
+    right corner; then along the box's sides and a little beyond them; then the least covered of all these.
 
     Args:
         box: (4,) XYXY. width, height: of the label, at most the frame's. frame: (H, W) of the picture.
@@ -97,21 +98,36 @@ def place(box: np.ndarray, width: int, height: int, frame: tuple[int, int], take
         (x1 - width, y0 - height),
         (x1 - width, y0),
     ]
-    best, least = None, None
     for left, top in corners:
         if top < 0 or top + height > frame[0]:
             continue
         left = min(max(left, 0), frame[1] - width)
         rect = (left, top, left + width, top + height)
-        covered = sum(_overlap(rect, other) for other in taken)
-        if covered == 0:
+        if not any(_overlap(rect, other) for other in taken):
             return rect
-        if least is None or covered < least:
-            best, least = rect, covered
-    if best is not None:
-        return best
-    left, top = min(max(x0, 0), frame[1] - width), min(max(y0, 0), frame[0] - height)
-    return (left, top, left + width, top + height)
+    return _least_covered(corners + _along_sides((x0, y0, x1, y1), width, height), width, height, frame, taken)
+
+
+def _along_sides(box: Rect, width: int, height: int) -> list[tuple[int, int]]:
+    """Left and top of places in steps of a label's height, the nearest to the box's top first."""
+    x0, y0, x1, y1 = box
+    first, last = y0 - (1 + _STEPS_BEYOND) * height, y1 + _STEPS_BEYOND * height
+    step = max(height, (last - first) // _PLACES)
+    tops = sorted(range(first, last + 1, step), key=lambda top: abs(top - y0))
+    return [(left, top) for top in tops for left in (x0, x1 - width)]
+
+
+def _least_covered(
+    places: list[tuple[int, int]], width: int, height: int, frame: tuple[int, int], taken: list[Rect]
+) -> Rect:
+    corners = np.array(places)
+    corners = np.clip(corners, 0, (frame[1] - width, frame[0] - height))
+    rects = np.concatenate((corners, corners + (width, height)), axis=1)[:, None]  # (P, 1, 4)
+    others = np.array(taken).reshape(1, -1, 4)
+    shared = np.minimum(rects[..., 2:], others[..., 2:]) - np.maximum(rects[..., :2], others[..., :2])
+    covered = np.prod(np.clip(shared, 0, None), axis=2).sum(axis=1)
+    x0, y0, x1, y1 = rects[int(covered.argmin()), 0].tolist()
+    return x0, y0, x1, y1
 
 
 def _overlap(a: Rect, b: Rect) -> int:

@@ -1,7 +1,10 @@
 """Small videos that the tests draw, and a tiny model of random weights."""
 
+import functools
+import http.server
 import subprocess
 import sys
+import threading
 from fractions import Fraction
 from pathlib import Path
 
@@ -55,7 +58,7 @@ def make_video(tmp_path_factory):
         key = (frames, size, rate, codec, suffix, sound, str(options))
         if key not in made:
             made[key] = folder / f"video{len(made)}{suffix}"
-            write_video(made[key], frames, size, rate, codec, sound, options or {})
+            write_video(made[key], frames, size, rate, codec, sound, dict(options or ()))
         return made[key]
 
     return make
@@ -88,6 +91,25 @@ def read_video(path) -> list[np.ndarray]:
     """All frames, (H, W, 3) uint8 RGB."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+@pytest.fixture
+def serve_folder():
+    """``serve_folder(path)`` gives the address under which a server on this machine shows the files of a folder."""
+    servers = []
+
+    def start(folder: Path) -> str:
+        handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture(scope="session")

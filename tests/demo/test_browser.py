@@ -58,6 +58,11 @@ def play(tmp_path):
                 "--headless",
                 "--no-sandbox",
                 "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
                 f"--user-data-dir={tmp_path / 'profile'}",
             ]
             command += ["--autoplay-policy=no-user-gesture-required", f"http://127.0.0.1:{server.server_address[1]}/"]

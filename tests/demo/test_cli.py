@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -115,9 +116,17 @@ def test_model_processes_give_the_same(run_demo, make_video, tmp_path):
         (["--input", "none.jpg"], "no such file"),
         (["--video-input", "none.mp4"], "no such file"),
         (["--video-input", "{video}", "--start", "x"], "--start x"),
+        (["--video-input", "{video}", "--start", "5", "--end", "3"], "nothing is left"),
+        (["--video-input", "{video}", "--start", "50"], "no frame of its 2.0 s"),
+        (["--video-input", "{video}", "--output", "{pictures}/v.webm"], "take no H.264"),
         (["--video-input", "{video}", "--stride", "0"], "--stride 0"),
         (["--video-input", "{video}", "--output", "{video}"], "would replace the input"),
         (["--video-input", "{video}", "--output", "{pictures}/a.jpg"], "no video's name"),
+        (["--video-input", "{video}", "--output", "{pictures}/v.gif"], "no video's name"),
+        (
+            ["--input", "{pictures}/a.jpg", "--output", "{pictures}/new.gif"],
+            "expected a folder, or a file that ends in",
+        ),
         (["--input", "{pictures}", "--output", "{pictures}"], "would replace the input"),
         (["--input", "{pictures}", "--output", "{pictures}/a.jpg"], "need a folder"),
         (["--input", "{pictures}", "--save-json", "{pictures}/a.jpg"], "--overwrite"),
@@ -179,6 +188,40 @@ def test_shown_and_recorded_at_once(display, start_demo, make_video, tmp_path):
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert len(read_video(tmp_path / "v.mp4")) == 20
+
+
+CLOSED_WINDOW = """
+import cv2, numpy as np
+import d2_maskrcnn
+from d2_maskrcnn.demo.frame import Frame
+from d2_maskrcnn.demo.outputs import Window
+frame = Frame(np.zeros((64, 96, 3), np.uint8), 0)
+window = Window("shown", wait=False)
+assert window.show(frame) and window.show(frame)
+cv2.destroyAllWindows()
+cv2.waitKey(1)
+assert not window.show(frame)
+window.close()
+pictures = Window("pictures", wait=True)
+cv2.destroyAllWindows()
+assert not pictures.show(frame)
+"""
+
+
+def test_a_window_that_was_closed_ends_the_showing(display, repo_dir):
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_WINDOW], cwd=repo_dir, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+@pytest.mark.parametrize("option", ["--save-json", "--save-csv"])
+def test_a_full_disk(run_demo, make_video, tmp_path, option):
+    with pytest.raises(UserError, match="Cannot write /dev/full"):
+        run_demo("--video-input", make_video(), "--output", tmp_path / "v.mp4", option, "/dev/full", "--overwrite")
+    if option == "--save-json":  # a table's head is written, and fails, before the first frame
+        assert len(read_video(tmp_path / "v.mp4")) >= 1
 
 
 def test_outputs_are_replaced_when_told(run_demo, make_video, tmp_path):

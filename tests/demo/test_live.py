@@ -12,7 +12,8 @@ from d2_maskrcnn.demo import camera
 from d2_maskrcnn.demo.excerpt import Excerpt, Position
 from d2_maskrcnn.demo.video_source import VideoSource
 from d2_maskrcnn.errors import UserError
-from tests.demo.conftest import number_of
+from tests.demo.conftest import number_of, read_video
+from tests.demo.rtsp_server import RtspServer
 
 
 @pytest.fixture
@@ -121,12 +122,80 @@ def test_a_stream_that_stalls_is_connected_again(serve, stream, caplog):
     assert all(a.time <= b.time for a, b in itertools.pairwise(frames))
 
 
-def test_a_file_on_a_server_is_no_live_stream(make_video, tmp_path):
-    folder = make_video().parent
-    handler = lambda *args: http.server.SimpleHTTPRequestHandler(*args, directory=str(folder))  # noqa: E731
+@pytest.fixture
+def rtsp(stream):
+    servers = []
+
+    def start(*parts: tuple[bytes, float]) -> str:
+        servers.append(RtspServer(list(parts)))
+        return servers[-1].address
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_rtsp_camera_that_stalls_is_connected_again(rtsp, stream, caplog):
+    half = stream[: len(stream) // 188 // 2 * 188]
+    source = VideoSource(rtsp((stream, 30), (half, 30), (stream, 0)), timeout=1, reconnects=1)
+    assert source.info.live and source.info.frames is None
+    frames = []
+    with pytest.raises(UserError, match=r"Stream rtsp://\S+: .* given up after 1 new"):
+        for frame in source:
+            frames.append(frame)
+    assert len(frames) > 70 and "no data came in time" in caplog.text
+    assert frames[0].picture.shape == (64, 96, 3)
+
+
+def test_an_rtsp_camera_is_recorded(run_demo, rtsp, stream, tmp_path):
+    outputs = ["--output", tmp_path, "--save-json", tmp_path / "r.jsonl"]
+    run_demo("--video-input", rtsp((stream, 0), (stream, 0)), "--timeout", "2", "--end", "40", *outputs)
+    lines = (tmp_path / "r.jsonl").read_text().splitlines()
+    assert len(read_video(tmp_path / "camera.mp4")) == len(lines) > 0
+
+
+def test_a_file_on_a_server_is_no_live_stream(make_video, serve_folder):
+    """Python's own server only sends whole files; this one's index lies at its end, so it is fetched first."""
+    source = VideoSource(f"{serve_folder(make_video().parent)}/{make_video().name}", timeout=5)
+    assert not source.info.live and source.info.frames == 20
+    assert len(list(source)) == 20 and source.problem == ""
+
+
+class RangeHandler(http.server.BaseHTTPRequestHandler):
+    """Sends parts of a file; ``hangs`` answers stop in the middle, and then the connection hangs or is cut."""
+
+    protocol_version = "HTTP/1.1"
+    data: bytes
+    hangs: list[float]
+
+    def do_GET(self) -> None:
+        begin = int(self.headers.get("Range", "bytes=0-")[6:].split("-")[0])
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(self.data) - begin))
+        self.send_header("Content-Range", f"bytes {begin}-{len(self.data) - 1}/{len(self.data)}")
+        self.end_headers()
+        middle = len(self.data) // 2
+        if begin >= middle or not self.hangs:
+            self.wfile.write(self.data[begin:])
+            return
+        self.wfile.write(self.data[begin:middle])
+        self.wfile.flush()
+        time.sleep(self.hangs.pop())
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("hang", [0.0, 30.0], ids=["cut", "stalled"])
+def test_a_download_that_breaks_off_goes_on(make_video, hang):
+    data = make_video(frames=25, size=(240, 320), options=(("movflags", "+faststart"),)).read_bytes()
+    handler = type("Handler", (RangeHandler,), {"data": data, "hangs": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        source = VideoSource(f"http://127.0.0.1:{server.server_address[1]}/{make_video().name}", timeout=5)
-        assert not source.info.live
-        assert len(list(source)) == 20
+        source = VideoSource(f"http://127.0.0.1:{server.server_address[1]}/v.mp4", timeout=1)
+        handler.hangs.append(hang)
+        assert len(list(source)) == 25 and source.problem == "" and not handler.hangs
         server.shutdown()

@@ -94,6 +94,41 @@ def test_colour_formats(tmp_path, mode, suffix, expected):
     assert np.abs(picture[4, 6].astype(int) - expected).max() <= (40 if mode in ("CMYK", "P") else 2)
 
 
+@pytest.mark.parametrize(
+    ("stored", "suffix", "expected"),
+    [
+        (np.full((4, 5), 200, np.uint16), ".png", 1),  # a dark picture stays dark
+        (np.full((4, 5), 200, np.uint16), ".tif", 1),
+        (np.full((4, 5), 0.5, np.float32), ".tif", 128),
+        (np.full((4, 5), 100.0, np.float32), ".tif", 100),
+        (np.full((4, 5), 70000, np.int32), ".tif", 255),
+    ],
+    ids=str,
+)
+def test_more_than_8_bits(tmp_path, stored, suffix, expected):
+    Image.fromarray(stored).save(tmp_path / f"p{suffix}")
+    assert (read_picture(tmp_path / f"p{suffix}") == expected).all()
+
+
+def test_too_many_pixels(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    Image.new("L", (25, 30)).save(tmp_path / "large.png")
+    assert read_picture(tmp_path / "large.png").shape == (30, 25, 3)
+    assert not recwarn.list  # a warning would be two lines about a bomb
+    Image.new("L", (25, 40)).save(tmp_path / "larger.png")
+    with pytest.raises(UserError, match="scale it down"):
+        read_picture(tmp_path / "larger.png")
+
+
+def test_links_that_lead_nowhere_and_files_that_are_no_pictures(folder):
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    for name in ("data.h5", ".hidden.jpg", "chart.eps"):
+        (folder / name).write_bytes(b"data")
+    source = PictureSource(find_pictures([str(folder)]))
+    assert len(list(source)) == 3
+    assert len(source.broken) == 1 and "gone.jpg" in source.broken[0]
+
+
 def test_what_is_transparent_is_white(tmp_path):
     Image.fromarray(np.dstack([RGB, np.zeros((20, 30), np.uint8)])).save(tmp_path / "p.png")
     assert (read_picture(tmp_path / "p.png") == 255).all()

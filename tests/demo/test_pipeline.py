@@ -1,5 +1,6 @@
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -55,6 +56,31 @@ def test_a_slow_consumer_holds_up_the_source():
             if taken == 30:
                 break
     assert given < 50
+
+
+def test_what_has_gone_through_is_not_held():
+    """Each stage waits for the next item with empty hands."""
+
+    class Item:
+        pass
+
+    alive, left = weakref.WeakSet(), []
+
+    def source():
+        for _ in range(5):
+            deadline = time.monotonic() + 5
+            while len(alive) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            left.append(len(alive))
+            item = Item()
+            alive.add(item)
+            yield item
+            del item
+
+    with Pipeline(source(), [Stage("a", list), Stage("b", list)]) as pipeline:
+        for item in pipeline:
+            del item
+    assert left == [0] * 5
 
 
 def test_an_error_comes_behind_what_was_done():

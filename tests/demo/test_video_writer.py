@@ -73,21 +73,6 @@ def test_odd_sizes(tmp_path):
     assert facts(tmp_path / "v.mp4")["size"] == (64, 96)
 
 
-@pytest.mark.parametrize(("sound", "suffix"), [("aac", ".mp4"), ("pcm_s16le", ".mov")])
-def test_sound_is_kept(make_video, tmp_path, sound, suffix):
-    copy(VideoSource(str(make_video(frames=30, sound=sound, suffix=suffix))), tmp_path / "v.mp4")
-    name, seconds = facts(tmp_path / "v.mp4")["sound"]
-    assert name == "aac" and seconds == pytest.approx(3, abs=0.08)
-
-
-def test_sound_of_an_excerpt(make_video, tmp_path):
-    path = make_video(frames=30, sound="aac")
-    copy(VideoSource(str(path), Excerpt(Position(1, True), Position(2, True))), tmp_path / "v.mp4")
-    found = facts(tmp_path / "v.mp4")
-    assert found["frames"] == 10 and found["seconds"] == pytest.approx(1)
-    assert found["sound"][1] == pytest.approx(1, abs=0.08)
-
-
 def test_strides_keep_the_length(make_video, tmp_path):
     copy(VideoSource(str(make_video()), Excerpt(stride=5)), tmp_path / "v.mp4")
     found = facts(tmp_path / "v.mp4")
@@ -119,6 +104,11 @@ def test_a_change_of_size_is_refused(tmp_path):
     assert facts(tmp_path / "v.mp4")["frames"] == 1
 
 
+def test_containers_without_h264(make_video, tmp_path):
+    with pytest.raises(UserError, match="Cannot write"):
+        copy(VideoSource(str(make_video())), tmp_path / "v.webm")
+
+
 def test_where_nothing_can_be_written(tmp_path):
     writer = VideoWriter(tmp_path / "missing" / "v.mp4", VideoInfo(Fraction(10)))
     with pytest.raises(UserError, match="Cannot write"):
@@ -135,6 +125,14 @@ def test_opencv_stands_in(make_video, tmp_path):
     assert [number_of(p) for p in read_video(tmp_path / "v.mp4")] == list(range(20))
     with pytest.raises(UserError, match="cannot be opened"):
         OpenCVSource(str(tmp_path / "none.mp4"))
+
+
+def test_the_stand_in_without_frames(make_video):
+    source = OpenCVSource(str(make_video()), Excerpt(Position(50, False)))
+    with pytest.raises(UserError, match="no frame could be read in the part"):
+        list(source)
+    source = OpenCVSource(str(make_video()), Excerpt(Position(3, False), Position(6, False)))
+    assert len(list(source)) == 3 and source.problem == ""
 
 
 def test_the_stand_in_says_so(make_video, tmp_path, monkeypatch, caplog):

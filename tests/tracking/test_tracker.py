@@ -42,6 +42,36 @@ def test_ids_survive_short_occlusions(make_detections, hidden):
             assert found.track_ids.tolist() == [1]
 
 
+@pytest.mark.parametrize("side", [40, 60])
+@pytest.mark.parametrize(
+    ("post", "speed"), [(10, 2), (20, 2), (50, 2), (10, -3), (50, -3), (90, -3), (10, 6), (50, 6), (90, 6)]
+)
+def test_ids_survive_a_post_in_front(make_detections, side, post, speed):
+    """What is seen of an object shrinks towards the post, vanishes, and grows from the post's other side."""
+    tracker, ids = Tracker(), set()
+    left_end, right_end = 200 - post / 2, 200 + post / 2
+    for frame in range(340 // abs(speed)):
+        x0 = 10 + speed * frame if speed > 0 else 390 - side + speed * frame
+        parts = [(x0, min(x0 + side, left_end)), (max(x0, right_end), x0 + side)]
+        seen = max(parts, key=lambda part: part[1] - part[0])  # the larger part is found
+        if seen[1] - seen[0] < side / 4:  # a sliver is not
+            tracker.update(make_detections([], SIZE))
+            continue
+        found, _ = tracker.update(make_detections([(seen[0], 100, seen[1], 100 + side)], SIZE))
+        ids.update(found.track_ids.tolist())
+    assert ids == {1}
+
+
+@pytest.mark.parametrize("growth", [0.985, 1.02])
+def test_things_that_come_or_go_away_are_followed(make_detections, growth):
+    tracker = Tracker()
+    for frame in range(50):
+        side = (200 if growth < 1 else 60) * growth**frame
+        found, _ = tracker.update(make_detections([(100 + 2 * frame, 40, 100 + 2 * frame + side, 40 + side)], SIZE))
+        assert found.track_ids.tolist() == [1]
+        assert box_iou(tracker._motion.boxes(), found.boxes)[0, 0] > 0.5
+
+
 def test_objects_that_cross_keep_their_ids(make_detections):
     tracker = Tracker()
     for frame in range(40):

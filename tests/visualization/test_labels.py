@@ -30,6 +30,16 @@ def test_labels_do_not_cover_each_other():
         taken.append(rect)
 
 
+def test_labels_of_a_crowd_move_along_their_boxes():
+    """Ten things in one place have more labels than a box has corners."""
+    taken = []
+    for _ in range(10):
+        x0, y0, x1, y1 = rect = place(np.array([500, 400, 600, 500]), 150, 20, (1080, 1920), taken)
+        assert all(x1 <= t[0] or t[2] <= x0 or y1 <= t[1] or t[3] <= y0 for t in taken)
+        assert y1 > 400 - 3 * 20 - 1 and y0 < 500 + 3 * 20  # still near its box
+        taken.append(rect)
+
+
 def test_stamp_is_readable_and_cut_to_the_frame():
     painter = LabelPainter(16)
     stamp = painter.stamp("person 98%", PALETTE[0], 400)
