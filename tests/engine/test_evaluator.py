@@ -37,7 +37,7 @@ class Perfect:
 def test_figures_and_numbers(trainer_of, tmp_path):
     from detectron2.data import DatasetCatalog
 
-    trainer = trainer_of()
+    trainer = trainer_of("MODEL.MASK_ON", False)  # Perfect gives boxes
     name = trainer.cfg.DATASETS.TEST[0]
     records = DatasetCatalog.get(name)
     evaluator = trainer.build_evaluator(trainer.cfg, name, str(tmp_path / "eval"))
@@ -62,7 +62,7 @@ def test_figures_and_numbers(trainer_of, tmp_path):
 
 def test_curve_areas_are_the_ap_at_50(trainer_of, tmp_path):
     """The mean of the curves is COCO's own AP50, and figures can be switched off."""
-    trainer = trainer_of("D2_MASKRCNN.EVALUATION.FIGURES", False)
+    trainer = trainer_of("MODEL.MASK_ON", False, "D2_MASKRCNN.EVALUATION.FIGURES", False)
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     name = trainer.cfg.DATASETS.TEST[0]
