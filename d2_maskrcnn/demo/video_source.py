@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 
+from d2_maskrcnn.demo.containers import (
+    BROKEN,
+    FILE_RETRIES,
+    duration_of,
+    has_packets,
+    network_options,
+    quarter_turns,
+    reason_of,
+    to_bgr,
+    video_stream,
+)
 from d2_maskrcnn.demo.excerpt import DEFAULT_RATE, LIVE_SCHEMES, Clock, Excerpt
 from d2_maskrcnn.demo.fetch import FetchedFile
 from d2_maskrcnn.demo.frame import Frame, VideoInfo
@@ -22,10 +32,7 @@ logger = logging.getLogger(__name__)
 # Containers that do not count frames but have their length in a header, which a file that is cut short keeps.
 DURATION_IN_HEADER = ("matroska,webm", "flv")
 SHOWN_PART = 0.9  # of the frames, by their length: below it some are stored but not shown
-FILE_RETRIES = 5  # how often a file's download that stalls or breaks off is taken up again
 SECONDS_MISSING = 0.5  # of that length before it counts as cut short
-# av.FFmpegError is not the base of everything that a bad input makes PyAV raise: OSError and ValueError come too.
-BROKEN = (av.error.FFmpegError, OSError, ValueError)
 
 
 class VideoSource:
@@ -56,13 +63,13 @@ class VideoSource:
         self._fetched: FetchedFile | None = None
         self.live = True  # until the container says how long it is
         with self._open() as container:
-            stream = _video_stream(container, address)
+            stream = video_stream(container, address)
             self._rate = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
             self._stated = int(stream.frames or 0)  # packets, as the header has it; 0: it does not say
-            self._duration = _duration(container, stream)
+            self._duration = duration_of(container, stream)
             self.live = address.lower().startswith(LIVE_SCHEMES) or (self._remote and self._duration is None)
             self.info = self._info(stream, has_audio=bool(container.streams.audio))
-            in_place = self.live or not self.address.lower().startswith("http") or _has_packets(container, stream)
+            in_place = self.live or not self.address.lower().startswith("http") or has_packets(container, stream)
         if not in_place:
             self._fetched = FetchedFile(address, timeout)
             self.info = dataclasses.replace(self.info, audio_from=self.info.audio_from and str(self._fetched.path))
@@ -75,9 +82,9 @@ class VideoSource:
                 return av.open(self.address if self._fetched is None else str(self._fetched.path))
             # A file's download is taken up again by FFmpeg itself, which may need several times the time.
             patience = self.timeout if self.live else self.timeout * (FILE_RETRIES + 2)
-            return av.open(self.address, timeout=patience, options=_network_options(self.address, self.timeout))
+            return av.open(self.address, timeout=patience, options=network_options(self.address, self.timeout))
         except BROKEN as error:
-            raise UserError(f"Video {self.address} cannot be opened ({_reason(error)}).") from error
+            raise UserError(f"Video {self.address} cannot be opened ({reason_of(error)}).") from error
 
     def _info(self, stream: Any, has_audio: bool) -> VideoInfo:
         return VideoInfo(
@@ -95,7 +102,7 @@ class VideoSource:
         if aspect != 1 and not self.live:
             with contextlib.suppress(*BROKEN):
                 for image in stream.container.decode(stream):
-                    return 1 / aspect if _quarter_turns(image) % 2 else aspect
+                    return 1 / aspect if quarter_turns(image) % 2 else aspect
         return aspect
 
     def _expected(self) -> int | None:
@@ -169,7 +176,7 @@ class _Reader:
 
     def __iter__(self) -> Iterator[Frame]:
         with self.source._open() as container:
-            stream = _video_stream(container, self.source.address)
+            stream = video_stream(container, self.source.address)
             stream.thread_type = "AUTO"
             self.counts_empty = container.format.name == "avi"  # its time base is a frame
             if container.format.name in DURATION_IN_HEADER and container.duration:
@@ -230,7 +237,7 @@ class _Reader:
             except StopIteration:
                 return
             except BROKEN as error:
-                self.failure = _reason(error)
+                self.failure = reason_of(error)
                 if self.live:
                     raise UserError(f"it broke off ({self.failure})") from error
                 return
@@ -245,7 +252,7 @@ class _Reader:
                 images = packet.decode()
             except BROKEN as error:
                 self.bad_packets += 1
-                self.failure = _reason(error)
+                self.failure = reason_of(error)
                 continue
             yield from images
 
@@ -267,58 +274,3 @@ class _Reader:
                 f"(it is cut short, or its header lies); {self.decoded} frames were decoded"
             )
         return ""
-
-
-def to_bgr(image: Any) -> np.ndarray:
-    """A decoded image as (H, W, 3) uint8 BGR, upright as the stream's display matrix says."""
-    picture = image.to_ndarray(format="bgr24")
-    return np.ascontiguousarray(np.rot90(picture, _quarter_turns(image)))
-
-
-def _quarter_turns(image: Any) -> int:
-    """Counterclockwise, like NumPy's."""
-    return round((getattr(image, "rotation", 0) or 0) / 90) % 4
-
-
-def _video_stream(container: Any, address: str) -> Any:
-    if not container.streams.video:
-        raise UserError(f"Video {address}: there is no video in this file.")
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise UserError(f"Video {address}: its video codec is unknown to this build of FFmpeg; convert it to H.264.")
-    return stream
-
-
-def _has_packets(container: Any, stream: Any) -> bool:
-    """Whether anything can be read: not where the index is at the file's end and the server cannot go back."""
-    try:
-        return next(container.demux(stream)).size > 0
-    except (*BROKEN, StopIteration):
-        return False
-
-
-def _network_options(address: str, timeout: float) -> dict[str, str]:
-    """FFmpeg's options for its protocols (https://ffmpeg.org/ffmpeg-protocols.html)."""
-    if address.lower().startswith("rtsp"):
-        return {"rtsp_transport": "tcp"}
-    if not address.lower().startswith("http"):
-        return {}
-    return {
-        "rw_timeout": str(int(timeout * 1e6)),
-        "multiple_requests": "1",
-        "reconnect": "1",
-        "reconnect_max_retries": str(FILE_RETRIES),
-    }
-
-
-def _duration(container: Any, stream: Any) -> float | None:
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else None
-
-
-def _reason(error: BaseException) -> str:
-    """The part of PyAV's message that tells something."""
-    if isinstance(error, av.error.ExitError):  # what FFmpeg calls it when PyAV's time limit is over
-        return "no data came in time"
-    return getattr(error, "strerror", None) or str(error)
