@@ -4,6 +4,7 @@ Several processes on CPUs talk through gloo and behave like several GPUs, which 
 """
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -130,7 +131,7 @@ def _run_torchrun_worker(main: Callable[..., Any], args: tuple[Any, ...]) -> Non
     try:
         main(*args)
     finally:
-        dist.destroy_process_group()
+        _take_down()
 
 
 def _run_spawned_worker(
@@ -145,7 +146,7 @@ def _run_spawned_worker(
     def work() -> None:
         _join(dist_url, machine_rank * processes + local_rank, machines * processes, local_rank, processes)
         main(*args)
-        dist.destroy_process_group()
+        _take_down()
 
     try:
         code = run_main(work)
@@ -153,6 +154,21 @@ def _run_spawned_worker(
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     if code:
         _leave(code)
+
+
+def _take_down() -> None:
+    """Ends the process groups and their threads, which go on as long as anything refers to a group.
+
+    A thread of gloo that still holds a tensor of the last exchange when the interpreter is taken apart aborts the
+    process.
+    """
+    dist.destroy_process_group()
+    for name, value in list(vars(comm).items()):  # what Detectron2's module remembers, whichever engine it is from
+        if isinstance(value, dist.ProcessGroup):
+            setattr(comm, name, None)
+        elif hasattr(value, "cache_clear"):
+            value.cache_clear()
+    gc.collect()  # wrapped models hold groups too, and are in cycles
 
 
 def _leave(code: int) -> None:

@@ -100,4 +100,4 @@ def _distributed_worker(
         comm.synchronize()
         main_func(*args)
     finally:
-        dist.destroy_process_group()
+        comm.destroy_process_groups()

@@ -60,6 +60,16 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
             _local_group = group
 
 
+def destroy_process_groups() -> None:
+    """Ends all groups, those that this module remembers included: their threads go on as long as anything refers to
+    them, and one that still holds a tensor when the interpreter is taken apart aborts the process.
+    """
+    global _local_group
+    dist.destroy_process_group()
+    _local_group = None
+    _gloo_group.cache_clear()
+
+
 def get_local_process_group() -> dist.ProcessGroup:
     """The group of this machine's processes.
 
