@@ -8,6 +8,8 @@ from typing import Any
 import av
 import numpy as np
 
+from d2_maskrcnn.demo.containers import BROKEN, reason_of
+
 logger = logging.getLogger(__name__)
 
 COPIED = ("aac", "mp3")  # what browsers play from an MP4 file
@@ -16,7 +18,6 @@ USUAL_RATE = 48000  # for sound of another rate
 LONG_WAY = 10.0  # seconds that are sought rather than read
 GAP = 0.05  # seconds of missing sound that become silence; what is shorter is rounding
 NETWORK_TIMEOUT = 10.0
-FAILED = (av.error.FFmpegError, OSError, ValueError)
 
 
 class Sound:
@@ -28,7 +29,7 @@ class Sound:
         target: open container, to which a stream is added; its header is not written yet.
 
     Raises:
-        one of :data:`FAILED`: it cannot be read. See :meth:`of`.
+        one of :data:`d2_maskrcnn.demo.containers.BROKEN`: it cannot be read. See :meth:`of`.
     """
 
     def __init__(self, address: str, begin: float, target: Any) -> None:
@@ -46,7 +47,7 @@ class Sound:
         """None, with a warning, where the sound cannot be read."""
         try:
             return cls(address, begin, target)
-        except (*FAILED, IndexError, AttributeError) as error:  # AttributeError: a codec that FFmpeg does not know
+        except (*BROKEN, IndexError, AttributeError) as error:  # AttributeError: a codec that FFmpeg does not know
             logger.warning("The sound of %s is left out: %s", address, error)
             return None
 
@@ -64,7 +65,7 @@ class Sound:
                 self._track.put(packet)
         except StopIteration:
             self._done = True
-        except FAILED as error:
+        except BROKEN as error:
             self._break_off(error)
 
     def finish(self, seconds: float) -> None:
@@ -72,7 +73,7 @@ class Sound:
         self.copy_until(seconds)
         try:
             self._track.finish()
-        except FAILED as error:
+        except BROKEN as error:
             self._break_off(error)
 
     def close(self) -> None:
@@ -81,7 +82,7 @@ class Sound:
 
     def _break_off(self, error: BaseException) -> None:
         if not self._done:
-            logger.warning("The sound of %s breaks off: %s", self._address, getattr(error, "strerror", None) or error)
+            logger.warning("The sound of %s breaks off: %s", self._address, reason_of(error))
         self._done = True
 
     def _seek(self) -> None:
@@ -90,7 +91,7 @@ class Sound:
             return
         try:
             self._source.seek(int((self._begin - 1) / unit), stream=self._input)
-        except FAILED:  # no index: everything before is read
+        except BROKEN:  # no index: everything before is read
             logger.debug("no seeking in %s", self._address)
 
 

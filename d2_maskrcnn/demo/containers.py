@@ -8,7 +8,8 @@ import numpy as np
 from d2_maskrcnn.errors import UserError
 
 FILE_RETRIES = 5  # how often a file's download that stalls or breaks off is taken up again
-# av.FFmpegError is not the base of everything that a bad input makes PyAV raise: OSError and ValueError come too.
+# av.FFmpegError is not the base of everything that PyAV raises: a bad input gives OSError and ValueError too, and a
+# container that does not take a codec ValueError.
 BROKEN = (av.error.FFmpegError, OSError, ValueError)
 
 

@@ -9,6 +9,7 @@ import av
 import numpy as np
 
 from d2_maskrcnn.demo.audio import Sound
+from d2_maskrcnn.demo.containers import BROKEN, reason_of
 from d2_maskrcnn.demo.frame import Frame, VideoInfo
 from d2_maskrcnn.errors import UserError
 
@@ -21,7 +22,6 @@ OPTIONS = {"libx264": {"preset": "veryfast", "crf": "20", "bf": "0", "rc-lookahe
 LIVE_TIME_BASE = Fraction(1, 90000)
 BITS_PER_PIXEL = 0.15  # for encoders without a constant quality
 HD_HEIGHT = 720  # from here on colours are BT.709's, below BT.601's
-_FAILED = (av.error.FFmpegError, OSError, ValueError)  # ValueError: the container does not take the codec
 
 
 class VideoWriter:
@@ -67,8 +67,8 @@ class VideoWriter:
                 self._mux(packet)
         except UserError:
             raise
-        except _FAILED as error:
-            raise UserError(f"Cannot write {self.path} ({getattr(error, 'strerror', None) or error}).") from error
+        except BROKEN as error:
+            raise UserError(f"Cannot write {self.path} ({reason_of(error)}).") from error
         self.frames += 1
 
     def close(self) -> None:
@@ -82,8 +82,8 @@ class VideoWriter:
             if self._sound is not None:
                 self._sound.finish(float(self._end * self._time_base))
             container.close()
-        except _FAILED as error:
-            raise UserError(f"Cannot finish {self.path} ({getattr(error, 'strerror', None) or error}).") from error
+        except BROKEN as error:
+            raise UserError(f"Cannot finish {self.path} ({reason_of(error)}).") from error
         finally:
             if self._sound is not None:
                 self._sound.close()
