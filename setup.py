@@ -36,7 +36,11 @@ setup(
     python_requires=">=3.10",
     # The embedded engine is a package called detectron2 in a folder without __init__.py, hence namespace packages.
     packages=find_namespace_packages(include=["d2_maskrcnn", "d2_maskrcnn.*"]),
-    package_data={"d2_maskrcnn": ["py.typed"], "d2_maskrcnn.ops": ["csrc/*"], "d2_maskrcnn.inspection": ["assets/*"]},
+    package_data={
+        "d2_maskrcnn": ["py.typed"],
+        "d2_maskrcnn.ops.roi_align.cuda": ["*.cu", "*.cuh"],
+        "d2_maskrcnn.inspection": ["templates/*"],
+    },
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

@@ -29,7 +29,7 @@ from inference import CLASSES, HEIGHT, WIDTH, calibrate, picture
 from torch import nn
 
 import d2_maskrcnn
-from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.inspection import load_model
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -35,10 +35,10 @@ REPO = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPO))
 
 import d2_maskrcnn  # noqa: E402
-from d2_maskrcnn.config_check import load_config  # noqa: E402
+from d2_maskrcnn.config.loading import load_config  # noqa: E402
 from d2_maskrcnn.data import register_own_data  # noqa: E402
 from d2_maskrcnn.engine import Trainer  # noqa: E402
-from d2_maskrcnn.engine.validation import validation_losses  # noqa: E402
+from d2_maskrcnn.evaluation.validation_loss import validation_losses  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
 
 ARMS = ("torchvision", "plain", "full", "accumulate")

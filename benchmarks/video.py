@@ -24,16 +24,16 @@ import torch
 
 import d2_maskrcnn
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
-from d2_maskrcnn.config_check import load_config
-from d2_maskrcnn.demo.excerpt import Excerpt, Position
-from d2_maskrcnn.demo.frame import Frame
-from d2_maskrcnn.demo.model import Predictor, Resizer
-from d2_maskrcnn.demo.run import Outputs, Work, run_video
-from d2_maskrcnn.demo.video_source import VideoSource
-from d2_maskrcnn.demo.video_writer import VideoWriter
-from d2_maskrcnn.demo.workers import InProcess
-from d2_maskrcnn.detections import Detections
-from d2_maskrcnn.masks import BoxMasks
+from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.predictor import Predictor, Resizer
+from d2_maskrcnn.structures.detections import Detections
+from d2_maskrcnn.structures.lazy_masks import BoxMasks
+from d2_maskrcnn.video.clip import Excerpt, Position
+from d2_maskrcnn.video.frame import Frame
+from d2_maskrcnn.video.run import Outputs, Work, run_video
+from d2_maskrcnn.video.sinks.video_file import VideoWriter
+from d2_maskrcnn.video.sources.video_file import VideoSource
+from d2_maskrcnn.video.workers import InProcess
 from d2_maskrcnn.visualization import Drawer
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model

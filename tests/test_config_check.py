@@ -1,6 +1,6 @@
 import pytest
 
-from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.errors import UserError
 from detectron2.config import get_cfg
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from pycocotools import mask as mask_util
 
-from d2_maskrcnn.detections import Detections
-from d2_maskrcnn.masks import BoxMasks, CropMasks, Window, encode_rle
+from d2_maskrcnn.structures.detections import Detections
+from d2_maskrcnn.structures.lazy_masks import BoxMasks, CropMasks, Window, encode_rle
 from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
 

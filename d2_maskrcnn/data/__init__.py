@@ -1,6 +1,6 @@
 """Data: sets of your own, checks before training, pictures to model inputs, and a loader that resumes exactly."""
 
-from d2_maskrcnn.data.checks import CocoSummary, check_coco_json, check_datasets
+from d2_maskrcnn.data.coco.checks import CocoSummary, check_coco_json, check_datasets
 from d2_maskrcnn.data.loader import ResumableTrainLoader, build_resumable_train_loader
 from d2_maskrcnn.data.mapper import MaskRCNNMapper, build_checked_test_loader
 from d2_maskrcnn.data.own_data import register_own_data

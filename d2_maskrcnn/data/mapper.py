@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from d2_maskrcnn.data.picture_checks import PICTURE_ERRORS, picture_size, size_mismatch
+from d2_maskrcnn.data.coco.images import PICTURE_ERRORS, picture_size, size_mismatch
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader

@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from d2_maskrcnn.data.coco_file import read_coco_json
+from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from d2_maskrcnn._bootstrap import engine_info
-from d2_maskrcnn.config_check import check_components, load_config
+from d2_maskrcnn.config.loading import check_components, load_config
+from d2_maskrcnn.config.validation import check_values
 from d2_maskrcnn.data import check_datasets, register_own_data
-from d2_maskrcnn.engine.config_values import check_values
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup

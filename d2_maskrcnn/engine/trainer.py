@@ -10,25 +10,31 @@ from torch import nn
 
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
+from d2_maskrcnn.config.validation import check_values
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
 from d2_maskrcnn.data.loader import ResumableTrainLoader
 from d2_maskrcnn.engine.augmentation import add_copy_paste, build_train_mapper
-from d2_maskrcnn.engine.best import build_judges
-from d2_maskrcnn.engine.config_values import check_values
-from d2_maskrcnn.engine.ema import UpdateAverage, WeightAverage
-from d2_maskrcnn.engine.evaluator import FigureEvaluator
-from d2_maskrcnn.engine.hooks import DrawPredictions, EvaluateAtEnd, ResumablePreciseBN, SaveCheckpoints, WriteEvents
+from d2_maskrcnn.engine.hooks.best_checkpoint import build_judges
+from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage
+from d2_maskrcnn.engine.hooks.resumable import (
+    DrawPredictions,
+    EvaluateAtEnd,
+    ResumablePreciseBN,
+    SaveCheckpoints,
+    WriteEvents,
+)
 from d2_maskrcnn.engine.lr_scaling import scale_learning_rate
 from d2_maskrcnn.engine.optimizer import build_optimizer
 from d2_maskrcnn.engine.parallel import distribute
 from d2_maskrcnn.engine.randomness import choose_seed
-from d2_maskrcnn.engine.step import TrainStep
-from d2_maskrcnn.engine.stopping import anyone_stopped, stop_on_signals
-from d2_maskrcnn.engine.tta import TestTimeAugmentation
-from d2_maskrcnn.engine.validation import Evaluate, validation_losses
-from d2_maskrcnn.engine.wandb_logging import WandbResults, WandbWriter
-from d2_maskrcnn.engine.wandb_session import WandbSession
+from d2_maskrcnn.engine.signals import anyone_stopped, stop_on_signals
+from d2_maskrcnn.engine.train_step import TrainStep
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.evaluation.evaluator import FigureEvaluator
+from d2_maskrcnn.evaluation.tta import TestTimeAugmentation
+from d2_maskrcnn.evaluation.validation_loss import Evaluate, validation_losses
+from d2_maskrcnn.loggers.wandb_logging import WandbResults, WandbWriter
+from d2_maskrcnn.loggers.wandb_session import WandbSession
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks

@@ -2,6 +2,6 @@
 
 import sys
 
-from d2_maskrcnn.inspection.cli import console
+from d2_maskrcnn.cli.inspect import console
 
 sys.exit(console())

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import torch
 
-from d2_maskrcnn.inspection.drawing import new_figure, spread
 from d2_maskrcnn.inspection.observation import Observation
+from d2_maskrcnn.visualization.figures import new_figure, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from d2_maskrcnn.inspection.observation import Observation
-from d2_maskrcnn.inspection.scene import Layer, Scene, box_marks, draw_scene
+from d2_maskrcnn.visualization.scene import Layer, Scene, box_marks, draw_scene
 from detectron2.structures import Boxes, pairwise_iou
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import torch
 
 from d2_maskrcnn.inspection.anchors import recall, truth_layer
 from d2_maskrcnn.inspection.observation import Observation
-from d2_maskrcnn.inspection.scene import Layer, Mark, Scene, box_marks, box_points, draw_scene
+from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_marks, box_points, draw_scene
 from detectron2.structures import Boxes, pairwise_iou
 
 if TYPE_CHECKING:

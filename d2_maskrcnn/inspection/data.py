@@ -10,11 +10,11 @@ import torch
 
 from d2_maskrcnn.data import MaskRCNNMapper
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.inspection.drawing import histogram, new_figure, show_bars
+from d2_maskrcnn.inspection.ground_truth import Record, dataset_records
 from d2_maskrcnn.inspection.result import outlines
-from d2_maskrcnn.inspection.scene import Layer, Mark, Scene, box_points, draw_scene
-from d2_maskrcnn.inspection.truth import Record, dataset_records
-from d2_maskrcnn.modeling.anchors import cell_anchors
+from d2_maskrcnn.modeling.rpn.anchor_generator import cell_anchors
+from d2_maskrcnn.visualization.figures import histogram, new_figure, show_bars
+from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_points, draw_scene
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.structures import BitMasks, BoxMode, Instances

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from d2_maskrcnn.inspection.scene import DASHES, Layer, Mark, Scene, class_colour
+from d2_maskrcnn.visualization.scene import DASHES, Layer, Mark, Scene, class_colour
 
 _QUALITY = 85
 LABEL_UNITS = 3.0  # height of a label on a phone, in per cent of the picture's longer side; less on a desk

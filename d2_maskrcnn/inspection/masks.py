@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from d2_maskrcnn.inspection.drawing import MAPS, new_figure
 from d2_maskrcnn.inspection.observation import Observation
 from d2_maskrcnn.inspection.result import overlap_matrix
-from d2_maskrcnn.masks import BoxMasks
+from d2_maskrcnn.structures.lazy_masks import BoxMasks
+from d2_maskrcnn.visualization.figures import MAPS, new_figure
 from detectron2.structures import Instances
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer, fetch_weights, read_weights
-from d2_maskrcnn.config_check import check_components
+from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
+from d2_maskrcnn.config.loading import check_components
+from d2_maskrcnn.weights import fetch_weights, read_weights
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 

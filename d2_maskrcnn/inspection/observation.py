@@ -12,8 +12,8 @@ from torch import nn
 
 from d2_maskrcnn.data import MaskRCNNMapper
 from d2_maskrcnn.inspection.capture import captured_layers
-from d2_maskrcnn.inspection.truth import Record, Truth, truth_of
-from d2_maskrcnn.modeling.stages import Stages, record_stages
+from d2_maskrcnn.inspection.ground_truth import Record, Truth, truth_of
+from d2_maskrcnn.modeling.intermediates import Stages, record_stages
 from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.evaluation import inference_context

@@ -8,15 +8,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from d2_maskrcnn.checkpoint import atomic_write_text
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection import activations, anchors, boxes, masks, result, sections
 from d2_maskrcnn.inspection.data import DataFindings, draw_data
-from d2_maskrcnn.inspection.drawing import encode_png, png
 from d2_maskrcnn.inspection.markup import escape, picture_definition, plain, viewer
 from d2_maskrcnn.inspection.observation import Observation
-from d2_maskrcnn.inspection.scene import Scene, draw_scene
 from d2_maskrcnn.inspection.weights import WeightFindings, draw_overview
+from d2_maskrcnn.visualization.figures import encode_png, png
+from d2_maskrcnn.visualization.scene import Scene, draw_scene
+from d2_maskrcnn.weights import atomic_write_text
 
 PARTS = ("result", "anchors", "boxes", "masks", "activations")
 TITLES = {
@@ -26,7 +26,7 @@ TITLES = {
     "masks": "Masks",
     "activations": "Activations",
 }
-_ASSETS = Path(__file__).parent / "assets"
+_ASSETS = Path(__file__).parent / "templates"
 
 
 @dataclass

@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 from pycocotools import mask as mask_util
 
+from d2_maskrcnn.inspection.ground_truth import Truth
 from d2_maskrcnn.inspection.observation import Observation
-from d2_maskrcnn.inspection.scene import Layer, Mark, Scene, box_points, draw_scene
-from d2_maskrcnn.inspection.truth import Truth
-from d2_maskrcnn.masks import BoxMasks
+from d2_maskrcnn.structures.lazy_masks import BoxMasks
+from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_points, draw_scene
 from detectron2.structures import Instances
 
 if TYPE_CHECKING:

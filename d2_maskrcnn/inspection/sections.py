@@ -4,7 +4,6 @@ import numpy as np
 
 from d2_maskrcnn.inspection import activations, anchors, boxes, data, masks, result
 from d2_maskrcnn.inspection import weights as weight_part
-from d2_maskrcnn.inspection.drawing import histogram
 from d2_maskrcnn.inspection.markup import (
     bars,
     escape,
@@ -18,6 +17,7 @@ from d2_maskrcnn.inspection.markup import (
     viewer,
 )
 from d2_maskrcnn.inspection.observation import Observation
+from d2_maskrcnn.visualization.figures import histogram
 
 MASK_LIMIT = 24
 PERHAPS_UNTRAINED = (

@@ -11,11 +11,11 @@ from torch import nn
 
 from d2_maskrcnn.inspection.anchors import label_scene, proposal_scene
 from d2_maskrcnn.inspection.boxes import refinement_scene
+from d2_maskrcnn.inspection.ground_truth import Record, class_names_of, dataset_records
 from d2_maskrcnn.inspection.masks import inspect_masks, strip
 from d2_maskrcnn.inspection.observation import observe
 from d2_maskrcnn.inspection.result import result_scene
-from d2_maskrcnn.inspection.scene import Scene, raster
-from d2_maskrcnn.inspection.truth import Record, class_names_of, dataset_records
+from d2_maskrcnn.visualization.scene import Scene, raster
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventStorage

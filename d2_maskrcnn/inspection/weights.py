@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from d2_maskrcnn.checkpoint import convert_names, read_weights
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.inspection.drawing import histogram, new_figure, show_bars, spread
 from d2_maskrcnn.inspection.untrained import untrained
+from d2_maskrcnn.visualization.figures import histogram, new_figure, show_bars, spread
+from d2_maskrcnn.weights import convert_names, read_weights
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -3,14 +3,14 @@
 The names are those in :data:`d2_maskrcnn.config.COMPONENTS`.
 """
 
-from d2_maskrcnn.modeling.anchors import MaskRCNNAnchorGenerator
-from d2_maskrcnn.modeling.box_head import BoxPredictor, MaskRCNNBoxHead
-from d2_maskrcnn.modeling.fpn import FPN, build_maskrcnn_resnet_fpn_backbone
-from d2_maskrcnn.modeling.mask_head import MaskRCNNMaskHead
+from d2_maskrcnn.modeling.backbone.fpn import FPN, build_maskrcnn_resnet_fpn_backbone
+from d2_maskrcnn.modeling.intermediates import Stages, active_stages, record_stages
 from d2_maskrcnn.modeling.meta_arch import MaskRCNN
-from d2_maskrcnn.modeling.roi_heads import MaskRCNNROIHeads
-from d2_maskrcnn.modeling.rpn import MaskRCNNRPN, MaskRCNNRPNHead
-from d2_maskrcnn.modeling.stages import Stages, active_stages, record_stages
+from d2_maskrcnn.modeling.roi_heads.box_head import BoxPredictor, MaskRCNNBoxHead
+from d2_maskrcnn.modeling.roi_heads.mask_head import MaskRCNNMaskHead
+from d2_maskrcnn.modeling.roi_heads.roi_heads import MaskRCNNROIHeads
+from d2_maskrcnn.modeling.rpn.anchor_generator import MaskRCNNAnchorGenerator
+from d2_maskrcnn.modeling.rpn.rpn import MaskRCNNRPN, MaskRCNNRPNHead
 
 __all__ = [
     "FPN",

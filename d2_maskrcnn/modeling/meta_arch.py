@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from d2_maskrcnn.config.unsupported import refuse_unsupported
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.modeling.intermediates import Stages, active_stages, record_stages
 from d2_maskrcnn.modeling.postprocessing import postprocess
-from d2_maskrcnn.modeling.stages import Stages, active_stages, record_stages
 from d2_maskrcnn.modeling.training_events import muted_events
-from d2_maskrcnn.modeling.unsupported import refuse_unsupported
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
@@ -107,7 +107,7 @@ class MaskRCNN(nn.Module):
         """In training mode :meth:`losses`, in evaluation mode :meth:`inference`.
 
         Args:
-            stages: records what every stage computes; see :mod:`d2_maskrcnn.modeling.stages`.
+            stages: records what every stage computes; see :mod:`d2_maskrcnn.modeling.intermediates`.
         """
         with record_stages(stages) if stages is not None else nullcontext():
             return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)

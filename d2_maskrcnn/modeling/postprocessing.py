@@ -1,7 +1,7 @@
 """From the network's frame to the output picture: boxes scaled, masks pasted when asked for."""
 
-from d2_maskrcnn.masks import MASK_THRESHOLD
-from d2_maskrcnn.modeling.mask_instances import MaskInstances
+from d2_maskrcnn.structures.lazy_masks import MASK_THRESHOLD
+from d2_maskrcnn.structures.mask_instances import MaskInstances
 from detectron2.structures import Boxes, Instances
 
 

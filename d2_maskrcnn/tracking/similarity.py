@@ -3,8 +3,8 @@
 import cv2
 import numpy as np
 
-from d2_maskrcnn.detections import Detections
-from d2_maskrcnn.masks import BoxMasks, CropMasks
+from d2_maskrcnn.structures.detections import Detections
+from d2_maskrcnn.structures.lazy_masks import BoxMasks, CropMasks
 
 GRID = 28  # masks are compared at this resolution ...
 LONG_SIDE = 256  # ... in a picture scaled down to this

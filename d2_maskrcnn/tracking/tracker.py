@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from d2_maskrcnn.detections import Detections
+from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.tracking.motion import BoxMotion
 from d2_maskrcnn.tracking.similarity import box_iou, mask_iou, shapes_of, widened
 

@@ -1,6 +1,6 @@
 """Drawing what was found, fast: on OpenCV and NumPy, in place, only where something is."""
 
-from d2_maskrcnn.visualization.drawer import Drawer
+from d2_maskrcnn.visualization.annotator import Drawer
 from d2_maskrcnn.visualization.labels import LabelPainter
 from d2_maskrcnn.visualization.palette import PALETTE, ColourBook
 

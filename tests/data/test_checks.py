@@ -6,7 +6,7 @@ from PIL import Image
 
 from d2_maskrcnn import UserError, add_d2_maskrcnn_config
 from d2_maskrcnn.data import check_coco_json, check_datasets, register_own_data
-from d2_maskrcnn.data.segmentation_checks import read_runs
+from d2_maskrcnn.data.coco.masks import read_runs
 from detectron2.config import get_cfg
 
 

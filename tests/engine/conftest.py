@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.engine import Trainer
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from d2_maskrcnn.engine.best import BestCheckpoint, EarlyStopping
+from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint, EarlyStopping
 from d2_maskrcnn.errors import UserError
 
 EVERY = ["TEST.EVAL_PERIOD", 1, "SOLVER.CHECKPOINT_PERIOD", 1]

@@ -1,7 +1,7 @@
 import pytest
 
-from d2_maskrcnn.engine.cli import run_main
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.exit_status import run_main
 
 
 def _raise(error):

@@ -1,6 +1,6 @@
 import pytest
 
-from d2_maskrcnn.engine.config_values import RULES, check_values
+from d2_maskrcnn.config.validation import RULES, check_values
 from d2_maskrcnn.errors import UserError
 
 OURS = "D2_MASKRCNN."

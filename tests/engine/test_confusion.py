@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from d2_maskrcnn.engine.confusion import confusion_matrix
+from d2_maskrcnn.evaluation.confusion_matrix import confusion_matrix
 
 CATEGORIES = [{"id": 7, "name": "b"}, {"id": 3, "name": "a"}]  # in the matrix a comes first: ids in order
 

@@ -11,10 +11,10 @@ SCRIPT = """
 import json, os, sys
 import torch
 from pathlib import Path
-from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.engine import Trainer, launch, run_main
-from d2_maskrcnn.engine.validation import validation_losses
+from d2_maskrcnn.evaluation.validation_loss import validation_losses
 from detectron2.utils import comm
 
 def main(out, opts):

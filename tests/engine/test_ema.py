@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2_maskrcnn.engine.ema import WeightAverage
+from d2_maskrcnn.engine.hooks.ema import WeightAverage
 from d2_maskrcnn.errors import UserError
 
 

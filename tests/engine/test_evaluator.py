@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_maskrcnn.engine.confusion import confusion_matrix
-from d2_maskrcnn.engine.evaluator import precision_recall
+from d2_maskrcnn.evaluation.confusion_matrix import confusion_matrix
+from d2_maskrcnn.evaluation.evaluator import precision_recall
 from detectron2.evaluation import inference_on_dataset
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -84,7 +84,7 @@ def test_curve_areas_are_the_ap_at_50(trainer_of, tmp_path):
 def test_figures_of_several_evaluations_have_names_of_their_own():
     from pathlib import Path
 
-    from d2_maskrcnn.engine.evaluator import _tag
+    from d2_maskrcnn.evaluation.evaluator import _tag
 
     assert _tag(Path("/inference_x/out/inference")) == "inference"
     assert _tag(Path("out/inference_ema/balloon")) == "inference_ema/balloon"

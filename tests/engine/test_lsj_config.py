@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import torch
 
-from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.engine import Trainer
 from detectron2.modeling import build_model

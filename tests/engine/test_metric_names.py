@@ -1,8 +1,8 @@
 import pytest
 
-from d2_maskrcnn.engine.best import BestCheckpoint
-from d2_maskrcnn.engine.metric_names import evaluation_metrics, resolve_metric
+from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.evaluation.metric_names import evaluation_metrics, resolve_metric
 from detectron2.evaluation.testing import flatten_results_dict
 
 METRIC = "D2_MASKRCNN.BEST_CHECKPOINT.METRIC"

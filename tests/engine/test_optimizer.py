@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.engine.optimizer import build_optimizer
 from d2_maskrcnn.errors import UserError
 

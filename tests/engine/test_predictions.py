@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
-from d2_maskrcnn.engine.predictions import annotated, draw_predictions
+from d2_maskrcnn.evaluation.prediction_images import annotated, draw_predictions
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 

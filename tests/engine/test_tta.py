@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from d2_maskrcnn.engine.tta import TestTimeAugmentation, _from_frame, _to_frame
+from d2_maskrcnn.evaluation.tta import TestTimeAugmentation, _from_frame, _to_frame
 from detectron2.modeling import build_model
 
 AUG = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (64,), "TEST.AUG.MAX_SIZE", 256]

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from d2_maskrcnn.engine.validation import validation_losses
+from d2_maskrcnn.evaluation.validation_loss import validation_losses
 from detectron2.data import DatasetCatalog
 
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}

@@ -151,7 +151,7 @@ def test_what_is_logged(trainer_of, tmp_path):
 
 SCRIPT = """
 import sys
-from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.engine import Trainer, run_main
 def main():
@@ -210,7 +210,7 @@ def test_kill_terminate_and_resume_is_one_run_and_no_step_twice(repo_dir, tiny_o
 
 
 def test_last_step_in_the_files_of_a_run(trainer_of, tmp_path):
-    from d2_maskrcnn.engine.wandb_files import last_written_step
+    from d2_maskrcnn.loggers.wandb_files import last_written_step
 
     out = tmp_path / "out"
     assert last_written_step(out, "0") is None
@@ -227,7 +227,7 @@ def test_last_step_in_the_files_of_a_run(trainer_of, tmp_path):
 
 
 def test_lost_numbers(tmp_path):
-    from d2_maskrcnn.engine.wandb_files import lost_numbers
+    from d2_maskrcnn.loggers.wandb_files import lost_numbers
 
     file = tmp_path / "metrics.json"
     assert lost_numbers(file, -1, 10) == {}
@@ -294,7 +294,7 @@ def test_a_full_disk_does_not_stop_the_training(trainer_of, monkeypatch, caplog)
     def full(path, text):
         raise UserError(f"{path}: no space left")
 
-    monkeypatch.setattr("d2_maskrcnn.engine.wandb_session.atomic_write_text", full)
+    monkeypatch.setattr("d2_maskrcnn.loggers.wandb_session.atomic_write_text", full)
     trainer.train()
     assert trainer.iter == 2 and "training goes on without" in caplog.text
 
@@ -315,7 +315,7 @@ def test_watched_gradients_and_weights_are_histograms_of_their_step(trainer_of, 
 def test_histogram(values, total, ends):
     import torch
 
-    from d2_maskrcnn.engine.wandb_logging import BINS, histogram
+    from d2_maskrcnn.loggers.wandb_logging import BINS, histogram
 
     counts, edges = histogram(torch.tensor(values))
     assert sum(counts) == total and len(counts) == BINS and len(edges) == BINS + 1
@@ -323,7 +323,7 @@ def test_histogram(values, total, ends):
 
 
 def test_more_classes_than_a_mask_has_values():
-    from d2_maskrcnn.engine.wandb_pictures import _mask_values
+    from d2_maskrcnn.loggers.wandb_images import _mask_values
 
     assert _mask_values([3, 0], {0: "a", 1: "b"}) == {0: 1, 1: 2, 3: 4}
     assert _mask_values([500, 7, 500], dict.fromkeys(range(1203), "x")) == {7: 1, 500: 2}
@@ -344,7 +344,7 @@ def test_a_failure_inside_wandb_does_not_stop_the_training(trainer_of, monkeypat
 
 
 def test_tables_of_classes(tiny_cfg):
-    from d2_maskrcnn.engine.wandb_logging import class_rows, class_tables
+    from d2_maskrcnn.loggers.wandb_logging import class_rows, class_tables
 
     both = {"bbox": {"AP": 1.0, "AP-a": 2.0}, "segm": {"AP": 3.0, "AP-a": 4.0}}
     assert class_rows([], {}) == []

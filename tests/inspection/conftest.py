@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.inspection import load_model, observe
-from d2_maskrcnn.inspection.truth import class_names_of, dataset_records
+from d2_maskrcnn.inspection.ground_truth import class_names_of, dataset_records
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
+from d2_maskrcnn.cli.inspect import main
 from d2_maskrcnn.engine import run_main
 from d2_maskrcnn.inspection import Report, inspect_weights, write_report
 from d2_maskrcnn.inspection.activations import inspect_activations
 from d2_maskrcnn.inspection.anchors import inspect_anchors
-from d2_maskrcnn.inspection.cli import main
 from d2_maskrcnn.inspection.markup import bars, escape, named_bars, plain, table
 
 CHROMIUM = next(

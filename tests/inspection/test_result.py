@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from d2_maskrcnn.inspection.ground_truth import Truth
 from d2_maskrcnn.inspection.result import draw_result, inspect_result, outlines, result_scene
-from d2_maskrcnn.inspection.truth import Truth
-from d2_maskrcnn.modeling.stages import Stages
+from d2_maskrcnn.modeling.intermediates import Stages
 from detectron2.structures import Boxes, Instances
 
 NAMES = ["cat", "dog"]

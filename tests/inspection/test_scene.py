@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from d2_maskrcnn.inspection.scene import Layer, Mark, Scene, box_marks, draw_scene, raster
+from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_marks, draw_scene, raster
 
 BLACK = np.zeros((100, 200, 3), np.uint8)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from d2_maskrcnn.config_check import load_config
+from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.engine import Trainer
 from d2_maskrcnn.inspection import inspect_weights, read_state

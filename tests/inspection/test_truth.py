@@ -8,7 +8,7 @@ import pytest
 
 from d2_maskrcnn import UserError
 from d2_maskrcnn.inspection import records_for
-from d2_maskrcnn.inspection.truth import dataset_records, truth_of
+from d2_maskrcnn.inspection.ground_truth import dataset_records, truth_of
 
 
 def test_no_pictures(cfg):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from d2_maskrcnn.modeling import MaskRCNNAnchorGenerator
-from d2_maskrcnn.modeling.anchors import cell_anchors
+from d2_maskrcnn.modeling.rpn.anchor_generator import cell_anchors
 
 
 def test_no_positions():

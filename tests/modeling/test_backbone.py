@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from d2_maskrcnn.modeling.backbone import build_resnet
+from d2_maskrcnn.modeling.backbone.resnet import build_resnet
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 
 EVERYTHING = ["stem", "res2", "res3", "res4", "res5"]

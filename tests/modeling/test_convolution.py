@@ -4,7 +4,7 @@ import pickle
 import pytest
 import torch
 
-from d2_maskrcnn.modeling.convolution import ConvNorm
+from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
 from detectron2.layers import FrozenBatchNorm2d
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from d2_maskrcnn.modeling import record_stages
-from d2_maskrcnn.modeling.detections import DetectionSettings, select_detections
+from d2_maskrcnn.modeling.roi_heads.inference import DetectionSettings, select_detections
 
 # Three regions, two classes and the background.
 PROBABILITIES = torch.tensor([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.04, 0.01, 0.95]])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from d2_maskrcnn.modeling import MaskRCNNMaskHead
-from d2_maskrcnn.modeling.mask_head import mask_targets
+from d2_maskrcnn.modeling.roi_heads.mask_head import mask_targets
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage

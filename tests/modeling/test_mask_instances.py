@@ -9,8 +9,8 @@ import torch
 from pycocotools import mask as mask_util
 
 from d2_maskrcnn import engine_info
-from d2_maskrcnn.modeling.mask_instances import MaskInstances
 from d2_maskrcnn.modeling.postprocessing import postprocess
+from d2_maskrcnn.structures.mask_instances import MaskInstances
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Boxes, Instances
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.modeling.matching import Matcher
+from d2_maskrcnn.modeling.matcher import Matcher
 
 IOU = torch.tensor(
     [

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from d2_maskrcnn.modeling.mask_pasting import paste_masks
 from d2_maskrcnn.modeling.postprocessing import postprocess
+from d2_maskrcnn.structures.mask_pasting import paste_masks
 from detectron2.structures import Boxes, Instances
 
 

@@ -3,7 +3,7 @@ import torch
 
 from d2_maskrcnn.modeling import record_stages
 from d2_maskrcnn.modeling.box_coding import BoxCoder
-from d2_maskrcnn.modeling.proposals import ProposalSettings, select_proposals
+from d2_maskrcnn.modeling.rpn.proposals import ProposalSettings, select_proposals
 
 CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))
 ANCHORS = [

@@ -3,9 +3,9 @@
 import math
 
 import torch
+from reference import reference_roi_align
 
 from d2_maskrcnn.ops import multilevel_roi_align
-from d2_maskrcnn.ops.reference import reference_roi_align
 
 SCALES = (1 / 4, 1 / 8, 1 / 16)
 SIZES = ((24, 40), (12, 20), (6, 10))  # of the levels, for pictures of 96 x 160

@@ -21,8 +21,12 @@ from roi_align_cases import (
 )
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.ops import backends, cuda, multilevel_roi_align, nvrtc, portable
-from d2_maskrcnn.ops.spec import PoolingSpec
+from d2_maskrcnn.ops import multilevel_roi_align
+from d2_maskrcnn.ops.roi_align import backends
+from d2_maskrcnn.ops.roi_align import cpu as portable
+from d2_maskrcnn.ops.roi_align.cuda import kernels as cuda
+from d2_maskrcnn.ops.roi_align.cuda import nvrtc
+from d2_maskrcnn.ops.roi_align.spec import PoolingSpec
 
 COMPILER = shutil.which("c++")
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

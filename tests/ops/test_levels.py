@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from d2_maskrcnn.ops.levels import assign_levels
+from d2_maskrcnn.ops.roi_align.levels import assign_levels
 
 
 def square(*sides):

@@ -4,7 +4,7 @@ import threading
 import pytest
 import torch
 
-from d2_maskrcnn.ops import memory
+from d2_maskrcnn.ops.roi_align import memory
 
 LIKE = torch.zeros(1, dtype=torch.bfloat16)
 WIDTH = 1 << 19  # elements of a MB

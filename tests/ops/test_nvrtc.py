@@ -4,7 +4,8 @@ import sys
 import pytest
 import torch
 
-from d2_maskrcnn.ops import cuda, nvrtc
+from d2_maskrcnn.ops.roi_align.cuda import kernels as cuda
+from d2_maskrcnn.ops.roi_align.cuda import nvrtc
 
 ARCHITECTURES = (75, 80, 90, 100)
 TYPES = {

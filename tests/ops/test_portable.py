@@ -2,8 +2,9 @@ import pytest
 import torch
 from roi_align_cases import CANONICAL, SCALES, TOLERANCE, make_boxes, make_features, make_finite_boxes
 
-from d2_maskrcnn.ops import box_groups, portable, tap_lists
-from d2_maskrcnn.ops.spec import PoolingSpec
+from d2_maskrcnn.ops.roi_align import box_groups, tap_lists
+from d2_maskrcnn.ops.roi_align import cpu as portable
+from d2_maskrcnn.ops.roi_align.spec import PoolingSpec
 
 SPEC = PoolingSpec((3, 4), SCALES, 0, True, *CANONICAL)
 

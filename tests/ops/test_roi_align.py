@@ -2,6 +2,7 @@ import itertools
 
 import pytest
 import torch
+from reference import reference_roi_align
 from roi_align_cases import (
     BOXES,
     CANONICAL,
@@ -18,8 +19,7 @@ from roi_align_cases import (
 
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.ops import multilevel_roi_align
-from d2_maskrcnn.ops.reference import reference_roi_align
-from d2_maskrcnn.ops.roi_align import BACKWARD, FORWARD
+from d2_maskrcnn.ops.roi_align.operator import BACKWARD, FORWARD
 
 
 @pytest.mark.parametrize("aligned", [True, False])

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from d2_maskrcnn.detections import Detections
-from d2_maskrcnn.masks import BoxMasks
+from d2_maskrcnn.structures.detections import Detections
+from d2_maskrcnn.structures.lazy_masks import BoxMasks
 
 
 @pytest.fixture

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from d2_maskrcnn.detections import Detections
-from d2_maskrcnn.masks import CropMasks
+from d2_maskrcnn.structures.detections import Detections
+from d2_maskrcnn.structures.lazy_masks import CropMasks
 from d2_maskrcnn.tracking import Tracker
 from d2_maskrcnn.tracking.similarity import box_iou, mask_iou, shapes_of, widened
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from d2_maskrcnn.visualization import PALETTE, Drawer
-from d2_maskrcnn.visualization.drawer import font_size, label_text, line_thickness
+from d2_maskrcnn.visualization.annotator import font_size, label_text, line_thickness
 
 GREY = 100
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import d2_maskrcnn  # noqa: F401
-from d2_maskrcnn.detections import Detections
-from d2_maskrcnn.masks import BoxMasks
+from d2_maskrcnn.structures.detections import Detections
+from d2_maskrcnn.structures.lazy_masks import BoxMasks
 from d2_maskrcnn.visualization import Drawer
 
 FOLDER = Path(__file__).parent / "data"

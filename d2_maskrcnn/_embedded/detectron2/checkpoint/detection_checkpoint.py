@@ -67,13 +67,13 @@ class DetectionCheckpointer(Checkpointer):
     def _load_file(self, f: str) -> dict[str, Any]:
         """The content of a local file: ``"model"``, a dict of tensors or arrays, and what else it holds."""
         # Lazily: that package also has a checkpointer, which imports this engine.
-        from d2_maskrcnn.checkpoint import read_weights
+        from d2_maskrcnn.weights import read_weights
 
         return read_weights(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         """Loads ``checkpoint["model"]``, which is taken out, and returns the names that did not fit."""
-        from d2_maskrcnn.checkpoint import convert_names
+        from d2_maskrcnn.weights import convert_names
 
         state = checkpoint["model"]
         foreign = convert_names(state, self.model.state_dict()).convention != "detectron2"
@@ -102,7 +102,7 @@ class DetectionCheckpointer(Checkpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        from d2_maskrcnn.checkpoint import atomic_torch_save
+        from d2_maskrcnn.weights import atomic_torch_save
 
         if os.path.basename(name) != name:
             raise ValueError(f"the name of a checkpoint is without folder, got {name!r}")
@@ -117,7 +117,7 @@ class DetectionCheckpointer(Checkpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Notes in ``save_dir/last_checkpoint`` which file :meth:`resume_or_load` goes on from."""
-        from d2_maskrcnn.checkpoint import atomic_write_text
+        from d2_maskrcnn.weights import atomic_write_text
 
         atomic_write_text(
             os.path.join(PathManager.get_local_path(self.save_dir), "last_checkpoint"), last_filename_basename

@@ -28,7 +28,7 @@ def align_and_update_state_dicts(
     """
     if c2_conversion:
         # Lazily: that package also has a checkpointer, which imports this engine.
-        from d2_maskrcnn.checkpoint import convert_names
+        from d2_maskrcnn.weights import convert_names
 
         ckpt_state_dict = convert_names(ckpt_state_dict, model_state_dict).state
     renames = _match(model_state_dict, ckpt_state_dict)

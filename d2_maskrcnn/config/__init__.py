@@ -1,0 +1,5 @@
+"""Config keys of this plugin, reading YAML files, and checking values."""
+
+from d2_maskrcnn.config.keys import COMPONENTS, add_d2_maskrcnn_config, use_d2_maskrcnn_components
+
+__all__ = ["COMPONENTS", "add_d2_maskrcnn_config", "use_d2_maskrcnn_components"]

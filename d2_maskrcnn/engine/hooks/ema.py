@@ -1,0 +1,121 @@
+"""An exponential moving average of the weights (Polyak and Juditsky 1992), evaluated and saved beside them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.weights.atomic import atomic_torch_save
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+SUFFIX = "_ema"  # of the files with averaged weights
+
+
+class WeightAverage:
+    """Follows all that changes in training: trainable weights and the running statistics of norms.
+
+    After update t (from 1) with weights w: average = d * average + (1 - d) * w, d = min(decay, (1 + t) / (10 + t)), so
+    that the first, poor weights are soon forgotten.
+
+    Args:
+        model: followed; not wrapped.
+        decay: in [0, 1).
+
+    Raises:
+        UserError: ``decay`` is out of its range.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"D2_MASKRCNN.EMA.DECAY is {decay}; expected at least 0 and less than 1, such as 0.999.")
+        self.model, self.decay = model, decay
+        self.updates = 0
+        self.values: dict[str, torch.Tensor] = {}
+        self.restart()
+
+    def _followed(self) -> dict[str, torch.Tensor]:
+        weights = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        saved = self.model.state_dict()  # without buffers that are not saved, such as the pixel means
+        return {**weights, **{name: b for name, b in self.model.named_buffers() if name in saved}}
+
+    def restart(self) -> None:
+        """Forgets the past: the average is the model's present weights."""
+        self.updates = 0
+        self.values = {name: value.clone() for name, value in self._followed().items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes in the present weights."""
+        self.updates += 1
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        averages, current = [], []
+        for name, value in self._followed().items():
+            if value.is_floating_point():
+                averages.append(self.values[name])
+                current.append(value)
+            else:  # counters of batches
+                self.values[name].copy_(value)
+        torch._foreach_lerp_(averages, current, weight)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the ``with`` block the model has the averaged weights; afterwards its own, bit for bit."""
+        own = {name: value.clone() for name, value in self._followed().items()}
+        self._copy_to_model(self.values)
+        try:
+            yield
+        finally:
+            self._copy_to_model(own)
+
+    @torch.no_grad()
+    def _copy_to_model(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in self._followed().items():
+            value.copy_(values[name])
+
+    def model_state(self) -> dict[str, torch.Tensor]:
+        """The whole model's state with averaged weights, on the CPU."""
+        return {name: self.values.get(name, value).cpu() for name, value in self.model.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and the number of updates."""
+        return {"updates": self.updates, "values": self.values}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes back what :meth:`state_dict` gave.
+
+        Raises:
+            KeyError: a weight is missing.
+        """
+        for name, value in self.values.items():
+            value.copy_(state_dict["values"][name])
+        self.updates = state_dict["updates"]
+
+
+class UpdateAverage(HookBase):
+    """Updates the average after every iteration; at the end writes it as a weight file of its own."""
+
+    def __init__(self, average: WeightAverage) -> None:
+        self.average = average
+
+    def after_step(self) -> None:
+        """Takes in the weights of this iteration."""
+        self.average.update()
+
+    def after_train(self) -> None:
+        """Writes ``model_final_ema.pth``, which MODEL.WEIGHTS takes, if training came to its end."""
+        trainer: Any = self.trainer
+        if trainer.iter == trainer.max_iter:
+            save_average(trainer, "model_final", trainer.iter - 1)
+
+
+def save_average(trainer: Any, name: str, iteration: int) -> None:
+    """Writes ``OUTPUT_DIR/<name>_ema.pth``, a weight file that MODEL.WEIGHTS takes, where there is an average."""
+    if trainer.average is None or not comm.is_main_process():
+        return
+    data = {"model": trainer.average.model_state(), "metadata": trainer.checkpointer.metadata(iteration)}
+    atomic_torch_save(data, Path(trainer.cfg.OUTPUT_DIR) / f"{name}{SUFFIX}.pth")

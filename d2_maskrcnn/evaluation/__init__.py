@@ -1,0 +1,1 @@
+"""Evaluation: COCO metrics, confusion matrix, validation loss, test-time augmentation."""

@@ -1,0 +1,1 @@
+"""ResNet and feature pyramid network."""

@@ -1,0 +1,200 @@
+"""ResNet-50, -101 and -152 (He et al. 2016, arXiv:1512.03385, section 4.1 and table 1), and with groups ResNeXt."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from fvcore.nn.weight_init import c2_msra_fill
+from torch import nn
+
+from d2_maskrcnn.config.unsupported import require, require_norm
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
+from d2_maskrcnn.modeling.intermediates import active_stages
+from d2_maskrcnn.modeling.shapes import channels_of
+from detectron2.config import CfgNode
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import Backbone
+
+BLOCKS_PER_STAGE = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STAGE_NAMES = ("res2", "res3", "res4", "res5")
+
+
+class Stem(nn.Module):
+    """7x7 convolution of stride 2, then 3x3 max pooling of stride 2: (N, in, H, W) -> (N, out, H/4, W/4)."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels, 7, stride=2, norm=norm, relu=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Widths and strides of one bottleneck block. ``stride_in_1x1``: the stride is in the first 1x1, not in the 3x3."""
+
+    in_channels: int
+    bottleneck_channels: int
+    out_channels: int
+    stride: int
+    dilation: int
+    groups: int
+    stride_in_1x1: bool
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions around a shortcut: (N, in, H, W) -> (N, out, H/stride, W/stride)."""
+
+    def __init__(self, shape: BlockShape, norm: str) -> None:
+        super().__init__()
+        s, width = shape, shape.bottleneck_channels
+        self.shortcut = None
+        if s.in_channels != s.out_channels:
+            self.shortcut = ConvNorm(s.in_channels, s.out_channels, 1, stride=s.stride, norm=norm)
+        first, second = (s.stride, 1) if s.stride_in_1x1 else (1, s.stride)
+        self.conv1 = ConvNorm(s.in_channels, width, 1, stride=first, norm=norm, relu=True)
+        self.conv2 = ConvNorm(
+            width, width, 3, stride=second, dilation=s.dilation, groups=s.groups, norm=norm, relu=True
+        )
+        self.conv3 = ConvNorm(width, s.out_channels, 1, norm=norm, relu=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """See the class."""
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return self.conv3(self.conv2(self.conv1(x)), residual=shortcut)
+
+
+class ResNet(Backbone):
+    """Stem and stages ``res2`` ... ``res5``, built as far as ``out_features`` needs them.
+
+    Takes normalised pictures (N, 3, H, W); gives a dict from each name in ``out_features`` to (N, C, H/stride,
+    W/stride).
+    """
+
+    def __init__(
+        self, stem: Stem, stages: dict[str, nn.Sequential], shapes: dict[str, ShapeSpec], out_features: list[str]
+    ) -> None:
+        """Args: stages: name -> blocks, in order; shapes: channels and stride of the stem's and every stage's
+        output.
+        """
+        super().__init__()
+        self.stem = stem
+        self.stage_names = tuple(stages)
+        for name, blocks in stages.items():
+            self.add_module(name, blocks)
+        self._shapes = shapes
+        self._out_features = list(out_features)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                c2_msra_fill(module)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See the class."""
+        stages = active_stages()
+        wanted = self._out_features if stages is None else ("stem", *self.stage_names)
+        outputs = {}
+        for name in ("stem", *self.stage_names):
+            x = self.get_submodule(name)(x)
+            if name in wanted:  # the others can be freed
+                outputs[name] = x
+        if stages is not None:
+            stages.record(bottom_up=outputs)
+        return {name: outputs[name] for name in self._out_features}
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each feature map that ``forward`` returns."""
+        return {name: self._shapes[name] for name in self._out_features}
+
+    def freeze(self, freeze_at: int) -> None:
+        """Makes the stem (1) and the stages res2 (2) ... up to ``freeze_at`` constants; 0 freezes nothing.
+
+        Batch norms in them become frozen ones, which use and keep the running statistics.
+        """
+        frozen = [self.stem, *(self.get_submodule(name) for name in self.stage_names)][: max(freeze_at, 0)]
+        for part in frozen:
+            part.requires_grad_(False)
+            FrozenBatchNorm2d.convert_frozen_batchnorm(part)
+
+
+def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
+    """The ResNet that ``cfg.MODEL.RESNETS`` describes, with its first ``FREEZE_AT`` stages frozen.
+
+    Raises:
+        UserError: a depth, an option or a feature name that there isn't.
+    """
+    node = cfg.MODEL.RESNETS
+    depth = require(cfg, "MODEL.RESNETS.DEPTH", tuple(BLOCKS_PER_STAGE))
+    require(cfg, "MODEL.RESNETS.RES5_DILATION", (1, 2))
+    if any(node.DEFORM_ON_PER_STAGE):
+        raise UserError(
+            "MODEL.RESNETS.DEFORM_ON_PER_STAGE asks for deformable convolutions, which this model has not got: set all "
+            "four to False"
+        )
+    names = _needed_stages(node.OUT_FEATURES)
+    channels = node.STEM_OUT_CHANNELS
+    norm = require_norm(
+        cfg, "MODEL.RESNETS.NORM", channels, node.RES2_OUT_CHANNELS, node.NUM_GROUPS * node.WIDTH_PER_GROUP
+    )
+    stem = Stem(channels_of(input_shape), channels, norm)
+    shapes = {"stem": ShapeSpec(channels=channels, stride=4)}
+    stages, stride = {}, 4
+    for index, name in enumerate(names):
+        dilation = node.RES5_DILATION if name == "res5" else 1
+        first_stride = 1 if index == 0 or dilation > 1 else 2
+        block = BlockShape(
+            in_channels=channels,
+            bottleneck_channels=node.NUM_GROUPS * node.WIDTH_PER_GROUP * 2**index,
+            out_channels=node.RES2_OUT_CHANNELS * 2**index,
+            stride=first_stride,
+            dilation=dilation,
+            groups=node.NUM_GROUPS,
+            stride_in_1x1=node.STRIDE_IN_1X1,
+        )
+        stages[name] = _build_stage(block, BLOCKS_PER_STAGE[depth][index], norm)
+        channels, stride = block.out_channels, stride * first_stride
+        shapes[name] = ShapeSpec(channels=channels, stride=stride)
+    resnet = ResNet(stem, stages, shapes, node.OUT_FEATURES)
+    if cfg.D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL:
+        _start_as_identities(resnet)
+    resnet.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
+    return resnet
+
+
+def _start_as_identities(resnet: ResNet) -> None:
+    """Zeroes the weight of every block's last norm (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
+    for module in resnet.modules():
+        if isinstance(module, Bottleneck):
+            norm = module.conv3.norm
+            if isinstance(norm, FrozenBatchNorm2d) or norm is None:
+                raise UserError(
+                    "D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL needs norms that learn: set MODEL.RESNETS.NORM to BN, "
+                    "SyncBN or GN"
+                )
+            nn.init.zeros_(norm.weight)
+
+
+def _needed_stages(out_features: list[str]) -> tuple[str, ...]:
+    known = ("stem", *STAGE_NAMES)
+    unknown = [name for name in out_features if name not in known]
+    if unknown or not out_features:
+        raise UserError(
+            f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)}: expected one or more of {', '.join(known)}"
+        )
+    return STAGE_NAMES[: max(known.index(name) for name in out_features)]
+
+
+def _build_stage(first: BlockShape, num_blocks: int, norm: str) -> nn.Sequential:
+    """``num_blocks`` bottlenecks; only the first one strides and changes the width."""
+    rest = BlockShape(
+        in_channels=first.out_channels,
+        bottleneck_channels=first.bottleneck_channels,
+        out_channels=first.out_channels,
+        stride=1,
+        dilation=first.dilation,
+        groups=first.groups,
+        stride_in_1x1=first.stride_in_1x1,
+    )
+    return nn.Sequential(*(Bottleneck(first if index == 0 else rest, norm) for index in range(num_blocks)))

@@ -1,0 +1,1 @@
+"""Box head and mask head on pooled region features."""

@@ -1,0 +1,1 @@
+"""CUDA kernels of ROIAlign, compiled with NVRTC at first use."""

@@ -1,0 +1,1 @@
+"""Where images and frames come from."""

@@ -1,0 +1,287 @@
+"""The demo from its command line to its files."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as mask_util
+
+from d2_maskrcnn.cli import demo as cli
+from d2_maskrcnn.cli.demo import build_parser
+from d2_maskrcnn.errors import UserError
+from tests.video.conftest import CLASS_NAMES, frame_picture, read_video
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for index, name in enumerate(("a.jpg", "b.png", "c.webp")):
+        Image.fromarray(frame_picture(index, (100, 140))).save(folder / name)
+    return folder
+
+
+def test_pictures(run_demo, pictures, tmp_path):
+    run_demo("--input", pictures, "--output", tmp_path / "out", "--save-json", tmp_path / "r.json")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.jpg", "b.png", "c.webp"]
+    drawn = np.asarray(Image.open(tmp_path / "out" / "b.png"))
+    assert drawn.shape == (100, 140, 3) and (drawn != frame_picture(1, (100, 140))).any()
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert {r["image_id"] for r in results} == {1, 2, 3}
+    for result in results:
+        assert result["category"] == CLASS_NAMES[result["category_id"] - 1]
+        assert mask_util.decode(result["segmentation"]).shape == (100, 140)
+        assert result["score"] >= 0.15 and len(result["bbox"]) == 4
+        assert mask_util.area(result["segmentation"]) == result["area"]
+
+
+def test_one_picture_to_one_file(run_demo, pictures, tmp_path):
+    run_demo("--input", pictures / "a.jpg", "--output", tmp_path / "x.png")
+    assert Image.open(tmp_path / "x.png").size == (140, 100)
+
+
+def test_ids_of_coco_pictures_are_in_their_names(run_demo, pictures, tmp_path):
+    (pictures / "a.jpg").rename(pictures / "000000001000.jpg")
+    run_demo("--input", pictures / "000000001000.jpg", "--save-json", tmp_path / "r.json")
+    assert {r["image_id"] for r in json.loads((tmp_path / "r.json").read_text())} == {1000}
+
+
+def test_a_broken_picture_does_not_stop_the_others(run_demo, pictures, tmp_path):
+    (pictures / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="1 of 3 pictures could not be read"):
+        run_demo("--input", pictures, "--output", tmp_path / "out", "--batch-size", "2")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.png", "c.webp"]
+
+
+@pytest.mark.parametrize("tracking", [True, False], ids=["tracking", "no tracking"])
+def test_a_video(run_demo, make_video, tmp_path, tracking):
+    video = make_video(size=(96, 128), sound="aac")
+    options = [] if tracking else ["--no-tracking"]
+    files = ["--save-json", tmp_path / "r.jsonl", "--save-csv", tmp_path / "r.csv", "--batch-size", "3"]
+    run_demo("--video-input", video, "--output", tmp_path / "v.mp4", *files, *options)
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        assert container.streams.video[0].frames == 20 and len(container.streams.audio) == 1
+    lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [line["frame"] for line in lines] == list(range(20))
+    assert [line["time"] for line in lines] == pytest.approx([i / 10 for i in range(20)])
+    found = [d for line in lines for d in line["detections"]]
+    assert found and all(("track_id" in d) == tracking for d in found)
+    rows = list(csv.DictReader((tmp_path / "r.csv").open()))
+    assert len(rows) == len(found)
+    assert all(row["category"] in CLASS_NAMES for row in rows)
+
+
+def test_an_output_folder_and_an_excerpt(run_demo, make_video, tmp_path):
+    run_demo("--video-input", make_video(), "--output", tmp_path, "--start", "5", "--end", "1.5s", "--stride", "2")
+    assert len(read_video(tmp_path / f"{make_video().stem}.mp4")) == 5
+
+
+def test_classes_are_chosen_by_name(run_demo, pictures, tmp_path):
+    run_demo("--input", pictures, "--save-json", tmp_path / "a.json")
+    kinds = {r["category"] for r in json.loads((tmp_path / "a.json").read_text())}
+    wanted = sorted(kinds)[0]
+    run_demo("--input", pictures, "--save-json", tmp_path / "b.json", "--classes", wanted.upper())
+    assert {r["category"] for r in json.loads((tmp_path / "b.json").read_text())} == {wanted}
+
+
+@pytest.mark.parametrize("precision", ["bfloat16"])
+def test_precision(run_demo, pictures, tmp_path, precision):
+    run_demo("--input", pictures, "--save-json", tmp_path / "r.json", "--precision", precision)
+    assert json.loads((tmp_path / "r.json").read_text())
+
+
+def test_model_processes_give_the_same(run_demo, make_video, tmp_path):
+    for name, options in (("one", []), ("two", ["--parallel", "2"])):
+        run_demo("--video-input", make_video(), "--save-json", tmp_path / name, *options)
+    one, two = ([json.loads(line) for line in (tmp_path / n).read_text().splitlines()] for n in ("one", "two"))
+    assert [line["frame"] for line in two] == list(range(20))
+    for a, b in zip(one, two, strict=True):
+        assert [d["bbox"] for d in a["detections"]] == [pytest.approx(d["bbox"], abs=0.1) for d in b["detections"]]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--input", "none.jpg"], "no such file"),
+        (["--video-input", "none.mp4"], "no such file"),
+        (["--video-input", "{video}", "--start", "x"], "--start x"),
+        (["--video-input", "{video}", "--start", "5", "--end", "3"], "nothing is left"),
+        (["--video-input", "{video}", "--start", "50"], "no frame of its 2.0 s"),
+        (["--video-input", "{video}", "--output", "{pictures}/v.webm"], "take no H.264"),
+        (["--video-input", "{video}", "--stride", "0"], "--stride 0"),
+        (["--video-input", "{video}", "--output", "{video}"], "would replace the input"),
+        (["--video-input", "{video}", "--output", "{pictures}/a.jpg"], "no video's name"),
+        (["--video-input", "{video}", "--output", "{pictures}/v.gif"], "no video's name"),
+        (
+            ["--input", "{pictures}/a.jpg", "--output", "{pictures}/new.gif"],
+            "expected a folder, or a file that ends in",
+        ),
+        (["--input", "{pictures}", "--output", "{pictures}"], "would replace the input"),
+        (["--input", "{pictures}", "--output", "{pictures}/a.jpg"], "need a folder"),
+        (["--input", "{pictures}", "--save-json", "{pictures}/a.jpg"], "--overwrite"),
+        (["--input", "{pictures}", "--confidence-threshold", "2"], "--confidence-threshold 2"),
+        (["--input", "{pictures}", "--classes", "circl"], "Did you mean 'circle'"),
+        (["--input", "{pictures}", "--device", "gpu"], "--device gpu"),
+        (["--input", "{pictures}", "--batch-size", "0"], "--batch-size 0"),
+        (["--input", "{pictures}", "--save-csv", "/proc/none/r.csv"], "folder cannot be made"),
+    ],
+)
+def test_bad_input(demo_args, make_video, pictures, tmp_path, args, said):
+    filled = [a.format(video=make_video(), pictures=pictures) for a in args]
+    outputs = [] if {"--output", "--save-json", "--save-csv"} & set(args) else ["--output", str(tmp_path / "new")]
+    model = demo_args()
+    if "--confidence-threshold" in args:
+        model = [m for m in model if m not in ("--confidence-threshold", "0.15")]
+    with pytest.raises(UserError) as raised:
+        cli.main([*filled, *outputs, *model])
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_no_weights(repo_dir, pictures, tmp_path):
+    config = ["--config-file", str(repo_dir / "configs" / "quickstart.yaml")]
+    with pytest.raises(UserError, match=r"MODEL\.WEIGHTS"):
+        cli.main(["--input", str(pictures), "--output", str(tmp_path / "o"), *config])
+
+
+def test_weights_of_another_model(demo_args, pictures, tmp_path):
+    args = demo_args("--input", pictures, "--output", tmp_path / "o")
+    with pytest.raises(UserError, match="do not fill the model"):
+        cli.main([*args, "MODEL.ROI_HEADS.NUM_CLASSES", "7"])
+
+
+def test_no_display(demo_args, pictures, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    with pytest.raises(UserError, match="--output"):
+        cli.main(demo_args("--input", pictures))
+
+
+@pytest.fixture
+def display(monkeypatch):
+    """A screen that nobody sees."""
+    server = shutil.which("Xvfb")
+    if server is None:
+        pytest.skip("no Xvfb on this machine (apt-get install xvfb)")
+    read, write = os.pipe()
+    process = subprocess.Popen([server, "-displayfd", str(write)], pass_fds=[write], stderr=subprocess.DEVNULL)
+    os.close(write)
+    with os.fdopen(read) as numbers:
+        monkeypatch.setenv("DISPLAY", f":{numbers.readline().strip()}")
+    yield
+    process.kill()
+    process.wait()
+
+
+def test_shown_and_recorded_at_once(display, start_demo, make_video, tmp_path):
+    process = start_demo("--video-input", make_video(), "--output", tmp_path / "v.mp4", "--show")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert len(read_video(tmp_path / "v.mp4")) == 20
+
+
+CLOSED_WINDOW = """
+import cv2, numpy as np
+import d2_maskrcnn
+from d2_maskrcnn.video.frame import Frame
+from d2_maskrcnn.video.sinks.outputs import Window
+frame = Frame(np.zeros((64, 96, 3), np.uint8), 0)
+window = Window("shown", wait=False)
+assert window.show(frame) and window.show(frame)
+cv2.destroyAllWindows()
+cv2.waitKey(1)
+assert not window.show(frame)
+window.close()
+pictures = Window("pictures", wait=True)
+cv2.destroyAllWindows()
+assert not pictures.show(frame)
+"""
+
+
+def test_a_window_that_was_closed_ends_the_showing(display, repo_dir):
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_WINDOW], cwd=repo_dir, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")
+@pytest.mark.parametrize("option", ["--save-json", "--save-csv"])
+def test_a_full_disk(run_demo, make_video, tmp_path, option):
+    with pytest.raises(UserError, match="Cannot write /dev/full"):
+        run_demo("--video-input", make_video(), "--output", tmp_path / "v.mp4", option, "/dev/full", "--overwrite")
+    if option == "--save-json":  # a table's head is written, and fails, before the first frame
+        assert len(read_video(tmp_path / "v.mp4")) >= 1
+
+
+def test_outputs_are_replaced_when_told(run_demo, make_video, tmp_path):
+    target = tmp_path / "v.mp4"
+    target.write_bytes(b"precious")
+    with pytest.raises(UserError, match="--overwrite"):
+        run_demo("--video-input", make_video(), "--output", target)
+    assert target.read_bytes() == b"precious"
+    run_demo("--video-input", make_video(), "--output", target, "--overwrite")
+    assert len(read_video(target)) == 20
+
+
+def test_frames_before_the_damage_are_kept(run_demo, make_video, tmp_path):
+    whole = make_video(size=(240, 320), options={"movflags": "faststart"}).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    with pytest.raises(UserError, match="20 frames"):
+        run_demo("--video-input", tmp_path / "cut.mp4", "--output", tmp_path / "v.mp4")
+    assert len(read_video(tmp_path / "v.mp4")) >= 3
+
+
+def test_a_camera_that_is_unplugged(run_demo, make_video, tmp_path, monkeypatch):
+    from d2_maskrcnn.video.sources import camera
+
+    path, real = str(make_video()), cv2.VideoCapture
+    monkeypatch.setattr(camera.cv2, "VideoCapture", lambda number: real(path))
+    monkeypatch.setattr(camera, "PAUSE", 0.001)
+    with pytest.raises(UserError, match="unplugged"):
+        run_demo("--webcam", "--output", tmp_path, "--save-json", tmp_path / "r.jsonl")
+    frames = read_video(tmp_path / "webcam0.mp4")
+    assert 1 <= len(frames) <= 20
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == len(frames)
+
+
+def test_one_line_and_a_status(start_demo, tmp_path):
+    process = start_demo("--video-input", "none.mp4", "--output", tmp_path / "v.mp4")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert errors.strip().splitlines()[-1] == "error: Video none.mp4: there is no such file."
+    assert "Traceback" not in errors
+
+
+def test_ctrl_c_finishes_the_files(start_demo, make_video, tmp_path):
+    video = make_video(frames=3000, size=(96, 128), rate=50)
+    process = start_demo("--video-input", video, "--output", tmp_path / "v.mp4", "--save-json", tmp_path / "r.jsonl")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "r.jsonl").exists() or (tmp_path / "r.jsonl").read_text().count("\n") < 5:
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    frames = len(read_video(tmp_path / "v.mp4"))
+    assert 5 <= frames < 3000
+    assert len((tmp_path / "r.jsonl").read_text().splitlines()) == frames
+    assert f"{frames} frames are done and kept" in errors
+
+
+def test_options_keep_detectron2s_habits():
+    args = build_parser().parse_args(
+        ["--config-file", "c.yaml", "--webcam", "--confidence-threshold", "0.6", "--opts", "MODEL.WEIGHTS", "w.pth"]
+    )
+    assert args.webcam == 0 and args.opts == ["MODEL.WEIGHTS", "w.pth"] and args.show is None
+    assert build_parser().parse_args(["--webcam", "2", "--no-show"]).webcam == 2

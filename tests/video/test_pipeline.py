@@ -1,0 +1,198 @@
+import threading
+import time
+import weakref
+
+import pytest
+
+from d2_maskrcnn.video.channel import Channel, Closed
+from d2_maskrcnn.video.pipeline import Pipeline, Stage
+
+PLUS = Stage("plus", lambda items: [item + 1 for item in items])
+
+
+def test_nothing_to_do():
+    with Pipeline([], [PLUS]) as pipeline:
+        assert list(pipeline) == []
+
+
+@pytest.mark.parametrize("batch", [1, 3, 50])
+def test_order_is_kept(batch):
+    sizes = []
+
+    def work(items):
+        sizes.append(len(items))
+        return [item * 2 for item in items]
+
+    with Pipeline(range(40), [PLUS, Stage("double", work, batch), PLUS]) as pipeline:
+        assert list(pipeline) == [(i + 1) * 2 + 1 for i in range(40)]
+    assert max(sizes) <= batch and sum(sizes) == 40
+    assert batch == 1 or max(sizes) > 1
+
+
+def test_stages_work_at_the_same_time():
+    def slow(items):
+        time.sleep(0.05)
+        return items
+
+    begin = time.monotonic()
+    with Pipeline(range(10), [Stage(name, slow) for name in "abcd"]) as pipeline:
+        assert len(list(pipeline)) == 10
+    assert time.monotonic() - begin < 1.5  # one after the other would take 2
+
+
+def test_a_slow_consumer_holds_up_the_source():
+    given = 0
+
+    def source():
+        nonlocal given
+        for item in range(1000):
+            given += 1
+            yield item
+
+    with Pipeline(source(), [PLUS, PLUS], capacity=2) as pipeline:
+        for taken, _ in enumerate(pipeline, start=1):
+            time.sleep(0.01)
+            assert given - taken <= 3 * 2 + 2 + 2  # three channels, an item in each stage, one read, one put back
+            if taken == 30:
+                break
+    assert given < 50
+
+
+def test_what_has_gone_through_is_not_held():
+    """Each stage waits for the next item with empty hands."""
+
+    class Item:
+        pass
+
+    alive, left = weakref.WeakSet(), []
+
+    def source():
+        for _ in range(5):
+            deadline = time.monotonic() + 5
+            while len(alive) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            left.append(len(alive))
+            item = Item()
+            alive.add(item)
+            yield item
+            del item
+
+    with Pipeline(source(), [Stage("a", list), Stage("b", list)]) as pipeline:
+        for item in pipeline:
+            del item
+    assert left == [0] * 5
+
+
+def test_an_error_comes_behind_what_was_done():
+    def source():
+        yield from range(5)
+        raise OSError("the decoder died")
+
+    got = []
+    slow = Stage("slow", lambda items: (time.sleep(0.01), items)[1], 2)
+    with Pipeline(source(), [PLUS, slow]) as pipeline, pytest.raises(OSError, match="the decoder died"):
+        for item in pipeline:
+            got.append(item)
+    assert got == [1, 2, 3, 4, 5]
+
+
+def test_an_error_in_a_stage_stops_the_source():
+    def work(items):
+        if items[0] == 3:
+            raise ValueError("bad item")
+        return items
+
+    threads = threading.active_count()
+    got = []
+    stages = [PLUS, Stage("work", work), PLUS]
+    with Pipeline(iter(range(10**9)), stages) as pipeline, pytest.raises(ValueError, match="bad item"):
+        for item in pipeline:
+            got.append(item)
+    assert got == [2, 3]
+    deadline = time.monotonic() + 5
+    while threading.active_count() > threads and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == threads
+
+
+def test_an_interrupt_finishes_what_the_model_has_seen():
+    seen = []
+
+    def model(items):
+        time.sleep(0.02)
+        seen.extend(items)
+        return items
+
+    got = []
+    stages = [Stage("prepare", lambda i: i, droppable=True), Stage("model", model, droppable=True), PLUS]
+    with Pipeline(iter(range(10**9)), stages) as pipeline:
+        for item in pipeline:
+            got.append(item)
+            if len(got) == 5:
+                pipeline.interrupt()
+    assert got == [item + 1 for item in seen]
+    assert 5 <= len(got) <= 12
+
+
+def test_an_interrupt_does_not_wait_for_a_source_that_hangs():
+    release = threading.Event()
+
+    def source():
+        yield 1
+        release.wait(30)
+
+    begin = time.monotonic()
+    with Pipeline(source(), [PLUS]) as pipeline:
+        for _ in pipeline:
+            pipeline.interrupt()
+    assert time.monotonic() - begin < 5
+    release.set()
+
+
+def test_a_live_source_drops_what_is_stale():
+    """A camera of 100 pictures a second before a model of 10."""
+    last = threading.Event()
+
+    def camera():
+        for _ in range(100):
+            time.sleep(0.01)
+            yield time.monotonic()
+        last.set()
+
+    def model(items):
+        time.sleep(0.1)
+        return items
+
+    stages = [Stage("prepare", lambda i: i, droppable=True), Stage("model", model, droppable=True)]
+    ages = []
+    with Pipeline(camera(), stages, live=True) as pipeline:
+        for taken_at in pipeline:
+            ages.append(time.monotonic() - taken_at)
+        assert pipeline.dropped > 50
+    assert last.is_set()  # the camera was never held up
+    assert 5 <= len(ages) <= 20
+    assert sorted(ages)[len(ages) // 2] < 0.45  # two or three times what the model takes, and no growing queue
+
+
+def test_channel():
+    channel = Channel(2)
+    channel.put(1)
+    channel.put(2)
+    with pytest.raises(TimeoutError):
+        Channel(1).get(timeout=0.01)
+    channel.end()
+    assert [channel.get(), channel.get()] == [1, 2]
+    with pytest.raises(Closed):
+        channel.get()
+    channel.close()
+    with pytest.raises(Closed):
+        channel.put(3)
+    with pytest.raises(ValueError, match="0"):
+        Channel(0)
+
+
+def test_leaky_channel_keeps_the_newest():
+    channel = Channel(2, leaky=True)
+    for item in range(5):
+        channel.put(item)
+    assert [channel.get(), channel.get()] == [3, 4] and channel.dropped == 3

@@ -1,0 +1,217 @@
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.video.clip import Excerpt, Position
+from d2_maskrcnn.video.frame import Frame, VideoInfo
+from d2_maskrcnn.video.sinks.video_file import VideoWriter
+from d2_maskrcnn.video.sources.video_file import VideoSource
+from tests.video.conftest import frame_picture, number_of
+
+
+def numbers(source) -> list[int]:
+    return [number_of(frame.picture) for frame in source]
+
+
+def test_all_frames_with_their_times(make_video):
+    source = VideoSource(str(make_video()))
+    frames = list(source)
+    assert [number_of(f.picture) for f in frames] == [f.index for f in frames] == list(range(20))
+    assert [f.time for f in frames] == pytest.approx([i / 10 for i in range(20)])
+    assert source.info.frames == 20 and source.info.rate == 10 and not source.info.live
+    assert source.problem == ""
+    assert frames[0].picture.shape == (64, 96, 3) and frames[0].picture.flags.c_contiguous
+
+
+def test_colours_are_right(make_video):
+    """Blue to the right of the brightness, as BGR."""
+    frame = next(iter(VideoSource(str(make_video(size=(128, 192))))))
+    assert np.abs(frame.picture[-10, -10].astype(int) - (160, 90, 40)).max() < 8
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "stride", "expected"),
+    [
+        (None, None, 1, range(20)),
+        ("5", "9", 1, range(5, 9)),
+        ("0.5s", "0.9s", 1, range(5, 9)),
+        ("0:01", None, 1, range(10, 20)),
+        (None, None, 7, [0, 7, 14]),
+        ("3", "18", 5, [3, 8, 13]),
+        (None, "99", 19, [0, 19]),
+    ],
+)
+def test_excerpts(make_video, start, end, stride, expected):
+    parse = lambda text: None if text is None else Position.parse(text)  # noqa: E731
+    source = VideoSource(str(make_video()), Excerpt(parse(start), parse(end), stride))
+    assert source.info.frames == len(list(expected))
+    frames = list(source)
+    assert [number_of(f.picture) for f in frames] == [f.index for f in frames] == list(expected)
+    assert [f.time for f in frames] == pytest.approx([(i - next(iter(expected))) / 10 for i in expected])
+
+
+@pytest.mark.parametrize("start", ["20", "2s", "99s"])
+def test_nothing_lies_in_the_part_asked_for(make_video, start):
+    source = VideoSource(str(make_video()), Excerpt(Position.parse(start)))
+    assert source.info.frames == 0
+    with pytest.raises(UserError, match=r"no frame of its 2\.0 s lies in the part"):
+        list(source)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "empty"),
+    [
+        (None, None, False),
+        ("5", "6", False),
+        ("5", "5", True),
+        ("1:00", "59s", True),
+        (None, "0", True),
+        ("5", "1s", False),
+    ],
+)
+def test_parts_without_frames(start, end, empty):
+    assert Excerpt(start and Position.parse(start), end and Position.parse(end)).is_empty == empty
+
+
+@pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "1:2:3:4", "nans"])
+def test_no_positions(text):
+    with pytest.raises(ValueError):
+        Position.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "no such file"), (b"", "cannot be opened"), (b"no video" * 100, "cannot be opened")],
+)
+def test_what_is_no_video(tmp_path, content, said):
+    path = tmp_path / "v.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        VideoSource(str(path))
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    import wave
+
+    with wave.open(str(tmp_path / "v.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(16000))
+    with pytest.raises(UserError, match="no video in this file"):
+        VideoSource(str(tmp_path / "v.wav"))
+
+
+def test_an_unknown_codec(make_video, tmp_path):
+    path = tmp_path / "v.avi"
+    path.write_bytes(make_video(codec="mjpeg", suffix=".avi").read_bytes().replace(b"MJPG", b"XYZ9"))
+    with pytest.raises(UserError, match="codec"):
+        list(VideoSource(str(path)))
+
+
+def test_a_truncated_file(make_video, tmp_path):
+    """Its index is at the beginning, so it opens; what is there is given out first."""
+    whole = make_video(size=(240, 320), options={"movflags": "faststart"}).read_bytes()
+    path = tmp_path / "v.mp4"
+    path.write_bytes(whole[: len(whole) * 2 // 3])
+    source = VideoSource(str(path))
+    assert source.info.frames == 20
+    found = numbers(source)
+    assert 3 <= len(found) < 20 and found[:3] == [0, 1, 2]  # of the last ones parts may be missing
+    assert "20 frames" in source.problem
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".flv"])
+@pytest.mark.parametrize("sound", [None, "aac"])
+def test_a_truncated_file_that_does_not_count_frames(make_video, tmp_path, suffix, sound):
+    whole = make_video(frames=40, suffix=suffix, sound=sound)
+    source = VideoSource(str(whole))
+    assert len(list(source)) == 40 and source.problem == ""
+    path = tmp_path / f"v{suffix}"
+    data = whole.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    source = VideoSource(str(path))
+    assert 0 < len(list(source)) < 40
+    # Of the last packet a part may be there, which some versions of FFmpeg hand on.
+    assert "header says" in source.problem or "could not be decoded" in source.problem
+
+
+@pytest.mark.parametrize("stated", [12, 99])
+def test_a_header_that_lies(make_video, tmp_path, stated):
+    data = bytearray(make_video(codec="mjpeg", suffix=".avi").read_bytes())
+    at = data.index(b"strh") + 8 + 32  # dwLength of the stream header
+    assert int.from_bytes(data[at : at + 4], "little") == 20
+    data[at : at + 4] = stated.to_bytes(4, "little")
+    path = tmp_path / "v.avi"
+    path.write_bytes(data)
+    source = VideoSource(str(path))
+    assert len(list(source)) == 20
+    assert str(stated) in source.problem and "20" in source.problem
+
+
+def test_frames_dropped_at_the_recording_are_not_missing(tmp_path):
+    """AVI files hold an empty chunk for each, which their header counts."""
+    with av.open(str(tmp_path / "v.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for index in (0, 2, 3, 7, 8, 9):
+            image = av.VideoFrame.from_ndarray(frame_picture(index, (64, 96)), format="rgb24")
+            image.pts, image.time_base = index, Fraction(1, 10)
+            container.mux(stream.encode(image))
+        container.mux(stream.encode(None))
+    source = VideoSource(str(tmp_path / "v.avi"))
+    assert source.info.frames == 10
+    assert numbers(source) == [0, 2, 3, 7, 8, 9] and source.problem == ""
+
+
+def test_frames_that_an_edit_list_leaves_out(make_video, tmp_path):
+    """As phones do when a film is trimmed: the rest stays in the file."""
+    data = bytearray(make_video().read_bytes())
+    at = data.index(b"elst") + 12  # how long the one entry is, in milliseconds
+    assert int.from_bytes(data[at : at + 4], "big") == 2000
+    data[at : at + 4] = (1000).to_bytes(4, "big")
+    (tmp_path / "v.mp4").write_bytes(data)
+    source = VideoSource(str(tmp_path / "v.mp4"))
+    assert source.info.frames == 10
+    assert numbers(source) == list(range(10)) and source.problem == ""
+
+
+def test_a_decoder_that_dies_on_some_frames(make_video, tmp_path):
+    data = make_video(codec="png", suffix=".mov").read_bytes()
+    parts = data.split(b"\x89PNG")
+    assert len(parts) == 21
+    for index in (8, 12):
+        parts[index] = bytes(len(parts[index]))
+    path = tmp_path / "v.mov"
+    path.write_bytes(b"\x89PNG".join(parts))
+    source = VideoSource(str(path))
+    found = numbers(source)
+    assert found == [i for i in range(20) if i not in (7, 11)]
+    assert "2 of 20 packets" in source.problem
+
+
+def turned(path, target):
+    """Copies an MP4 file with a quarter turn clockwise in its header."""
+    data = path.read_bytes()
+    one, two = (65536).to_bytes(4, "big"), (1 << 30).to_bytes(4, "big")
+    none, minus = bytes(4), (-65536).to_bytes(4, "big", signed=True)
+    upright = one + none * 3 + one + none * 3 + two
+    matrix = none + one + none + minus + none * 4 + two
+    at = data.index(upright, data.index(b"tkhd"))  # the track's matrix, not the film's
+    target.write_bytes(data[:at] + matrix + data[at + 36 :])
+    return str(target)
+
+
+def test_turned_phone_videos(make_video, tmp_path):
+    picture = next(iter(VideoSource(turned(make_video(), tmp_path / "v.mp4")))).picture
+    assert picture.shape == (96, 64, 3)
+    assert picture[:40].mean() < picture[-40:].mean()  # frame 0's dark left half came to the top
+
+
+def test_wide_pixels_of_turned_videos_are_tall(make_video, tmp_path):
+    with VideoWriter(tmp_path / "wide.mp4", VideoInfo(Fraction(10), pixel_aspect=Fraction(4, 3))) as writer:
+        writer.write(Frame(np.zeros((64, 96, 3), np.uint8), 0))
+    assert VideoSource(str(tmp_path / "wide.mp4")).info.pixel_aspect == Fraction(4, 3)
+    assert VideoSource(turned(tmp_path / "wide.mp4", tmp_path / "v.mp4")).info.pixel_aspect == Fraction(3, 4)

@@ -1,0 +1,142 @@
+import dataclasses
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.video import open as video
+from d2_maskrcnn.video.clip import Excerpt, Position
+from d2_maskrcnn.video.frame import Frame, VideoInfo
+from d2_maskrcnn.video.opencv_video import OpenCVSource, OpenCVWriter
+from d2_maskrcnn.video.sinks.video_file import VideoWriter
+from d2_maskrcnn.video.sources.video_file import VideoSource
+from tests.video.conftest import frame_picture, number_of, read_video
+
+
+def copy(source, path) -> None:
+    with VideoWriter(path, source.info) as writer:
+        for frame in source:
+            writer.write(frame)
+
+
+def facts(path) -> dict:
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        sound = container.streams.audio[0] if container.streams.audio else None
+        return {
+            "frames": video.frames,
+            "rate": video.average_rate,
+            "seconds": float(video.duration * video.time_base),
+            "codec": video.codec_context.name,
+            "pixels": video.codec_context.pix_fmt,
+            "size": (video.height, video.width),
+            "sound": sound and (sound.codec_context.name, float(sound.duration * sound.time_base)),
+        }
+
+
+def test_no_frames_no_file(tmp_path):
+    with VideoWriter(tmp_path / "v.mp4", VideoInfo(Fraction(10))):
+        pass
+    assert not (tmp_path / "v.mp4").exists()
+
+
+@pytest.mark.parametrize("rate", [10, 25, Fraction(30000, 1001)])
+def test_frames_and_times_are_those_of_the_source(make_video, tmp_path, rate):
+    path = make_video(rate=rate)
+    copy(VideoSource(str(path)), tmp_path / "v.mp4")
+    assert facts(tmp_path / "v.mp4") == facts(path)
+    assert [number_of(p) for p in read_video(tmp_path / "v.mp4")] == list(range(20))
+
+
+def test_it_is_what_browsers_play(make_video, tmp_path):
+    copy(VideoSource(str(make_video(codec="mjpeg", suffix=".avi"))), tmp_path / "v.mp4")
+    found = facts(tmp_path / "v.mp4")
+    assert (found["codec"], found["pixels"]) == ("h264", "yuv420p")
+    data = (tmp_path / "v.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+
+
+@pytest.mark.parametrize("size", [(720, 64), (64, 96)], ids=["BT.709", "BT.601"])
+def test_colours_survive(tmp_path, size):
+    picture = frame_picture(5, size)
+    with VideoWriter(tmp_path / "v.mp4", VideoInfo(Fraction(10))) as writer:
+        writer.write(Frame(np.ascontiguousarray(picture[:, :, ::-1]), 0))
+    (again,) = read_video(tmp_path / "v.mp4")
+    assert np.abs(again.astype(int) - picture).mean() < 4
+
+
+def test_odd_sizes(tmp_path):
+    with VideoWriter(tmp_path / "v.mp4", VideoInfo(Fraction(10))) as writer:
+        writer.write(Frame(np.zeros((63, 95, 3), np.uint8), 0))
+    assert facts(tmp_path / "v.mp4")["size"] == (64, 96)
+
+
+def test_strides_keep_the_length(make_video, tmp_path):
+    copy(VideoSource(str(make_video()), Excerpt(stride=5)), tmp_path / "v.mp4")
+    found = facts(tmp_path / "v.mp4")
+    assert found["frames"] == 4 and found["seconds"] == pytest.approx(2)
+
+
+def test_live_frames_keep_their_times(tmp_path):
+    with VideoWriter(tmp_path / "v.mp4", VideoInfo(Fraction(10), live=True)) as writer:
+        for index, seconds in enumerate((0, 0.1, 0.5, 0.5, 2)):
+            writer.write(Frame(np.zeros((64, 64, 3), np.uint8), index, seconds))
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        times = [frame.time for frame in container.decode(video=0)]
+    assert times == pytest.approx([0, 0.1, 0.5, 0.5, 2], abs=1e-3)
+    assert facts(tmp_path / "v.mp4")["seconds"] == pytest.approx(2.1, abs=0.01)
+
+
+def test_pixel_shape_is_kept(make_video, tmp_path):
+    source = VideoSource(str(make_video()))
+    source.info = dataclasses.replace(source.info, pixel_aspect=Fraction(4, 3))
+    copy(source, tmp_path / "v.mp4")
+    assert VideoSource(str(tmp_path / "v.mp4")).info.pixel_aspect == Fraction(4, 3)
+
+
+def test_a_change_of_size_is_refused(tmp_path):
+    with VideoWriter(tmp_path / "v.mp4", VideoInfo(Fraction(10))) as writer:
+        writer.write(Frame(np.zeros((64, 64, 3), np.uint8), 0))
+        with pytest.raises(UserError, match="64x64 to 32x64"):
+            writer.write(Frame(np.zeros((64, 32, 3), np.uint8), 1))
+    assert facts(tmp_path / "v.mp4")["frames"] == 1
+
+
+def test_containers_without_h264(make_video, tmp_path):
+    with pytest.raises(UserError, match="Cannot write"):
+        copy(VideoSource(str(make_video())), tmp_path / "v.webm")
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    writer = VideoWriter(tmp_path / "missing" / "v.mp4", VideoInfo(Fraction(10)))
+    with pytest.raises(UserError, match="Cannot write"):
+        writer.write(Frame(np.zeros((64, 64, 3), np.uint8), 0))
+
+
+def test_opencv_stands_in(make_video, tmp_path):
+    source = OpenCVSource(str(make_video()))
+    assert source.info.frames == 20
+    writer = OpenCVWriter(tmp_path / "v.mp4", source.info)
+    for frame in source:
+        writer.write(frame)
+    writer.close()
+    assert [number_of(p) for p in read_video(tmp_path / "v.mp4")] == list(range(20))
+    with pytest.raises(UserError, match="cannot be opened"):
+        OpenCVSource(str(tmp_path / "none.mp4"))
+
+
+def test_the_stand_in_without_frames(make_video):
+    source = OpenCVSource(str(make_video()), Excerpt(Position(50, False)))
+    with pytest.raises(UserError, match="no frame could be read in the part"):
+        list(source)
+    source = OpenCVSource(str(make_video()), Excerpt(Position(3, False), Position(6, False)))
+    assert len(list(source)) == 3 and source.problem == ""
+
+
+def test_the_stand_in_says_so(make_video, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(video, "HAS_PYAV", False)
+    source = video.open_video(str(make_video()))
+    video.open_writer(tmp_path / "v.mp4", source.info).close()
+    assert caplog.text.count("PyAV is not installed") == 2 and "pip install av" in caplog.text
