@@ -1,4 +1,4 @@
-"""Shows what the Mask R-CNN of a config finds in pictures, videos, webcams and streams.
+"""Shows what the Mask R-CNN of a config finds in images, videos, webcams and streams.
 
 python demo.py --config-file configs/mrcnn_R101.yaml --input photos/ --output drawn/ --opts MODEL.WEIGHTS model.pth
 python demo.py --config-file configs/mrcnn_R101.yaml --video-input film.mp4 --output drawn.mp4 --opts MODEL.WEIGHTS ...

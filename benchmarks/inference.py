@@ -1,11 +1,11 @@
-"""Time and peak memory of a ResNet101-FPN Mask R-CNN on one picture: this project's, torchvision's and Detectron2's
+"""Time and peak memory of a ResNet101-FPN Mask R-CNN on one image: this project's, torchvision's and Detectron2's
 own.
 
     python benchmarks/inference.py                # Detectron2's own where it is installed
     python benchmarks/inference.py --output benchmarks/results/inference.md
 
-One picture of 800 x 1200 pixels, batch 1, float32, on the CPU, 80 classes, 1,000 proposals and 100 detections with
-masks of the whole picture. Each model lives in a process of its own, which gives its peak memory; they take turns,
+One image of 800 x 1200 pixels, batch 1, float32, on the CPU, 80 classes, 1,000 proposals and 100 detections with
+masks of the whole image. Each model lives in a process of its own, which gives its peak memory; they take turns,
 one forward pass each, so that other work on the machine hits all of them alike. The weights are random and scaled so
 that all find 1,000 proposals and 100 detections. Seconds depend on the machine and on what
 else it does: compare the ratios; CPU seconds, summed over the threads, are disturbed least.
@@ -31,7 +31,7 @@ HEIGHT, WIDTH, CLASSES = 800, 1200, 80
 PROPOSALS, DETECTIONS = 1000, 100
 
 
-def picture() -> torch.Tensor:
+def draw_image() -> torch.Tensor:
     """(3, HEIGHT, WIDTH) uint8: noise at several scales, the same each time."""
     generator = torch.Generator().manual_seed(0)
     layers = [torch.rand(1, 3, HEIGHT // s, WIDTH // s, generator=generator) for s in (1, 8, 50, 200)]
@@ -62,7 +62,7 @@ def build_detectron2(ours: bool) -> tuple[nn.Module, Callable[[], int]]:
         )
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     model = build_model(cfg)
-    item = {"image": picture(), "height": HEIGHT, "width": WIDTH}
+    item = {"image": draw_image(), "height": HEIGHT, "width": WIDTH}
 
     def run() -> int:
         masks = model([item])[0]["instances"].pred_masks
@@ -80,7 +80,7 @@ def build_torchvision() -> tuple[nn.Module, Callable[[], int]]:
     model = MaskRCNN(
         backbone, num_classes=CLASSES + 1, rpn_post_nms_top_n_test=PROPOSALS, box_detections_per_img=DETECTIONS
     )
-    image = picture().float() / 255
+    image = draw_image().float() / 255
 
     def run() -> int:
         masks = model([image])[0]["masks"]
@@ -111,7 +111,7 @@ def count(model: nn.Module, run: Callable[[], int]) -> tuple[int, int]:
     proposals: list[int] = []
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-        found = next(arg for arg in args if isinstance(arg, list))  # one element: one picture
+        found = next(arg for arg in args if isinstance(arg, list))  # one element: one image
         proposals.append(len(found[0]))
 
     hook = model.get_submodule("roi_heads").register_forward_pre_hook(look)
@@ -188,7 +188,7 @@ def table(workers: list[Worker]) -> str:
     base = next(worker for worker in workers if worker.name == "torchvision")
     lines = [
         "| model | median s | / torchvision's | median CPU s | / torchvision's | peak GB | / torchvision's "
-        "| of the peak, before the first picture |",
+        "| of the peak, before the first image |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for worker in workers:
@@ -215,7 +215,7 @@ def report(rounds: int) -> str:
     for worker in workers:
         worker.close()
     return (
-        f"# Inference, one {HEIGHT}x{WIDTH} picture\n\n"
+        f"# Inference, one {HEIGHT}x{WIDTH} image\n\n"
         f"ResNet101-FPN Mask R-CNN, float32, batch 1, {PROPOSALS} proposals, {DETECTIONS} detections, {rounds} rounds "
         f"taking turns, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, engine: {engine.name} "
         f"detectron2 {engine.version}, load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores. "

@@ -1,11 +1,11 @@
-"""Time, size and memory of the inspection report of one 800x1200 picture, against the model's own time.
+"""Time, size and memory of the inspection report of one 800x1200 image, against the model's own time.
 
     python benchmarks/inspection.py --output benchmarks/results/inspection.md
     python benchmarks/inspection.py --input photo.jpg --also configs/quickstart.yaml output/quickstart/model_final.pth
 
-The report is the whole program, from the start of Python to the last file, with all its parts: the picture, annotated
+The report is the whole program, from the start of Python to the last file, with all its parts: the image, annotated
 with 30 objects, and the weights. The model's own time is that of a warm forward pass of the same weights over the same
-picture; the two take turns, so that other work on the machine hits both. The limit is three times the model's own time
+image; the two take turns, so that other work on the machine hits both. The limit is three times the model's own time
 plus 20 s. Weights are random: as they are (few detections or none), and scaled so that there are 100 detections.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from inference import CLASSES, HEIGHT, WIDTH, calibrate, picture
+from inference import CLASSES, HEIGHT, WIDTH, calibrate, draw_image
 from torch import nn
 
 import d2_maskrcnn
@@ -54,7 +54,7 @@ class Case:
 
 
 def draw_objects(image: np.ndarray, folder: Path) -> Path:
-    """Draws ellipses into an (H, W, 3) picture and returns the COCO file that describes them."""
+    """Draws ellipses into an (H, W, 3) image and returns the COCO file that describes them."""
     generator = np.random.default_rng(0)
     annotations = []
     for number in range(OBJECTS):
@@ -70,7 +70,7 @@ def draw_objects(image: np.ndarray, folder: Path) -> Path:
             }
         )  # fmt: skip
     content = {
-        "images": [{"id": 1, "file_name": "picture.png", "width": WIDTH, "height": HEIGHT}],
+        "images": [{"id": 1, "file_name": "image.png", "width": WIDTH, "height": HEIGHT}],
         "annotations": annotations,
         "categories": [{"id": i + 1, "name": f"category {i + 1}"} for i in range(CLASSES)],
     }
@@ -79,11 +79,11 @@ def draw_objects(image: np.ndarray, folder: Path) -> Path:
 
 
 def prepare(folder: Path, source: str, also: list[str] | None) -> list[Case]:
-    """Writes picture, annotation and weights into ``folder``."""
-    image = picture().permute(1, 2, 0).numpy().copy() if not source else cv2.imread(source)
+    """Writes image, annotation and weights into ``folder``."""
+    image = draw_image().permute(1, 2, 0).numpy().copy() if not source else cv2.imread(source)
     image = cv2.resize(image, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
     annotations = draw_objects(image, folder)
-    cv2.imwrite(str(folder / "picture.png"), image)
+    cv2.imwrite(str(folder / "image.png"), image)
     config = str(ROOT / "configs" / "mrcnn_R101.yaml")
     cases = [
         Case("R101, random weights", config, "", [], annotations),
@@ -104,19 +104,19 @@ def prepare(folder: Path, source: str, also: list[str] | None) -> list[Case]:
 
 @torch.no_grad()
 def forward(model: nn.Module, image: np.ndarray) -> int:
-    """Detections of one forward pass over an (H, W, 3) picture."""
+    """Detections of one forward pass over an (H, W, 3) image."""
     item = {"image": torch.as_tensor(image.transpose(2, 0, 1).copy()), "height": HEIGHT, "width": WIDTH}
     return len(model([item])[0]["instances"])
 
 
 def run(case: Case, folder: Path) -> None:
     """A forward pass and a report."""
-    image = cv2.imread(str(folder / "picture.png"))
+    image = cv2.imread(str(folder / "image.png"))
     start = time.perf_counter()
     case.detections = forward(case.model, image)
     case.forward.append(time.perf_counter() - start)
     output = folder / "report"
-    words = ["--config-file", case.config, "--input", folder / "picture.png", "--output", output]
+    words = ["--config-file", case.config, "--input", folder / "image.png", "--output", output]
     words += ["--annotations", case.annotations] if case.annotations else []
     words += ["--opts", *case.options, "MODEL.WEIGHTS", case.weights, "MODEL.DEVICE", "cpu"]
     command = [sys.executable, "-m", "d2_maskrcnn.inspection", *map(str, words)]
@@ -154,13 +154,13 @@ def main() -> None:
         folder = Path(name)
         cases = prepare(folder, args.input, args.also)
         for case in cases:
-            forward(case.model, cv2.imread(str(folder / "picture.png")))  # warm
+            forward(case.model, cv2.imread(str(folder / "image.png")))  # warm
         for _ in range(args.rounds):
             for case in cases:
                 run(case, folder)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     text = (
-        f"# Inspection report, one {HEIGHT}x{WIDTH} picture\n\n"
+        f"# Inspection report, one {HEIGHT}x{WIDTH} image\n\n"
         f"{'A photograph' if args.input else 'Noise'} with {OBJECTS} drawn objects, all parts, {args.rounds} rounds "
         f"taking turns, medians, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, engine: "
         f"{d2_maskrcnn.engine_info().name}, load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores; peak of "

@@ -29,7 +29,7 @@ import d2_maskrcnn  # noqa: E402
 from d2_maskrcnn.ops import ROIPooler  # noqa: E402
 
 STRIDES = (4, 8, 16, 32)
-PICTURE = (800, 1216)  # height and width, padded to a multiple of 32
+IMAGE = (800, 1216)  # height and width, padded to a multiple of 32
 CHANNELS = 256
 GPU_CALLS = 10
 
@@ -67,15 +67,15 @@ def all_cases(dtypes: Sequence[torch.dtype], formats: Sequence[torch.memory_form
 
 
 def make_pyramid(case: Case, device: torch.device) -> list[torch.Tensor]:
-    """P2 to P5 of one picture."""
-    shapes = [(1, CHANNELS, PICTURE[0] // stride, PICTURE[1] // stride) for stride in STRIDES]
+    """P2 to P5 of one image."""
+    shapes = [(1, CHANNELS, IMAGE[0] // stride, IMAGE[1] // stride) for stride in STRIDES]
     features = [torch.randn(shape, device=device).to(case.dtype) for shape in shapes]
     return [feature.contiguous(memory_format=case.memory_format) for feature in features]
 
 
 def make_boxes(count: int, device: torch.device) -> torch.Tensor:
-    """Boxes (M, 4) in the picture, of all scales alike (geometric mean of the sides 16 to 600 pixels), any shape."""
-    height, width = PICTURE
+    """Boxes (M, 4) in the image, of all scales alike (geometric mean of the sides 16 to 600 pixels), any shape."""
+    height, width = IMAGE
     size = 16 * (600 / 16) ** torch.rand(count, device=device)
     shape = torch.exp((torch.rand(count, device=device) - 0.5) * 1.4)
     sides = torch.stack([(size * shape).clamp(max=width), (size / shape).clamp(max=height)], dim=1)
@@ -93,7 +93,7 @@ def poolings(case: Case) -> dict[str, Pooling]:
     multi_scale = MultiScaleRoIAlign(list("0123"), case.output_size, case.sampling_ratio or -1)
 
     def torchvision_pooling(features: list[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
-        return multi_scale(dict(zip("0123", features, strict=True)), [boxes], [PICTURE])
+        return multi_scale(dict(zip("0123", features, strict=True)), [boxes], [IMAGE])
 
     found["torchvision"] = in_float32(torchvision_pooling, case)
     if d2_maskrcnn.engine_info().name != "embedded":
@@ -160,7 +160,7 @@ def copy_time(num_bytes: int, device: torch.device) -> float:
 
 def bytes_moved(case: Case) -> int:
     """Each level read (in training: its gradient written too) and each bin written (and its gradient read) once."""
-    cells = sum(PICTURE[0] // stride * (PICTURE[1] // stride) for stride in STRIDES)
+    cells = sum(IMAGE[0] // stride * (IMAGE[1] // stride) for stride in STRIDES)
     elements = CHANNELS * (cells + case.num_boxes * case.output_size**2)
     return elements * case.dtype.itemsize * (2 if case.training else 1)
 

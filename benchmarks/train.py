@@ -3,7 +3,7 @@
     python benchmarks/train.py --save train.json      # once or several times: each run adds a round to the file
     python benchmarks/train.py --report train.json
 
-On the same drawn pictures of 800x800, two in a batch, float32:
+On the same drawn images of 800x800, two in a batch, float32:
 
 * torchvision: ``MaskRCNN`` with ResNet101-FPN and frozen batch norm, SGD, no more than forward, backward, step;
 * plain: this project's trainer with everything switched off that can be;
@@ -79,7 +79,7 @@ def measure_round(args: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"threads": args.threads, "load": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        draw_pictures(folder)
+        draw_images(folder)
         if "time" in args.what:
             found["seconds"] = seconds_in_turns(args.arms, folder, args.iterations)
         if "memory" in args.what:
@@ -89,7 +89,7 @@ def measure_round(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def draw_pictures(folder: Path) -> None:
+def draw_images(folder: Path) -> None:
     script = REPO / "datasets" / "prepare_shapes.py"
     command = [sys.executable, str(script), "--output", str(folder / "shapes"), "--train", "8", "--val", "4"]
     subprocess.run([*command, "--size", "800"], check=True, stdout=subprocess.DEVNULL)
@@ -122,7 +122,7 @@ def peak_gib(arm: str, folder: Path) -> float:
 
 
 def seconds_of_evaluation(folder: Path) -> dict[str, float]:
-    """Seconds for each picture of the COCO measure and of the validation losses beside it."""
+    """Seconds for each image of the COCO measure and of the validation losses beside it."""
     trainer = build_trainer("full", folder)
     count = 4
     parts: dict[str, Callable[[], Any]] = {
@@ -236,7 +236,7 @@ def report(rounds: list[dict[str, Any]]) -> None:
         cells += [f"{max(peaks[arm]) / max(peaks['torchvision']):.2f}" if {arm, "torchvision"} <= peaks.keys() else ""]
         print("| " + " | ".join(cells) + " |")
     for name, values in collect(rounds, "evaluation").items():
-        print(f"\n{name}: {statistics.median(values):.2f} s for each test picture")
+        print(f"\n{name}: {statistics.median(values):.2f} s for each test image")
 
 
 def ratio(seconds: dict[str, list[float]], arm: str, base: str) -> str:

@@ -46,7 +46,7 @@ REPEATS = 7
 
 
 def scene(size: tuple[int, int], count: int, step: int = 0) -> Detections:
-    """``count`` blobs of 6% to 30% of the picture's height, drifting with ``step``."""
+    """``count`` blobs of 6% to 30% of the image's height, drifting with ``step``."""
     rng = np.random.default_rng(0)
     height, width = size
     sides = rng.uniform(0.06, 0.3, (count, 2)) * height
@@ -76,16 +76,16 @@ def drawing(name: str, count: int) -> tuple[float, float]:
     """Seconds a frame: the engine's VideoVisualizer, given whole masks, and ours, given small ones."""
     size = SIZES[name]
     found = scene(size, count)
-    picture = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     instances = Instances(size, pred_boxes=Boxes(torch.from_numpy(found.boxes)), scores=torch.from_numpy(found.scores))
     instances.pred_classes = torch.from_numpy(found.classes)
     instances.pred_masks = torch.from_numpy(np.stack(list(found.masks or [])))
     metadata = MetadataCatalog.get("video_benchmark").set(thing_classes=NAMES)
     theirs = VideoVisualizer(metadata)
-    slow = median_seconds(lambda: theirs.draw_instance_predictions(picture, instances).get_image(), 3)
+    slow = median_seconds(lambda: theirs.draw_instance_predictions(image, instances).get_image(), 3)
     drawer = Drawer(NAMES)
     found.track_ids = np.arange(len(found))
-    fast = median_seconds(lambda: drawer.draw(picture, found))
+    fast = median_seconds(lambda: drawer.draw(image, found))
     return slow, fast
 
 
@@ -100,7 +100,7 @@ def pipeline(args: argparse.Namespace, folder: Path) -> tuple[list[tuple[float, 
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.threshold
     predictor, resizer = Predictor(cfg), Resizer(cfg)
     excerpt = Excerpt(end=Position(args.frames, False))
-    frames = [(resizer(frame.picture), frame.size) for frame in VideoSource(args.video, excerpt)]
+    frames = [(resizer(frame.image), frame.size) for frame in VideoSource(args.video, excerpt)]
     predictor.predict([frames[0][0]], [frames[0][1]])  # the first run sets things up
 
     rounds = []
@@ -175,11 +175,11 @@ def write_4k(path: Path, frames: int) -> None:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(25), options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        picture = np.empty((height, width, 3), np.uint8)
+        image = np.empty((height, width, 3), np.uint8)
         for index in range(frames):
             shift = index * 7 % width
-            picture[:, :, 0], picture[:, :, 1], picture[:, :, 2] = ramp[shift : shift + width], rows, 90
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image[:, :, 0], image[:, :, 1], image[:, :, 2] = ramp[shift : shift + width], rows, 90
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
 
 

@@ -1,4 +1,4 @@
-"""The model as the demo uses it: pictures in, small detections out."""
+"""The model as the demo uses it: images in, small detections out."""
 
 import difflib
 import logging
@@ -24,7 +24,7 @@ TRACKING_SCORE = 0.5  # with tracking, detections down to this part of the thres
 
 
 class Resizer:
-    """Brings pictures to the size that the model wants.
+    """Brings images to the size that the model wants.
 
     Args:
         cfg: ``INPUT.MIN_SIZE_TEST``, ``INPUT.MAX_SIZE_TEST`` and ``INPUT.FORMAT`` count.
@@ -35,14 +35,14 @@ class Resizer:
         self._resize = T.ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
         self._flip = cfg.INPUT.FORMAT == "RGB"
 
-    def __call__(self, picture: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 BGR to (3, H', W') uint8 in the model's channel order."""
-        resized = self._resize.get_transform(picture).apply_image(picture)
+        resized = self._resize.get_transform(image).apply_image(image)
         return np.ascontiguousarray((resized[:, :, ::-1] if self._flip else resized).transpose(2, 0, 1))
 
 
 class Predictor:
-    """A model with its weights, for batches of pictures.
+    """A model with its weights, for batches of images.
 
     Args:
         cfg: describes the model; ``MODEL.WEIGHTS`` are loaded onto ``MODEL.DEVICE``.
@@ -69,12 +69,12 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, inputs: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """Detections in the frames of the original pictures.
+        """Detections in the frames of the original images.
 
         Args:
-            inputs: N pictures as :class:`Resizer` gives them. sizes: (H, W) of the N originals.
+            inputs: N images as :class:`Resizer` gives them. sizes: (H, W) of the N originals.
         """
-        batch = [{"image": torch.from_numpy(picture)} for picture in inputs]
+        batch = [{"image": torch.from_numpy(image)} for image in inputs]
         with self._autocast():
             results = self._inference(batch, do_postprocess=False)
         return [Detections.from_instances(found, size) for found, size in zip(results, sizes, strict=True)]

@@ -2,8 +2,8 @@
 
     python datasets/prepare_balloon.py --input balloon --output datasets/balloon
 
-reads ``{train,val}/via_region_data.json`` and the pictures beside it, and writes
-``annotations/instances_{train,val}.json`` and the pictures ``{train,val}/*``. The balloon data itself (61 + 13
+reads ``{train,val}/via_region_data.json`` and the images beside it, and writes
+``annotations/instances_{train,val}.json`` and the images ``{train,val}/*``. The balloon data itself (61 + 13
 photographs) is one zip file:
 https://github.com/matterport/Mask_RCNN/releases/download/v2.1/balloon_dataset.zip
 
@@ -34,7 +34,7 @@ class InputError(ValueError):
 
 
 def read_via(path: Path) -> list[dict[str, Any]]:
-    """The picture entries (``filename``, ``regions``, ...) of a VIA JSON file, in the file's order.
+    """The image entries (``filename``, ``regions``, ...) of a VIA JSON file, in the file's order.
 
     Raises:
         InputError: no such file, no JSON, or not VIA's.
@@ -55,21 +55,21 @@ def read_via(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of a picture as it is shown, that is after the turn that its EXIF data asks for.
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of an image as it is shown, that is after the turn that its EXIF data asks for.
 
     Raises:
-        InputError: no such file, or no picture that can be decoded.
+        InputError: no such file, or no image that can be decoded.
     """
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            width, height = picture.size
-            turned = picture.getexif().get(EXIF_ORIENTATION) in EXIF_QUARTER_TURNS
+        with Image.open(path) as image:
+            image.load()
+            width, height = image.size
+            turned = image.getexif().get(EXIF_ORIENTATION) in EXIF_QUARTER_TURNS
     except FileNotFoundError as error:
-        raise InputError(f"{path}: the annotations name this picture, but it is not there") from error
+        raise InputError(f"{path}: the annotations name this image, but it is not there") from error
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
-        raise InputError(f"{path}: not a readable picture ({error})") from error
+        raise InputError(f"{path}: not a readable image ({error})") from error
     return (height, width) if turned else (width, height)
 
 
@@ -109,13 +109,13 @@ def region_category(region: dict[str, Any], attribute: str | None, default: str,
 
 
 def annotate(corners: np.ndarray, width: int, height: int, where: str) -> dict[str, Any]:
-    """COCO annotation of one polygon (N, 2), cut at the borders of a ``width`` x ``height`` picture.
+    """COCO annotation of one polygon (N, 2), cut at the borders of a ``width`` x ``height`` image.
 
     Raises:
-        InputError: it lies outside of the picture or has no area.
+        InputError: it lies outside of the image or has no area.
     """
     if (corners.min(axis=0) >= (width, height)).any() or (corners.max(axis=0) <= 0).any():
-        raise InputError(f"{where}: it lies outside of the picture, which is {width}x{height} (as shown, EXIF applied)")
+        raise InputError(f"{where}: it lies outside of the image, which is {width}x{height} (as shown, EXIF applied)")
     corners = np.clip(corners, 0, (width, height))
     polygon = [float(value) for value in corners.ravel()]
     area = float(mask_util.area(mask_util.merge(mask_util.frPyObjects([polygon], height, width))))
@@ -130,7 +130,7 @@ def convert_split(folder: Path, attribute: str | None, category: str) -> tuple[d
     """Converts one folder.
 
     Returns:
-        The split in COCO format with category *names* in the place of ids, and the names of its pictures.
+        The split in COCO format with category *names* in the place of ids, and the names of its images.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -138,8 +138,8 @@ def convert_split(folder: Path, attribute: str | None, category: str) -> tuple[d
     for image_id, entry in enumerate(tqdm(read_via(via), desc=folder.name, leave=False, disable=None), start=1):
         name = str(entry["filename"])
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{via}: the picture {name!r} lies outside of {folder}; expected it in that folder")
-        width, height = picture_size(folder / name)
+            raise InputError(f"{via}: the image {name!r} lies outside of {folder}; expected it in that folder")
+        width, height = image_size(folder / name)
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         regions = entry["regions"]
         for key, region in regions.items() if isinstance(regions, dict) else enumerate(regions):
@@ -149,7 +149,7 @@ def convert_split(folder: Path, attribute: str | None, category: str) -> tuple[d
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
     names = [image["file_name"] for image in images]
     if len(set(names)) != len(names):
-        raise InputError(f"{via}: the picture {max(names, key=names.count)} is there more than once; expected once")
+        raise InputError(f"{via}: the image {max(names, key=names.count)} is there more than once; expected once")
     return {"info": {"description": MADE_BY}, "images": images, "annotations": annotations}, names
 
 
@@ -180,7 +180,7 @@ def convert_dataset(
     """Converts ``source/{train,val}`` to COCO format under ``output``. All input is checked before anything is written.
 
     Args:
-        source: folder with ``{train,val}/via_region_data.json`` and the pictures.
+        source: folder with ``{train,val}/via_region_data.json`` and the images.
         output: folder to write; may be ``source`` itself, then only the JSON is written.
         attribute: the region attribute that holds the category's name; None: all regions are of one category.
         category: the name of that one category.
@@ -201,14 +201,14 @@ def convert_dataset(
     splits = [data for data, _ in converted]
     number_categories(splits)
     for split, (_, names) in zip(SPLITS, converted, strict=True):
-        copy_pictures(source / split, output / split, names)
-    for target, data in zip(targets, splits, strict=True):  # last, so that JSON is only there once its pictures are
+        copy_images(source / split, output / split, names)
+    for target, data in zip(targets, splits, strict=True):  # last, so that JSON is only there once its images are
         write_whole(target, json.dumps(data))
     return splits
 
 
-def copy_pictures(source: Path, target: Path, names: list[str]) -> None:
-    """Copies the named pictures into ``target`` where they are not there already."""
+def copy_images(source: Path, target: Path, names: list[str]) -> None:
+    """Copies the named images into ``target`` where they are not there already."""
     for name in names:
         copy = target / name
         if copy.exists() and copy.stat().st_size == (source / name).stat().st_size:
@@ -245,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"prepare_balloon.py: {error}", file=sys.stderr)
         return 1
     for name, data in zip(SPLITS, splits, strict=True):
-        print(f"{options.output}: {name}: {len(data['images'])} pictures, {len(data['annotations'])} objects")
+        print(f"{options.output}: {name}: {len(data['images'])} images, {len(data['annotations'])} objects")
     return 0
 
 

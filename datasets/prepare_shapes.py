@@ -2,11 +2,11 @@
 
     python datasets/prepare_shapes.py --output datasets/shapes --train 600 --val 100 --size 128 --seed 0
 
-writes ``annotations/instances_{train,val}.json`` and the pictures ``{train,val}/NNNNNN.png``. Like real data it has
+writes ``annotations/instances_{train,val}.json`` and the images ``{train,val}/NNNNNN.png``. Like real data it has
 shapes that hide one another (an annotation covers the visible part only), shapes cut off by the border, a few tiny
 ones, and crowds (many small shapes under one ``iscrowd`` RLE). Colours hint at the category but do not decide it.
 
-Every picture depends on (seed, split, number) alone, so a larger dataset begins with the pictures of a smaller one.
+Every image depends on (seed, split, number) alone, so a larger dataset begins with the images of a smaller one.
 """
 
 import argparse
@@ -29,9 +29,9 @@ CATEGORIES = ("circle", "square", "triangle", "star")
 SPLITS = ("train", "val")
 MARKER = "made_by_prepare_shapes.json"
 
-SUPERSAMPLING = 4  # shapes are drawn 4 times as large, then averaged: anti-aliased pictures and sub-pixel contours
-TINY_SHARE, BORDER_SHARE, CROWD_SHARE = 0.06, 0.12, 0.08  # of shapes, of shapes, of pictures
-RADIUS, TINY_RADIUS, CROWD_RADIUS = (0.10, 0.26), (0.025, 0.045), (0.02, 0.035)  # in picture sides
+SUPERSAMPLING = 4  # shapes are drawn 4 times as large, then averaged: anti-aliased images and sub-pixel contours
+TINY_SHARE, BORDER_SHARE, CROWD_SHARE = 0.06, 0.12, 0.08  # of shapes, of shapes, of images
+RADIUS, TINY_RADIUS, CROWD_RADIUS = (0.10, 0.26), (0.025, 0.045), (0.02, 0.035)  # in image sides
 MIN_VISIBLE = 0.4  # a shape is not placed where less than this would be left of one below it
 MIN_PART_AREA = 3.0  # square pixels; smaller slivers of a partly hidden shape are not annotated
 
@@ -42,7 +42,7 @@ class Shape:
 
     Attributes:
         category: index in ``CATEGORIES``.
-        full: (S, S) bool, the supersampled picture's pixels it covers, hidden ones included.
+        full: (S, S) bool, the supersampled image's pixels it covers, hidden ones included.
         visible: (S, S) bool, those that no later shape hides.
     """
 
@@ -72,7 +72,7 @@ def outline(category: str, centre: np.ndarray, radius: float, angle: float) -> n
 
 
 def rasterise(corners: np.ndarray, size: int) -> np.ndarray:
-    """(S, S) bool mask, S = size * SUPERSAMPLING, of the polygon ``corners`` (N, 2) given in picture pixels."""
+    """(S, S) bool mask, S = size * SUPERSAMPLING, of the polygon ``corners`` (N, 2) given in image pixels."""
     mask = np.zeros((size * SUPERSAMPLING, size * SUPERSAMPLING), np.uint8)
     fixed_point = np.round((corners * SUPERSAMPLING - 0.5) * 16).astype(np.int32)  # OpenCV's pixel centres are integers
     cv2.fillPoly(mask, [fixed_point], 1, lineType=cv2.LINE_8, shift=4)
@@ -82,9 +82,9 @@ def rasterise(corners: np.ndarray, size: int) -> np.ndarray:
 def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
     """(size, size, 3) float32 BGR in 0..255: blurred greyish blotches, faint stripes, pixel noise."""
     cells = rng.uniform(60, 190, (5, 5, 1)) + rng.normal(0, 12, (5, 5, 3))
-    picture = cv2.resize(cells.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
-    picture += stripes(rng, size, strength=8.0)[..., None]
-    return picture + rng.normal(0, 7, picture.shape)
+    image = cv2.resize(cells.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+    image += stripes(rng, size, strength=8.0)[..., None]
+    return image + rng.normal(0, 7, image.shape)
 
 
 def stripes(rng: np.random.Generator, size: int, strength: float) -> np.ndarray:
@@ -102,12 +102,12 @@ def pick_colour(rng: np.random.Generator, category: int) -> np.ndarray:
     return 255 * np.array([blue, green, red])
 
 
-def paint(rng: np.random.Generator, picture: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> None:
-    """Paints ``mask`` (S, S) in a slightly striped and noisy ``colour`` onto ``picture`` (size, size, 3), in place."""
-    size = picture.shape[0]
+def paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> None:
+    """Paints ``mask`` (S, S) in a slightly striped and noisy ``colour`` onto ``image`` (size, size, 3), in place."""
+    size = image.shape[0]
     alpha = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)[..., None]
-    texture = colour + stripes(rng, size, strength=14.0)[..., None] + rng.normal(0, 6, picture.shape)
-    picture[:] = (1 - alpha) * picture + alpha * texture
+    texture = colour + stripes(rng, size, strength=14.0)[..., None] + rng.normal(0, 6, image.shape)
+    image[:] = (1 - alpha) * image + alpha * texture
 
 
 def pick_place(rng: np.random.Generator, size: int) -> tuple[np.ndarray, float]:
@@ -149,16 +149,16 @@ def place_shape(rng: np.random.Generator, size: int, below: list[Shape]) -> Shap
     return None
 
 
-def draw_crowd(rng: np.random.Generator, picture: np.ndarray) -> Shape:
+def draw_crowd(rng: np.random.Generator, image: np.ndarray) -> Shape:
     """Draws 12 to 20 small shapes of one category close together; the region between them belongs to the crowd too."""
-    size = picture.shape[0]
+    size = image.shape[0]
     category, centre = int(rng.integers(len(CATEGORIES))), rng.uniform(0.2, 0.8, 2) * size
     together = np.zeros((size * SUPERSAMPLING,) * 2, bool)
     for _ in range(rng.integers(12, 21)):
         place = centre + rng.normal(0, 0.08, 2) * size
         corners = outline(CATEGORIES[category], place, rng.uniform(*CROWD_RADIUS) * size, rng.uniform(0, 2 * math.pi))
         mask = rasterise(corners, size)
-        paint(rng, picture, mask, pick_colour(rng, category))
+        paint(rng, image, mask, pick_colour(rng, category))
         together |= mask
     reach = int(0.1 * size * SUPERSAMPLING) | 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
@@ -166,28 +166,28 @@ def draw_crowd(rng: np.random.Generator, picture: np.ndarray) -> Shape:
     return Shape(category, region, region.copy())
 
 
-def draw_picture(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Shape], Shape | None]:
-    """Draws one picture.
+def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Shape], Shape | None]:
+    """Draws one image.
 
     Returns:
-        The picture (size, size, 3) uint8 BGR, its shapes from bottom to top, and its crowd (below all shapes) or None.
+        The image (size, size, 3) uint8 BGR, its shapes from bottom to top, and its crowd (below all shapes) or None.
     """
-    picture = draw_background(rng, size)
-    crowd = draw_crowd(rng, picture) if rng.random() < CROWD_SHARE else None
+    image = draw_background(rng, size)
+    crowd = draw_crowd(rng, image) if rng.random() < CROWD_SHARE else None
     shapes: list[Shape] = []
     for _ in range(rng.integers(1, 6)):
         shape = place_shape(rng, size, shapes)
         if shape is None:
             continue
-        paint(rng, picture, shape.full, pick_colour(rng, shape.category))
+        paint(rng, image, shape.full, pick_colour(rng, shape.category))
         for other in [*shapes, *([crowd] if crowd else [])]:
             other.visible &= ~shape.full
         shapes.append(shape)
-    return np.clip(np.round(picture), 0, 255).astype(np.uint8), shapes, crowd
+    return np.clip(np.round(image), 0, 255).astype(np.uint8), shapes, crowd
 
 
 def to_polygons(mask: np.ndarray) -> list[list[float]]:
-    """The region ``mask`` (S, S) as COCO polygons ``[x0, y0, x1, y1, ...]`` in picture pixels, slivers left out."""
+    """The region ``mask`` (S, S) as COCO polygons ``[x0, y0, x1, y1, ...]`` in image pixels, slivers left out."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     polygons = []
     for contour in contours:
@@ -200,10 +200,10 @@ def to_polygons(mask: np.ndarray) -> list[list[float]]:
 
 
 def grow_to_edges(corners: np.ndarray, side: int) -> np.ndarray:
-    """Pixel indices (N, 2) of a supersampled contour -> picture pixels, up to the picture's edge where it touches it.
+    """Pixel indices (N, 2) of a supersampled contour -> image pixels, up to the image's edge where it touches it.
 
     A contour goes through the centres of the outermost pixels; half a supersampled pixel (1/8 pixel) matters on the
-    border alone, where a shape must end exactly at the picture's edge.
+    border alone, where a shape must end exactly at the image's edge.
     """
     centres = corners + 0.5
     centres[corners == 0] = 0
@@ -266,16 +266,16 @@ def box_of(low: np.ndarray, high: np.ndarray) -> list[float]:
 
 
 def draw_split(root: Path, split: str, count: int, size: int, seed: int) -> None:
-    """Writes the pictures and the JSON of one split under ``root``."""
+    """Writes the images and the JSON of one split under ``root``."""
     (root / split).mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number in tqdm(range(1, count + 1), desc=f"shapes {split}", unit="picture", leave=False, disable=None):
+    for number in tqdm(range(1, count + 1), desc=f"shapes {split}", unit="image", leave=False, disable=None):
         rng = np.random.default_rng([seed, SPLITS.index(split), number])
-        picture, shapes, crowd = draw_picture(rng, size)
+        image, shapes, crowd = draw_image(rng, size)
         name = f"{number:06d}.png"
         # write_bytes raises OSError where cv2.imwrite would only return False (a full disk, say)
-        (root / split / name).write_bytes(cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes())
+        (root / split / name).write_bytes(cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes())
         images.append({"id": number, "file_name": name, "width": size, "height": size})
         found = [annotate_shape(shape, size) for shape in shapes] + ([annotate_crowd(crowd, size)] if crowd else [])
         for annotation in filter(None, found):
@@ -299,9 +299,9 @@ def draw_dataset(
 
     Args:
         output: the folder to make.
-        train: number of training pictures.
-        val: number of validation pictures.
-        size: side of the square pictures, in pixels.
+        train: number of training images.
+        val: number of validation images.
+        size: side of the square images, in pixels.
         seed: of the random generator.
         overwrite: take the place of a folder made by something else, which is kept as ``<output>.old``.
 
@@ -367,9 +367,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Draws a small COCO-format dataset of simple shapes.")
     parser.add_argument("--output", default="datasets/shapes", help="folder to make (default: %(default)s)")
-    parser.add_argument("--train", type=int, default=600, help="training pictures (default: %(default)s)")
-    parser.add_argument("--val", type=int, default=100, help="validation pictures (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=128, help="side of the pictures in pixels (default: %(default)s)")
+    parser.add_argument("--train", type=int, default=600, help="training images (default: %(default)s)")
+    parser.add_argument("--val", type=int, default=100, help="validation images (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="side of the images in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random generator (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that something else made")
     options = parser.parse_args(arguments)
@@ -378,7 +378,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"prepare_shapes.py: {error}", file=sys.stderr)
         return 1
-    counts = f"{options.train} training and {options.val} validation pictures"
+    counts = f"{options.train} training and {options.val} validation images"
     print(f"{options.output}: {counts}" + ("" if drawn else " were there already"))
     return 0
 

@@ -25,7 +25,7 @@ def repo_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """Real pictures and reference answers that lie beside the checkout on some machines only."""
+    """Real images and reference answers that lie beside the checkout on some machines only."""
     path = REPO.parent / "shared"
     if not (path / "reference").is_dir():
         pytest.skip("no ../shared beside the checkout")
@@ -49,7 +49,7 @@ def load_script():
 
 @pytest.fixture(scope="session")
 def tiny_shapes(load_script, tmp_path_factory) -> Path:
-    """A dataset of 12 training and 6 validation pictures of 64x64, in COCO format."""
+    """A dataset of 12 training and 6 validation images of 64x64, in COCO format."""
     folder = tmp_path_factory.mktemp("data") / "shapes"
     load_script("datasets/prepare_shapes.py").draw_dataset(folder, train=12, val=6, size=64, seed=3)
     return folder

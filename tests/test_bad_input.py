@@ -108,7 +108,7 @@ def test_json_that_is_not_json(train_net, shapes):
     assert status == 2 and "instances_train.json" in line and "line 1" in line
 
 
-def test_missing_pictures(train_net, shapes):
+def test_missing_images(train_net, shapes):
     folder, opts = shapes
     shutil.rmtree(folder / "train")
     status, line = train_net(*opts)
@@ -116,7 +116,7 @@ def test_missing_pictures(train_net, shapes):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_truncated_picture(train_net, shapes, workers):
+def test_truncated_image(train_net, shapes, workers):
     folder, opts = shapes
     for path in (folder / "train").iterdir():
         path.write_bytes(path.read_bytes()[:200])
@@ -124,11 +124,11 @@ def test_truncated_picture(train_net, shapes, workers):
     assert status == 2 and str(folder / "train") in line
 
 
-def test_picture_of_another_size(train_net, shapes):
+def test_image_of_another_size(train_net, shapes):
     folder, opts = shapes
     for path in (folder / "train").iterdir():
-        with Image.open(path) as picture:
-            larger = picture.resize((65, 64))
+        with Image.open(path) as image:
+            larger = image.resize((65, 64))
         larger.save(path)
     status, line = train_net(*opts)
     assert status == 2 and "65x64" in line and "64x64" in line and "instances_train.json" in line

@@ -1,4 +1,4 @@
-"""Small masks against the plain way: pasted as whole pictures and coded by pycocotools."""
+"""Small masks against the plain way: pasted as whole images and coded by pycocotools."""
 
 import numpy as np
 import pytest
@@ -44,9 +44,9 @@ def test_probabilities_before_the_threshold(random_masks):
     assert values.dtype == np.float32 and len(np.unique(values)) > 2
 
 
-def test_rle_is_that_of_the_whole_picture(random_masks):
-    for index, picture in enumerate(random_masks):
-        expected = mask_util.encode(np.asfortranarray(picture, dtype=np.uint8))
+def test_rle_is_that_of_the_whole_image(random_masks):
+    for index, image in enumerate(random_masks):
+        expected = mask_util.encode(np.asfortranarray(image, dtype=np.uint8))
         assert random_masks.rle(index) == {"size": list(SIZE), "counts": expected["counts"].decode()}
 
 
@@ -58,27 +58,27 @@ def test_rle_of_runs_that_go_on_in_the_next_column(seed):
 
 
 @pytest.mark.parametrize("value", [0, 1])
-def test_rle_of_empty_and_full_pictures(value):
+def test_rle_of_empty_and_full_images(value):
     pixels = np.full((6, 7), value, np.uint8)
     rle = encode_rle(Window(0, 0, 7, 6), pixels, (6, 7))
     assert (mask_util.decode(rle) == value).all()
 
 
 def test_polygons_cover_the_mask(random_masks):
-    for index, picture in enumerate(random_masks):
+    for index, image in enumerate(random_masks):
         rings = random_masks.polygons(index)
-        if picture.sum() < 30:
+        if image.sum() < 30:
             continue
         covered = np.zeros(SIZE, np.uint8)
         import cv2
 
         cv2.fillPoly(covered, rings, 1)
-        assert (covered.astype(bool) | ~picture).mean() > 0.99
+        assert (covered.astype(bool) | ~image).mean() > 0.99
 
 
 def test_picking_and_resizing(random_masks):
     chosen = random_masks[np.array([3, 1])]
-    assert (chosen.picture(0) == random_masks.picture(3)).all()
+    assert (chosen.image(0) == random_masks.image(3)).all()
     assert (random_masks[random_masks.areas() > 0].areas() > 0).all()
     larger = random_masks.resized(140, 180)
     ratio = larger.areas().sum() / random_masks.areas().sum()
@@ -90,13 +90,13 @@ def test_boxes_that_are_not_numbers_have_no_pixels():
     assert masks.areas().tolist() == [0, 0]
 
 
-def test_whole_pictures_become_crops(random_masks):
-    pictures = np.stack(list(random_masks))
-    crops = CropMasks.from_pictures(pictures, SIZE)
-    assert (np.stack(list(crops)) == pictures).all()
+def test_whole_images_become_crops(random_masks):
+    images = np.stack(list(random_masks))
+    crops = CropMasks.from_images(images, SIZE)
+    assert (np.stack(list(crops)) == images).all()
     assert crops.rles() == random_masks.rles()
     with pytest.raises(ValueError, match="size"):
-        CropMasks.from_pictures(pictures, (5, 5))
+        CropMasks.from_images(images, (5, 5))
 
 
 def test_shapes_must_fit():
@@ -126,10 +126,10 @@ def test_detections_from_the_network_frame(random_masks):
 
 def test_detections_with_whole_masks(random_masks):
     instances = instances_of(random_masks, SIZE)
-    pictures = np.stack(list(random_masks))
-    instances.pred_masks = torch.from_numpy(pictures)
+    images = np.stack(list(random_masks))
+    instances.pred_masks = torch.from_numpy(images)
     found = Detections.from_instances(instances)
-    assert (np.stack(list(found.masks)) == pictures[found.classes]).all()
+    assert (np.stack(list(found.masks)) == images[found.classes]).all()
     with pytest.raises(ValueError, match="cannot be scaled"):
         Detections.from_instances(instances, (5, 5))
 

@@ -13,17 +13,17 @@ from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.predictor import PRECISIONS, TRACKING_SCORE, Predictor, Resizer, category_ids, class_indices
 from d2_maskrcnn.video.clip import Excerpt, Position
 from d2_maskrcnn.video.open import open_camera, open_video, open_writer
-from d2_maskrcnn.video.run import Outputs, VideoLike, Work, run_pictures, run_video
+from d2_maskrcnn.video.run import Outputs, VideoLike, Work, run_images, run_video
 from d2_maskrcnn.video.sinks.outputs import (
     CocoResults,
     CsvRows,
+    ImageFiles,
     JsonLines,
-    PictureFiles,
     Window,
     check_display,
     check_target,
 )
-from d2_maskrcnn.video.sources.images import VIDEO_SUFFIXES, PictureSource, find_pictures, is_file_type
+from d2_maskrcnn.video.sources.images import VIDEO_SUFFIXES, ImageSource, find_images, is_file_type
 from d2_maskrcnn.video.workers import InProcess, WorkerPool, default_count
 from detectron2.config import CfgNode
 
@@ -34,11 +34,11 @@ NO_H264 = (".webm",)
 def build_parser() -> argparse.ArgumentParser:
     """The options, in Detectron2's habits."""
     parser = argparse.ArgumentParser(
-        prog="demo.py", description="Mask R-CNN on pictures, videos, webcams and streams.", allow_abbrev=False
+        prog="demo.py", description="Mask R-CNN on images, videos, webcams and streams.", allow_abbrev=False
     )
     parser.add_argument("--config-file", default="configs/mrcnn_R101.yaml", metavar="FILE", help="the model's config")
     shown = parser.add_argument_group("what is shown").add_mutually_exclusive_group(required=True)
-    shown.add_argument("--input", nargs="+", metavar="PATH", help="pictures, folders of pictures, or quoted globs")
+    shown.add_argument("--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted globs")
     shown.add_argument("--video-input", metavar="PATH_OR_URL", help="a video file, or an RTSP or HTTP stream")
     shown.add_argument("--webcam", nargs="?", const=0, type=int, metavar="N", help="camera number N (default: 0)")
     _add_results(parser)
@@ -57,7 +57,7 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
         "--save-json",
         type=Path,
         metavar="FILE",
-        help="COCO results of pictures; one line a frame, with times and track ids, of videos",
+        help="COCO results of images; one line a frame, with times and track ids, of videos",
     )
     group.add_argument("--save-csv", type=Path, metavar="FILE", help="one row a detection")
     group.add_argument("--overwrite", action="store_true", help="replace files that exist")
@@ -81,7 +81,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
 
 def _add_speed(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("speed")
-    group.add_argument("--batch-size", type=int, default=1, metavar="N", help="pictures that the model gets together")
+    group.add_argument("--batch-size", type=int, default=1, metavar="N", help="images that the model gets together")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: the config's)")
     group.add_argument("--precision", choices=list(PRECISIONS), default="float32", help="of the model (float32)")
     group.add_argument(
@@ -113,24 +113,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_display()
     cfg = _config(args)
     if args.input is not None:
-        _pictures(args, cfg)
+        _images(args, cfg)
     else:
         _video(args, cfg)
 
 
-def _pictures(args: argparse.Namespace, cfg: CfgNode) -> None:
-    paths = find_pictures(args.input)
+def _images(args: argparse.Namespace, cfg: CfgNode) -> None:
+    paths = find_images(args.input)
     names = [str(path) for path in paths]
-    files = PictureFiles(names, args.output, args.overwrite) if args.output else None
+    files = ImageFiles(names, args.output, args.overwrite) if args.output else None
     _check_tables(args)
     work = _work(args, cfg)
     outputs = Outputs(
-        picture_files=files,
+        image_files=files,
         json=CocoResults(args.save_json, names) if args.save_json else None,
         csv=CsvRows(args.save_csv) if args.save_csv else None,
         window=Window(TITLE, wait=True) if args.show else None,
     )
-    run_pictures(PictureSource(paths), work, outputs)
+    run_images(ImageSource(paths), work, outputs)
 
 
 def _video(args: argparse.Namespace, cfg: CfgNode) -> None:

@@ -30,10 +30,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The options."""
     parser = argparse.ArgumentParser(prog="python -m d2_maskrcnn.inspection", description=__doc__, allow_abbrev=False)
     parser.add_argument("--config-file", default="", metavar="FILE", help="the model's config")
-    parser.add_argument(
-        "--input", nargs="+", default=[], metavar="PICTURE", help="pictures to follow through the model"
-    )
-    parser.add_argument("--annotations", default="", metavar="JSON", help="COCO JSON of these pictures; the config's "
+    parser.add_argument("--input", nargs="+", default=[], metavar="IMAGE", help="images to follow through the model")
+    parser.add_argument("--annotations", default="", metavar="JSON", help="COCO JSON of these images; the config's "
                         "datasets are searched without it")  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where report.html goes")
     parser.add_argument("--weights", default="", metavar="FILE", help="look at this weight file alone, without a model")
@@ -44,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--parts", nargs="+", choices=ALL_PARTS, metavar="PART", help=f"only these of: {', '.join(ALL_PARTS)}"
     )
     parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="of the final result, 0 to 1")
-    parser.add_argument("--samples", type=int, default=6, metavar="N", help="augmented pictures in the part on data")
+    parser.add_argument("--samples", type=int, default=6, metavar="N", help="augmented images in the part on data")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys: "
                         "MODEL.WEIGHTS model.pth and others")  # fmt: skip
     return parser
@@ -59,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     args = build_parser().parse_args(arguments)
     for name in ("d2_maskrcnn", "detectron2", "fvcore"):
         setup_logger(name=name)
-    logging.getLogger("detectron2.data").setLevel(logging.WARNING)  # it would tell each picture's augmentations
+    logging.getLogger("detectron2.data").setLevel(logging.WARNING)  # it would tell each image's augmentations
     if not 0 <= args.score_threshold <= 1:
         raise UserError(f"--score-threshold is {args.score_threshold}: expected a number from 0 to 1")
     report = _weights_alone(args) if args.weights else _of_model(args)
@@ -70,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 def _weights_alone(args: argparse.Namespace) -> Report:
     if args.input:
-        raise UserError("--weights looks at a file alone; to follow pictures name it with --opts MODEL.WEIGHTS FILE")
+        raise UserError("--weights looks at a file alone; to follow images name it with --opts MODEL.WEIGHTS FILE")
     other = read_state(args.compare) if args.compare else None
     state = read_state(args.weights)
     fresh, exact = initial_weights(_config(args), args.weights) if args.config_file else (None, False)
@@ -87,7 +85,7 @@ def _of_model(args: argparse.Namespace) -> Report:
     parts = list(args.parts or ALL_PARTS)
     records = records_for(args.input, cfg, args.annotations)
     if not records and not {"weights", "data"} & set(parts):
-        raise UserError(f"--parts {' '.join(parts)} needs pictures: name some with --input")
+        raise UserError(f"--parts {' '.join(parts)} needs images: name some with --input")
     model, names = load_model(cfg)
     names = names or class_names_of(cfg, args.annotations)
     report = Report(
@@ -97,7 +95,7 @@ def _of_model(args: argparse.Namespace) -> Report:
     )
     if not cfg.MODEL.WEIGHTS:
         report.notes.append("The model has random weights: name a file with --opts MODEL.WEIGHTS FILE")
-    bar = tqdm(records, "Pictures", unit="picture", disable=None if len(records) > 1 else True, dynamic_ncols=True)
+    bar = tqdm(records, "Images", unit="image", disable=None if len(records) > 1 else True, dynamic_ncols=True)
     report.observations = [observe(cfg, model, record, names, args.layers) for record in bar]
     if "weights" in parts:
         other = read_state(args.compare) if args.compare else None
@@ -128,7 +126,7 @@ def _config(args: argparse.Namespace) -> CfgNode:
 
 
 def _register(cfg: CfgNode) -> None:
-    """Registers the config's own data, each set that is there: the pictures' annotations are welcome, not needed."""
+    """Registers the config's own data, each set that is there: the images' annotations are welcome, not needed."""
     data = cfg.D2_MASKRCNN.DATA
     for prefix, key in (("TRAIN", "TRAIN"), ("VAL", "TEST")):
         wanted = data[f"{prefix}_JSON"], data[f"{prefix}_IMAGES"]

@@ -17,6 +17,12 @@ COMPONENTS = {
     "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNMaskHead",
 }
 
+# Earlier name of a key -> its name now. Files and command lines that use the earlier one keep working.
+RENAMED_KEYS = {
+    "D2_MASKRCNN.INSPECT.PICTURES": "D2_MASKRCNN.INSPECT.IMAGES",
+    "D2_MASKRCNN.WANDB.NUM_PICTURES": "D2_MASKRCNN.WANDB.NUM_IMAGES",
+}
+
 
 def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     """Adds the node ``D2_MASKRCNN`` with its defaults to ``cfg``, in place.
@@ -45,7 +51,7 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     # "SGD" (momentum and Nesterov as in SOLVER) or "AdamW" (decoupled weight decay).
     node.SOLVER.OPTIMIZER = "SGD"
     # Parts that each process computes its share of a batch in, one after the other: 1 is all at once. Batch size and
-    # result stay (exactly, without BN and for pictures of one size); memory falls.
+    # result stay (exactly, without BN and for images of one size); memory falls.
     node.SOLVER.ACCUMULATE = 1
     # L2 norm over all weights that the gradient is scaled down to. The default is above the norms of a sound training:
     # only outliers are clipped. 0.0 leaves the gradient alone. Its norm is measured and logged as grad_norm anyway.
@@ -60,13 +66,13 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     # Iterations between two lines of the log and two points in TensorBoard and metrics.json.
     node.LOG_PERIOD = 20
 
-    # What TensorBoard shows at the end of every epoch: histograms of weights and gradients, and PICTURES pictures of
+    # What TensorBoard shows at the end of every epoch: histograms of weights and gradients, and IMAGES images of
     # the first test set with their anchors, proposals, refined boxes, masks and results of at least SCORE_THRESHOLD.
     # Epochs are left out so that it takes no more than MAX_SHARE (in [0, 1]) of the training's time.
     node.INSPECT = CfgNode()
     node.INSPECT.ENABLED = True
     node.INSPECT.HISTOGRAMS = True
-    node.INSPECT.PICTURES = 1
+    node.INSPECT.IMAGES = 1
     node.INSPECT.SCORE_THRESHOLD = 0.5
     node.INSPECT.MAX_SHARE = 0.02
 
@@ -107,7 +113,7 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     node.INPUT.LSJ.IMAGE_SIZE = 1024
     node.INPUT.LSJ.MIN_SCALE = 0.1
     node.INPUT.LSJ.MAX_SCALE = 2.0
-    # Pastes objects of another picture, in this share of the pictures. Needs INPUT.MASK_FORMAT bitmask.
+    # Pastes objects of another image, in this share of the images. Needs INPUT.MASK_FORMAT bitmask.
     node.INPUT.COPY_PASTE = CfgNode()
     node.INPUT.COPY_PASTE.ENABLED = False
     node.INPUT.COPY_PASTE.PROBABILITY = 0.5
@@ -130,8 +136,8 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     # Histograms of "gradients", "parameters" or "all" every WATCH_PERIOD iterations; "" for none.
     node.WANDB.WATCH = ""
     node.WANDB.WATCH_PERIOD = 1000
-    # Pictures of the first test set at each evaluation, with predictions of at least this score.
-    node.WANDB.NUM_PICTURES = 8
+    # Images of the first test set at each evaluation, with predictions of at least this score.
+    node.WANDB.NUM_IMAGES = 8
     node.WANDB.SCORE_THRESHOLD = 0.5
 
 

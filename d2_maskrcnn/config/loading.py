@@ -6,13 +6,14 @@ YAML is read with the safe loader only: a config can hold numbers, strings, list
 import contextlib
 import difflib
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from d2_maskrcnn.config import COMPONENTS, add_d2_maskrcnn_config
+from d2_maskrcnn.config.keys import COMPONENTS, RENAMED_KEYS, add_d2_maskrcnn_config
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
@@ -28,6 +29,7 @@ from detectron2.modeling import (
 from detectron2.utils.file_io import PathManager
 
 BASE_KEY = "_BASE_"
+logger = logging.getLogger(__name__)
 
 COMPONENT_REGISTRIES = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
@@ -141,6 +143,9 @@ def _merge(cfg: CfgNode, values: dict[str, Any], where: str) -> None:
 
 
 def _set(cfg: CfgNode, key: str, value: Any, where: str) -> None:
+    if key in RENAMED_KEYS:
+        logger.warning("%s: %s is now called %s; rename it.", where, key, RENAMED_KEYS[key])
+        key = RENAMED_KEYS[key]
     old = check_key(cfg, key, where)
     if isinstance(old, float) and isinstance(value, (int, str)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):  # what is no number is refused below

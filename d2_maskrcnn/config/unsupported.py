@@ -74,7 +74,7 @@ def refuse_unsupported(cfg: CfgNode) -> None:
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
         raise UserError(f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: expected 1 or more")
     if cfg.VIS_PERIOD > 0:
-        raise UserError(f"VIS_PERIOD is {cfg.VIS_PERIOD}, but this model draws no pictures while training: set it to 0")
+        raise UserError(f"VIS_PERIOD is {cfg.VIS_PERIOD}, but this model draws no images while training: set it to 0")
 
 
 def level_names(cfg: CfgNode, key: str, input_shape: dict[str, ShapeSpec]) -> list[str]:

@@ -33,14 +33,14 @@ SHARE = Rule(lambda value: 0 <= value <= 1, "0 to 1")
 OURS = "D2_MASKRCNN."
 RULES = {
     "SOLVER.MAX_ITER": at_least(1, "iteration"),
-    "SOLVER.IMS_PER_BATCH": at_least(1, "picture"),
+    "SOLVER.IMS_PER_BATCH": at_least(1, "image"),
     "SOLVER.CHECKPOINT_PERIOD": at_least(1, "iteration"),
     "SOLVER.BASE_LR": at_least(0, "for the learning rate"),
     "TEST.PRECISE_BN.NUM_ITER": at_least(1, "batch"),
     OURS + "LOG_PERIOD": at_least(1, "iteration"),
     OURS + "SOLVER.MAX_GRAD_NORM": at_least(0, "(0 does not clip)"),
     OURS + "SOLVER.AMP_DTYPE": one_of(("auto", "float16", "bfloat16")),
-    OURS + "SOLVER.REFERENCE_BATCH": at_least(0, "pictures (0 does not scale)"),
+    OURS + "SOLVER.REFERENCE_BATCH": at_least(0, "images (0 does not scale)"),
     OURS + "BEST_CHECKPOINT.MODE": one_of(MODES),
     OURS + "EARLY_STOPPING.MODE": one_of(MODES),
     OURS + "EARLY_STOPPING.PATIENCE": at_least(0, "evaluations (0 never stops early)"),
@@ -49,14 +49,14 @@ RULES = {
     OURS + "EVALUATION.CONFUSION_IOU": SHARE,
     OURS + "EVALUATION.CONFUSION_SCORE": SHARE,
     OURS + "INPUT.COPY_PASTE.PROBABILITY": SHARE,
-    OURS + "INSPECT.PICTURES": at_least(0, "pictures"),
+    OURS + "INSPECT.IMAGES": at_least(0, "images"),
     OURS + "INSPECT.SCORE_THRESHOLD": SHARE,
     OURS + "INSPECT.MAX_SHARE": SHARE,
     OURS + "WANDB.MODE": one_of(("online", "offline", "disabled")),
     OURS + "WANDB.LOG_MODEL": one_of(("none", "end", "all")),
     OURS + "WANDB.WATCH": one_of(("", "gradients", "parameters", "all")),
     OURS + "WANDB.WATCH_PERIOD": at_least(1, "iteration"),
-    OURS + "WANDB.NUM_PICTURES": at_least(0, "pictures"),
+    OURS + "WANDB.NUM_IMAGES": at_least(0, "images"),
     OURS + "WANDB.SCORE_THRESHOLD": SHARE,
 }
 
@@ -90,7 +90,7 @@ def _check_parts(cfg: CfgNode) -> None:
     parts, share = cfg.D2_MASKRCNN.SOLVER.ACCUMULATE, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
     if not 1 <= parts <= max(share, 1):
         raise UserError(
-            f"D2_MASKRCNN.SOLVER.ACCUMULATE is {parts}: expected 1 to {share}, the pictures of a batch "
+            f"D2_MASKRCNN.SOLVER.ACCUMULATE is {parts}: expected 1 to {share}, the images of a batch "
             f"(SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}) that each of {comm.get_world_size()} processes gets."
         )
 

@@ -1,8 +1,8 @@
-"""Which pictures make up which batch: a pure function of (seed, iteration), whatever the number of processes.
+"""Which images make up which batch: a pure function of (seed, iteration), whatever the number of processes.
 
 Detectron2's samplers hand every process a share of an endless shuffled stream, and every process groups its share into
 batches. Here the stream is grouped first, into batches of all processes together, and each process takes its slice of
-every batch: one process or eight train on the same pictures, and the stream can be entered at any iteration.
+every batch: one process or eight train on the same images, and the stream can be entered at any iteration.
 """
 
 from collections.abc import Iterator
@@ -17,10 +17,10 @@ class BatchStream:
     """An endless stream of batches of indices.
 
     Args:
-        groups: (N,) int, batches hold pictures of one group only (landscape and portrait, say).
-        batch_size: pictures in a batch of all processes together.
+        groups: (N,) int, batches hold images of one group only (landscape and portrait, say).
+        batch_size: images in a batch of all processes together.
         seed: of the shuffling.
-        repeats: (N,) float, how often a picture is seen in an epoch on average (Gupta, Dollár and Girshick 2019, LVIS,
+        repeats: (N,) float, how often an image is seen in an epoch on average (Gupta, Dollár and Girshick 2019, LVIS,
             section 4.2 and appendix B); fractions are rounded up or down at random in every epoch. None: once.
 
     Raises:
@@ -29,7 +29,7 @@ class BatchStream:
 
     def __init__(self, groups: np.ndarray, batch_size: int, seed: int, repeats: np.ndarray | None = None) -> None:
         if len(groups) == 0:
-            raise ValueError("a stream of batches needs at least 1 picture, got 0")
+            raise ValueError("a stream of batches needs at least 1 image, got 0")
         self.groups = np.asarray(groups, dtype=np.int64)
         self.batch_size = batch_size
         self.seed = seed
@@ -37,7 +37,7 @@ class BatchStream:
         self.epochs_at_once = max(1, SHUFFLED_TOGETHER // max(1, len(self.groups)))
 
     def batches_from(self, start: int) -> Iterator[np.ndarray]:
-        """Yields batch ``start`` and all that follow, each (batch_size,) int64 indices of pictures.
+        """Yields batch ``start`` and all that follow, each (batch_size,) int64 indices of images.
 
         The batches before are made and dropped, a few epochs at a time: the 270,000 of COCO's schedule in a second or
         two.
@@ -63,7 +63,7 @@ class BatchStream:
         return index[np.lexsort((rng.random(len(index)), epoch))]
 
     def _fill(self, stream: np.ndarray, waiting: dict[int, np.ndarray]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
-        """Fills batches from ``waiting`` and then ``stream`` (M,), in the order in which their last picture comes.
+        """Fills batches from ``waiting`` and then ``stream`` (M,), in the order in which their last image comes.
 
         Returns:
             The batches (B, batch_size), and of each group the indices that wait for the next block.

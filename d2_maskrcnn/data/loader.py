@@ -1,6 +1,6 @@
 """A training loader that can be entered at any iteration: what it yields is a pure function of (seed, iteration).
 
-So a training that was killed and resumed sees the very pictures, augmented in the very way, that it would have seen.
+So a training that was killed and resumed sees the very images, augmented in the very way, that it would have seen.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ class ResumableTrainLoader:
     Args:
         records: the dataset, a sequence of standard dicts; kept serialised, shared with the workers.
         mapper: from a record to the model's input; may draw from Python's, NumPy's and PyTorch's global generators.
-        groups: (N,) int; a batch holds pictures of one group only.
-        batch_size: pictures in a batch of all processes together, a multiple of ``world_size``.
+        groups: (N,) int; a batch holds images of one group only.
+        batch_size: images in a batch of all processes together, a multiple of ``world_size``.
         seed: of shuffling and augmentation.
-        repeats: (N,) float, how often each picture comes in an epoch; None: once.
+        repeats: (N,) float, how often each image comes in an epoch; None: once.
         num_workers: processes that read ahead; 0 reads in this one.
         rank, world_size: which slice of every batch is this process's.
     """
@@ -162,7 +162,7 @@ def build_resumable_train_loader(
         rank, world_size: by default this process's in the running job.
 
     Raises:
-        UserError: no picture to train on, a sampler that is not known, or a batch that the processes cannot share.
+        UserError: no image to train on, a sampler that is not known, or a batch that the processes cannot share.
     """
     sampler = cfg.DATALOADER.SAMPLER_TRAIN
     if sampler not in SAMPLERS:
@@ -171,7 +171,7 @@ def build_resumable_train_loader(
         list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, check_consistency=True
     )
     if not records:
-        raise UserError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no picture has an object to train on")
+        raise UserError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no image has an object to train on")
     return ResumableTrainLoader(
         DatasetFromList(records, copy=False, serialize=True),
         mapper or MaskRCNNMapper(cfg, is_train=True),
@@ -186,7 +186,7 @@ def build_resumable_train_loader(
 
 
 def _aspect_groups(records: list[Record], grouping: bool) -> np.ndarray:
-    """(N,) 1 for pictures wider than high, 0 for others; all 0 where they are not to be grouped."""
+    """(N,) 1 for images wider than high, 0 for others; all 0 where they are not to be grouped."""
     if not grouping:
         return np.zeros(len(records), dtype=np.int64)
     return np.array([record["width"] > record["height"] for record in records], dtype=np.int64)

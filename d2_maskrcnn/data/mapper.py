@@ -1,4 +1,4 @@
-"""Detectron2's mapper with errors that name the picture, and loaders that bring them out of worker processes whole."""
+"""Detectron2's mapper with errors that name the image, and loaders that bring them out of worker processes whole."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from d2_maskrcnn.data.coco.images import PICTURE_ERRORS, picture_size, size_mismatch
+from d2_maskrcnn.data.coco.images import IMAGE_ERRORS, image_size, size_mismatch
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
@@ -23,16 +23,16 @@ class MaskRCNNMapper(DatasetMapper):
     """
 
     def __call__(self, dataset_dict: Record) -> Record:
-        """Reads and augments one picture.
+        """Reads and augments one image.
 
         Args:
             dataset_dict: a record in Detectron2's standard format; left as it is.
 
         Returns:
-            The record with ``image`` (C, H, W) uint8 and, in training, ``instances`` in the augmented picture's frame.
+            The record with ``image`` (C, H, W) uint8 and, in training, ``instances`` in the augmented image's frame.
 
         Raises:
-            UserError: the picture is missing, broken, cut off or not of the size that the dataset gives it.
+            UserError: the image is missing, broken, cut off or not of the size that the dataset gives it.
         """
         name = dataset_dict["file_name"]
         try:
@@ -40,21 +40,21 @@ class MaskRCNNMapper(DatasetMapper):
                 return self._map_without_objects(dataset_dict)
             return super().__call__(dataset_dict)
         except FileNotFoundError as error:
-            raise UserError(f"{name}: no such file; copy the picture there or take it out of the JSON") from error
+            raise UserError(f"{name}: no such file; copy the image there or take it out of the JSON") from error
         except SizeMismatchError as error:
             expected = (dataset_dict["width"], dataset_dict["height"])
             raise UserError(
-                f"{size_mismatch(name, picture_size(name), expected)}; expected 'width' and 'height' of the picture as "
+                f"{size_mismatch(name, image_size(name), expected)}; expected 'width' and 'height' of the image as "
                 "shown: resize it back, or annotate this one"
             ) from error
-        except PICTURE_ERRORS as error:
+        except IMAGE_ERRORS as error:
             raise UserError(
-                f"{name}: not a readable picture, broken or cut off ({type(error).__name__}: {error}); "
+                f"{name}: not a readable image, broken or cut off ({type(error).__name__}: {error}); "
                 "copy it again or take it out of the JSON"
             ) from error
 
     def _map_without_objects(self, record: Record) -> Record:
-        """Detectron2's own mapper makes instances without ``gt_masks`` here, and fails where pictures are cropped."""
+        """Detectron2's own mapper makes instances without ``gt_masks`` here, and fails where images are cropped."""
         sample = super().__call__({key: value for key, value in record.items() if key != "annotations"})
         height, width = sample["image"].shape[-2:]
         empty = Instances((height, width))
@@ -119,10 +119,10 @@ class CheckedLoader:
 def build_checked_test_loader(
     cfg: CfgNode, dataset_name: str, mapper: Callable[[Record], Record] | None = None
 ) -> CheckedLoader:
-    """Detectron2's test loader, whose errors name the picture in one line even when a worker process met them.
+    """Detectron2's test loader, whose errors name the image in one line even when a worker process met them.
 
     Args:
-        cfg: gives the size of the pictures and the number of workers.
+        cfg: gives the size of the images and the number of workers.
         dataset_name: a registered dataset.
         mapper: by default ``MaskRCNNMapper(cfg, is_train=False)``.
     """

@@ -1,6 +1,6 @@
 """Your own COCO-format data from the command line, without writing Python.
 
-``D2_MASKRCNN.DATA.{TRAIN,VAL}_{JSON,IMAGES}`` name a JSON file and the folder of its pictures; here they become
+``D2_MASKRCNN.DATA.{TRAIN,VAL}_{JSON,IMAGES}`` name a JSON file and the folder of its images; here they become
 registered datasets, as if by Detectron2's ``register_coco_instances``.
 """
 
@@ -38,7 +38,7 @@ def register_own_data(cfg: CfgNode) -> None:
         cfg: with the node ``D2_MASKRCNN``; may be frozen.
 
     Raises:
-        UserError: a path does not exist, pictures are named without a JSON, or the folder of the pictures is neither
+        UserError: a path does not exist, images are named without a JSON, or the folder of the images is neither
             named nor found from the JSON.
     """
     frozen = cfg.is_frozen()
@@ -64,13 +64,13 @@ def _drop_built_in_tests(cfg: CfgNode) -> None:
 
 
 def _register_pair(data: CfgNode, prefix: str) -> str | None:
-    """Registers one JSON with its pictures; returns the dataset's name, or None where neither is set."""
+    """Registers one JSON with its images; returns the dataset's name, or None where neither is set."""
     json_key, images_key = f"{prefix}_JSON", f"{prefix}_IMAGES"
     if not data[json_key]:
         if data[images_key]:
             raise UserError(
                 f"D2_MASKRCNN.DATA.{images_key} is {data[images_key]!r} but D2_MASKRCNN.DATA.{json_key} is empty: "
-                f"name the COCO JSON of these pictures too"
+                f"name the COCO JSON of these images too"
             )
         return None
     json_file = find_path(data[json_key], f"D2_MASKRCNN.DATA.{json_key}")
@@ -79,7 +79,7 @@ def _register_pair(data: CfgNode, prefix: str) -> str | None:
     if data[images_key]:
         images = find_path(data[images_key], f"D2_MASKRCNN.DATA.{images_key}")
         if not images.is_dir():
-            raise UserError(f"D2_MASKRCNN.DATA.{images_key} {images} is a file: expected the folder of the pictures")
+            raise UserError(f"D2_MASKRCNN.DATA.{images_key} {images} is a file: expected the folder of the images")
     else:
         images = guess_image_folder(json_file, f"D2_MASKRCNN.DATA.{images_key}")
     name = dataset_name(json_file, images)
@@ -89,7 +89,7 @@ def _register_pair(data: CfgNode, prefix: str) -> str | None:
 
 
 def dataset_name(json_file: Path, images: Path) -> str:
-    """The name under which a JSON and its pictures are registered: readable, and different for different paths."""
+    """The name under which a JSON and its images are registered: readable, and different for different paths."""
     stem = re.sub(r"\W+", "_", f"{json_file.parent.parent.name}_{json_file.stem}").strip("_")
     digest = hashlib.sha256(f"{json_file.resolve()}|{images.resolve()}".encode()).hexdigest()
     return f"own_{stem}_{digest[:8]}"
@@ -120,7 +120,7 @@ def find_path(path: str, key: str) -> Path:
 
 
 def guess_image_folder(json_file: Path, key: str) -> Path:
-    """The folder from which the JSON's ``file_name`` s lead to pictures, for a JSON given without one.
+    """The folder from which the JSON's ``file_name`` s lead to images, for a JSON given without one.
 
     Looked for in this order: the JSON's folder; ``images`` in it; then the same in its parent, and there the split's
     folder (``instances_train.json`` -> ``train``).
@@ -130,7 +130,7 @@ def guess_image_folder(json_file: Path, key: str) -> Path:
         key: the config key that would name the folder, for the message.
 
     Raises:
-        UserError: the first few pictures are in none of them.
+        UserError: the first few images are in none of them.
     """
     names = [image.get("file_name") for image in read_coco_json(json_file)["images"][:5] if isinstance(image, dict)]
     here, above = json_file.parent, json_file.parent.parent
@@ -140,6 +140,6 @@ def guess_image_folder(json_file: Path, key: str) -> Path:
         if names and all(isinstance(name, str) and (folder / name).is_file() for name in names):
             return folder
     raise UserError(
-        f"{json_file}: no folder near it holds its pictures ({', '.join(map(str, names[:2])) or 'none listed'}): "
+        f"{json_file}: no folder near it holds its images ({', '.join(map(str, names[:2])) or 'none listed'}): "
         f"name the folder with {key}"
     )

@@ -1,4 +1,4 @@
-"""Training pictures as ``D2_MASKRCNN.INPUT`` asks for them: large-scale jitter and copy-paste.
+"""Training images as ``D2_MASKRCNN.INPUT`` asks for them: large-scale jitter and copy-paste.
 
 Ghiasi et al. 2021, "Simple copy-paste is a strong data augmentation method for instance segmentation",
 arXiv:2012.07177, section 3.
@@ -24,7 +24,7 @@ MIN_PIXELS = 4  # an object of which pasted ones leave less is no example of its
 def build_train_mapper(cfg: CfgNode) -> MaskRCNNMapper:
     """Detectron2's augmentations, or large-scale jitter in their place.
 
-    Large-scale jitter scales the picture by a random factor around ``IMAGE_SIZE`` and cuts or pads it to a square of
+    Large-scale jitter scales the image by a random factor around ``IMAGE_SIZE`` and cuts or pads it to a square of
     that size.
 
     Raises:
@@ -47,7 +47,7 @@ def build_train_mapper(cfg: CfgNode) -> MaskRCNNMapper:
 
 
 def add_copy_paste(cfg: CfgNode, loader: ResumableTrainLoader) -> None:
-    """Lets ``loader`` paste objects of other pictures where ``D2_MASKRCNN.INPUT.COPY_PASTE`` is enabled.
+    """Lets ``loader`` paste objects of other images where ``D2_MASKRCNN.INPUT.COPY_PASTE`` is enabled.
 
     Raises:
         UserError: masks are polygons, which cannot have pieces cut out, or the probability is none.
@@ -66,13 +66,13 @@ def add_copy_paste(cfg: CfgNode, loader: ResumableTrainLoader) -> None:
 
 
 class CopyPaste:
-    """A mapper that pastes a random part of the objects of another picture onto the one it maps.
+    """A mapper that pastes a random part of the objects of another image onto the one it maps.
 
     It draws from NumPy's global generator, as Detectron2's augmentations do.
 
     Args:
         mapper: makes ``image`` (C, H, W) and ``instances`` with ``gt_masks`` as BitMasks.
-        records: where the other picture is taken from.
+        records: where the other image is taken from.
         probability: of pasting at all, in [0, 1].
     """
 
@@ -92,7 +92,7 @@ class CopyPaste:
 
 
 def paste(sample: Record, other: Record, chosen: torch.Tensor) -> Record:
-    """Pastes objects at the place that they have in their own picture; what lies outside of this one is cut off.
+    """Pastes objects at the place that they have in their own image; what lies outside of this one is cut off.
 
     Args:
         sample, other: with ``image`` and ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_masks``).

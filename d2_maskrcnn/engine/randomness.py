@@ -18,8 +18,8 @@ def seed_iteration(seed: int, iteration: int, rank: int) -> None:
     torch.manual_seed(int(words[2]))
 
 
-def picture_seeds(seed: int, iteration: int, rank: int, count: int) -> list[int]:
-    """A seed for each of this rank's ``count`` pictures of an iteration, by its place in the batch of all ranks."""
+def image_seeds(seed: int, iteration: int, rank: int, count: int) -> list[int]:
+    """A seed for each of this rank's ``count`` images of an iteration, by its place in the batch of all ranks."""
     places = range(rank * count, (rank + 1) * count)
     return [int(np.random.SeedSequence((seed, iteration, place)).generate_state(1)[0]) for place in places]
 

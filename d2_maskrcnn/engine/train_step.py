@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from d2_maskrcnn.engine.normalisers import Counts, Part, part_weights, split_batch, weigh
-from d2_maskrcnn.engine.randomness import picture_seeds, seed_iteration
+from d2_maskrcnn.engine.randomness import image_seeds, seed_iteration
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.modeling.sampling import PictureSampling, sampling_by_picture
+from d2_maskrcnn.modeling.sampling import ImageSampling, sampling_by_image
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -23,7 +23,7 @@ class TrainStep(SimpleTrainer):
     same training.
 
     It differs from Detectron2's ``SimpleTrainer`` in these ways: randomness is seeded anew for each iteration and for
-    each picture; a loss that is not finite stops the training before it can spoil a weight and names its pictures;
+    each image; a loss that is not finite stops the training before it can spoil a weight and names its images;
     mixed precision, accumulation and clipping are switches instead of classes.
 
     Args:
@@ -33,7 +33,7 @@ class TrainStep(SimpleTrainer):
         seed: of the whole training, the same on all ranks.
         amp_dtype: dtype of the forward pass under autocast; None for float32 throughout.
         accumulate: parts that a batch is computed in, one after the other, to save memory. Loss and gradient are those
-            of the whole batch, for pictures of one size (parts are padded to their own largest picture) and without
+            of the whole batch, for images of one size (parts are padded to their own largest image) and without
             batch normalisation, whose statistics are each part's own.
         max_grad_norm: gradients are scaled down to this L2 norm over all weights; 0 leaves them alone. The norm is
             measured in any case.
@@ -71,7 +71,7 @@ class TrainStep(SimpleTrainer):
 
         seed_iteration(self.seed, self.iter, comm.get_rank())
         self.optimizer.zero_grad()
-        parts = split_batch(batch, self.accumulate, picture_seeds(self.seed, self.iter, comm.get_rank(), len(batch)))
+        parts = split_batch(batch, self.accumulate, image_seeds(self.seed, self.iter, comm.get_rank(), len(batch)))
         losses = self._backward_whole(parts[0]) if len(parts) == 1 else self._backward_in_parts(parts)
         self._write_metrics(losses, data_time)
         self._check_and_clip(batch)
@@ -79,11 +79,11 @@ class TrainStep(SimpleTrainer):
         self.grad_scaler.update()
 
     def _backward_whole(self, part: Part) -> dict[str, torch.Tensor]:
-        with sampling_by_picture(part.seeds) as sampling:
-            losses = self._forward(part.pictures)
+        with sampling_by_image(part.seeds) as sampling:
+            losses = self._forward(part.images)
         if comm.get_world_size() > 1:
             losses = weigh(losses, part_weights([_counts(sampling)], self.device)[0])
-        self._backward(losses, part.pictures)
+        self._backward(losses, part.images)
         return losses
 
     def _backward_in_parts(self, parts: list[Part]) -> dict[str, torch.Tensor]:
@@ -92,18 +92,18 @@ class TrainStep(SimpleTrainer):
         sums: dict[str, torch.Tensor] = {}
         weights: list[torch.Tensor] = []
         for number, part in enumerate(parts):
-            with self._synchronised_last(part is parts[-1]), sampling_by_picture(part.seeds) as sampling:
-                losses = self._forward(part.pictures)
+            with self._synchronised_last(part is parts[-1]), sampling_by_image(part.seeds) as sampling:
+                losses = self._forward(part.images)
                 if number == 0:
                     weights = part_weights([self._own_counts(part, sampling), *others], self.device)
                 losses = weigh(losses, weights[number])
-                self._backward(losses, part.pictures)
+                self._backward(losses, part.images)
             for name, loss in losses.items():
                 sums[name] = sums.get(name, 0) + loss.detach()
         return sums
 
-    def _own_counts(self, part: Part, sampling: PictureSampling) -> Counts:
-        return _counts(sampling) if self._counts_samples() else Counts(*[len(part.pictures)] * 3)
+    def _own_counts(self, part: Part, sampling: ImageSampling) -> Counts:
+        return _counts(sampling) if self._counts_samples() else Counts(*[len(part.images)] * 3)
 
     def _counts_samples(self) -> bool:
         model = self._bare_model()
@@ -114,12 +114,12 @@ class TrainStep(SimpleTrainer):
 
         The gradients of parts are added up in the weights, so a part's share of the batch must be known before its
         backward pass. With batch normalisation the sum is not exact anyway, and this pass would disturb its
-        statistics: then a part counts by its pictures.
+        statistics: then a part counts by its images.
         """
         if not self._counts_samples():
-            return Counts(*[len(part.pictures)] * 3)
-        with sampling_by_picture(part.seeds) as sampling, self._autocast():
-            self._try(lambda: self._bare_model().draw_samples(part.pictures), part.pictures)
+            return Counts(*[len(part.images)] * 3)
+        with sampling_by_image(part.seeds) as sampling, self._autocast():
+            self._try(lambda: self._bare_model().draw_samples(part.images), part.images)
         return _counts(sampling)
 
     def _synchronised_last(self, last: bool) -> AbstractContextManager[Any]:
@@ -170,16 +170,16 @@ class TrainStep(SimpleTrainer):
         return torch.autocast(self.device.type, dtype=self.amp_dtype) if self.amp_dtype else nullcontext()
 
     def _describe_non_finite(self, what: str, batch: list[dict[str, Any]]) -> str:
-        names = [str(record.get("file_name", "a picture without file_name")) for record in batch]
+        names = [str(record.get("file_name", "an image without file_name")) for record in batch]
         culprits = [name for name, record in zip(names, batch, strict=True) if not self._is_finite_alone(record)]
         if len(culprits) == len(names) > 1:
-            blame = "; each of them gives such a loss alone, so look at the weights rather than at a picture"
+            blame = "; each of them gives such a loss alone, so look at the weights rather than at an image"
         else:
             blame = f"; alone, these give a loss that is not finite: {', '.join(culprits)}" if culprits else ""
         return (
             f"The loss is not finite at iteration {self.iter} ({what}). "
-            f"Pictures of this batch: {', '.join(names)}{blame}. "
-            "No weight was changed; look at these pictures and their annotations, lower SOLVER.BASE_LR or "
+            f"Images of this batch: {', '.join(names)}{blame}. "
+            "No weight was changed; look at these images and their annotations, lower SOLVER.BASE_LR or "
             "D2_MASKRCNN.SOLVER.MAX_GRAD_NORM, then go on from the last checkpoint with --resume."
         )
 
@@ -207,8 +207,8 @@ class TrainStep(SimpleTrainer):
             self.grad_scaler.load_state_dict(scaler)
 
 
-def _counts(sampling: PictureSampling) -> Counts:
-    return Counts(sampling.pictures, sampling.rois, sampling.foreground)
+def _counts(sampling: ImageSampling) -> Counts:
+    return Counts(sampling.images, sampling.rois, sampling.foreground)
 
 
 def _has_batch_statistics(model: nn.Module) -> bool:

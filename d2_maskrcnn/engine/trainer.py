@@ -112,7 +112,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Detectron2's test loader over a mapper that names the pictures it cannot read."""
+        """Detectron2's test loader over a mapper that names the images it cannot read."""
         return build_checked_test_loader(cfg, dataset_name)
 
     def _build_train_loader(self) -> ResumableTrainLoader:
@@ -156,7 +156,7 @@ class Trainer(DefaultTrainer):
         from d2_maskrcnn.inspection.training import InspectTraining
 
         records: Any = self.train_loader.records
-        return InspectTraining(self.cfg, pictures_in_epoch=len(records))
+        return InspectTraining(self.cfg, images_in_epoch=len(records))
 
     def _evaluate(self) -> dict[str, Any]:
         """COCO's measure and the validation losses, of the weights and of their average; every process calls it."""

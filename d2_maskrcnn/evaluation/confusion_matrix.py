@@ -15,7 +15,7 @@ def confusion_matrix(
 ) -> np.ndarray:
     """Counts annotations by their class and the class of the detection on them.
 
-    In each picture detections go from the surest to the least sure, as in COCO's measure but without regard to
+    In each image detections go from the surest to the least sure, as in COCO's measure but without regard to
     classes: each takes the free annotation that it overlaps most, if the overlap (IoU of masks, or of boxes where a
     detection has no mask) is at least ``iou_threshold``. Of the rest, those that lie in crowd regions are left out.
 

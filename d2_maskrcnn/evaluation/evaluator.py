@@ -90,7 +90,7 @@ def _tag(folder: Path) -> str:
 def precision_recall(
     truth: dict[str, Any], detections: list[dict[str, Any]], task: str, iou: float = 0.5
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """COCO's interpolated precision at 101 recalls, for objects of all sizes and up to 100 detections of a picture.
+    """COCO's interpolated precision at 101 recalls, for objects of all sizes and up to 100 detections of an image.
 
     Args:
         truth: the content of a COCO JSON; left as it is. detections: in COCO's results format. task: ``bbox`` or

@@ -1,4 +1,4 @@
-"""Pictures of what a model finds: the annotation on the left, the predictions on the right."""
+"""Images of what a model finds: the annotation on the left, the predictions on the right."""
 
 import logging
 import math
@@ -23,12 +23,12 @@ from detectron2.structures import Instances
 
 logger = logging.getLogger(__name__)
 
-# Boxes (N, 4) XYXY in the picture's pixels, masks (N, H, W) bool, classes and scores, each of length N.
+# Boxes (N, 4) XYXY in the image's pixels, masks (N, H, W) bool, classes and scores, each of length N.
 Objects = tuple[torch.Tensor, torch.Tensor, list[int], list[float]]
 
 # The palette of Okabe and Ito (2008), which people with colour-blindness can tell apart.
 COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"]
-MIN_SIDE = 384  # small pictures are enlarged to this, so that boxes and labels can be read
+MIN_SIDE = 384  # small images are enlarged to this, so that boxes and labels can be read
 
 
 def draw_test_sets(cfg: CfgNode, model: nn.Module) -> None:
@@ -44,14 +44,14 @@ def draw_test_sets(cfg: CfgNode, model: nn.Module) -> None:
 def draw_predictions(
     cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Path, count: int = 8, threshold: float = 0.5
 ) -> list[Path]:
-    """Runs ``model`` on the first pictures of a dataset and writes one JPEG for each.
+    """Runs ``model`` on the first images of a dataset and writes one JPEG for each.
 
     Args:
         cfg: the config the model was built from.
         model: takes a list of dicts; its training mode is left as it was.
         dataset_name: a registered dataset.
-        folder: where ``<picture>.jpg`` go; made if needed.
-        count: pictures to draw.
+        folder: where ``<image>.jpg`` go; made if needed.
+        count: images to draw.
         threshold: detections with a lower score are left out; in [0, 1].
 
     Returns:
@@ -64,14 +64,14 @@ def draw_predictions(
     with inference_context(model), torch.no_grad():
         for record in DatasetCatalog.get(dataset_name)[:count]:
             found = model([mapper(record)])[0]["instances"].to("cpu")
-            picture = read_image(record["file_name"], "BGR")  # (H, W, 3) uint8
+            image = read_image(record["file_name"], "BGR")  # (H, W, 3) uint8
             boxes, masks, classes, scores = annotated(record)
-            left = _draw(picture, boxes, masks, classes, [math.nan] * len(scores), names)
-            right = _draw(picture, *detected(found, threshold), names)
+            left = _draw(image, boxes, masks, classes, [math.nan] * len(scores), names)
+            right = _draw(image, *detected(found, threshold), names)
             path = folder / f"{Path(record['file_name']).stem}.jpg"
             Image.fromarray(np.concatenate([left, right], axis=1)[:, :, ::-1]).save(path, quality=90)
             written.append(path)
-    logger.info("Wrote %d pictures (annotation left, prediction right) to %s", len(written), folder)
+    logger.info("Wrote %d images (annotation left, prediction right) to %s", len(written), folder)
     return written
 
 
@@ -95,31 +95,31 @@ def _decode(segmentation: Any, size: tuple[int, int]) -> torch.Tensor:
 
 
 def detected(found: Instances, threshold: float) -> Objects:
-    """What a model found with at least the score ``threshold``, in the picture's frame; empty masks if it has none."""
+    """What a model found with at least the score ``threshold``, in the image's frame; empty masks if it has none."""
     found = found[found.scores >= threshold]
     masks = found.pred_masks if found.has("pred_masks") else torch.zeros((len(found), *found.image_size)).bool()
     return found.pred_boxes.tensor, masks, found.pred_classes.tolist(), found.scores.tolist()
 
 
 def _draw(
-    picture: np.ndarray,
+    image: np.ndarray,
     boxes: torch.Tensor,
     masks: torch.Tensor,
     classes: list[int],
     scores: list[float],
     names: list[str] | None,
 ) -> np.ndarray:
-    """Draws on a copy of ``picture`` ((H, W, 3) uint8 BGR), enlarged towards ``MIN_SIDE`` where it is smaller."""
-    scale = max(1, round(MIN_SIDE / min(picture.shape[:2])))
-    picture = picture.repeat(scale, 0).repeat(scale, 1)
-    size = picture.shape[:2]
+    """Draws on a copy of ``image`` ((H, W, 3) uint8 BGR), enlarged towards ``MIN_SIDE`` where it is smaller."""
+    scale = max(1, round(MIN_SIDE / min(image.shape[:2])))
+    image = image.repeat(scale, 0).repeat(scale, 1)
+    size = image.shape[:2]
     large = masks.numpy().repeat(scale, 1).repeat(scale, 2)
     found = Detections(
         boxes.numpy() * scale,
         np.array(scores, np.float32),
         np.array(classes, np.int64),
         size,
-        CropMasks.from_pictures(large, size),
+        CropMasks.from_images(large, size),
     )
-    Drawer(names or ()).draw(picture, found)
-    return picture
+    Drawer(names or ()).draw(image, found)
+    return image

@@ -1,4 +1,4 @@
-"""Test-time augmentation: detections of several sizes and of the mirrored picture, made one."""
+"""Test-time augmentation: detections of several sizes and of the mirrored image, made one."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, Instances
 class TestTimeAugmentation(nn.Module):
     """Wraps a model of this project; used like it in evaluation mode.
 
-    Boxes of all views of a picture are put together and suppressed class by class; then each view predicts the masks of
+    Boxes of all views of an image are put together and suppressed class by class; then each view predicts the masks of
     the boxes that are left, and their probabilities are averaged.
 
     Args:
@@ -50,7 +50,7 @@ class TestTimeAugmentation(nn.Module):
         return postprocess(merged, height, width)
 
     def _views(self, image: torch.Tensor) -> Iterator[tuple[torch.Tensor, bool]]:
-        """Yields (picture, mirrored?)."""
+        """Yields (image, mirrored?)."""
         array = image.permute(1, 2, 0).cpu().numpy()  # (H, W, C)
         for size in self.sizes:
             view = T.ResizeShortestEdge(size, self.max_size).get_transform(array).apply_image(array)
@@ -59,7 +59,7 @@ class TestTimeAugmentation(nn.Module):
                 yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), flipped
 
     def _detect(self, view: torch.Tensor, flipped: bool, size: tuple[int, int]) -> Instances:
-        """Detections of a view in the frame of the output picture, without masks."""
+        """Detections of a view in the frame of the output image, without masks."""
         found = self.model.inference([{"image": view}], do_postprocess=False)[0]
         boxes = _to_frame(found.pred_boxes.tensor, tuple(view.shape[1:]), size, flipped)
         return Instances(size, pred_boxes=Boxes(boxes), scores=found.scores, pred_classes=found.pred_classes)
@@ -80,7 +80,7 @@ class TestTimeAugmentation(nn.Module):
 
 
 def _to_frame(boxes: torch.Tensor, size: tuple[int, ...], frame: tuple[int, int], flipped: bool) -> torch.Tensor:
-    """Boxes (n, 4) XYXY from a view of ``size`` (H, W) to the picture's frame (H, W)."""
+    """Boxes (n, 4) XYXY from a view of ``size`` (H, W) to the image's frame (H, W)."""
     x0, y0, x1, y1 = boxes.unbind(1)
     if flipped:
         x0, x1 = size[1] - x1, size[1] - x0

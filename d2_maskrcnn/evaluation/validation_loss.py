@@ -20,14 +20,14 @@ logger = logging.getLogger(__name__)
 
 
 def validation_losses(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-    """The losses on ``DATASETS.TEST`` in evaluation mode, each the mean over pictures.
+    """The losses on ``DATASETS.TEST`` in evaluation mode, each the mean over images.
 
-    Pictures are resized as in testing, nothing is drawn at random but the anchors and proposals that enter the losses,
-    which are the same each time. Each picture is a batch of its own, so the result does not depend on the number of
+    Images are resized as in testing, nothing is drawn at random but the anchors and proposals that enter the losses,
+    which are the same each time. Each image is a batch of its own, so the result does not depend on the number of
     processes. Every process must call it.
 
     Args:
-        cfg: names the datasets and the size of pictures.
+        cfg: names the datasets and the size of images.
         model: has ``losses(batched_inputs)``; may be wrapped in DistributedDataParallel.
 
     Returns:
@@ -57,7 +57,7 @@ def _losses_on(cfg: CfgNode, model: Any, dataset_name: str) -> dict[str, float]:
         return {}
     resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
     mapper = MaskRCNNMapper(cfg, is_train=True, augmentations=[resize], recompute_boxes=False)
-    rows: list[torch.Tensor] = []  # one (L,) for each picture
+    rows: list[torch.Tensor] = []  # one (L,) for each image
     keys: list[str] = []
     with inference_context(model), torch.random.fork_rng(devices=[]):  # DataLoader draws a seed of its own
         for batch in build_checked_test_loader(cfg, dataset_name, mapper):

@@ -3,7 +3,7 @@
 Each part has a function that computes numbers (``inspect_...``) and one that draws them (``draw_...``, matplotlib
 figures, which need the extra ``inspection``). ``python -m d2_maskrcnn.inspection`` writes all of them as one web page.
 
-    observation = observe(cfg, model, records_for(["picture.jpg"], cfg)[0])
+    observation = observe(cfg, model, records_for(["image.jpg"], cfg)[0])
     inspect_anchors(observation).steps
     draw_result(observation)["result"]
 """

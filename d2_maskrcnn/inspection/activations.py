@@ -1,4 +1,4 @@
-"""Stage 4: activations of chosen layers as grids of pictures, with numbers and, where something is wrong, words."""
+"""Stage 4: activations of chosen layers as grids of images, with numbers and, where something is wrong, words."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ _NOT_A_NUMBER = (255, 0, 255)  # how NaN and Inf are shown, RGB
 class LayerActivation:
     """Numbers of one layer's output; min, max, mean and std are over the finite values (None if there are none).
 
-    shape: of the tensor, without the picture's dimension where it is 1. zeros: share of exact zeros. dead_channels: of
+    shape: of the tensor, without the image's dimension where it is 1. zeros: share of exact zeros. dead_channels: of
     ``channels`` those that are zero everywhere. flags: what is wrong, in words.
     """
 
@@ -153,7 +153,7 @@ def channel_grid(tensor: torch.Tensor, count: int = MAX_TILES) -> np.ndarray:
     """``count`` channels, spread evenly over all, as a grid of heat maps: (rows, columns, 3) uint8 RGB.
 
     Args:
-        tensor: (N, C, H, W), of which the first of N is shown, or (M, D), shown as one picture of M rows.
+        tensor: (N, C, H, W), of which the first of N is shown, or (M, D), shown as one image of M rows.
 
     Each tile spans from its channel's lowest finite value (black) to its highest (white). NaN and Inf are magenta.
     """

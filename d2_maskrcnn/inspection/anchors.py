@@ -112,7 +112,7 @@ def _steps(observation: Observation, truth: torch.Tensor) -> list[Step]:
         _step("all anchors", torch.cat(stages.anchors), [len(a) for a in stages.anchors], truth),
         _step("top-scored anchors", torch.cat(chosen), [len(a) for a in chosen], truth),
         _step("refined", torch.cat(refined), [len(a) for a in refined], truth),
-        _step("clipped to the picture", clipped.proposal_boxes.tensor, by_level[0], truth),
+        _step("clipped to the image", clipped.proposal_boxes.tensor, by_level[0], truth),
         _step("kept after NMS", kept.proposal_boxes.tensor, by_level[1], truth),
     ]
 
@@ -145,9 +145,9 @@ def truth_layer(observation: Observation) -> list[Layer]:
 
 
 def level_scene(observation: Observation) -> Scene:
-    """The anchors at one position of each level: at the one nearest to the picture's centre."""
+    """The anchors at one position of each level: at the one nearest to the image's centre."""
     layers = []
-    height, width = observation.picture.shape[:2]
+    height, width = observation.image.shape[:2]
     for index, anchors in enumerate(observation.stages.anchors):
         centres = (anchors[:, :2] + anchors[:, 2:]) / 2
         distance = (centres - centres.new_tensor([width / 2, height / 2])).square().sum(dim=1)
@@ -217,8 +217,8 @@ def _some(boxes: torch.Tensor, limit: int) -> tuple[np.ndarray, int]:
 
 
 def _scene(observation: Observation, name: str, title: str, layers: list[Layer]) -> Scene:
-    height, width = observation.picture.shape[:2]
-    return Scene(name, title, observation.picture, (height, width), layers, observation.class_names)
+    height, width = observation.image.shape[:2]
+    return Scene(name, title, observation.image, (height, width), layers, observation.class_names)
 
 
 def draw_anchors(observation: Observation) -> "dict[str, Figure]":

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Refinement:
     """A proposal and the detection that it became.
 
-    roi: index among the picture's regions. level: feature level that it was pooled from. moved: IoU of the box before
+    roi: index among the image's regions. level: feature level that it was pooled from. moved: IoU of the box before
     and after. shift: distance between the centres, in pixels.
     """
 
@@ -125,13 +125,13 @@ def refinement_scene(observation: Observation, count: int = 40) -> Scene:
     layers += [_after(groups["before NMS"], "dropped by NMS, or one too many", len(order) - len(kept), shown=False)]
     layers += [
         _before(groups["detections"], len(kept)),
-        _joins(groups["detections"], len(kept), head=max(observation.picture.shape[:2]) / 80),
+        _joins(groups["detections"], len(kept), head=max(observation.image.shape[:2]) / 80),
         _after(groups["detections"], "detections", len(kept), shown=True),
     ]
-    height, width = observation.picture.shape[:2]
+    height, width = observation.image.shape[:2]
     layers += [_shown(layer, False) for layer in truth_layer(observation)]
     return Scene(
-        "refinement", "Proposals and what the second stage made of them", observation.picture, (height, width), layers,
+        "refinement", "Proposals and what the second stage made of them", observation.image, (height, width), layers,
         observation.class_names,
     )  # fmt: skip
 
@@ -147,9 +147,9 @@ def level_scene(observation: Observation, count: int = 40) -> Scene:
         here = boxes[levels == index]
         marks = box_marks(here[:count].numpy(), [f"pooled from {name}"] * len(here))
         layers.append(Layer(name, marks, colours[index % len(colours)], total=len(here)))
-    height, width = observation.picture.shape[:2]
+    height, width = observation.image.shape[:2]
     return Scene(
-        "roi-levels", "The level that each proposal is pooled from", observation.picture, (height, width), layers
+        "roi-levels", "The level that each proposal is pooled from", observation.image, (height, width), layers
     )
 
 

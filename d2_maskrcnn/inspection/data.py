@@ -1,4 +1,4 @@
-"""What the network is fed: augmented pictures, and the statistics of a dataset against the anchors."""
+"""What the network is fed: augmented images, and the statistics of a dataset against the anchors."""
 
 import random
 from collections.abc import Sequence
@@ -30,18 +30,18 @@ GOOD_IOU = 0.5
 class DataFindings:
     """Statistics of a dataset; sizes in pixels of the network's input (after resizing, without random augmentation).
 
-    picture_sizes: how many pictures have a size, as in the files. sqrt_areas and ratios (height / width): one value for
+    image_sizes: how many images have a size, as in the files. sqrt_areas and ratios (height / width): one value for
     each annotated box, crowds left out. best_anchor_iou: of each box with the anchor shape that fits best, both
     centred on the same point: what the anchors could reach at best.
     """
 
     name: str
-    pictures: int
-    empty_pictures: int
+    images: int
+    empty_images: int
     objects: int
     crowds: int
     categories: dict[str, int]
-    picture_sizes: dict[str, int]
+    image_sizes: dict[str, int]
     sqrt_areas: np.ndarray
     ratios: np.ndarray
     best_anchor_iou: np.ndarray
@@ -81,7 +81,7 @@ def inspect_data(cfg: CfgNode, dataset: str) -> DataFindings:
     records = dataset_records(dataset)
     if not records:
         raise UserError(
-            f"The dataset {dataset} has no pictures on this machine: see datasets/README.md for where data goes"
+            f"The dataset {dataset} has no images on this machine: see datasets/README.md for where data goes"
         )
     names = list(MetadataCatalog.get(dataset).get("thing_classes") or [])
     boxes, scales, classes, crowds, empty = [], [], [], 0, 0
@@ -107,12 +107,12 @@ def inspect_data(cfg: CfgNode, dataset: str) -> DataFindings:
     counts = np.bincount(np.asarray(classes, dtype=int), minlength=len(names))
     return DataFindings(
         name=dataset,
-        pictures=len(records),
-        empty_pictures=empty,
+        images=len(records),
+        empty_images=empty,
         objects=len(boxes),
         crowds=crowds,
         categories={names[i] if i < len(names) else f"class {i}": int(n) for i, n in enumerate(counts)},
-        picture_sizes=dict(sorted(sizes.items(), key=lambda item: -item[1])),
+        image_sizes=dict(sorted(sizes.items(), key=lambda item: -item[1])),
         sqrt_areas=np.sqrt(sides.prod(axis=1)),
         ratios=sides[:, 1] / sides[:, 0],
         best_anchor_iou=fit.max(axis=1) if len(sides) else np.zeros(0),
@@ -121,7 +121,7 @@ def inspect_data(cfg: CfgNode, dataset: str) -> DataFindings:
 
 
 def _scale(cfg: CfgNode, record: Record) -> float:
-    """By how much a picture is enlarged in testing (``INPUT.MIN_SIZE_TEST``, ``MAX_SIZE_TEST``)."""
+    """By how much an image is enlarged in testing (``INPUT.MIN_SIZE_TEST``, ``MAX_SIZE_TEST``)."""
     short, long = sorted((record["height"], record["width"]))
     if cfg.INPUT.MIN_SIZE_TEST == 0:
         return 1.0
@@ -150,7 +150,7 @@ def shape_iou(sides: np.ndarray, shapes: np.ndarray) -> np.ndarray:
 
 
 def augmented_scenes(cfg: CfgNode, dataset: str, count: int = 6, seed: int = 0) -> list[Scene]:
-    """The first ``count`` pictures of a dataset as training gets them, with boxes and masks.
+    """The first ``count`` images of a dataset as training gets them, with boxes and masks.
 
     The generators of the augmentations are seeded by ``seed`` and left as they were.
     """
@@ -168,8 +168,8 @@ def augmented_scenes(cfg: CfgNode, dataset: str, count: int = 6, seed: int = 0) 
 
 
 def _sample_scene(cfg: CfgNode, sample: Record, names: Sequence[str]) -> Scene:
-    image = sample["image"].permute(1, 2, 0).numpy()
-    picture = np.asarray(detection_utils.convert_image_to_rgb(image, cfg.INPUT.FORMAT), dtype=np.uint8)
+    pixels = sample["image"].permute(1, 2, 0).numpy()
+    image = np.asarray(detection_utils.convert_image_to_rgb(pixels, cfg.INPUT.FORMAT), dtype=np.uint8)
     instances: Instances = sample["instances"]
     classes = instances.gt_classes.tolist()
     texts = [names[c] if c < len(names) else f"class {c}" for c in classes]
@@ -183,8 +183,8 @@ def _sample_scene(cfg: CfgNode, sample: Record, names: Sequence[str]) -> Scene:
     layers.append(
         Layer("boxes", [Mark([box_points(b)], t, t, c) for b, t, c in zip(boxes, texts, classes, strict=True)])
     )
-    title = f"{str(sample['file_name']).rsplit('/', 1)[-1]}: {picture.shape[1]}x{picture.shape[0]}"
-    return Scene("augmented", title, picture, (picture.shape[0], picture.shape[1]), layers, names)
+    title = f"{str(sample['file_name']).rsplit('/', 1)[-1]}: {image.shape[1]}x{image.shape[0]}"
+    return Scene("augmented", title, image, (image.shape[0], image.shape[1]), layers, names)
 
 
 def _mask_outlines(masks: Any) -> list[list[np.ndarray]]:
@@ -215,5 +215,5 @@ def draw_data(findings: DataFindings) -> "Figure":
 
 
 def draw_augmented(cfg: CfgNode, dataset: str, count: int = 4) -> "list[Figure]":
-    """One figure for each picture as training gets it."""
+    """One figure for each image as training gets it."""
     return [draw_scene(scene) for scene in augmented_scenes(cfg, dataset, count)]

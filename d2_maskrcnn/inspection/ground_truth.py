@@ -1,4 +1,4 @@
-"""What the annotations of a picture say, in the picture's own frame, and where to find them."""
+"""What the annotations of an image say, in the image's own frame, and where to find them."""
 
 import functools
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
-from d2_maskrcnn.data.coco.images import PICTURE_ERRORS, picture_size, size_mismatch
+from d2_maskrcnn.data.coco.images import IMAGE_ERRORS, image_size, size_mismatch
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.coco.report import summarise
 from d2_maskrcnn.data.coco.schema import check_structure
@@ -28,9 +28,9 @@ Record = dict[str, Any]
 
 @dataclass
 class Truth:
-    """G annotated objects of one picture.
+    """G annotated objects of one image.
 
-    boxes: (G, 4) float32 XYXY in pixels of the picture. classes: (G,) int64, counted from 0. masks: (G, H, W) bool.
+    boxes: (G, 4) float32 XYXY in pixels of the image. classes: (G,) int64, counted from 0. masks: (G, H, W) bool.
     crowd: (G,) bool, regions with many objects that are neither missed nor wrongly found.
     """
 
@@ -72,15 +72,15 @@ def _decode(annotation: Record, size: tuple[int, int]) -> np.ndarray:
 
 
 def records_for(paths: Sequence[str | Path], cfg: CfgNode, annotations: str = "") -> list[Record]:
-    """A record for each picture, with its annotations where they are found.
+    """A record for each image, with its annotations where they are found.
 
     Args:
-        paths: picture files.
+        paths: image files.
         cfg: the datasets that it names (``DATASETS``) are searched where ``annotations`` is empty.
-        annotations: a COCO JSON file that lists the pictures by their file names.
+        annotations: a COCO JSON file that lists the images by their file names.
 
     Raises:
-        UserError: a picture is missing or broken or has another size than its annotation, or the JSON is no COCO JSON.
+        UserError: an image is missing or broken or has another size than its annotation, or the JSON is no COCO JSON.
     """
     known = _known_records(cfg, annotations, {str(Path(path).resolve()) for path in paths})
     found = []
@@ -93,7 +93,7 @@ def records_for(paths: Sequence[str | Path], cfg: CfgNode, annotations: str = ""
         elif (record["width"], record["height"]) != (width, height):
             expected = (record["width"], record["height"])
             raise UserError(
-                f"--input: {size_mismatch(str(path), (width, height), expected)}: the annotation is another picture's"
+                f"--input: {size_mismatch(str(path), (width, height), expected)}: the annotation is another image's"
             )
         found.append({**(record or {}), "file_name": str(path), "height": height, "width": width})
     return found
@@ -101,11 +101,11 @@ def records_for(paths: Sequence[str | Path], cfg: CfgNode, annotations: str = ""
 
 def _size(path: Path) -> tuple[int, int]:
     if not path.is_file():
-        raise UserError(f"--input {path}: there is no such picture; expected the path of a JPEG or PNG file")
+        raise UserError(f"--input {path}: there is no such image; expected the path of a JPEG or PNG file")
     try:
-        return picture_size(path)
-    except PICTURE_ERRORS as error:
-        raise UserError(f"--input {path}: not a readable picture ({type(error).__name__}: {error})") from error
+        return image_size(path)
+    except IMAGE_ERRORS as error:
+        raise UserError(f"--input {path}: not a readable image ({type(error).__name__}: {error})") from error
 
 
 def _known_records(cfg: CfgNode, annotations: str, wanted: set[str]) -> dict[str, Record]:

@@ -1,4 +1,4 @@
-"""Pieces of a web page: tables, charts, embedded pictures, and scenes as SVG with layers to switch on and off."""
+"""Pieces of a web page: tables, charts, embedded images, and scenes as SVG with layers to switch on and off."""
 
 import base64
 import html
@@ -11,7 +11,7 @@ import numpy as np
 from d2_maskrcnn.visualization.scene import DASHES, Layer, Mark, Scene, class_colour
 
 _QUALITY = 85
-LABEL_UNITS = 3.0  # height of a label on a phone, in per cent of the picture's longer side; less on a desk
+LABEL_UNITS = 3.0  # height of a label on a phone, in per cent of the image's longer side; less on a desk
 
 
 def escape(value: object) -> str:
@@ -19,18 +19,18 @@ def escape(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def data_uri(picture: np.ndarray, quality: int = _QUALITY) -> str:
+def data_uri(image: np.ndarray, quality: int = _QUALITY) -> str:
     """(H, W, 3) uint8 RGB as the address of a JPEG that is its own content."""
-    _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(image[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
 
 
-def image(picture: np.ndarray, alt: str, width: int | None = None) -> str:
-    """A picture that a click, or Enter, shows large."""
-    height, own_width = picture.shape[:2]
+def image(image: np.ndarray, alt: str, width: int | None = None) -> str:
+    """An image that a click, or Enter, shows large."""
+    height, own_width = image.shape[:2]
     style = f' style="width:{width}px"' if width else ""
     return (
-        f'<button class="enlarge" type="button" title="Show large"><img src="{data_uri(picture)}" alt="{escape(alt)}" '
+        f'<button class="enlarge" type="button" title="Show large"><img src="{data_uri(image)}" alt="{escape(alt)}" '
         f'width="{own_width}" height="{height}"{style}></button>'
     )
 
@@ -102,23 +102,23 @@ def named_bars(values: dict[str, int], limit: int = 30) -> str:
     return f'<div class="bar-chart">{rows}</div>'
 
 
-def picture_definition(identity: str, picture: np.ndarray) -> str:
-    """The picture once, for all viewers that show it by :func:`viewer`."""
-    height, width = picture.shape[:2]
+def image_definition(identity: str, image: np.ndarray) -> str:
+    """The image once, for all viewers that show it by :func:`viewer`."""
+    height, width = image.shape[:2]
     return (
         f'<svg class="definition" width="0" height="0" aria-hidden="true"><defs><image id="{identity}" width="{width}" '
-        f'height="{height}" href="{data_uri(picture)}" preserveAspectRatio="none"/></defs></svg>'
+        f'height="{height}" href="{data_uri(image)}" preserveAspectRatio="none"/></defs></svg>'
     )
 
 
-def viewer(scene: Scene, identity: str, picture: str) -> str:
+def viewer(scene: Scene, identity: str, image: str) -> str:
     """A scene that can be zoomed and whose layers and classes can be switched.
 
     Args:
-        identity: of the element, once on the page. picture: identity of its :func:`picture_definition`.
+        identity: of the element, once on the page. image: identity of its :func:`image_definition`.
     """
     height, width = scene.frame
-    scale = (width / scene.picture.shape[1], height / scene.picture.shape[0])
+    scale = (width / scene.image.shape[1], height / scene.image.shape[0])
     unit = max(height, width) / 100
     layers = "".join(_layer(i, layer, unit) for i, layer in enumerate(scene.layers))
     marks = sum(len(layer.marks) for layer in scene.layers)
@@ -129,11 +129,11 @@ def viewer(scene: Scene, identity: str, picture: str) -> str:
         f'<div class="stage" tabindex="0" role="group" aria-label="{escape(scene.title)}: {marks} marks. Plus and '
         'minus zoom, arrow keys move, 0 resets.">'
         f'<svg viewBox="0 0 {width} {height}" style="--unit:{unit:.4g}px" data-width="{width}" '
-        f'data-height="{height}" role="img" aria-label="{escape(scene.title)}"><use href="#{picture}" '
+        f'data-height="{height}" role="img" aria-label="{escape(scene.title)}"><use href="#{image}" '
         f'transform="scale({scale[0]:.6g} {scale[1]:.6g})"/>{layers}</svg></div>'
         '<div class="zoom"><button type="button" data-zoom="in" aria-label="Zoom in">+</button>'
         '<button type="button" data-zoom="out" aria-label="Zoom out">&minus;</button>'
-        '<button type="button" data-zoom="reset">Whole picture</button></div></figure>'
+        '<button type="button" data-zoom="reset">Whole image</button></div></figure>'
     )
 
 

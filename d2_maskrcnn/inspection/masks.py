@@ -1,6 +1,6 @@
-"""Stage 3: every detection's mask, from 28x28 probabilities to pixels of the picture, beside the annotation.
+"""Stage 3: every detection's mask, from 28x28 probabilities to pixels of the image, beside the annotation.
 
-(He et al. 2017, arXiv:1703.06870, section 3.) Windows and masks are in the output's frame: pixels of the picture file.
+(He et al. 2017, arXiv:1703.06870, section 3.) Windows and masks are in the output's frame: pixels of the image file.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TILE, GAP = 112, 2  # pixels: the side of a tile of a mask's strip, and half the line between two of them
-STEPS = ("picture", "28x28", "resized", "≥ 0.5", "placed", "annotated")
+STEPS = ("image", "28x28", "resized", "≥ 0.5", "placed", "annotated")
 _PROBABILITY = cv2.COLORMAP_VIRIDIS
 _MASK, _ANNOTATED = (0, 158, 115), (230, 159, 0)  # RGB
 
@@ -28,9 +28,9 @@ _MASK, _ANNOTATED = (0, 158, 115), (230, 159, 0)  # RGB
 class MaskFinding:
     """One detection's mask.
 
-    probabilities: (28, 28) in [0, 1] inside the box. window: x0, y0, x1, y1, whole pixels, in the picture. resized:
+    probabilities: (28, 28) in [0, 1] inside the box. window: x0, y0, x1, y1, whole pixels, in the image. resized:
     the same probabilities at the window's pixels. placed: (h, w) bool, the final mask there. pixels: set in the whole
-    picture. truth: index of the annotated object of the same class that it overlaps most, or None; iou with it.
+    image. truth: index of the annotated object of the same class that it overlaps most, or None; iou with it.
     annotated: (h, w) bool of that object in the window.
     """
 
@@ -129,13 +129,13 @@ def mask_targets(observation: Observation, limit: int = 16) -> list[MaskTarget]:
     ]
 
 
-def strip(finding: MaskFinding, picture: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
+def strip(finding: MaskFinding, image: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
     """(TILE, 6 * TILE, 3) uint8: the tiles that ``STEPS`` names, the annotation grey where there is none.
 
     Args:
-        picture: (H, W, 3) uint8 RGB, covering ``frame`` (height, width) of the output.
+        image: (H, W, 3) uint8 RGB, covering ``frame`` (height, width) of the output.
     """
-    crop = _crop_of(picture, frame, finding.window)
+    crop = _crop_of(image, frame, finding.window)
     blank = np.full((TILE, TILE, 3), 128, np.uint8)
     annotated = blank if finding.annotated is None else _overlay(crop, finding.annotated, _ANNOTATED)
     tiles = [
@@ -143,7 +143,7 @@ def strip(finding: MaskFinding, picture: np.ndarray, frame: tuple[int, int]) -> 
         _tile(_heat(finding.probabilities), cv2.INTER_NEAREST),
         _tile(_heat(finding.resized), cv2.INTER_LINEAR),
         _overlay(crop, finding.placed, _MASK),
-        _in_picture(finding, picture, frame),
+        _in_image(finding, image, frame),
         annotated,
     ]
     joined = np.concatenate(tiles, axis=1)
@@ -152,9 +152,9 @@ def strip(finding: MaskFinding, picture: np.ndarray, frame: tuple[int, int]) -> 
     return joined
 
 
-def target_pair(target: MaskTarget, picture: np.ndarray) -> np.ndarray:
-    """(TILE, 2 * TILE, 3) uint8: the region, cut out of the picture in the network's frame, and its mask target."""
-    crop = _crop_of(picture, (picture.shape[0], picture.shape[1]), _whole(target.box))
+def target_pair(target: MaskTarget, image: np.ndarray) -> np.ndarray:
+    """(TILE, 2 * TILE, 3) uint8: the region, cut out of the image in the network's frame, and its mask target."""
+    crop = _crop_of(image, (image.shape[0], image.shape[1]), _whole(target.box))
     mask = np.repeat(target.mask.astype(np.uint8)[..., None] * 255, 3, axis=2)
     return np.concatenate([crop, _tile(mask, cv2.INTER_NEAREST)], axis=1)
 
@@ -175,19 +175,19 @@ def target_strip(targets: list[MaskTarget], columns: int = 8, tile: int = 64) ->
     return grid
 
 
-def _crop_of(picture: np.ndarray, frame: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
-    """The window of the output's frame, cut out of the picture, as a tile."""
-    scale_y, scale_x = picture.shape[0] / frame[0], picture.shape[1] / frame[1]
+def _crop_of(image: np.ndarray, frame: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
+    """The window of the output's frame, cut out of the image, as a tile."""
+    scale_y, scale_x = image.shape[0] / frame[0], image.shape[1] / frame[1]
     x0, x1 = int(window[0] * scale_x), max(int(np.ceil(window[2] * scale_x)), int(window[0] * scale_x) + 1)
     y0, y1 = int(window[1] * scale_y), max(int(np.ceil(window[3] * scale_y)), int(window[1] * scale_y) + 1)
-    return _tile(picture[y0:y1, x0:x1], cv2.INTER_LINEAR)
+    return _tile(image[y0:y1, x0:x1], cv2.INTER_LINEAR)
 
 
-def _in_picture(finding: MaskFinding, picture: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
-    """A tile of the whole picture with the mask in its place and a box around it, on grey."""
+def _in_image(finding: MaskFinding, image: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
+    """A tile of the whole image with the mask in its place and a box around it, on grey."""
     scale = TILE / max(frame)
     height, width = (max(round(side * scale), 1) for side in frame)
-    small = cv2.resize(np.ascontiguousarray(picture), (width, height), interpolation=cv2.INTER_AREA)
+    small = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_AREA)
     whole = np.zeros(frame, np.float32)
     whole[finding.window[1] : finding.window[3], finding.window[0] : finding.window[2]] = finding.placed
     share = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)[..., None]
@@ -243,8 +243,8 @@ def draw_masks(observation: Observation, count: int = 6) -> "dict[str, Figure]":
 def _draw_findings(observation: Observation, findings: list[MaskFinding]) -> "Figure":
     figure, axes = new_figure(len(findings), len(STEPS), (9.0, 1.7 * len(findings)))
     for row, finding in enumerate(findings):
-        crop = _crop_of(observation.picture, observation.output_size, finding.window)
-        whole = _in_picture(finding, observation.picture, observation.output_size)
+        crop = _crop_of(observation.image, observation.output_size, finding.window)
+        whole = _in_image(finding, observation.image, observation.output_size)
         shown = [crop, finding.probabilities, finding.resized, finding.placed, whole, finding.annotated]
         label = f"{finding.class_name} {finding.score:.2f}"
         iou = "no annotation" if finding.iou is None else f"annotated, IoU {finding.iou:.2f}"

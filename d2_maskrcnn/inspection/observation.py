@@ -1,4 +1,4 @@
-"""One real forward pass of the real model over one picture, with everything it computed on the way."""
+"""One real forward pass of the real model over one image, with everything it computed on the way."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 @dataclass
 class Observation:
-    """What the model made of one picture.
+    """What the model made of one image.
 
     Attributes:
-        name: of the picture file.
-        picture: (H, W, 3) uint8 RGB, as the network got it but not normalised: the network's frame.
-        output_size: (height, width) of the picture file: the output's frame.
+        name: of the image file.
+        image: (H, W, 3) uint8 RGB, as the network got it but not normalised: the network's frame.
+        output_size: (height, width) of the image file: the output's frame.
         stages: of the inference pass. Its boxes are in the network's frame but for ``results``.
         training: of a pass with annotations (the same weights and norms, nothing is learnt): labels, targets and
             losses; None without annotations.
@@ -42,7 +42,7 @@ class Observation:
     """
 
     name: str
-    picture: np.ndarray
+    image: np.ndarray
     output_size: tuple[int, int]
     stages: Stages
     training: Stages | None
@@ -82,16 +82,16 @@ def observe(
     class_names: Sequence[str] = (),
     layers: Sequence[str] | None = None,
 ) -> Observation:
-    """Runs ``model`` once in evaluation mode and, where the picture is annotated, once more for its losses.
+    """Runs ``model`` once in evaluation mode and, where the image is annotated, once more for its losses.
 
     Args:
         cfg: the config the model was built from.
         model: stays in the mode that it was in, and its weights as they are.
-        record: of one picture, in Detectron2's standard format; with ``annotations`` or without.
+        record: of one image, in Detectron2's standard format; with ``annotations`` or without.
         layers: modules whose outputs are kept, by their names; None for a choice of the heads' layers.
 
     Raises:
-        UserError: the picture cannot be read, or the model has no such layer (the nearest one is named).
+        UserError: the image cannot be read, or the model has no such layer (the nearest one is named).
     """
     sample = read_sample(cfg, record)
     stages, training, any_model = Stages(), None, model  # type: tuple[Stages, Stages | None, Any]
@@ -107,7 +107,7 @@ def observe(
     rpn, heads = any_model.proposal_generator, any_model.roi_heads
     return Observation(
         name=Path(record["file_name"]).name,
-        picture=_as_rgb(sample["image"], cfg.INPUT.FORMAT),
+        image=_as_rgb(sample["image"], cfg.INPUT.FORMAT),
         output_size=(record["height"], record["width"]),
         stages=stages,
         training=training,

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection import activations, anchors, boxes, masks, result, sections
 from d2_maskrcnn.inspection.data import DataFindings, draw_data
-from d2_maskrcnn.inspection.markup import escape, picture_definition, plain, viewer
+from d2_maskrcnn.inspection.markup import escape, image_definition, plain, viewer
 from d2_maskrcnn.inspection.observation import Observation
 from d2_maskrcnn.inspection.weights import WeightFindings, draw_overview
 from d2_maskrcnn.visualization.figures import encode_png, png
@@ -34,7 +34,7 @@ class Report:
     """What a report is made of; everything but ``about`` may be missing.
 
     about: what was looked at and with what: name -> text. threshold: score from which detections count in the result.
-    parts: which of ``PARTS`` are shown of each picture. samples: augmented pictures of the dataset.
+    parts: which of ``PARTS`` are shown of each image. samples: augmented images of the dataset.
     """
 
     about: dict[str, str]
@@ -51,7 +51,7 @@ class Report:
 def as_dict(report: Report) -> dict[str, Any]:
     """Every number that the report shows."""
     numbers: dict[str, Any] = {"about": report.about, "threshold": report.threshold}
-    numbers["pictures"] = [_picture_numbers(report, observation) for observation in report.observations]
+    numbers["images"] = [_image_numbers(report, observation) for observation in report.observations]
     if report.weights is not None:
         numbers["weights"] = report.weights.as_dict()
     if report.data is not None:
@@ -59,7 +59,7 @@ def as_dict(report: Report) -> dict[str, Any]:
     return plain(numbers)
 
 
-def _picture_numbers(report: Report, observation: Observation) -> dict[str, Any]:
+def _image_numbers(report: Report, observation: Observation) -> dict[str, Any]:
     parts: dict[str, Callable[[], Any]] = {
         "anchors": lambda: anchors.inspect_anchors(observation).as_dict(),
         "boxes": lambda: boxes.inspect_boxes(observation).as_dict(),
@@ -71,8 +71,8 @@ def _picture_numbers(report: Report, observation: Observation) -> dict[str, Any]
         "name": observation.name,
         "height": observation.output_size[0],
         "width": observation.output_size[1],
-        "network_height": observation.picture.shape[0],
-        "network_width": observation.picture.shape[1],
+        "network_height": observation.image.shape[0],
+        "network_width": observation.image.shape[1],
         "annotated": observation.truth is not None,
         "seconds": observation.seconds,
         "problem": observation.problem,
@@ -109,7 +109,7 @@ def write_report(report: Report, folder: str | Path) -> Path:
 
 
 def _figures_of_before(folder: Path) -> list[str]:
-    """The figures of a report that this one replaces, which may have had more pictures."""
+    """The figures of a report that this one replaces, which may have had more images."""
     try:
         names = json.loads((folder / "report.json").read_text(encoding="utf-8"))["figures"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -121,7 +121,7 @@ def figure_files(report: Report) -> list[tuple[str, bytes]]:
     """(name, PNG) of every figure."""
     files: list[tuple[str, bytes]] = []
     number = len(report.observations)
-    bar = tqdm(report.observations, "Figures", unit="picture", disable=None if number > 1 else True, dynamic_ncols=True)
+    bar = tqdm(report.observations, "Figures", unit="image", disable=None if number > 1 else True, dynamic_ncols=True)
     for index, observation in enumerate(bar):
         stem = f"{index + 1}_{Path(observation.name).stem}"
         for part in report.parts:
@@ -157,7 +157,7 @@ def html(report: Report) -> str:
     """The whole page."""
     contents, body = [], []
     for index, observation in enumerate(report.observations):
-        links, content = _picture(report, observation, f"p{index + 1}")
+        links, content = _image(report, observation, f"p{index + 1}")
         contents.append(_entry(f"p{index + 1}", observation.name, links))
         body.append(content)
     if report.weights is not None:
@@ -177,7 +177,7 @@ def html(report: Report) -> str:
         f'<div class="top"><h1>{escape(report.title)}</h1>'
         '<button class="theme" type="button">Light / dark</button></div>'
         f'<dl class="about">{about}</dl>{notes}{"".join(body)}</main></div><a class="up" href="#contents">Contents</a>'
-        '<dialog aria-label="Picture"><p></p>'
+        '<dialog aria-label="Image"><p></p>'
         '<img alt="" src="data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA=">'
         f'<form method="dialog"><button>Close</button></form></dialog><script>{script}</script></body></html>'
     )
@@ -192,8 +192,8 @@ def _section(identity: str, title: str, content: str) -> str:
     return f'<section aria-labelledby="{identity}"><h2 id="{identity}">{escape(title)}</h2>{content}</section>'
 
 
-def _picture(report: Report, observation: Observation, key: str) -> tuple[str, str]:
-    """Links and content of one picture."""
+def _image(report: Report, observation: Observation, key: str) -> tuple[str, str]:
+    """Links and content of one image."""
     makers: dict[str, Callable[[], str]] = {
         "result": lambda: sections.result_section(observation, key, report.threshold),
         "anchors": lambda: sections.anchor_section(observation, key),
@@ -203,12 +203,12 @@ def _picture(report: Report, observation: Observation, key: str) -> tuple[str, s
     }
     height, width = observation.output_size
     intro = (
-        f'<p class="soft">{width}x{height} pixels, {observation.picture.shape[1]}x{observation.picture.shape[0]} for '
-        f"the network; {observation.seconds:.2f} s.</p>{picture_definition(f'{key}-picture', observation.picture)}"
+        f'<p class="soft">{width}x{height} pixels, {observation.image.shape[1]}x{observation.image.shape[0]} for '
+        f"the network; {observation.seconds:.2f} s.</p>{image_definition(f'{key}-image', observation.image)}"
     )
     if observation.training is not None and observation.training.losses:
         losses = ", ".join(f"{name} {float(value):.3f}" for name, value in observation.training.losses.items())
-        intro += f'<p class="soft">Losses on this picture: {escape(losses)}.</p>'
+        intro += f'<p class="soft">Losses on this image: {escape(losses)}.</p>'
     if observation.problem:
         intro += f'<p><span class="flag">No losses: {escape(observation.problem)}</span></p>'
     parts = [name for name in PARTS if name in report.parts]
@@ -219,6 +219,6 @@ def _picture(report: Report, observation: Observation, key: str) -> tuple[str, s
 
 def _data(report: Report) -> str:
     assert report.data is not None
-    definitions = [picture_definition(f"sample-{i}", scene.picture) for i, scene in enumerate(report.samples)]
+    definitions = [image_definition(f"sample-{i}", scene.image) for i, scene in enumerate(report.samples)]
     viewers = [viewer(scene, f"sample-view-{i}", f"sample-{i}") for i, scene in enumerate(report.samples)]
     return "".join(definitions) + sections.data_section(report.data, viewers)

@@ -1,4 +1,4 @@
-"""Stage 7: the final result and how it differs from the annotation. Output's frame: pixels of the picture file."""
+"""Stage 7: the final result and how it differs from the annotation. Output's frame: pixels of the image file."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -156,7 +156,7 @@ def outlines(mask: np.ndarray, offset: tuple[int, int] = (0, 0), tolerance: floa
     """Polygons (n, 2) around the parts of a mask (h, w), holes left out, within ``tolerance`` pixels.
 
     Args:
-        offset: x, y of the mask's first pixel in the picture.
+        offset: x, y of the mask's first pixel in the image.
     """
     found, _ = cv2.findContours(
         np.ascontiguousarray(mask, np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=offset
@@ -188,7 +188,7 @@ def result_scene(observation: Observation, threshold: float = 0.5, limit: int = 
     layers.append(Layer("boxes and labels", marks, total=findings.shown))
     layers += _difference_layers(observation, findings, results)
     return Scene(
-        "result", "The final result", observation.picture, observation.output_size, layers, observation.class_names
+        "result", "The final result", observation.image, observation.output_size, layers, observation.class_names
     )
 
 
@@ -227,7 +227,5 @@ def draw_result(observation: Observation, threshold: float = 0.5) -> "dict[str, 
     if observation.truth is not None:
         for layer in differences:
             layer.shown = True
-        figures["differences"] = draw_scene(
-            Scene("differences", "Differences", scene.picture, scene.frame, differences)
-        )
+        figures["differences"] = draw_scene(Scene("differences", "Differences", scene.image, scene.frame, differences))
     return figures

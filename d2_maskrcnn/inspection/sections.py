@@ -26,7 +26,7 @@ PERHAPS_UNTRAINED = (
     "Comparing with an early checkpoint (--compare) tells which.</p>"
 )
 NOT_ANNOTATED = (
-    '<p class="soft">No annotation of this picture was found: labels, recall and differences are left out.</p>'
+    '<p class="soft">No annotation of this image was found: labels, recall and differences are left out.</p>'
 )
 
 
@@ -50,14 +50,14 @@ def anchor_section(observation: Observation, key: str) -> str:
     ]
     parts = [
         "<p>Anchors are the boxes that the region proposal network starts from. It scores all of them, refines the "
-        "best of each level, clips them to the picture and drops those that overlap a better one.</p>",
+        "best of each level, clips them to the image and drops those that overlap a better one.</p>",
         "" if labelled else NOT_ANNOTATED,
         table(headers, rows),
-        viewer(anchors.level_scene(observation), f"{key}-anchor-levels", f"{key}-picture"),
-        viewer(anchors.label_scene(observation), f"{key}-anchor-labels", f"{key}-picture") if labelled else "",
+        viewer(anchors.level_scene(observation), f"{key}-anchor-levels", f"{key}-image"),
+        viewer(anchors.label_scene(observation), f"{key}-anchor-labels", f"{key}-image") if labelled else "",
         "<p>What is left after each step, and how many of the annotated boxes are still overlapped by some box.</p>",
         table(["step", "boxes", *levels, "recall at IoU .5", "at IoU .75"], steps),
-        viewer(anchors.proposal_scene(observation), f"{key}-proposals", f"{key}-picture"),
+        viewer(anchors.proposal_scene(observation), f"{key}-proposals", f"{key}-image"),
     ]
     return "".join(parts)
 
@@ -84,10 +84,10 @@ def box_section(observation: Observation, key: str) -> str:
             "that score too low are dropped, then, class by class, those that overlap a better one. Proposals are "
             "dotted, what became of them is solid, and arrows join the centres.</p>",
             table(["step", "number", "recall at IoU .5", "at IoU .75"], counts),
-            viewer(boxes.refinement_scene(observation), f"{key}-refinement", f"{key}-picture"),
+            viewer(boxes.refinement_scene(observation), f"{key}-refinement", f"{key}-image"),
             "<p>Features of a proposal are pooled from one level of the pyramid, chosen by the proposal's size.</p>",
             table(["level", "proposals pooled from it"], list(found.per_level.items())),
-            viewer(boxes.level_scene(observation), f"{key}-roi-levels", f"{key}-picture"),
+            viewer(boxes.level_scene(observation), f"{key}-roi-levels", f"{key}-image"),
             fold(f"All {len(rows)} detections", detections, opened=len(rows) <= 12),
         ]
     )
@@ -107,7 +107,7 @@ def mask_section(observation: Observation, key: str) -> str:
     else:
         content = (
             "<p>The mask head gives each detection 28x28 probabilities inside its box. They are resized to the box, "
-            "cut at 0.5 and placed in the picture. "
+            "cut at 0.5 and placed in the image. "
             f"The best {len(shown)} of {len(found)} detections, best score first.</p>"
         ) + "".join(['<div class="masks">', *(_mask_card(observation, finding) for finding in shown), "</div>"])
     targets = masks.mask_targets(observation)
@@ -122,14 +122,14 @@ def mask_section(observation: Observation, key: str) -> str:
 
 
 def _target_card(observation: Observation, target: masks.MaskTarget) -> str:
-    pair = image(masks.target_pair(target, observation.picture), f"region of a {target.class_name} and its mask target")
+    pair = image(masks.target_pair(target, observation.image), f"region of a {target.class_name} and its mask target")
     return f"<figure>{pair}<figcaption>{escape(target.class_name)}</figcaption></figure>"
 
 
 def _mask_card(observation: Observation, finding: masks.MaskFinding) -> str:
     label = f"{finding.class_name} {finding.score:.2f}"
     iou = "not annotated" if finding.iou is None else f"IoU {finding.iou:.2f} with the annotation"
-    strip = masks.strip(finding, observation.picture, observation.output_size)
+    strip = masks.strip(finding, observation.image, observation.output_size)
     steps = "".join(f"<span>{name}</span>" for name in masks.STEPS)
     alt = f"{label}: {', '.join(masks.STEPS)}"
     return (
@@ -172,8 +172,8 @@ def result_section(observation: Observation, key: str, threshold: float) -> str:
     found = result.inspect_result(observation, threshold)
     parts = [f"<p>{found.shown} of {found.detections} detections score {threshold:.2f} or more.</p>"]
     if found.detections == 0:
-        parts.append("<p>The model found nothing in this picture.</p>")
-    parts.append(viewer(result.result_scene(observation, threshold), f"{key}-final-result", f"{key}-picture"))
+        parts.append("<p>The model found nothing in this image.</p>")
+    parts.append(viewer(result.result_scene(observation, threshold), f"{key}-final-result", f"{key}-image"))
     if observation.truth is None:
         return "".join([*parts, NOT_ANNOTATED])
     parts.append(
@@ -235,9 +235,9 @@ def _weight_row(tensor: weight_part.TensorFindings, compared: bool) -> list[obje
 
 
 def data_section(found: data.DataFindings, samples: list[str]) -> str:
-    """What the network is fed; ``samples`` are viewers of augmented pictures."""
+    """What the network is fed; ``samples`` are viewers of augmented images."""
     parts = [
-        f"<p>{found.pictures:,} pictures ({found.empty_pictures:,} without objects), {found.objects:,} objects, "
+        f"<p>{found.images:,} images ({found.empty_images:,} without objects), {found.objects:,} objects, "
         f"{found.crowds:,} crowd regions. Sizes are in pixels of the network's input.</p>",
         f'<h4>As training gets them</h4><div class="samples">{"".join(samples)}</div>' if samples else "",
         "<h4>Objects of each category</h4>",
@@ -259,6 +259,6 @@ def data_section(found: data.DataFindings, samples: list[str]) -> str:
     )
     rows = [[a["level"], a["size"], a["ratio"], a["boxes"]] for a in found.anchors]
     parts.append(fold("Which anchor shape fits best", table(["level", "size", "height / width", "boxes"], rows)))
-    sizes = list(found.picture_sizes.items())
-    parts.append(fold(f"Picture sizes ({len(sizes)})", table(["width x height", "pictures"], sizes[:50])))
+    sizes = list(found.image_sizes.items())
+    parts.append(fold(f"Image sizes ({len(sizes)})", table(["width x height", "images"], sizes[:50])))
     return "".join(parts)

@@ -1,4 +1,4 @@
-"""Stage 6: while training, histograms of weights and gradients and pictures of the stages, for TensorBoard."""
+"""Stage 6: while training, histograms of weights and gradients and images of the stages, for TensorBoard."""
 
 import logging
 import time
@@ -36,13 +36,13 @@ class InspectTraining(HookBase):
 
     Args:
         cfg: the training's config; its datasets are registered.
-        pictures_in_epoch: after so many pictures an epoch has ended.
+        images_in_epoch: after so many images an epoch has ended.
     """
 
-    def __init__(self, cfg: CfgNode, pictures_in_epoch: int) -> None:
+    def __init__(self, cfg: CfgNode, images_in_epoch: int) -> None:
         self.cfg = cfg
         self.node = cfg.D2_MASKRCNN.INSPECT
-        self.pictures_in_epoch = max(pictures_in_epoch, 1)
+        self.images_in_epoch = max(images_in_epoch, 1)
         self.spent = 0.0  # seconds
         self.reports = 0
         self._last_cost = 0.0
@@ -82,30 +82,30 @@ class InspectTraining(HookBase):
         )
 
     def report(self, model: nn.Module, storage: EventStorage) -> None:
-        """Puts histograms and pictures into ``storage``."""
+        """Puts histograms and images into ``storage``."""
         if self.node.HISTOGRAMS:
             for name, parameter in model.named_parameters():
                 _put_histogram(storage, f"weights/{name}", parameter.detach())
                 if parameter.grad is not None:
                     _put_histogram(storage, f"gradients/{name}", parameter.grad)
         for index, record in enumerate(self._chosen_records()):
-            for name, picture in self._pictures(model, record).items():
-                storage.put_image(f"inspection_{index}/{name}", picture.transpose(2, 0, 1))  # (3, H, W)
+            for name, image in self._images(model, record).items():
+                storage.put_image(f"inspection_{index}/{name}", image.transpose(2, 0, 1))  # (3, H, W)
 
     def _epoch_ended(self, iteration: int) -> bool:
         batch = self.cfg.SOLVER.IMS_PER_BATCH
-        return (iteration + 1) * batch // self.pictures_in_epoch > iteration * batch // self.pictures_in_epoch
+        return (iteration + 1) * batch // self.images_in_epoch > iteration * batch // self.images_in_epoch
 
     def _chosen_records(self) -> list[Record]:
-        """The first pictures with objects of the first test set that is there, else of the training set."""
+        """The first images with objects of the first test set that is there, else of the training set."""
         if self._records is None:
             names = (*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN)
             found = next((records for records in map(dataset_records, names) if records), [])
             with_objects = [record for record in found if record.get("annotations")]
-            self._records = (with_objects or found)[: self.node.PICTURES]
+            self._records = (with_objects or found)[: self.node.IMAGES]
         return self._records
 
-    def _pictures(self, model: nn.Module, record: Record) -> dict[str, np.ndarray]:
+    def _images(self, model: nn.Module, record: Record) -> dict[str, np.ndarray]:
         """Name -> (H, W, 3) uint8 RGB."""
         seen = observe(self.cfg, model, record, class_names_of(self.cfg), layers=[])
         scenes: dict[str, Callable[[], Any]] = {
@@ -114,15 +114,15 @@ class InspectTraining(HookBase):
             "2_refinement": lambda: refinement_scene(seen),
             "7_result": lambda: _with_annotation(result_scene(seen, self.node.SCORE_THRESHOLD)),
         }
-        pictures = {name: raster(make()) for name, make in scenes.items()}
-        strips = [strip(finding, seen.picture, seen.output_size) for finding in inspect_masks(seen, MASKS_SHOWN)]
+        images = {name: raster(make()) for name, make in scenes.items()}
+        strips = [strip(finding, seen.image, seen.output_size) for finding in inspect_masks(seen, MASKS_SHOWN)]
         if strips:
-            pictures["3_masks"] = np.concatenate(strips)
-        return pictures
+            images["3_masks"] = np.concatenate(strips)
+        return images
 
 
 def _with_annotation(scene: Scene) -> Scene:
-    """The scene with its annotation shown: in a picture that cannot be switched it is always wanted."""
+    """The scene with its annotation shown: in an image that cannot be switched it is always wanted."""
     for layer in scene.layers:
         layer.shown |= layer.name == "annotated"
     return scene

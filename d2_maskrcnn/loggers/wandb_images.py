@@ -1,6 +1,6 @@
-"""Pictures for Weights & Biases: predictions over the annotation, both as boxes and masks that can be switched.
+"""Images for Weights & Biases: predictions over the annotation, both as boxes and masks that can be switched.
 
-Picture and annotation stay the same from one evaluation to the next. Their files are given to the run once; later
+Image and annotation stay the same from one evaluation to the next. Their files are given to the run once; later
 evaluations, those of a resumed training included, refer to them by their path in the run.
 """
 
@@ -24,7 +24,7 @@ from detectron2.evaluation import inference_context
 Labels = dict[int, str]
 MAX_MASK_VALUE = 127  # W&B writes a mask as signed bytes
 
-# Of each picture by name, what the run has of it: the JSON of W&B's records for "picture", "boxes" and "masks".
+# Of each image by name, what the run has of it: the JSON of W&B's records for "image", "boxes" and "masks".
 Sent = Mapping[str, Mapping[str, Any]]
 
 
@@ -39,31 +39,31 @@ def find_objects(cfg: CfgNode, model: nn.Module, count: int) -> list[tuple[dict[
         ]
 
 
-def wandb_pictures(dataset_name: str, found: list[tuple[dict[str, Any], Objects]], sent: Sent) -> dict[str, Any]:
-    """A ``wandb.Image`` for each picture, by file name, with the groups ``ground_truth`` and ``predictions``.
+def wandb_images(dataset_name: str, found: list[tuple[dict[str, Any], Objects]], sent: Sent) -> dict[str, Any]:
+    """A ``wandb.Image`` for each image, by file name, with the groups ``ground_truth`` and ``predictions``.
 
     Args:
         dataset_name: gives the names of the classes.
         found: what :func:`find_objects` gives.
-        sent: of the pictures that the run has already, what :func:`references` gave.
+        sent: of the images that the run has already, what :func:`references` gave.
     """
     labels: Labels = dict(enumerate(MetadataCatalog.get(dataset_name).get("thing_classes") or []))
-    return {record["file_name"]: _picture(record, objects, labels, sent) for record, objects in found}
+    return {record["file_name"]: _image(record, objects, labels, sent) for record, objects in found}
 
 
-def references(pictures: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the run has of these pictures once they have been logged."""
+def references(images: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the run has of these images once they have been logged."""
     return {
         name: {
-            "picture": picture.reference,
-            "boxes": picture.overlays["boxes"]["ground_truth"].reference,
-            "masks": picture.overlays["masks"]["ground_truth"].reference,
+            "image": image.reference,
+            "boxes": image.overlays["boxes"]["ground_truth"].reference,
+            "masks": image.overlays["masks"]["ground_truth"].reference,
         }
-        for name, picture in pictures.items()
+        for name, image in images.items()
     }
 
 
-def _picture(record: dict[str, Any], objects: Objects, labels: Labels, sent: Sent) -> Any:
+def _image(record: dict[str, Any], objects: Objects, labels: Labels, sent: Sent) -> Any:
     media, name = _media(), record["file_name"]
     with Image.open(name) as file:
         pixels = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
@@ -73,16 +73,16 @@ def _picture(record: dict[str, Any], objects: Objects, labels: Labels, sent: Sen
         "boxes": {"ground_truth": media.TruthBoxes(truth_boxes, "ground_truth"), "predictions": boxes},
         "masks": {"ground_truth": media.TruthMask(truth_mask, "ground_truth"), "predictions": mask},
     }
-    picture = media.Picture(pixels, Path(name).name, overlays)
+    image = media.LoggedImage(pixels, Path(name).name, overlays)
     if name in sent:
-        picture.reference = sent[name]["picture"]
+        image.reference = sent[name]["image"]
         overlays["boxes"]["ground_truth"].reference = sent[name]["boxes"]
         overlays["masks"]["ground_truth"].reference = sent[name]["masks"]
-    return picture
+    return image
 
 
 def _overlay(objects: Objects, labels: Labels) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Boxes and mask of one picture in W&B's form."""
+    """Boxes and mask of one image in W&B's form."""
     boxes, masks, classes, scores = objects
     box_data = [
         {
@@ -104,7 +104,7 @@ def _overlay(objects: Objects, labels: Labels) -> tuple[dict[str, Any], dict[str
 
 def _mask_values(classes: Sequence[int], labels: Labels) -> dict[int, int]:
     """The value of each class in a mask, 0 being the background: class + 1, or where classes are too many for a mask,
-    numbers of the classes in this picture.
+    numbers of the classes in this image.
     """
     if max([*labels, *classes], default=0) < MAX_MASK_VALUE:
         return {index: index + 1 for index in {*labels, *classes}}
@@ -135,7 +135,7 @@ def _media() -> Any:
     class TruthMask(SentOnce, wandb.data_types.ImageMask):
         pass
 
-    class Picture(wandb.Image):
+    class LoggedImage(wandb.Image):
         reference: dict[str, Any] | None = None
 
         def __init__(self, pixels: np.ndarray, caption: str, overlays: dict[str, Any]) -> None:
@@ -157,4 +157,4 @@ def _media() -> Any:
             }
             return {**(self.reference or {}), **groups}
 
-    return SimpleNamespace(TruthBoxes=TruthBoxes, TruthMask=TruthMask, Picture=Picture)
+    return SimpleNamespace(TruthBoxes=TruthBoxes, TruthMask=TruthMask, LoggedImage=LoggedImage)

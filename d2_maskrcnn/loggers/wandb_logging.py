@@ -1,4 +1,4 @@
-"""What a training sends to Weights & Biases: numbers by an event writer, pictures and files by a hook."""
+"""What a training sends to Weights & Biases: numbers by an event writer, images and files by a hook."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from d2_maskrcnn.engine.hooks.best_checkpoint import BEST_NAME, BestCheckpoint
 from d2_maskrcnn.engine.hooks.ema import SUFFIX
 from d2_maskrcnn.evaluation.validation_loss import evaluation_is_due
 from d2_maskrcnn.loggers.wandb_files import lost_numbers
-from d2_maskrcnn.loggers.wandb_images import find_objects, references, wandb_pictures
+from d2_maskrcnn.loggers.wandb_images import find_objects, references, wandb_images
 from d2_maskrcnn.loggers.wandb_session import WandbSession
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -24,14 +24,14 @@ BINS = 64  # of histograms
 
 
 class WandbWriter(EventWriter):
-    """Sends what the event storage holds. It belongs in front of TensorBoard's writer, which clears the pictures."""
+    """Sends what the event storage holds. It belongs in front of TensorBoard's writer, which clears the images."""
 
     def __init__(self, session: WandbSession, window_size: int = 20) -> None:
         self.session, self.window_size = session, window_size
         self._last_write = -1
 
     def write(self) -> None:
-        """Sends the numbers and pictures since the last time, in the order of their iterations."""
+        """Sends the numbers and images since the last time, in the order of their iterations."""
         if self.session.run is None:
             return
         storage = get_event_storage()
@@ -39,14 +39,14 @@ class WandbWriter(EventWriter):
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self.window_size).items():
             if iteration > self._last_write:
                 steps[iteration][name] = value
-        for name, picture, iteration in storage._vis_data:
-            steps[iteration][name] = picture
+        for name, image, iteration in storage._vis_data:
+            steps[iteration][name] = image
         for iteration, values in sorted(steps.items()):
             self.session.log(values, iteration, complete=True, as_media=self._as_media)
         self._last_write = max(steps, default=self._last_write)
 
     def _as_media(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Pictures (3, H, W) as W&B's."""
+        """Images (3, H, W) as W&B's."""
         return {
             name: value
             if np.ndim(value) == 0
@@ -60,7 +60,7 @@ class WandbWriter(EventWriter):
 
 
 class WandbResults(HookBase):
-    """Starts the run; sends histograms of what is watched, after each evaluation a table of classes and pictures, and
+    """Starts the run; sends histograms of what is watched, after each evaluation a table of classes and images, and
     at the end the best checkpoint.
     """
 
@@ -91,8 +91,8 @@ class WandbResults(HookBase):
     def _send_evaluation(self) -> None:
         step, cfg, node = self.trainer.iter, self.trainer.cfg, self.session.node
         self.session.log(class_tables(cfg, self.trainer._last_eval_results or {}), step, as_media=self._as_tables)
-        if node.NUM_PICTURES and step > self.session.given_before:
-            self._send_pictures(find_objects(cfg, self.trainer.model, node.NUM_PICTURES), step)
+        if node.NUM_IMAGES and step > self.session.given_before:
+            self._send_images(find_objects(cfg, self.trainer.model, node.NUM_IMAGES), step)
         best = self._best()
         if self.session.node.LOG_MODEL == "all" and best is not None and best.best_iter == step:
             self._send_best(best)
@@ -112,17 +112,17 @@ class WandbResults(HookBase):
         if self.session.node.LOG_MODEL == "end" and best is not None and best.best is not None:
             self._send_best(best)
 
-    def _send_pictures(self, found: list[Any], step: int) -> None:
-        pictures: dict[str, Any] = {}
+    def _send_images(self, found: list[Any], step: int) -> None:
+        images: dict[str, Any] = {}
 
         def as_media(_values: dict[str, Any]) -> dict[str, Any]:
-            pictures.update(wandb_pictures(self.trainer.cfg.DATASETS.TEST[0], found, self.session.sent))
-            # One panel for each: pictures in a list would have to be of one size.
-            keys = [f"predictions/{name}" for name in unique_names(pictures)]
-            return dict(zip(keys, pictures.values(), strict=True))
+            images.update(wandb_images(self.trainer.cfg.DATASETS.TEST[0], found, self.session.sent))
+            # One panel for each: images in a list would have to be of one size.
+            keys = [f"predictions/{name}" for name in unique_names(images)]
+            return dict(zip(keys, images.values(), strict=True))
 
         if self.session.log({"predictions": found}, step, as_media=as_media):
-            self.session.note_sent(references(pictures), step)
+            self.session.note_sent(references(images), step)
 
     def _as_tables(self, values: dict[str, list[list[Any]]]) -> dict[str, Any]:
         table = self.session.wandb.Table

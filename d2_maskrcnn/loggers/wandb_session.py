@@ -15,7 +15,7 @@ from d2_maskrcnn.loggers.wandb_files import last_written_step
 from d2_maskrcnn.weights.atomic import atomic_write_text
 from detectron2.config import CfgNode
 
-STATE_FILE = "wandb_run.json"  # in OUTPUT_DIR: the run's id, its last step, and the pictures that it has
+STATE_FILE = "wandb_run.json"  # in OUTPUT_DIR: the run's id, its last step, and the images that it has
 INIT_SECONDS = 30  # to reach the server, before the run is recorded offline instead
 FINISH_SECONDS = 1800  # to send what is left; the files stay, for `wandb sync`
 
@@ -41,7 +41,7 @@ class WandbSession:
         self._state_file = Path(cfg.OUTPUT_DIR) / STATE_FILE
         self.given_before = -1  # the last step that earlier processes gave
         self._last_step = -1
-        self.sent: dict[str, Any] = {}  # of each picture that the run has, how to refer to it
+        self.sent: dict[str, Any] = {}  # of each image that the run has, how to refer to it
 
     def start(self, resumed: bool) -> None:
         """Starts a run, or with ``resumed`` goes on with the one of this ``OUTPUT_DIR``."""
@@ -127,11 +127,11 @@ class WandbSession:
         atomic_write_text(self._state_file, json.dumps(state))
 
     def note_sent(self, references: dict[str, dict[str, Any]], step: int) -> None:
-        """Remembers, also for a resumed training, how to refer to pictures that the run has since ``step``."""
+        """Remembers, also for a resumed training, how to refer to images that the run has since ``step``."""
         new = {name: {**found, "step": step} for name, found in references.items() if name not in self.sent}
         if self.run is not None and new:
             self.sent.update(new)
-            self._try("noting the pictures", self._write_state)
+            self._try("noting the images", self._write_state)
 
     def log(
         self,

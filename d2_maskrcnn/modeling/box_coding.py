@@ -52,7 +52,7 @@ class BoxCoder:
 
 
 def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
-    """Boxes (..., 4) limited to a picture of (height, width): x to [0, width], y to [0, height].
+    """Boxes (..., 4) limited to an image of (height, width): x to [0, width], y to [0, height].
 
     ``Boxes.clip`` looks at every value first, for which a GPU has to be waited for; here NaN just stays NaN.
     """

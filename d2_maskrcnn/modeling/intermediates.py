@@ -7,9 +7,9 @@
 or ``model(batched_inputs, stages=stages)``. The stages call :func:`active_stages` at fixed places; where nothing
 records, that is one look at a context variable and nothing is kept.
 
-Shape shorthand: N pictures, L feature levels, A anchors at a position, R anchors of all levels of a picture, M
-regions of all pictures, K foreground classes (class K is the background), C channels. "Network's frame": pixels of
-the resized picture that the model was given, padding removed. All boxes are XYXY in that frame unless said otherwise.
+Shape shorthand: N images, L feature levels, A anchors at a position, R anchors of all levels of an image, M
+regions of all images, K foreground classes (class K is the background), C channels. "Network's frame": pixels of
+the resized image that the model was given, padding removed. All boxes are XYXY in that frame unless said otherwise.
 """
 
 from collections.abc import Iterator
@@ -30,40 +30,40 @@ class Stages:
     Tensors are detached but not copied: treat them as read-only. A new forward pass replaces them.
 
     Input
-        images: (N, 3, H, W), normalised and padded. image_sizes: (height, width) of each picture without padding.
+        images: (N, 3, H, W), normalised and padded. image_sizes: (height, width) of each image without padding.
     Backbone
         bottom_up: ``stem``, ``res2`` ... -> (N, C, H/stride, W/stride). features: ``p2`` ... ``p6`` likewise.
     Region proposal network
         anchors: for each level (Hi*Wi*A, 4). rpn_logits: for each level (N, Hi*Wi*A). rpn_deltas: (N, Hi*Wi*A, 4).
         topk_anchors: for each level (N, k) indices into that level's anchors, best score first.
         topk_boxes: for each level (N, k, 4), the same anchors refined by their deltas, not yet clipped.
-        clipped_proposals: for each picture, proposals of all levels clipped to the picture, too small ones removed;
+        clipped_proposals: for each image, proposals of all levels clipped to the image, too small ones removed;
         fields ``proposal_boxes``, ``objectness_logits``, ``level`` (index into the levels), ``anchor`` (index into
         its level's anchors).
-        proposals: for each picture those that non-maximum suppression kept, best first, with the same fields.
+        proposals: for each image those that non-maximum suppression kept, best first, with the same fields.
     Region heads
-        rois: for each picture the regions given to the box head (in training: sampled, with ``gt_classes``,
+        rois: for each image the regions given to the box head (in training: sampled, with ``gt_classes``,
         ``gt_boxes`` and ``gt_index``). roi_levels: (M,) index of the level that each was pooled from. box_pooled: (M,
         C, P, P).
         class_logits: (M, K + 1). box_deltas: (M, 4K), or (M, 4) when class-agnostic.
-        class_probs: for each picture (R, K + 1). decoded_boxes: for each picture (R, K or 1, 4), before clipping.
-        candidates: for each picture what passed the score threshold, clipped, before non-maximum suppression; fields
-        ``pred_boxes``, ``scores``, ``pred_classes``, ``roi`` (index into that picture's rois).
-        kept_candidates: for each picture the indices into ``candidates`` that became detections, best score first.
+        class_probs: for each image (R, K + 1). decoded_boxes: for each image (R, K or 1, 4), before clipping.
+        candidates: for each image what passed the score threshold, clipped, before non-maximum suppression; fields
+        ``pred_boxes``, ``scores``, ``pred_classes``, ``roi`` (index into that image's rois).
+        kept_candidates: for each image the indices into ``candidates`` that became detections, best score first.
         mask_levels: (M,) and mask_pooled: (M, C, P, P) of the boxes whose masks are predicted. mask_logits: (M, K or
             1, 28, 28).
-        detections: for each picture, network's frame, ``pred_masks`` (n, 1, 28, 28) being probabilities inside each
+        detections: for each image, network's frame, ``pred_masks`` (n, 1, 28, 28) being probabilities inside each
             box.
     Training labels
-        anchor_labels: for each picture (R,) int8 over all levels' anchors: 1 object, 0 background, -1 neither.
-        sampled_anchor_labels: the same after sampling; the rest is -1. anchor_matches: for each picture (R,) index of
+        anchor_labels: for each image (R,) int8 over all levels' anchors: 1 object, 0 background, -1 neither.
+        sampled_anchor_labels: the same after sampling; the rest is -1. anchor_matches: for each image (R,) index of
             the annotated box.
-        roi_labels: for each picture the class of every proposal before sampling (K background, -1 ignored); the
-        picture's annotated boxes come last if they are appended. mask_targets: (F, 28, 28) bool of the foreground
+        roi_labels: for each image the class of every proposal before sampling (K background, -1 ignored); the
+        image's annotated boxes come last if they are appended. mask_targets: (F, 28, 28) bool of the foreground
         regions.
         losses: name -> scalar.
     Output
-        results: for each picture the detections in the output's frame (``height`` x ``width`` asked for),
+        results: for each image the detections in the output's frame (``height`` x ``width`` asked for),
             ``pred_masks`` bool.
     """
 
@@ -111,7 +111,7 @@ class Stages:
             setattr(self, name, _detach(value))
 
     def append(self, **values: Any) -> None:
-        """Adds each value to the list of that name: for stages that work picture by picture."""
+        """Adds each value to the list of that name: for stages that work image by image."""
         for name, value in values.items():
             getattr(self, name).append(_detach(value))
 

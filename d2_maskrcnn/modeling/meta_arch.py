@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al. 2017, arXiv:1703.06870): pictures in, losses or detections out."""
+"""Mask R-CNN (He et al. 2017, arXiv:1703.06870): images in, losses or detections out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -31,10 +31,10 @@ Detections = list[Instances] | list[dict[str, Instances]]
 class MaskRCNN(nn.Module):
     """A backbone that gives feature maps, a proposal generator, and region heads.
 
-    Each element of the input list describes one picture:
+    Each element of the input list describes one image:
 
     * ``image``: (3, H, W), uint8 or float in [0, 255], channels in the order of ``INPUT.FORMAT``.
-    * ``height``, ``width`` (optional): size of the output picture; the input's own size if missing.
+    * ``height``, ``width`` (optional): size of the output image; the input's own size if missing.
     * ``instances`` (for losses): Instances of image size (H, W) with ``gt_boxes``, ``gt_classes`` and, with masks,
       ``gt_masks`` (PolygonMasks or BitMasks).
     """
@@ -58,7 +58,7 @@ class MaskRCNN(nn.Module):
 
         Args:
             pixel_mean, pixel_std: one value for each channel, in the order of ``input_format``.
-            input_format: ``BGR`` or ``RGB``; for whoever reads the pictures.
+            input_format: ``BGR`` or ``RGB``; for whoever reads the images.
             channels_last: whether weights and activations of convolutions lie in NHWC order.
 
         Raises:
@@ -141,7 +141,7 @@ class MaskRCNN(nn.Module):
     def draw_samples(self, batched_inputs: Inputs) -> None:
         """Samples anchors and proposals as :meth:`losses` does, without computing a head.
 
-        What was drawn is counted by :func:`d2_maskrcnn.modeling.sampling.sampling_by_picture` around it. Gradients are
+        What was drawn is counted by :func:`d2_maskrcnn.modeling.sampling.sampling_by_image` around it. Gradients are
         tracked as they are there, since kernels differ by rounding without.
         """
         with muted_events():
@@ -153,15 +153,15 @@ class MaskRCNN(nn.Module):
     def inference(
         self, batched_inputs: Inputs, detected_instances: list[Instances] | None = None, do_postprocess: bool = True
     ) -> Detections:
-        """Detections of each picture.
+        """Detections of each image.
 
         Args:
-            detected_instances: for each picture ``pred_boxes`` (network's frame) and ``pred_classes``; then only
+            detected_instances: for each image ``pred_boxes`` (network's frame) and ``pred_classes``; then only
                 masks are added.
             do_postprocess: whether to bring the results to the output's size.
 
         Returns:
-            for each picture ``{"instances": Instances}`` with ``pred_boxes``, ``scores``, ``pred_classes`` and
+            for each image ``{"instances": Instances}`` with ``pred_boxes``, ``scores``, ``pred_classes`` and
             ``pred_masks`` (n, height, width) bool. Without post-processing the plain Instances in the network's
             frame, ``pred_masks`` (n, 1, 28, 28) being probabilities inside each box.
         """
@@ -176,10 +176,10 @@ class MaskRCNN(nn.Module):
         return self._postprocess(results, batched_inputs) if do_postprocess else results
 
     def preprocess_image(self, batched_inputs: Inputs) -> ImageList:
-        """Normalised pictures, padded at the right and bottom with zeros to one size that the backbone can divide.
+        """Normalised images, padded at the right and bottom with zeros to one size that the backbone can divide.
 
         Raises:
-            UserError: no picture, or one that is not (channels, H, W).
+            UserError: no image, or one that is not (channels, H, W).
         """
         images = [_image(item, len(self.pixel_mean)).to(self.device, non_blocking=True) for item in batched_inputs]
         if not images:
@@ -202,7 +202,7 @@ class MaskRCNN(nn.Module):
         ]
         if missing:
             raise UserError(
-                f"the input picture {missing[0]} has no 'instances': losses need annotations (use a training mapper)"
+                f"the input image {missing[0]} has no 'instances': losses need annotations (use a training mapper)"
             )
         return [item["instances"].to(self.device) for item in batched_inputs]
 
@@ -229,7 +229,7 @@ def _image(item: dict[str, Any], channels: int) -> torch.Tensor:
     image: torch.Tensor = item["image"]
     if image.dim() != 3 or image.shape[0] != channels or 0 in image.shape:
         raise UserError(
-            f"the input picture {item.get('file_name', '')} has the shape {tuple(image.shape)}: expected "
+            f"the input image {item.get('file_name', '')} has the shape {tuple(image.shape)}: expected "
             f"({channels}, height, width)"
         )
     return image

@@ -1,4 +1,4 @@
-"""From the network's frame to the output picture: boxes scaled, masks pasted when asked for."""
+"""From the network's frame to the output image: boxes scaled, masks pasted when asked for."""
 
 from d2_maskrcnn.structures.lazy_masks import MASK_THRESHOLD
 from d2_maskrcnn.structures.mask_instances import MaskInstances
@@ -6,12 +6,12 @@ from detectron2.structures import Boxes, Instances
 
 
 def postprocess(instances: Instances, height: int, width: int, mask_threshold: float = MASK_THRESHOLD) -> Instances:
-    """Detections in the frame of a picture of another size.
+    """Detections in the frame of an image of another size.
 
     Args:
         instances: ``image_size`` is the frame that ``pred_boxes`` are in; ``pred_masks`` (n, 1, S, S), if there, are
             probabilities inside each box.
-        height, width: of the output picture, in pixels.
+        height, width: of the output image, in pixels.
 
     Returns:
         new Instances of image size (height, width): ``pred_boxes`` scaled and clipped, those without area dropped;

@@ -8,29 +8,29 @@ import numpy as np
 import torch
 
 
-class PictureSampling:
-    """Draws for each picture with a generator of its own, and counts what was drawn.
+class ImageSampling:
+    """Draws for each image with a generator of its own, and counts what was drawn.
 
     A batch then samples the same whether it is computed at once, in parts, or by several processes. The model samples
-    anchors for each picture of the batch, in order, and then proposals for each picture.
+    anchors for each image of the batch, in order, and then proposals for each image.
 
     Args:
-        seeds: one for each picture of the batch.
+        seeds: one for each image of the batch.
 
     Attributes:
-        pictures, rois, foreground: what the losses of this forward pass are divided by: pictures of the RPN's losses,
+        images, rois, foreground: what the losses of this forward pass are divided by: images of the RPN's losses,
             sampled proposals of the box head's, those among them that are objects of the mask head's.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.seeds = list(seeds)
-        self.pictures, self.rois, self.foreground = len(seeds), 0, 0
+        self.images, self.rois, self.foreground = len(seeds), 0, 0
         self._calls = 0
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The generator of the next call of :func:`sample_labels`."""
-        stage, picture = divmod(self._calls, max(len(self.seeds), 1))
-        words = np.random.SeedSequence((self.seeds[picture], stage)).generate_state(2)
+        stage, image = divmod(self._calls, max(len(self.seeds), 1))
+        words = np.random.SeedSequence((self.seeds[image], stage)).generate_state(2)
         return torch.Generator(device).manual_seed(int(words[0]) | (int(words[1]) & 0x7FFFFFFF) << 32)
 
     def count(self, positive: int, negative: int) -> None:
@@ -41,13 +41,13 @@ class PictureSampling:
         self._calls += 1
 
 
-_ACTIVE: ContextVar[PictureSampling | None] = ContextVar("picture_sampling", default=None)
+_ACTIVE: ContextVar[ImageSampling | None] = ContextVar("image_sampling", default=None)
 
 
 @contextmanager
-def sampling_by_picture(seeds: Sequence[int]) -> Iterator[PictureSampling]:
-    """Inside the ``with`` block, one forward pass over ``len(seeds)`` pictures draws from these seeds alone."""
-    sampling = PictureSampling(seeds)
+def sampling_by_image(seeds: Sequence[int]) -> Iterator[ImageSampling]:
+    """Inside the ``with`` block, one forward pass over ``len(seeds)`` images draws from these seeds alone."""
+    sampling = ImageSampling(seeds)
     token = _ACTIVE.set(sampling)
     try:
         yield sampling
@@ -58,7 +58,7 @@ def sampling_by_picture(seeds: Sequence[int]) -> Iterator[PictureSampling]:
 def sample_labels(
     labels: torch.Tensor, num_samples: int, positive_fraction: float, background: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws up to ``num_samples`` elements of one picture, at most ``positive_fraction`` of them objects, the rest
+    """Draws up to ``num_samples`` elements of one image, at most ``positive_fraction`` of them objects, the rest
     background.
 
     Where objects are too few, background fills up the number.

@@ -11,7 +11,7 @@ def channels_of(shape: ShapeSpec) -> int:
 
 
 def stride_of(shape: ShapeSpec) -> int:
-    """Pixels of the picture for each step in the feature map, or ValueError where ``shape`` does not say."""
+    """Pixels of the image for each step in the feature map, or ValueError where ``shape`` does not say."""
     if shape.stride is None:
         raise ValueError(f"a feature map without stride: {shape}")
     return shape.stride

@@ -1,4 +1,4 @@
-"""What was found in one picture, as plain arrays on the CPU: for drawing, tracking and writing."""
+"""What was found in one image, as plain arrays on the CPU: for drawing, tracking and writing."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from detectron2.structures import Instances
 
 @dataclass
 class Detections:
-    """N detections of one picture.
+    """N detections of one image.
 
     Attributes:
-        boxes: (N, 4) float32, XYXY in pixels of the picture.
+        boxes: (N, 4) float32, XYXY in pixels of the image.
         scores: (N,) float32 in [0, 1].
         classes: (N,) int64, counted from 0.
-        image_size: (H, W) of the picture.
+        image_size: (H, W) of the image.
         masks: N masks, or None.
         track_ids: (N,) int64, one number for each object of a video, or None without tracking.
     """
@@ -30,7 +30,7 @@ class Detections:
 
     @classmethod
     def empty(cls, image_size: tuple[int, int]) -> "Detections":
-        """No detections in a picture of this size."""
+        """No detections in an image of this size."""
         boxes, none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
         masks = BoxMasks(boxes, np.zeros((0, 1, 1), np.float32), image_size)
         return cls(boxes, np.zeros(0, np.float32), none, image_size, masks)
@@ -42,7 +42,7 @@ class Detections:
         Args:
             instances: with ``pred_boxes``, ``scores``, ``pred_classes`` and perhaps ``pred_masks``: (N, 1, S, S)
                 probabilities inside each box, (N, H, W) bool, or masks that are pasted when asked for.
-            image_size: (H, W) of the picture to scale to; the frame of ``instances`` if None. Detections that have no
+            image_size: (H, W) of the image to scale to; the frame of ``instances`` if None. Detections that have no
                 area in it are left out.
         """
         source = instances.image_size
@@ -84,5 +84,5 @@ def _masks_of(instances: Instances, boxes: np.ndarray, target: tuple[int, int]) 
     if masks.dim() == 4:
         return BoxMasks(boxes, masks[:, 0].float().cpu().numpy(), target)
     if tuple(instances.image_size) != tuple(target):
-        raise ValueError(f"whole-picture masks of size {instances.image_size} cannot be scaled to {target}")
-    return CropMasks.from_pictures(masks.cpu(), target)
+        raise ValueError(f"whole-image masks of size {instances.image_size} cannot be scaled to {target}")
+    return CropMasks.from_images(masks.cpu(), target)

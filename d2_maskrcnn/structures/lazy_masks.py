@@ -1,7 +1,7 @@
-"""Instance masks that stay small: what a mask head predicts, or a bitmap of the box, instead of a whole picture each.
+"""Instance masks that stay small: what a mask head predicts, or a bitmap of the box, instead of a whole image each.
 
-A hundred masks of a 3840x2160 picture are 0.8 GB as (N, H, W) bool and 0.3 MB as the 28x28 probabilities that they are
-pasted from. All coordinates are XYXY pixels of the picture; a pixel's centre is at (x + 0.5, y + 0.5).
+A hundred masks of a 3840x2160 image are 0.8 GB as (N, H, W) bool and 0.3 MB as the 28x28 probabilities that they are
+pasted from. All coordinates are XYXY pixels of the image; a pixel's centre is at (x + 0.5, y + 0.5).
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ Index = int | slice | Sequence[int] | np.ndarray
 
 
 class Window(NamedTuple):
-    """A rectangle of whole pixels inside the picture: columns x0 to x1 and rows y0 to y1, the ends not included."""
+    """A rectangle of whole pixels inside the image: columns x0 to x1 and rows y0 to y1, the ends not included."""
 
     x0: int
     y0: int
@@ -32,10 +32,10 @@ class Window(NamedTuple):
 
 
 class Masks(ABC):
-    """N masks of one picture, each made when it is asked for and only inside its box.
+    """N masks of one image, each made when it is asked for and only inside its box.
 
     Attributes:
-        image_size: (H, W) of the picture.
+        image_size: (H, W) of the image.
     """
 
     image_size: tuple[int, int]
@@ -51,16 +51,16 @@ class Masks(ABC):
     def crop(self, index: int) -> tuple[Window, np.ndarray]:
         """Where mask ``index`` can have pixels, and those pixels: (h, w) uint8, 1 inside the mask and 0 outside.
 
-        The window is empty, and so is the array, where the box lies outside of the picture.
+        The window is empty, and so is the array, where the box lies outside of the image.
         """
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """One (H, W) bool picture after the other; only one of them is in memory at a time."""
+        """One (H, W) bool image after the other; only one of them is in memory at a time."""
         for index in range(len(self)):
-            yield self.picture(index)
+            yield self.image(index)
 
-    def picture(self, index: int) -> np.ndarray:
-        """Mask ``index`` as a whole picture, (H, W) bool."""
+    def image(self, index: int) -> np.ndarray:
+        """Mask ``index`` as a whole image, (H, W) bool."""
         window, pixels = self.crop(index)
         whole = np.zeros(self.image_size, dtype=bool)
         whole[window.slices] = pixels
@@ -93,9 +93,9 @@ class BoxMasks(Masks):
     """Masks as a mask head predicts them: probabilities on an S x S grid over each box (arXiv:1703.06870, section 3).
 
     Args:
-        boxes: (N, 4) float, XYXY; they may leave the picture.
+        boxes: (N, 4) float, XYXY; they may leave the image.
         probabilities: (N, S, S) float in [0, 1].
-        image_size: (H, W) of the picture.
+        image_size: (H, W) of the image.
         threshold: probability from which on a pixel belongs to the mask.
 
     Raises:
@@ -157,18 +157,18 @@ class BoxMasks(Masks):
         return BoxMasks(boxes, self.probabilities, self.image_size, self.threshold)
 
     def resized(self, height: int, width: int) -> "BoxMasks":
-        """The same masks in a picture of another size."""
+        """The same masks in an image of another size."""
         scale = np.array([width / self.image_size[1], height / self.image_size[0]] * 2, dtype=np.float32)
         return BoxMasks(self.boxes * scale, self.probabilities, (height, width), self.threshold)
 
 
 class CropMasks(Masks):
-    """Masks as bitmaps of their tight boxes: for masks that come from elsewhere as whole pictures.
+    """Masks as bitmaps of their tight boxes: for masks that come from elsewhere as whole images.
 
     Args:
         windows: where each bitmap lies.
         bitmaps: (h, w) uint8 in {0, 1} for each window.
-        image_size: (H, W) of the picture.
+        image_size: (H, W) of the image.
     """
 
     def __init__(self, windows: list[Window], bitmaps: list[np.ndarray], image_size: tuple[int, int]) -> None:
@@ -177,17 +177,17 @@ class CropMasks(Masks):
         self.image_size = (int(image_size[0]), int(image_size[1]))
 
     @classmethod
-    def from_pictures(cls, pictures: np.ndarray | torch.Tensor, image_size: tuple[int, int]) -> "CropMasks":
+    def from_images(cls, images: np.ndarray | torch.Tensor, image_size: tuple[int, int]) -> "CropMasks":
         """Takes (N, H, W) masks apart into crops.
 
         Raises:
-            ValueError: the masks are not of the picture's size.
+            ValueError: the masks are not of the image's size.
         """
-        if len(pictures) and tuple(pictures.shape[1:]) != tuple(image_size):
-            raise ValueError(f"masks of size {tuple(pictures.shape[1:])} for a picture of size {tuple(image_size)}")
+        if len(images) and tuple(images.shape[1:]) != tuple(image_size):
+            raise ValueError(f"masks of size {tuple(images.shape[1:])} for an image of size {tuple(image_size)}")
         windows, bitmaps = [], []
-        for picture in pictures:
-            pixels = np.ascontiguousarray(np.asarray(picture), dtype=np.uint8)
+        for image in images:
+            pixels = np.ascontiguousarray(np.asarray(image), dtype=np.uint8)
             x, y, w, h = cv2.boundingRect(pixels)
             windows.append(Window(x, y, x + w, y + h))
             bitmaps.append(pixels[y : y + h, x : x + w].copy())
@@ -206,13 +206,13 @@ class CropMasks(Masks):
 
 
 def encode_rle(window: Window, pixels: np.ndarray, image_size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's compressed run-length code of a picture that is 0 but for ``pixels`` in ``window``.
+    """COCO's compressed run-length code of an image that is 0 but for ``pixels`` in ``window``.
 
-    COCO counts runs of 0 and 1 in turn, down the columns of the picture one after the other.
+    COCO counts runs of 0 and 1 in turn, down the columns of the image one after the other.
 
     Args:
         pixels: (h, w) uint8 in {0, 1}.
-        image_size: (H, W) of the picture.
+        image_size: (H, W) of the image.
 
     Returns:
         ``{"size": [H, W], "counts": str}``.
@@ -239,7 +239,7 @@ def encode_rle(window: Window, pixels: np.ndarray, image_size: tuple[int, int]) 
 
 
 def _covered(start: float, end: float, size: int) -> range:
-    """The pixels whose centres can lie in [start, end], and one more on each side, within the picture."""
+    """The pixels whose centres can lie in [start, end], and one more on each side, within the image."""
     if not (np.isfinite(start) and np.isfinite(end)):
         return range(0)
     return range(min(max(int(start) - 1, 0), size), max(min(int(end) + 2, size), 0))

@@ -1,4 +1,4 @@
-"""Detections whose masks stay small until somebody asks for them as pictures."""
+"""Detections whose masks stay small until somebody asks for them as images."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ class MaskInstances(Instances):
     """Instances with the further fields ``pred_masks`` and ``pred_masks_rle``, which are made when they are read.
 
     ``pred_masks`` is what users of Detectron2 expect, (N, H, W) bool on the device of the model; it is kept once made.
-    ``pred_masks_rle``, COCO's run-length code, and :attr:`box_masks` never need whole pictures: the embedded engine's
+    ``pred_masks_rle``, COCO's run-length code, and :attr:`box_masks` never need whole images: the embedded engine's
     COCO evaluator asks for the first, drawing for the second.
     """
 
@@ -27,7 +27,7 @@ class MaskInstances(Instances):
         """Adds masks to ``instances``.
 
         Args:
-            instances: with ``pred_boxes``, in the frame of the output picture; without ``pred_masks``.
+            instances: with ``pred_boxes``, in the frame of the output image; without ``pred_masks``.
             probabilities: (N, S, S) in [0, 1], inside the boxes. threshold: from which on a pixel belongs to a mask.
         """
         return cls._wrap(instances, (instances.pred_boxes.tensor, probabilities), threshold)

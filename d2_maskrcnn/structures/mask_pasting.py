@@ -1,4 +1,4 @@
-"""From masks on a small grid over each box to masks of the whole picture (arXiv:1703.06870, section 3)."""
+"""From masks on a small grid over each box to masks of the whole image (arXiv:1703.06870, section 3)."""
 
 import numpy as np
 import torch
@@ -11,10 +11,10 @@ def paste_masks(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: in
     A mask's values sit at the centres of an S x S grid over the box and are interpolated bilinearly, falling to 0
     outside; a pixel is set where the value at the pixel's centre is at least ``threshold``. Bilinear interpolation is
     separable, so the resized mask is ``Y @ mask @ X.T`` with the two axes' interpolation matrices, over the box
-    alone: no grid of the whole picture is made.
+    alone: no grid of the whole image is made.
 
     Args:
-        masks: (n, S, S) in [0, 1]. boxes: (n, 4) XYXY in the output picture.
+        masks: (n, S, S) in [0, 1]. boxes: (n, 4) XYXY in the output image.
 
     Returns:
         (n, height, width) bool.
@@ -39,7 +39,7 @@ def _no_pixels(shape: tuple[int, int, int], device: torch.device) -> torch.Tenso
 
 
 def _covered(start: float, end: float, size: int) -> range:
-    """The pixels whose centres can lie in [start, end], and one more on each side, within the picture."""
+    """The pixels whose centres can lie in [start, end], and one more on each side, within the image."""
     return range(max(int(start) - 1, 0), min(int(end) + 2, size))
 
 

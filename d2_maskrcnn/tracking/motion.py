@@ -35,7 +35,7 @@ class BoxMotion:
         return len(self.position)
 
     def boxes(self) -> np.ndarray:
-        """(T, 4) float32, XYXY in pixels; they may leave the picture."""
+        """(T, 4) float32, XYXY in pixels; they may leave the image."""
         half = self.position[:, 2:] / 2
         return np.concatenate((self.position[:, :2] - half, self.position[:, :2] + half), axis=1).astype(np.float32)
 

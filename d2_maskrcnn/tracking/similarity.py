@@ -7,7 +7,7 @@ from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import BoxMasks, CropMasks
 
 GRID = 28  # masks are compared at this resolution ...
-LONG_SIDE = 256  # ... in a picture scaled down to this
+LONG_SIDE = 256  # ... in an image scaled down to this
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:

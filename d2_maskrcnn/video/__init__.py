@@ -1,1 +1,1 @@
-"""Detections shown in pictures, videos, streams and webcam pictures: sources, pipeline and outputs."""
+"""Detections shown in images, videos, streams and webcam images: sources, pipeline and outputs."""

@@ -15,8 +15,8 @@ BROKEN = (av.error.FFmpegError, OSError, ValueError)
 
 def to_bgr(image: Any) -> np.ndarray:
     """A decoded image as (H, W, 3) uint8 BGR, upright as the stream's display matrix says."""
-    picture = image.to_ndarray(format="bgr24")
-    return np.ascontiguousarray(np.rot90(picture, quarter_turns(image)))
+    pixels = image.to_ndarray(format="bgr24")
+    return np.ascontiguousarray(np.rot90(pixels, quarter_turns(image)))
 
 
 def quarter_turns(image: Any) -> int:

@@ -11,13 +11,13 @@ from d2_maskrcnn.structures.detections import Detections
 
 @dataclass
 class Frame:
-    """A picture, or a frame of a video, on its way from the source to the outputs.
+    """An image, or a frame of a video, on its way from the source to the outputs.
 
     Attributes:
-        picture: (H, W, 3) uint8, BGR, contiguous; the detections are drawn into it.
+        image: (H, W, 3) uint8, BGR, contiguous; the detections are drawn into it.
         index: number of the frame in its source, counted from 0, those left out included.
-        time: seconds since the beginning of what is shown; 0 for pictures.
-        name: file of a picture, "" for frames of videos.
+        time: seconds since the beginning of what is shown; 0 for images.
+        name: file of an image, "" for frames of videos.
         clock: seconds on the source's own clock, by which its sound goes.
         pts, duration: the time and the length in units of the source's time base, for sources that have one.
         found: the detections, from the model stage on.
@@ -26,7 +26,7 @@ class Frame:
         network_input: what the model is given: (3, H', W') uint8, resized; dropped after the model.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     index: int
     time: float = 0.0
     name: str = ""
@@ -41,7 +41,7 @@ class Frame:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W) in pixels."""
-        return self.picture.shape[0], self.picture.shape[1]
+        return self.image.shape[0], self.image.shape[1]
 
 
 @dataclass(frozen=True)

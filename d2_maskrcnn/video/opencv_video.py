@@ -38,13 +38,13 @@ class OpenCVSource:
     def __iter__(self) -> Iterator[Frame]:
         index = shown = 0
         try:
-            while (picture := self._read()) is not None:
+            while (image := self._read()) is not None:
                 seconds = float(index / self._rate)
                 if self.excerpt.beyond(index, seconds):
                     break
                 if not self.excerpt.before(index, seconds):
                     if shown % self.excerpt.stride == 0:
-                        yield Frame(picture, index, float(shown / self._rate))
+                        yield Frame(image, index, float(shown / self._rate))
                     shown += 1
                 index += 1
         finally:
@@ -52,12 +52,12 @@ class OpenCVSource:
         if shown == 0:
             where = " in the part asked for with --start and --end" if index else ""
             raise UserError(f"Video {self.address}: no frame could be read{where} ({index} were read).")
-        if picture is None and index < self._stated:
+        if image is None and index < self._stated:
             self.problem = f"the header says {self._stated} frames, but only {index} could be read"
 
     def _read(self) -> np.ndarray | None:
-        ok, picture = self._capture.read()
-        return np.ascontiguousarray(picture) if ok else None
+        ok, image = self._capture.read()
+        return np.ascontiguousarray(image) if ok else None
 
 
 class OpenCVWriter:
@@ -79,7 +79,7 @@ class OpenCVWriter:
             self._writer = cv2.VideoWriter(str(self.path), code, float(self.info.rate), frame.size[::-1])
             if not self._writer.isOpened():
                 raise UserError(f"Cannot write {self.path} with OpenCV: name a file that ends in .mp4.")
-        self._writer.write(frame.picture)
+        self._writer.write(frame.image)
         self.frames += 1
 
     def close(self) -> None:

@@ -18,8 +18,8 @@ from d2_maskrcnn.predictor import Resizer
 from d2_maskrcnn.tracking import Tracker
 from d2_maskrcnn.video.frame import Frame, VideoInfo
 from d2_maskrcnn.video.pipeline import Pipeline, Stage
-from d2_maskrcnn.video.sinks.outputs import CocoResults, CsvRows, JsonLines, PictureFiles, Window, records_of
-from d2_maskrcnn.video.sources.images import PictureSource
+from d2_maskrcnn.video.sinks.outputs import CocoResults, CsvRows, ImageFiles, JsonLines, Window, records_of
+from d2_maskrcnn.video.sources.images import ImageSource
 from d2_maskrcnn.video.workers import InProcess, WorkerPool
 from d2_maskrcnn.visualization import Drawer
 
@@ -47,9 +47,9 @@ class Work:
         class_names, category_ids: of the model's classes.
         threshold: score from which detections are shown.
         classes: numbers of the classes that are wanted; None for all.
-        batch_size: pictures that the model gets together.
+        batch_size: images that the model gets together.
         tracking: whether objects of a video get numbers.
-        draw, record: whether pictures, and whether records for files, are wanted.
+        draw, record: whether images, and whether records for files, are wanted.
         side_by_side: batches that are with the model processes at a time.
     """
 
@@ -84,7 +84,7 @@ class Work:
 
     def _prepare(self, frames: list[Frame]) -> list[Frame]:
         for frame in frames:
-            frame.network_input = self.resizer(frame.picture)
+            frame.network_input = self.resizer(frame.image)
         return frames
 
     def _detect(self, frames: list[Frame]) -> list[Frame]:
@@ -115,7 +115,7 @@ class Work:
             else:
                 frame.found = frame.found[frame.found.scores >= self.threshold]
             if self.draw:
-                self.drawer.draw(frame.picture, frame.found, frame.shown_scores)
+                self.drawer.draw(frame.image, frame.found, frame.shown_scores)
             if self.record:
                 frame.records = records_of(frame, self.class_names, self.category_ids)
         return frames
@@ -132,7 +132,7 @@ class Work:
 class Outputs:
     """What a frame is given to at the end; made before the work begins, so that bad names are known early."""
 
-    picture_files: PictureFiles | None = None
+    image_files: ImageFiles | None = None
     video: Any = None
     json: JsonLines | CocoResults | None = None
     csv: CsvRows | None = None
@@ -140,7 +140,7 @@ class Outputs:
 
     def write(self, frame: Frame) -> bool:
         """Hands a frame to all; False if the person at the window has had enough."""
-        for writer in (self.picture_files, self.video):
+        for writer in (self.image_files, self.video):
             if writer is not None:
                 writer.write(frame)
         for table in (self.json, self.csv):
@@ -158,28 +158,28 @@ class Outputs:
         """Finishes all files, even if one of them fails."""
         with ExitStack() as stack:
             stack.callback(self.close_window)
-            for output in (self.picture_files, self.video, self.json, self.csv):
+            for output in (self.image_files, self.video, self.json, self.csv):
                 if output is not None:
                     stack.callback(output.close)
 
 
-def run_pictures(source: PictureSource, work: Work, outputs: Outputs) -> int:
-    """Detects and draws in pictures.
+def run_images(source: ImageSource, work: Work, outputs: Outputs) -> int:
+    """Detects and draws in images.
 
     Returns:
-        how many pictures were done.
+        how many images were done.
 
     Raises:
         UserError: some could not be read (the others are done), or an output failed. KeyboardInterrupt: Ctrl-C.
     """
-    done = _run(source, work, outputs, total=len(source), unit="picture", live=False)
+    done = _run(source, work, outputs, total=len(source), unit="image", live=False)
     if source.broken:
-        raise UserError(f"{len(source.broken)} of {len(source)} pictures could not be read: {source.broken[0]}")
+        raise UserError(f"{len(source.broken)} of {len(source)} images could not be read: {source.broken[0]}")
     return done
 
 
 def run_video(source: VideoLike, work: Work, outputs: Outputs) -> int:
-    """Detects, tracks and draws in a video, a stream or a camera's pictures.
+    """Detects, tracks and draws in a video, a stream or a camera's images.
 
     Returns:
         how many frames were done.

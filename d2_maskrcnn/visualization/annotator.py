@@ -1,4 +1,4 @@
-"""Masks, boxes and labels drawn into a picture, in place and only where they are."""
+"""Masks, boxes and labels drawn into an image, in place and only where they are."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Drawer:
 
     Args:
         class_names: name of each class; classes beyond it are shown as numbers.
-        alpha: how much of a mask's colour covers the picture, in [0, 1].
+        alpha: how much of a mask's colour covers the image, in [0, 1].
         masks, boxes, labels: what is drawn.
     """
 
@@ -41,20 +41,20 @@ class Drawer:
         self.alpha = alpha
         self._painter: LabelPainter | None = None
 
-    def draw(self, picture: np.ndarray, found: Detections, shown_scores: np.ndarray | None = None) -> None:
-        """Draws into ``picture``.
+    def draw(self, image: np.ndarray, found: Detections, shown_scores: np.ndarray | None = None) -> None:
+        """Draws into ``image``.
 
         Args:
-            picture: (H, W, 3) uint8, BGR, contiguous; changed in place.
-            found: in the frame of ``picture``.
+            image: (H, W, 3) uint8, BGR, contiguous; changed in place.
+            found: in the frame of ``image``.
             shown_scores: (N,) what labels say instead of ``found.scores``, such as scores averaged over a track.
 
         Raises:
-            ValueError: the picture is of another type or size than the detections.
+            ValueError: the image is of another type or size than the detections.
         """
-        if picture.dtype != np.uint8 or picture.shape != (*found.image_size, 3):
+        if image.dtype != np.uint8 or image.shape != (*found.image_size, 3):
             raise ValueError(
-                f"expected a picture of {found.image_size} and 3 uint8 channels, got {picture.shape} {picture.dtype}"
+                f"expected an image of {found.image_size} and 3 uint8 channels, got {image.shape} {image.dtype}"
             )
         colours = self.colour_book.assign(found.boxes, found.track_ids)
         sizes = (found.boxes[:, 2] - found.boxes[:, 0]) * (found.boxes[:, 3] - found.boxes[:, 1])
@@ -63,13 +63,13 @@ class Drawer:
         for index in order:
             if self.masks and found.masks is not None:
                 window, pixels = found.masks.crop(index)
-                draw_mask(picture, window, pixels, PALETTE[colours[index]], self.alpha, thickness)
+                draw_mask(image, window, pixels, PALETTE[colours[index]], self.alpha, thickness)
             if self.boxes:
-                _draw_box(picture, found.boxes[index], PALETTE[colours[index]], thickness)
+                _draw_box(image, found.boxes[index], PALETTE[colours[index]], thickness)
         if self.labels:
-            self._draw_labels(picture, found, colours, found.scores if shown_scores is None else shown_scores)
+            self._draw_labels(image, found, colours, found.scores if shown_scores is None else shown_scores)
 
-    def _draw_labels(self, picture: np.ndarray, found: Detections, colours: list[int], scores: np.ndarray) -> None:
+    def _draw_labels(self, image: np.ndarray, found: Detections, colours: list[int], scores: np.ndarray) -> None:
         size = font_size(found.image_size)
         if self._painter is None or self._painter.font_size != size:
             self._painter = LabelPainter(size)
@@ -80,11 +80,11 @@ class Drawer:
         ]
         # Tracks keep their turn, so that labels do not change places from frame to frame.
         order = np.argsort(ids, kind="stable").tolist() if ids else list(range(len(found)))
-        self._painter.draw(picture, [texts[i] for i in order], found.boxes[order], [PALETTE[colours[i]] for i in order])
+        self._painter.draw(image, [texts[i] for i in order], found.boxes[order], [PALETTE[colours[i]] for i in order])
 
 
 def draw_mask(
-    picture: np.ndarray,
+    image: np.ndarray,
     window: Window,
     pixels: np.ndarray,
     colour: tuple[int, int, int],
@@ -94,18 +94,18 @@ def draw_mask(
     """Fills a mask and draws its edge, in place.
 
     Args:
-        picture: (H, W, 3) uint8 BGR. window, pixels: the mask, as :meth:`Masks.crop` gives it.
-        colour: RGB. alpha: how much of it covers the picture. thickness: of the edge, in pixels.
+        image: (H, W, 3) uint8 BGR. window, pixels: the mask, as :meth:`Masks.crop` gives it.
+        colour: RGB. alpha: how much of it covers the image. thickness: of the edge, in pixels.
     """
     if pixels.size == 0:
         return
-    region = picture[window.slices]
+    region = image[window.slices]
     tinted = cv2.convertScaleAbs(region, alpha=1 - alpha)
     rows = tinted.reshape(len(tinted), -1)  # (h, 3w): adding a row of the colour is much faster than adding a triple
     rows += np.tile((np.array(colour[::-1]) * alpha).astype(np.uint8), pixels.shape[1])  # rounded down: never over 255
     cv2.copyTo(tinted, pixels, region)
     outlines, _ = cv2.findContours(pixels, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-    cv2.drawContours(picture, outlines, -1, colour[::-1], thickness, cv2.LINE_8, offset=(window.x0, window.y0))
+    cv2.drawContours(image, outlines, -1, colour[::-1], thickness, cv2.LINE_8, offset=(window.x0, window.y0))
 
 
 def line_thickness(image_size: tuple[int, int]) -> int:
@@ -125,10 +125,10 @@ def label_text(names: Sequence[str], cls: int, score: float | None = None, track
     return text if score is None or math.isnan(score) else f"{text} {score:.0%}"
 
 
-def _draw_box(picture: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], thickness: int) -> None:
-    height, width = picture.shape[:2]
+def _draw_box(image: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], thickness: int) -> None:
+    height, width = image.shape[:2]
     x0, y0 = (int(v) for v in np.floor(box[:2]))
     x1, y1 = (int(v) - 1 for v in np.ceil(box[2:]))
     x0, x1, y0, y1 = max(x0, 0), min(x1, width - 1), max(y0, 0), min(y1, height - 1)
     if x0 <= x1 and y0 <= y1:
-        cv2.rectangle(picture, (x0, y0), (x1, y1), colour[::-1], thickness)
+        cv2.rectangle(image, (x0, y0), (x1, y1), colour[::-1], thickness)

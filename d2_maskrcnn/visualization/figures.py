@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 100
-PICTURE_INCHES = 8.0  # the longer side of a picture in a figure
+IMAGE_INCHES = 8.0  # the longer side of an image in a figure
 MAPS = {"heat": "inferno", "probability": "viridis"}
 
 
@@ -43,12 +43,12 @@ def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8.0
     return figure, list(axes.flat)
 
 
-def picture_figure(count: int, size: tuple[int, int], columns: int = 2) -> "tuple[Figure, list[Axes]]":
-    """A figure for ``count`` pictures of ``size`` (height, width) pixels side by side."""
+def image_figure(count: int, size: tuple[int, int], columns: int = 2) -> "tuple[Figure, list[Axes]]":
+    """A figure for ``count`` images of ``size`` (height, width) pixels side by side."""
     height, width = size
     columns = min(columns, max(count, 1))
     rows = max(-(-count // columns), 1)
-    scale = PICTURE_INCHES / max(height, width)
+    scale = IMAGE_INCHES / max(height, width)
     wanted = (max(width * scale, 2.5) * columns, (max(height * scale, 1.5) + 0.4) * rows)
     shrink = min(1.0, 14.0 / max(wanted))
     figure, axes = new_figure(rows, columns, (wanted[0] * shrink, wanted[1] * shrink))
@@ -57,10 +57,10 @@ def picture_figure(count: int, size: tuple[int, int], columns: int = 2) -> "tupl
     return figure, axes[:count]
 
 
-def show_picture(axes: "Axes", picture: np.ndarray, title: str = "", frame: tuple[int, int] | None = None) -> None:
+def show_image(axes: "Axes", image: np.ndarray, title: str = "", frame: tuple[int, int] | None = None) -> None:
     """Shows (H, W, 3) uint8 RGB, without ticks, over the coordinates of a frame of (height, width) pixels."""
-    height, width = frame or picture.shape[:2]
-    axes.imshow(picture, extent=(0, width, height, 0), interpolation="nearest")
+    height, width = frame or image.shape[:2]
+    axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
     axes.set_xlim(0, width)
     axes.set_ylim(height, 0)
     axes.set_xticks([])
@@ -104,10 +104,10 @@ def png(figure: "Figure") -> bytes:
     return encode_png(pixels(figure))
 
 
-def encode_png(picture: np.ndarray) -> bytes:
+def encode_png(image: np.ndarray) -> bytes:
     """(H, W, 3) uint8 RGB as a PNG file with a palette of 256 colours: less than half the bytes, and no eye sees it."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "png")
+    Image.fromarray(image).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "png")
     return buffer.getvalue()
 
 

@@ -26,7 +26,7 @@ def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 class LabelPainter:
-    """Stamps texts onto pictures of one size.
+    """Stamps texts onto images of one size.
 
     Args:
         font_size: height of the type in pixels.
@@ -37,23 +37,21 @@ class LabelPainter:
         self.padding = max(1, font_size // 5)
         self._stamps: OrderedDict[tuple[str, tuple[int, int, int], int], np.ndarray] = OrderedDict()
 
-    def draw(
-        self, picture: np.ndarray, texts: list[str], boxes: np.ndarray, colours: list[tuple[int, int, int]]
-    ) -> None:
+    def draw(self, image: np.ndarray, texts: list[str], boxes: np.ndarray, colours: list[tuple[int, int, int]]) -> None:
         """Writes one text at each box, in place.
 
         Args:
-            picture: (H, W, 3) uint8, BGR.
+            image: (H, W, 3) uint8, BGR.
             boxes: (N, 4) XYXY of the N texts. colours: N backgrounds, RGB.
         """
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         taken: list[Rect] = []
         for text, box, colour in zip(texts, boxes, colours, strict=True):
             stamp = self.stamp(text, colour, width)
             rect = place(box, stamp.shape[1], min(stamp.shape[0], height), (height, width), taken)
             taken.append(rect)
             x0, y0, x1, y1 = rect
-            picture[y0:y1, x0:x1] = stamp[: y1 - y0, : x1 - x0]
+            image[y0:y1, x0:x1] = stamp[: y1 - y0, : x1 - x0]
 
     def stamp(self, text: str, colour: tuple[int, int, int], max_width: int) -> np.ndarray:
         """The text on its background, (h, w, 3) uint8 BGR; cut with an ellipsis where wider than ``max_width``."""
@@ -86,7 +84,7 @@ def place(box: np.ndarray, width: int, height: int, frame: tuple[int, int], take
     right corner; then along the box's sides and a little beyond them; then the least covered of all these.
 
     Args:
-        box: (4,) XYXY. width, height: of the label, at most the frame's. frame: (H, W) of the picture.
+        box: (4,) XYXY. width, height: of the label, at most the frame's. frame: (H, W) of the image.
         taken: where labels are already.
     """
     x0, y0, x1, y1 = (round(float(side)) for side in box)

@@ -38,7 +38,7 @@ def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
 class ColourBook:
     """Gives every object a colour of the palette, and keeps it while the object is seen.
 
-    A new object gets a colour that nothing in the picture has; when all are taken, the one whose owners are farthest
+    A new object gets a colour that nothing in the image has; when all are taken, the one whose owners are farthest
     away.
 
     Args:
@@ -55,7 +55,7 @@ class ColourBook:
         """Colours for the objects of the next frame.
 
         Args:
-            boxes: (N, 4) XYXY. track_ids: (N,), or None to start afresh, as for a single picture.
+            boxes: (N, 4) XYXY. track_ids: (N,), or None to start afresh, as for a single image.
 
         Returns:
             N indices into :data:`PALETTE`.

@@ -1,4 +1,4 @@
-"""A picture with layers of boxes, outlines and lines over it: drawn by matplotlib as well as by the web page."""
+"""An image with layers of boxes, outlines and lines over it: drawn by matplotlib as well as by the web page."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from d2_maskrcnn.evaluation.prediction_images import COLOURS
-from d2_maskrcnn.visualization.figures import picture_figure, show_picture
+from d2_maskrcnn.visualization.figures import image_figure, show_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,14 +62,14 @@ class Layer:
 
 @dataclass
 class Scene:
-    """A picture and its layers, the last one on top.
+    """An image and its layers, the last one on top.
 
-    picture: (H, W, 3) uint8 RGB, stretched over the frame. frame: (height, width) of the coordinates, in pixels.
+    image: (H, W, 3) uint8 RGB, stretched over the frame. frame: (height, width) of the coordinates, in pixels.
     """
 
     name: str
     title: str
-    picture: np.ndarray
+    image: np.ndarray
     frame: tuple[int, int]
     layers: list[Layer] = field(default_factory=list)
     class_names: Sequence[str] = ()
@@ -105,15 +105,15 @@ def box_marks(boxes: np.ndarray, texts: Sequence[str] = (), classes: Sequence[in
 
 
 def draw_scene(scene: Scene, split: bool = False) -> "Figure":
-    """The scene as a matplotlib figure: all shown layers over one picture or, with ``split``, one picture for each that
+    """The scene as a matplotlib figure: all shown layers over one image or, with ``split``, one image for each that
     has marks, together with the backdrops.
     """
     backdrops = [layer for layer in scene.layers if layer.backdrop]
     groups = [[layer, *backdrops] for layer in scene.layers if layer.marks and not layer.backdrop] if split else []
     groups = groups or [[layer for layer in scene.layers if layer.shown]]
-    figure, axes = picture_figure(len(groups), scene.frame)
+    figure, axes = image_figure(len(groups), scene.frame)
     for panel, group in zip(axes, groups, strict=True):
-        show_picture(panel, scene.picture, "\n".join(layer.title for layer in group) or scene.title, scene.frame)
+        show_image(panel, scene.image, "\n".join(layer.title for layer in group) or scene.title, scene.frame)
         for layer in group:
             _draw_layer(panel, layer)
     return figure
@@ -153,35 +153,35 @@ def raster(scene: Scene, side: int = 512) -> np.ndarray:
     """The scene with its shown layers as an array (H, W, 3) uint8 RGB, in a few milliseconds and without matplotlib.
 
     Args:
-        side: pixels of the longer side, at least; bigger pictures keep their size.
+        side: pixels of the longer side, at least; bigger images keep their size.
     """
-    scale = max(side / max(scene.frame), max(scene.picture.shape[:2]) / max(scene.frame))
+    scale = max(side / max(scene.frame), max(scene.image.shape[:2]) / max(scene.frame))
     height, width = (round(value * scale) for value in scene.frame)
-    picture = cv2.resize(np.ascontiguousarray(scene.picture), (width, height), interpolation=cv2.INTER_LINEAR)
+    image = cv2.resize(np.ascontiguousarray(scene.image), (width, height), interpolation=cv2.INTER_LINEAR)
     for layer in scene.layers:
         if layer.shown:
-            picture = _raster_layer(picture, layer, scale)
-    return picture
+            image = _raster_layer(image, layer, scale)
+    return image
 
 
-def _raster_layer(picture: np.ndarray, layer: Layer, scale: float) -> np.ndarray:
-    fill = picture.copy() if layer.filled else picture
+def _raster_layer(image: np.ndarray, layer: Layer, scale: float) -> np.ndarray:
+    fill = image.copy() if layer.filled else image
     for mark in layer.marks:
         colour = _rgb(_colour(layer, mark))
         points = [np.round(outline * scale).astype(np.int32) for outline in mark.points]
         if layer.filled and points:
             cv2.fillPoly(fill, points, colour)
         if layer.style == "solid" or mark.line:
-            cv2.polylines(picture, points, not mark.line, colour, 1 if mark.line else 2)
+            cv2.polylines(image, points, not mark.line, colour, 1 if mark.line else 2)
         else:
             on, off = _RASTER_DASHES[layer.style]
-            cv2.polylines(picture, [dash for outline in points for dash in _dashes(outline, on, off)], False, colour, 1)
+            cv2.polylines(image, [dash for outline in points for dash in _dashes(outline, on, off)], False, colour, 1)
         if mark.label and points:
             x, y = (int(value) for value in points[0].min(axis=0))
             place = (x, max(y - 4, 12))
             for ink, width in (((0, 0, 0), 3), (colour, 1)):
-                cv2.putText(picture, mark.label, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, ink, width, cv2.LINE_AA)
-    return cv2.addWeighted(fill, 0.45, picture, 0.55, 0) if layer.filled else picture
+                cv2.putText(image, mark.label, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, ink, width, cv2.LINE_AA)
+    return cv2.addWeighted(fill, 0.45, image, 0.55, 0) if layer.filled else image
 
 
 def _dashes(outline: np.ndarray, on: float, off: float) -> list[np.ndarray]:

@@ -29,8 +29,8 @@ _NOT_WEIGHTS = (
     (b"version https://git-lfs", "a Git LFS pointer (run `git lfs pull`)"),
     (b"{", "JSON text"),
     (b"\x1f\x8b", "a gzip archive (unpack it)"),
-    (b"\x89PNG", "a PNG picture"),
-    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
     (b"%PDF", "a PDF document"),
     (b"\x89HDF", "an HDF5 file (Keras?)"),
 )

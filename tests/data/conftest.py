@@ -1,4 +1,4 @@
-"""A valid COCO dataset of a few pictures, which tests then damage."""
+"""A valid COCO dataset of a few images, which tests then damage."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ SIZES = [(40, 30), (30, 40), (50, 50), (64, 32)]  # width, height
 
 
 class CocoFolder:
-    """A folder with pictures and a COCO JSON file; ``data`` is what :meth:`write` writes."""
+    """A folder with images and a COCO JSON file; ``data`` is what :meth:`write` writes."""
 
     def __init__(self, root: Path) -> None:
         self.json_file, self.images = root / "annotations" / "instances_train.json", root / "train"

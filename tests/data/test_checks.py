@@ -25,13 +25,13 @@ def test_a_good_file_is_summarised_and_says_nothing(coco_folder, caplog):
     coco_folder.data["annotations"].append(crowd)
     coco_folder.write()
     summary = check_coco_json(coco_folder.json_file, coco_folder.images, polygons_only=True)
-    assert (summary.categories, summary.pictures, summary.objects, summary.crowds) == (("cat", "dog"), 4, 3, 1)
+    assert (summary.categories, summary.images, summary.objects, summary.crowds) == (("cat", "dog"), 4, 3, 1)
     assert not caplog.records
 
 
 @pytest.mark.parametrize(
     ("key", "message"),
-    [("images", "0 pictures; expected at least 1"), ("categories", "0 categories"), ("annotations", "0 annotations")],
+    [("images", "0 images; expected at least 1"), ("categories", "0 categories"), ("annotations", "0 annotations")],
 )
 def test_empty_lists(coco_folder, key, message):
     coco_folder.data[key] = []
@@ -80,17 +80,17 @@ def test_missing_files(coco_folder):
         check_coco_json(coco_folder.images / "nowhere" / "other.json", coco_folder.images)
     with pytest.raises(UserError, match="it is a folder"):
         check_coco_json(coco_folder.images, coco_folder.images)
-    with pytest.raises(UserError, match="nowhere: no such folder; expected the 4 pictures"):
+    with pytest.raises(UserError, match="nowhere: no such folder; expected the 4 images"):
         check_coco_json(coco_folder.json_file, coco_folder.images / "nowhere")
 
 
 @pytest.mark.parametrize(
     ("key", "changes", "expected"),
     [
-        ("images", {"id": "x"}, "1 picture with a bad 'id' (position 0: 'x'); expected a whole number"),
-        ("images", {"width": 0}, "1 picture with a bad 'width' (id 10: 0)"),
-        ("images", {"height": None}, "1 picture with a bad 'height' (id 10: None)"),
-        ("images", {"file_name": ""}, "1 picture with a bad 'file_name' (id 10: '')"),
+        ("images", {"id": "x"}, "1 image with a bad 'id' (position 0: 'x'); expected a whole number"),
+        ("images", {"width": 0}, "1 image with a bad 'width' (id 10: 0)"),
+        ("images", {"height": None}, "1 image with a bad 'height' (id 10: None)"),
+        ("images", {"file_name": ""}, "1 image with a bad 'file_name' (id 10: '')"),
         ("categories", {"name": 3}, "1 category with a bad 'name' (id 5: 3)"),
         ("annotations", {"bbox": [1, 2, 3]}, "1 annotation with a bad 'bbox' (id 1: [1, 2, 3])"),
         ("annotations", {"bbox": "1 2 3 4"}, "1 annotation with a bad 'bbox' (id 1: '1 2 3 4')"),
@@ -123,12 +123,12 @@ def test_entries_that_are_no_objects(coco_folder):
     ("changes", "expected"),
     [
         ({"category_id": 7}, "of a category that 'categories' does not list (annotation 1: category_id 7)"),
-        ({"image_id": 99}, "of a picture that 'images' does not list (annotation 1: image_id 99)"),
+        ({"image_id": 99}, "of an image that 'images' does not list (annotation 1: image_id 99)"),
         ({"id": 2}, "annotation with an id that another one has (2)"),
         ({"bbox": [2, 3, 0, 8]}, "1 box of no area (annotation 1 in 0.jpg of 40x30: [2, 3, 0, 8])"),
         ({"bbox": [2, 3, 5, -8]}, "1 box of no area"),
-        ({"bbox": [40, 3, 5, 8]}, "1 box outside of their picture (annotation 1 in 0.jpg of 40x30: [40, 3, 5, 8])"),
-        ({"bbox": [-9, 3, 9, 8]}, "1 box outside of their picture"),
+        ({"bbox": [40, 3, 5, 8]}, "1 box outside of their image (annotation 1 in 0.jpg of 40x30: [40, 3, 5, 8])"),
+        ({"bbox": [-9, 3, 9, 8]}, "1 box outside of their image"),
         ({"bbox": [float("nan"), 3, 9, 8]}, "1 box with a number that is not finite"),
         ({"segmentation": []}, "annotation 1 in 0.jpg: it is empty"),
         ({"segmentation": None}, "for boxes only, pass MODEL.MASK_ON False"),
@@ -140,7 +140,7 @@ def test_entries_that_are_no_objects(coco_folder):
         ({"segmentation": {"size": [30, 40]}}, "an RLE without 'size' or 'counts'"),
         (
             {"segmentation": {"size": [40, 30], "counts": [1200]}},
-            "an RLE of size [40, 30] (height, width) in a picture",
+            "an RLE of size [40, 30] (height, width) in an image",
         ),
         ({"segmentation": {"size": [30, 40], "counts": [5, 6]}}, "an RLE whose runs do not add up"),
         ({"segmentation": {"size": [30, 40], "counts": "xyz"}}, "an RLE whose runs do not add up"),
@@ -158,7 +158,7 @@ def test_twice_the_same_id_or_name(coco_folder):
     for annotation in coco_folder.data["annotations"]:
         annotation["category_id"] = 5
     message = error_of(coco_folder)
-    for part in ("picture with an id that another one has (10)", "category with an id", "name that another one has"):
+    for part in ("image with an id that another one has (10)", "category with an id", "name that another one has"):
         assert part in message
 
 
@@ -191,7 +191,7 @@ def test_lenient_warns_of_values_but_not_of_ids(coco_folder, caplog):
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
-    [({"bbox": [30, 3, 15, 8]}, "1 box reaching beyond their picture"), ({"id": 0}, "takes 0 for 'not matched'")],
+    [({"bbox": [30, 3, 15, 8]}, "1 box reaching beyond their image"), ({"id": 0}, "takes 0 for 'not matched'")],
 )
 def test_warnings(coco_folder, caplog, changes, expected):
     coco_folder.data["annotations"][0].update(changes)
@@ -201,33 +201,33 @@ def test_warnings(coco_folder, caplog, changes, expected):
     assert expected in caplog.text
 
 
-def test_missing_pictures_are_counted(coco_folder):
+def test_missing_images_are_counted(coco_folder):
     for number in (1, 3):
         (coco_folder.images / f"{number}.jpg").unlink()
     message = error_of(coco_folder)
-    assert "2 of 4 pictures missing from" in message
+    assert "2 of 4 images missing from" in message
     assert "(1.jpg, 3.jpg)" in message
 
 
-def test_pictures_in_folders_of_their_own(coco_folder):
+def test_images_in_folders_of_their_own(coco_folder):
     (coco_folder.images / "deep").mkdir()
     (coco_folder.images / "0.jpg").rename(coco_folder.images / "deep" / "0.jpg")
     coco_folder.data["images"][0]["file_name"] = "deep/0.jpg"
     coco_folder.write()
-    assert check_coco_json(coco_folder.json_file, coco_folder.images).pictures == 4
+    assert check_coco_json(coco_folder.json_file, coco_folder.images).images == 4
 
 
-def test_pictures_that_are_broken_or_of_another_size(coco_folder):
-    (coco_folder.images / "0.jpg").write_bytes(b"no picture")
+def test_images_that_are_broken_or_of_another_size(coco_folder):
+    (coco_folder.images / "0.jpg").write_bytes(b"no image")
     Image.new("RGB", (31, 41)).save(coco_folder.images / "1.jpg")
     turned = Image.new("RGB", (32, 64))
     exif = turned.getexif()
     exif[0x0112] = 6
     turned.save(coco_folder.images / "3.jpg", exif=exif)  # shown as 64x32, as the JSON says
     message = error_of(coco_folder)
-    assert f"1 picture in {coco_folder.images} broken" in message
+    assert f"1 image in {coco_folder.images} broken" in message
     assert "0.jpg: UnidentifiedImageError" in message
-    assert "1 picture whose size differs from the JSON's (1.jpg is 31x41, the JSON says 30x40)" in message
+    assert "1 image whose size differs from the JSON's (1.jpg is 31x41, the JSON says 30x40)" in message
 
 
 @pytest.mark.parametrize("runs", [[], [3], [0, 5, 1], [2, 7, 30, 4, 900, 1, 1, 2, 50, 1202]])

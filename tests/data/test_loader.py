@@ -57,7 +57,7 @@ def test_two_processes_share_the_batches_of_one(cfg):
     assert_same([left + right for left, right in zip(*halves, strict=True)], whole)
 
 
-def test_a_picture_seen_again_is_augmented_anew(cfg):
+def test_an_image_seen_again_is_augmented_anew(cfg):
     batches = take(build_resumable_train_loader(cfg, seed=3), 0, 30)
     shapes = {}
     for sample in (sample for batch in batches for sample in batch):
@@ -126,17 +126,17 @@ def test_samples_randomness_covers_all_three_generators():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_picture_is_one_line(cfg, coco_folder, workers):
-    (coco_folder.images / "1.jpg").write_bytes(b"no picture")
+def test_a_broken_image_is_one_line(cfg, coco_folder, workers):
+    (coco_folder.images / "1.jpg").write_bytes(b"no image")
     cfg.D2_MASKRCNN.DATA.TRAIN_JSON = str(coco_folder.json_file)
     register_own_data(cfg)
     cfg.DATALOADER.NUM_WORKERS = workers
-    with pytest.raises(UserError, match=r"^\S+1\.jpg: not a readable picture.*$"):
+    with pytest.raises(UserError, match=r"^\S+1\.jpg: not a readable image.*$"):
         take(build_resumable_train_loader(cfg, seed=0), 0, 4)
 
 
 @pytest.mark.parametrize(("filter_empty", "expected"), [(True, {10, 11, 12}), (False, {10, 11, 12, 13})])
-def test_pictures_without_objects(cfg, coco_folder, filter_empty, expected):
+def test_images_without_objects(cfg, coco_folder, filter_empty, expected):
     cfg.D2_MASKRCNN.DATA.TRAIN_JSON = str(coco_folder.json_file)
     cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = filter_empty
     register_own_data(cfg)
@@ -156,7 +156,7 @@ def test_aspect_ratio_grouping(cfg, coco_folder, grouping, mixed):
 
 
 def test_repeat_factor_sampling_favours_rare_categories(cfg, coco_folder):
-    cfg.D2_MASKRCNN.DATA.TRAIN_JSON = str(coco_folder.json_file)  # cat in two pictures of three, dog in one
+    cfg.D2_MASKRCNN.DATA.TRAIN_JSON = str(coco_folder.json_file)  # cat in two images of three, dog in one
     cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD = "RepeatFactorTrainingSampler", 3.0
     cfg.INPUT.CROP.ENABLED = False
     register_own_data(cfg)

@@ -30,15 +30,15 @@ def cut_off(path):
 
 DAMAGES = [
     (lambda path: path.unlink(), "no such file"),
-    (lambda path: path.write_bytes(b""), "not a readable picture"),
-    (lambda path: path.write_bytes(b"no picture at all"), "not a readable picture"),
-    (cut_off, "not a readable picture, broken or cut off"),
+    (lambda path: path.write_bytes(b""), "not a readable image"),
+    (lambda path: path.write_bytes(b"no image at all"), "not a readable image"),
+    (cut_off, "not a readable image, broken or cut off"),
     (lambda path: Image.new("RGB", (41, 30)).save(path), "is 41x30, the JSON says 40x30"),
     (lambda path: Image.new("RGB", (30, 40)).save(path), r"30x40, the JSON says 40x30 \(turned by its EXIF"),
 ]
 
 
-def test_a_good_picture_becomes_a_model_input(cfg):
+def test_a_good_image_becomes_a_model_input(cfg):
     record = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]
     sample = MaskRCNNMapper(cfg, is_train=True)(record)
     assert sample["image"].dtype == torch.uint8
@@ -52,7 +52,7 @@ def test_a_good_picture_becomes_a_model_input(cfg):
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
 @pytest.mark.parametrize("crop", [False, True])
 @pytest.mark.parametrize("annotations", [[], [{"iscrowd": 1}]])
-def test_a_picture_without_objects_has_empty_instances_with_masks(cfg, mask_format, crop, annotations):
+def test_an_image_without_objects_has_empty_instances_with_masks(cfg, mask_format, crop, annotations):
     cfg.INPUT.MASK_FORMAT, cfg.INPUT.CROP.ENABLED = mask_format, crop
     record = {**DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0], "annotations": annotations}
     sample = MaskRCNNMapper(cfg, is_train=True)(record)
@@ -62,7 +62,7 @@ def test_a_picture_without_objects_has_empty_instances_with_masks(cfg, mask_form
 
 
 @pytest.mark.parametrize(("damage", "expected"), DAMAGES)
-def test_damaged_pictures_are_named(cfg, damage, expected):
+def test_damaged_images_are_named(cfg, damage, expected):
     record = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]
     path = Path(record["file_name"])
     damage(path)
@@ -78,6 +78,6 @@ def test_errors_of_the_test_loader_are_one_line(cfg, coco_folder, workers):
     loader = build_checked_test_loader(cfg, cfg.DATASETS.TEST[0])
     assert len(loader) == 4
     assert [batch[0]["image_id"] for batch in loader] == [10, 11, 12, 13]
-    (coco_folder.images / "2.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"^\S+2\.jpg: not a readable picture.*$"):
+    (coco_folder.images / "2.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"^\S+2\.jpg: not a readable image.*$"):
         list(loader)

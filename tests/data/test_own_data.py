@@ -68,17 +68,17 @@ def test_relative_paths_in_the_working_directory_and_in_the_datasets_folder(coco
 
 
 @pytest.mark.parametrize("place", ["train", "annotations", "images", "annotations/images", "."])
-def test_folder_of_the_pictures_is_found_from_the_json(coco_folder, place):
+def test_folder_of_the_images_is_found_from_the_json(coco_folder, place):
     root = coco_folder.images.parent
     (root / place).mkdir(exist_ok=True)
-    for picture in list(coco_folder.images.iterdir()):
-        picture.rename(root / place / picture.name)
+    for image in list(coco_folder.images.iterdir()):
+        image.rename(root / place / image.name)
     cfg = cfg_with(TRAIN_JSON=coco_folder.json_file)
     register_own_data(cfg)
     assert (root / place).samefile(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).image_root)
 
 
-def test_folder_of_the_pictures_is_not_found(coco_folder):
+def test_folder_of_the_images_is_not_found(coco_folder):
     (coco_folder.images / "1.jpg").unlink()
     with pytest.raises(UserError, match=r"0\.jpg, 1\.jpg.*: name the folder with D2_MASKRCNN\.DATA\.TRAIN_IMAGES$"):
         register_own_data(cfg_with(TRAIN_JSON=coco_folder.json_file))
@@ -94,7 +94,7 @@ def test_folder_of_the_pictures_is_not_found(coco_folder):
         ),
         ({"VAL_JSON": "{root}/nowhere.json"}, r"VAL_JSON is .* but there is no \S*nowhere.json: give a path"),
         ({"VAL_JSON": "{root}"}, "is a folder: expected a COCO JSON file"),
-        ({"VAL_JSON": "{json}", "VAL_IMAGES": "{json}"}, "is a file: expected the folder of the pictures"),
+        ({"VAL_JSON": "{json}", "VAL_IMAGES": "{json}"}, "is a file: expected the folder of the images"),
         ({"VAL_JSON": "{json}", "VAL_IMAGES": "{root}/x"}, "VAL_IMAGES is .* but there is no"),
     ],
 )

@@ -30,16 +30,16 @@ def script(load_script):
 
 @pytest.fixture
 def via(tmp_path):
-    """A folder of VIA data: two training pictures, one of them turned by EXIF, and one validation picture."""
+    """A folder of VIA data: two training images, one of them turned by EXIF, and one validation image."""
     folder = tmp_path / "via"
     for split, names in (("train", ["a.jpg", "turned.jpg"]), ("val", ["c.jpg"])):
         (folder / split).mkdir(parents=True)
         for name in names:
-            picture = Image.new("RGB", (40, 30), "red")
-            exif = picture.getexif()
+            image = Image.new("RGB", (40, 30), "red")
+            exif = image.getexif()
             if name == "turned.jpg":
                 exif[0x0112] = 6
-            picture.save(folder / split / name, exif=exif)
+            image.save(folder / split / name, exif=exif)
         entries = {name + "1": entry(name, POLYGON, as_list=name == "c.jpg") for name in names}
         (folder / split / "via_region_data.json").write_text(json.dumps(entries))
     return folder
@@ -125,9 +125,9 @@ def points(**changes):
         (points(all_points_x=[1, 2]), "region 0: bad coordinates"),
         (points(all_points_x=["a", 2, 3, 4]), "region 0: bad coordinates"),
         (points(all_points_x=[1, 2], all_points_y=[1, 2]), "a polygon of 2 points; expected at least 3"),
-        (points(all_points_x=[90, 95, 95, 90]), "lies outside of the picture, which is 40x30"),
+        (points(all_points_x=[90, 95, 95, 90]), "lies outside of the image, which is 40x30"),
         (points(all_points_x=[7, 7, 7, 7]), "covers no pixel"),
-        (lambda data: data["a.jpg1"].update(filename="b.jpg"), "b.jpg: the annotations name this picture"),
+        (lambda data: data["a.jpg1"].update(filename="b.jpg"), "b.jpg: the annotations name this image"),
         (lambda data: data["a.jpg1"].update(filename="../val/c.jpg"), "lies outside of"),
         (lambda data: data.update(again=copy.deepcopy(data["a.jpg1"])), "'?a.jpg'? is there more than once"),
     ],
@@ -147,9 +147,9 @@ def test_broken_files(script, via, tmp_path):
         script.convert_dataset(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(script.InputError, match="no such file"):
         script.convert_dataset(tmp_path, tmp_path / "out")
-    picture = via / "train" / "a.jpg"
-    picture.write_bytes(picture.read_bytes()[:300])
-    with pytest.raises(script.InputError, match=r"a\.jpg: not a readable picture"):
+    image = via / "train" / "a.jpg"
+    image.write_bytes(image.read_bytes()[:300])
+    with pytest.raises(script.InputError, match=r"a\.jpg: not a readable image"):
         script.convert_dataset(via, tmp_path / "out")
     (via / "train" / "via_region_data.json").write_text("{")
     with pytest.raises(script.InputError, match="not JSON"):
@@ -166,6 +166,6 @@ def test_real_balloons_from_the_command_line(repo_dir, shared_dir, tmp_path):
     paths = ["--input", str(shared_dir / "data" / "balloon"), "--output", str(tmp_path)]
     done = subprocess.run([*command, *paths], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "train: 61 pictures, 255 objects" in done.stdout
-    assert "val: 13 pictures, 50 objects" in done.stdout
+    assert "train: 61 images, 255 objects" in done.stdout
+    assert "val: 13 images, 50 objects" in done.stdout
     assert check_coco_json(tmp_path / "annotations" / "instances_val.json", tmp_path / "val").objects == 50

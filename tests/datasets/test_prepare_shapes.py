@@ -18,7 +18,7 @@ def script(load_script):
 
 @pytest.fixture(scope="module")
 def shapes(script, tmp_path_factory):
-    """Enough pictures to hold some of everything."""
+    """Enough images to hold some of everything."""
     folder = tmp_path_factory.mktemp("drawn") / "shapes"
     script.draw_dataset(folder, train=80, val=2, size=96, seed=1)
     return folder
@@ -55,7 +55,7 @@ def pairs(coco, objects):
         yield from ((a, b) for i, a in enumerate(here) for b in here[i + 1 :])
 
 
-def test_masks_of_a_picture_do_not_overlap_and_fit_their_boxes(shapes):
+def test_masks_of_an_image_do_not_overlap_and_fit_their_boxes(shapes):
     coco = COCO(shapes / "annotations" / "instances_train.json")
     for image_id in coco.imgs:
         annotations = coco.imgToAnns[image_id]
@@ -93,15 +93,15 @@ def test_depends_on_the_seed_alone(script, shapes, tmp_path):
     script.draw_dataset(tmp_path / "again", train=80, val=2, size=96, seed=1)
     assert contents(tmp_path / "again") == contents(shapes)
     script.draw_dataset(tmp_path / "other", train=3, val=2, size=96, seed=2)
-    pictures = [contents(folder / "train") for folder in (shapes, tmp_path / "other")]
-    assert all(pictures[0][name] != picture for name, picture in pictures[1].items())
+    images = [contents(folder / "train") for folder in (shapes, tmp_path / "other")]
+    assert all(images[0][name] != image for name, image in images[1].items())
 
 
 def test_a_larger_dataset_begins_with_a_smaller_one(script, shapes, tmp_path):
     script.draw_dataset(tmp_path / "small", train=3, val=1, size=96, seed=1)
     small, large = contents(tmp_path / "small" / "train"), contents(shapes / "train")
     assert len(small) == 3
-    assert all(large[name] == picture for name, picture in small.items())
+    assert all(large[name] == image for name, image in small.items())
 
 
 def test_its_own_folder_is_kept_or_replaced(script, tmp_path):
@@ -161,5 +161,5 @@ def test_command_line(repo_dir, tmp_path):
     command = [sys.executable, str(repo_dir / "datasets" / "prepare_shapes.py"), "--output", str(tmp_path / "s")]
     done = subprocess.run([*command, "--train", "2", "--val", "1", "--size", "32"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "2 training and 1 validation pictures" in done.stdout
+    assert "2 training and 1 validation images" in done.stdout
     assert len(json.loads((tmp_path / "s" / "annotations" / "instances_train.json").read_text())["images"]) == 2

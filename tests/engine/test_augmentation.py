@@ -11,7 +11,7 @@ COPY_PASTE = ["D2_MASKRCNN.INPUT.COPY_PASTE.ENABLED", True, "D2_MASKRCNN.INPUT.C
 
 
 def sample(value, size, *objects):
-    """A picture of one colour with rectangles (class, x0, y0, x1, y1)."""
+    """An image of one colour with rectangles (class, x0, y0, x1, y1)."""
     height, width = size
     masks = torch.zeros((len(objects), height, width), dtype=torch.bool)
     for mask, (_, x0, y0, x1, y1) in zip(masks, objects, strict=True):
@@ -38,7 +38,7 @@ def test_pasted_objects_cover_others(chosen):
     covered = torch.zeros(20, 20, dtype=torch.bool)
     covered[0:8, 5:15] = True
     if len(chosen) == 2:
-        covered[12:16, 12:20] = True  # cut at the border of the picture that it is pasted onto
+        covered[12:16, 12:20] = True  # cut at the border of the image that it is pasted onto
     assert torch.equal(pasted["image"][0] == 99, covered)
     assert torch.equal(below["image"], before)
     if len(chosen) == 1:
@@ -54,11 +54,11 @@ def test_pasted_objects_cover_others(chosen):
 def test_copy_paste_is_a_function_of_the_generator():
     samples = [sample(10 * i, (20, 20), (i, 2 * i, 2, 2 * i + 6, 10), (i, 0, 12, 5, 18)) for i in range(5)]
     mapper = CopyPaste(lambda index: samples[index], list(range(5)), 1.0)
-    pictures = []
+    images = []
     for seed in (1, 1, 2):
         np.random.seed(seed)
-        pictures.append(torch.stack([mapper(i % 5)["image"] for i in range(10)]))
-    assert torch.equal(pictures[0], pictures[1]) and not torch.equal(pictures[0], pictures[2])
+        images.append(torch.stack([mapper(i % 5)["image"] for i in range(10)]))
+    assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
     never = CopyPaste(lambda index: samples[index], list(range(5)), 0.0)
     assert never(1) is samples[1]
 

@@ -40,7 +40,7 @@ def main(out, opts):
     if comm.is_main_process():
         names = [[n for rank in every for n in rank[i]] for i in range(len(seen))]
         history = {k: [v for v, _ in h.values()] for k, h in trainer.storage.histories().items()}
-        Path(out).write_text(json.dumps({"pictures": names, "history": history}))
+        Path(out).write_text(json.dumps({"images": names, "history": history}))
 
 if __name__ == "__main__":
     opts = [o for o in sys.argv[3:] if o not in ("DIE", "TERMINATE")]
@@ -78,7 +78,7 @@ def test_one_and_two_processes_agree(run, tmp_path):
         assert result.returncode == 0, result.stderr[-3000:]
         answers.append(json.loads(out.read_text()))
     one, two = answers
-    assert one["pictures"] == two["pictures"] and len(one["pictures"]) == 4
+    assert one["images"] == two["images"] and len(one["images"]) == 4
     names = [name for name in one["history"] if "loss" in name and "eta" not in name] + ["grad_norm"]
     assert len(names) == 13  # five losses and their sum, in training and in validation
     for name in names:

@@ -44,11 +44,11 @@ def test_figures_and_numbers(trainer_of, tmp_path):
     loader = trainer.build_test_loader(trainer.cfg, name)
     with EventStorage() as storage:
         results = inference_on_dataset(Perfect(records), loader, evaluator)
-        drawn = {key: picture.shape for key, picture, _ in storage._vis_data}
+        drawn = {key: image.shape for key, image, _ in storage._vis_data}
     assert results["bbox"]["AP-triangle"] == pytest.approx(100)
     for figure in ("confusion_matrix", "precision_recall_bbox", "class_ap"):
-        with Image.open(tmp_path / "eval" / "figures" / f"{figure}.png") as picture:
-            assert picture.size[::-1] == drawn[f"eval/{figure}"][1:]
+        with Image.open(tmp_path / "eval" / "figures" / f"{figure}.png") as image:
+            assert image.size[::-1] == drawn[f"eval/{figure}"][1:]
 
     classes = [each["category_id"] for r in records for each in r["annotations"] if not each.get("iscrowd", 0)]
     rows = list(csv.reader((tmp_path / "eval" / "figures" / "confusion_matrix.csv").read_text().splitlines()))

@@ -28,10 +28,10 @@ def test_annotations_of_a_record_leave_crowds_out():
     assert masks[0].nonzero().tolist() == [[2, 1], [2, 2], [2, 3]]
 
 
-def test_pictures_show_the_annotation_beside_the_prediction(cfg, tmp_path):
+def test_images_show_the_annotation_beside_the_prediction(cfg, tmp_path):
     model = build_model(cfg).train()
     name = cfg.DATASETS.TEST[0]
-    written = draw_predictions(cfg, model, name, tmp_path / "pictures", count=2, threshold=0.0)
+    written = draw_predictions(cfg, model, name, tmp_path / "images", count=2, threshold=0.0)
     assert model.training
     assert [path.stem for path in written] == ["000001", "000002"]
     for path, record in zip(written, DatasetCatalog.get(name)[:2], strict=True):

@@ -4,9 +4,9 @@ import torch
 from PIL import Image
 
 from d2_maskrcnn.engine.normalisers import Counts, Part, part_weights, split_batch
-from d2_maskrcnn.engine.randomness import picture_seeds
+from d2_maskrcnn.engine.randomness import image_seeds
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.modeling.sampling import sample_labels, sampling_by_picture
+from d2_maskrcnn.modeling.sampling import sample_labels, sampling_by_image
 from detectron2.utils.events import EventStorage
 
 FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL", False]
@@ -14,12 +14,12 @@ PLAIN_SGD = ["D2_MASKRCNN.SOLVER.OPTIMIZER", "SGD", "SOLVER.CLIP_GRADIENTS.ENABL
 ACCUMULATE = "D2_MASKRCNN.SOLVER.ACCUMULATE"
 
 
-@pytest.mark.parametrize(("pictures", "number", "sizes"), [(1, 1, [1]), (8, 2, [4, 4]), (5, 2, [2, 3]), (2, 4, [1, 1])])
-def test_split(pictures, number, sizes):
-    batch, seeds = [{"image_id": i} for i in range(pictures)], list(range(pictures))
+@pytest.mark.parametrize(("images", "number", "sizes"), [(1, 1, [1]), (8, 2, [4, 4]), (5, 2, [2, 3]), (2, 4, [1, 1])])
+def test_split(images, number, sizes):
+    batch, seeds = [{"image_id": i} for i in range(images)], list(range(images))
     parts = split_batch(batch, number, seeds)
-    assert [len(part.pictures) for part in parts] == sizes
-    assert [record for part in parts for record in part.pictures] == batch
+    assert [len(part.images) for part in parts] == sizes
+    assert [record for part in parts for record in part.images] == batch
     assert [seed for part in parts for seed in part.seeds] == seeds
     assert all(isinstance(part, Part) for part in parts)
 
@@ -29,15 +29,15 @@ def test_weights_of_parts_add_up_to_one():
     assert torch.equal(torch.stack(weights), torch.tensor([[0.25, 0.25, 0.0], [0.75, 0.75, 0.0]]))
 
 
-def test_pictures_sample_the_same_in_any_batch():
+def test_images_sample_the_same_in_any_batch():
     labels = torch.randint(-1, 3, (500,), generator=torch.Generator().manual_seed(0))
-    seeds = picture_seeds(seed=3, iteration=5, rank=0, count=4)
-    assert seeds == picture_seeds(3, 5, 0, 2) + picture_seeds(3, 5, 1, 2)
+    seeds = image_seeds(seed=3, iteration=5, rank=0, count=4)
+    assert seeds == image_seeds(3, 5, 0, 2) + image_seeds(3, 5, 1, 2)
 
     def draw(some):
-        with sampling_by_picture(some) as sampling:
+        with sampling_by_image(some) as sampling:
             drawn = [sample_labels(labels, 20, 0.5, background=0) for _ in range(2 * len(some))]
-        assert (sampling.pictures, sampling.rois, sampling.foreground) == (len(some), 20 * len(some), 10 * len(some))
+        assert (sampling.images, sampling.rois, sampling.foreground) == (len(some), 20 * len(some), 10 * len(some))
         return [torch.cat(pair).tolist() for pair in drawn]
 
     whole, first, second = draw(seeds), draw(seeds[:2]), draw(seeds[2:])
@@ -76,7 +76,7 @@ def test_parts_differ_where_they_should_be_weighed(trainer_of):
     assert len({count.foreground for count in counts}) > 1
 
 
-def test_batch_norm_counts_parts_by_their_pictures(trainer_of):
+def test_batch_norm_counts_parts_by_their_images(trainer_of):
     trainer = trainer_of("SOLVER.IMS_PER_BATCH", 4, ACCUMULATE, 2, "SOLVER.MAX_ITER", 1)
     step = trainer._trainer
     part = split_batch(step._read_batch(), 2, [0, 1, 2, 3])[0]
@@ -116,7 +116,7 @@ def test_gradient_that_is_not_finite(trainer_of):
     assert torch.equal(before, trainer.model.state_dict()["backbone.fpn_lateral2.weight"])
 
 
-def test_planted_picture_is_named_and_the_last_checkpoint_kept(trainer_of, tmp_path, tiny_shapes):
+def test_planted_image_is_named_and_the_last_checkpoint_kept(trainer_of, tmp_path, tiny_shapes):
     trainer = trainer_of("SOLVER.MAX_ITER", 50, "SOLVER.CHECKPOINT_PERIOD", 2)
     loader = trainer.train_loader
     planted = loader.records[5]["file_name"]
@@ -138,8 +138,8 @@ def test_planted_picture_is_named_and_the_last_checkpoint_kept(trainer_of, tmp_p
     good = torch.load(tmp_path / "out" / last, weights_only=True)
     assert good["iteration"] == trainer.iter - 1 - trainer.iter % 2
     assert all(bool(torch.isfinite(value).all()) for value in good["model"].values())
-    with Image.open(planted) as picture:
-        assert np.asarray(picture).size  # the name is that of a real file
+    with Image.open(planted) as image:
+        assert np.asarray(image).size  # the name is that of a real file
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -181,7 +181,7 @@ def test_counting_takes_one_pass_less_than_there_are_parts(trainer_of):
     trainer = trainer_of(*FROZEN, *PLAIN_SGD, "SOLVER.IMS_PER_BATCH", 4, ACCUMULATE, 4)
     calls = []
     draw = trainer.model.draw_samples
-    trainer.model.draw_samples = lambda pictures: (calls.append(len(pictures)), draw(pictures))
+    trainer.model.draw_samples = lambda images: (calls.append(len(images)), draw(images))
     with EventStorage():
         trainer._trainer.iter = 0
         trainer._trainer.run_step()

@@ -27,7 +27,7 @@ def test_one_view_is_the_model_itself(tiny_cfg):
     assert (plain.pred_masks != found.pred_masks).float().mean() < 1e-3
 
 
-def test_a_mirrored_picture_gives_mirrored_detections(tiny_cfg):
+def test_a_mirrored_image_gives_mirrored_detections(tiny_cfg):
     cfg = tiny_cfg(*AUG, "TEST.AUG.MIN_SIZES", (64, 96))
     model, inputs = model_and_inputs(cfg)
     augmented = TestTimeAugmentation(cfg, model)

@@ -22,7 +22,7 @@ def test_losses_are_there_deterministic_and_leave_no_trace(trainer_of):
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
 
 
-def test_mean_over_pictures(trainer_of, tiny_cfg):
+def test_mean_over_images(trainer_of, tiny_cfg):
     trainer = trainer_of()
     whole = validation_losses(trainer.cfg, trainer.model)
     name = trainer.cfg.DATASETS.TEST[0]
@@ -65,7 +65,7 @@ def test_a_finished_training_is_evaluated_again(trainer_of):
     assert again.storage.history("validation/total_loss").values()[0][1] == 2
 
 
-def test_pictures_without_objects_count_and_a_dataset_without_annotations_has_no_losses(trainer_of, caplog):
+def test_images_without_objects_count_and_a_dataset_without_annotations_has_no_losses(trainer_of, caplog):
     caplog.set_level("INFO")
     trainer = trainer_of()
     name = trainer.cfg.DATASETS.TEST[0]

@@ -17,7 +17,7 @@ wandb = pytest.importorskip("wandb")
 pytest.importorskip("wandb.proto.wandb_internal_pb2")
 
 BLOCK = 32768  # a .wandb file is a log of LevelDB's format: blocks with records in one or several fragments
-SETTINGS = ["D2_MASKRCNN.WANDB.ENABLED", True, "D2_MASKRCNN.WANDB.MODE", "offline", "D2_MASKRCNN.WANDB.NUM_PICTURES", 2]
+SETTINGS = ["D2_MASKRCNN.WANDB.ENABLED", True, "D2_MASKRCNN.WANDB.MODE", "offline", "D2_MASKRCNN.WANDB.NUM_IMAGES", 2]
 
 
 @pytest.fixture(autouse=True)
@@ -81,12 +81,12 @@ def finished_runs(folder):
     return runs
 
 
-def check_pictures(steps, folders):
-    """At each evaluation every picture has predictions over the annotation, whose files and the picture's came once.
+def check_images(steps, folders):
+    """At each evaluation every image has predictions over the annotation, whose files and the image's came once.
 
     Returns the content of one of the files of annotated boxes.
     """
-    images = defaultdict(list)  # of each picture, for each evaluation: path within the record -> value
+    images = defaultdict(list)  # of each image, for each evaluation: path within the record -> value
     for _, values in steps:
         found = defaultdict(dict)
         for key, value in values.items():
@@ -105,8 +105,8 @@ def check_pictures(steps, folders):
         for field in ("boxes/predictions/path", "masks/predictions/path"):
             assert all((folders[-1] / fields[field]).is_file() for fields in evaluations[-1:])
     # A killed process may leave copies that no record refers to.
-    pictures = [file for folder in folders for file in (folder / "media" / "images" / "predictions").glob("*.png")]
-    assert len(pictures) <= len(images) * (2 if len(folders) > 1 else 1)
+    files = [file for folder in folders for file in (folder / "media" / "images" / "predictions").glob("*.png")]
+    assert len(files) <= len(images) * (2 if len(folders) > 1 else 1)
     truth = next(iter(images.values()))[0]["boxes/ground_truth/path"]
     return json.loads(next(folder / truth for folder in folders if (folder / truth).is_file()).read_text())
 
@@ -132,7 +132,7 @@ def test_what_is_logged(trainer_of, tmp_path):
         assert name in values, sorted(values)
     assert values["validation/total_loss"] == pytest.approx(trainer.storage.latest()["validation/total_loss"][0])
 
-    truth = check_pictures(run["steps"], [run["folder"] / "files"])
+    truth = check_images(run["steps"], [run["folder"] / "files"])
     assert truth["box_data"]
     for each in truth["box_data"]:
         assert each["box_caption"].split()[0] in ("circle", "square", "triangle", "star")
@@ -206,7 +206,7 @@ def test_kill_terminate_and_resume_is_one_run_and_no_step_twice(repo_dir, tiny_o
     assert steps == sorted(set(steps)) and steps[-1] == 59
     # Nor is one missing: what W&B's process had not yet written when it was killed is given again.
     assert {4, 9, 14, 19, 24, 29, 34, 44, 49, 54, 59} <= set(steps)
-    check_pictures([step for run in runs for step in run["steps"]], [run["folder"] / "files" for run in runs])
+    check_images([step for run in runs for step in run["steps"]], [run["folder"] / "files" for run in runs])
 
 
 def test_last_step_in_the_files_of_a_run(trainer_of, tmp_path):

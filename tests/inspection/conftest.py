@@ -1,4 +1,4 @@
-"""A small trained-looking model on drawn pictures: its weights are fixed numbers, so that it finds something."""
+"""A small trained-looking model on drawn images: its weights are fixed numbers, so that it finds something."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def config_file() -> str:
 
 @pytest.fixture(scope="session")
 def small_opts(tiny_shapes) -> list[str]:
-    """``KEY VALUE`` pairs of a narrow model for 64x64 pictures whose weights are random."""
+    """``KEY VALUE`` pairs of a narrow model for 64x64 images whose weights are random."""
     pairs = {
         "MODEL.RESNETS.DEPTH": 50,
         "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
@@ -54,7 +54,7 @@ def model(cfg):
 
 @pytest.fixture(scope="session")
 def record(cfg):
-    """The validation picture with the most objects that are no crowds."""
+    """The validation image with the most objects that are no crowds."""
     records = dataset_records(cfg.DATASETS.TEST[0])
     return max(records, key=lambda r: sum(not a.get("iscrowd", 0) for a in r["annotations"]))
 
@@ -66,5 +66,5 @@ def observation(cfg, model, record):
 
 @pytest.fixture(scope="session")
 def blind_observation(cfg, model, record):
-    """The same picture without its annotation."""
+    """The same image without its annotation."""
     return observe(cfg, model, {k: v for k, v in record.items() if k != "annotations"}, class_names_of(cfg))

@@ -13,14 +13,14 @@ def test_statistics(cfg, tiny_shapes):
     found = inspect_data(cfg, cfg.DATASETS.TRAIN[0])
     data = json.loads((tiny_shapes / "annotations" / "instances_train.json").read_text())
     objects = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
-    assert found.pictures == len(data["images"]) == 12
+    assert found.images == len(data["images"]) == 12
     assert found.objects == len(objects) and found.crowds == len(data["annotations"]) - len(objects)
     names = {c["id"]: c["name"] for c in data["categories"]}
     for number, name in names.items():
         assert found.categories[name] == sum(a["category_id"] == number for a in objects)
     areas = sorted(np.sqrt(a["bbox"][2] * a["bbox"][3]) for a in objects)
     np.testing.assert_allclose(np.sort(found.sqrt_areas), areas, rtol=1e-6)
-    assert found.picture_sizes == {"64x64": 12}
+    assert found.image_sizes == {"64x64": 12}
     assert sum(anchor["boxes"] for anchor in found.anchors) == found.objects and len(found.anchors) == 15
     assert 0 <= found.covered <= 1
 
@@ -30,7 +30,7 @@ def test_shape_iou():
     np.testing.assert_allclose(shape_iou(np.array([[4.0, 2.0]]), np.array([[2.0, 4.0], [4.0, 2.0]])), [[4 / 12, 1]])
 
 
-def test_augmented_pictures_are_what_training_gets(cfg):
+def test_augmented_images_are_what_training_gets(cfg):
     state = np.random.get_state()[1].copy()
     scenes = augmented_scenes(cfg, cfg.DATASETS.TRAIN[0], count=3)
     assert [scene.frame for scene in scenes] == [(64, 64)] * 3

@@ -67,7 +67,7 @@ def test_without_annotation(blind_observation):
     assert mask_targets(blind_observation) == []
     found = inspect_masks(blind_observation)
     assert all(finding.iou is None and finding.annotated is None for finding in found)
-    tiles = strip(found[0], blind_observation.picture, blind_observation.output_size)
+    tiles = strip(found[0], blind_observation.image, blind_observation.output_size)
     assert tiles.shape == (112, 672, 3)
     assert set(draw_masks(blind_observation)) == {"masks"}
 

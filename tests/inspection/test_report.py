@@ -38,20 +38,20 @@ def made(model, config_file, small_opts, record, repo_dir, tmp_path_factory):
 
 def test_json_has_the_numbers(made, observation):
     numbers = json.loads((made / "report.json").read_text())
-    picture = numbers["pictures"][0]
-    assert picture["annotated"] and picture["name"] == observation.name
+    image = numbers["images"][0]
+    assert image["annotated"] and image["name"] == observation.name
     found = inspect_anchors(observation)
-    assert [level["anchors"] for level in picture["anchors"]["levels"]] == [level.anchors for level in found.levels]
-    assert [step["count"] for step in picture["anchors"]["steps"]] == [step.count for step in found.steps]
-    assert [step["recall"] for step in picture["anchors"]["steps"]] == [
+    assert [level["anchors"] for level in image["anchors"]["levels"]] == [level.anchors for level in found.levels]
+    assert [step["count"] for step in image["anchors"]["steps"]] == [step.count for step in found.steps]
+    assert [step["recall"] for step in image["anchors"]["steps"]] == [
         {k: pytest.approx(v) for k, v in step.recall.items()} for step in found.steps
     ]
     layers = {layer.name: layer for layer in inspect_activations(observation)}
-    assert {layer["name"]: layer["mean"] for layer in picture["activations"]} == {
+    assert {layer["name"]: layer["mean"] for layer in image["activations"]} == {
         name: pytest.approx(layer.mean, rel=1e-4, abs=1e-6) for name, layer in layers.items()
     }
-    assert numbers["data"]["pictures"] == 12 and len(numbers["weights"]["tensors"]) > 100
-    assert set(picture["losses"]) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}
+    assert numbers["data"]["images"] == 12 and len(numbers["weights"]["tensors"]) > 100
+    assert set(image["losses"]) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}
 
 
 def test_figures_are_png(made):
@@ -71,7 +71,7 @@ def test_the_page_needs_nothing_else(made):
 
 
 PROBE = """<script>
-// Pictures that are asked for before the page has loaded are part of its loading: at "load" all are there or broken.
+// Images that are asked for before the page has loaded are part of its loading: at "load" all are there or broken.
 const images = [...document.images];
 const drawn = [...document.querySelectorAll("image")].map((image) => {
   const copy = new Image();
@@ -124,7 +124,7 @@ def test_a_browser_shows_it(made, tmp_path, width):
     seen, console = browse((made / "report.html").read_text(encoding="utf-8"), width, tmp_path)
     assert console == []
     assert seen["images"] > 20 and seen["broken"] == 0
-    assert seen["drawn"] == 3 and seen["undrawn"] == 0  # the picture and two samples, each once for all its viewers
+    assert seen["drawn"] == 3 and seen["undrawn"] == 0  # the image and two samples, each once for all its viewers
     assert seen["toggled"] and seen["zoomed"] and seen["reset"] and seen["open"]
     assert seen["theme"] in ("light", "dark")
     assert seen["width"] <= seen["window"]  # nothing makes the page scroll sideways
@@ -145,26 +145,26 @@ def program(capfd):
 
 def test_bad_input(program, config_file, small_opts, record, tmp_path):
     broken = tmp_path / "broken.jpg"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     other = tmp_path / "other.pth"
     torch.save({"model": {"something.weight": torch.zeros(3)}}, other)
     json_file = tmp_path / "one_category.json"
     json_file.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "one"}]}))
-    output, picture = ["--output", tmp_path / "out"], ["--input", record["file_name"]]
+    output, image = ["--output", tmp_path / "out"], ["--input", record["file_name"]]
     base, opts = ["--config-file", config_file, *output], ["--opts", *small_opts]
     cases = [
-        ([*output, *picture], "--config-file is missing"),
-        (["--config-file", "nowhere.yaml", *output, *picture], "nowhere.yaml"),
+        ([*output, *image], "--config-file is missing"),
+        (["--config-file", "nowhere.yaml", *output, *image], "nowhere.yaml"),
         ([*base, "--input", "nowhere.jpg", *opts], "nowhere.jpg"),
-        ([*base, "--input", broken, *opts], "not a readable picture"),
-        ([*base, *picture, *opts, "MODEL.WEIGHTS", other], "other.pth"),
-        ([*base, *picture, "--layers", "backbone.fpn_outptu4", *opts], "Did you mean backbone.fpn_output4?"),
-        ([*base, *picture, "--score-threshold", "7", *opts], "from 0 to 1"),
-        ([*base, *picture, "--annotations", "nowhere.json", *opts], "nowhere.json"),
-        ([*base, *picture, "--annotations", json_file, *opts], "1 categories"),
+        ([*base, "--input", broken, *opts], "not a readable image"),
+        ([*base, *image, *opts, "MODEL.WEIGHTS", other], "other.pth"),
+        ([*base, *image, "--layers", "backbone.fpn_outptu4", *opts], "Did you mean backbone.fpn_output4?"),
+        ([*base, *image, "--score-threshold", "7", *opts], "from 0 to 1"),
+        ([*base, *image, "--annotations", "nowhere.json", *opts], "nowhere.json"),
+        ([*base, *image, "--annotations", json_file, *opts], "1 categories"),
         ([*base, "--parts", "anchors", *opts], "--input"),
         ([*output, "--weights", "nowhere.pth"], "nowhere.pth"),
-        ([*output, "--weights", other, *picture], "--weights"),
+        ([*output, "--weights", other, *image], "--weights"),
     ]
     for words, expected in cases:
         status, line = program(*words)
@@ -190,14 +190,14 @@ def test_a_report_replaces_the_one_that_was_there(observation, tmp_path):
     assert not any(name.startswith("2_") for name in files)
 
 
-def test_a_picture_without_annotation_says_so(program, config_file, small_opts, record, tmp_path):
+def test_an_image_without_annotation_says_so(program, config_file, small_opts, record, tmp_path):
     shutil.copy(record["file_name"], tmp_path / "unknown.png")
     words = ["--config-file", config_file, "--input", tmp_path / "unknown.png", "--output", tmp_path / "out", "--parts",
              "result", "anchors", "masks", "--score-threshold", "1", "--opts", *small_opts]  # fmt: skip
     assert program(*words) == (0, "")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "No annotation of this picture was found" in page and "random weights" in page
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["pictures"][0]["annotated"] is False
+    assert "No annotation of this image was found" in page and "random weights" in page
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["images"][0]["annotated"] is False
 
 
 def test_no_detections_at_all(program, config_file, small_opts, record, tmp_path):
@@ -205,7 +205,7 @@ def test_no_detections_at_all(program, config_file, small_opts, record, tmp_path
              "result", "boxes", "masks", "--opts", *small_opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0"]  # fmt: skip
     assert program(*words) == (0, "")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "The model found nothing in this picture" in page and "No detection at all" in page
+    assert "The model found nothing in this image" in page and "No detection at all" in page
 
 
 def test_two_checkpoints_without_a_config(program, model, tmp_path):

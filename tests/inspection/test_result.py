@@ -31,10 +31,8 @@ def observed(observation, found, truth):
     boxes = np.array([t[0] for t in truth], dtype=np.float32).reshape(-1, 4)
     masks = np.stack([rectangle(*t[0]) for t in truth]) if truth else np.zeros((0, 40, 40), bool)
     annotated = Truth(boxes, np.array([t[1] for t in truth], int), masks, np.array([t[2] for t in truth], bool))
-    picture = np.zeros((40, 40, 3), np.uint8)
-    return replace(
-        observation, stages=stages, truth=annotated, class_names=NAMES, output_size=(40, 40), picture=picture
-    )
+    image = np.zeros((40, 40, 3), np.uint8)
+    return replace(observation, stages=stages, truth=annotated, class_names=NAMES, output_size=(40, 40), image=image)
 
 
 A, B, C = [0, 0, 10, 10], [20, 20, 30, 30], [0, 20, 10, 40]

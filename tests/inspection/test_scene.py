@@ -28,8 +28,8 @@ def test_dotted_outlines_have_gaps_and_hidden_layers_are_left_out():
 
 def test_lines_are_open():
     line = Mark([np.array([[10.0, 10.0], [100.0, 10.0], [100.0, 60.0]])], line=True)
-    picture = raster(scene(Layer("moves", [line], "#ffffff")), side=200).any(axis=-1)
-    assert picture[10, 50] and picture[40, 100] and not picture[35, 55]
+    image = raster(scene(Layer("moves", [line], "#ffffff")), side=200).any(axis=-1)
+    assert image[10, 50] and image[40, 100] and not image[35, 55]
 
 
 def test_split_figures_show_the_backdrop_everywhere_and_no_empty_layer():

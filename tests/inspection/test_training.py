@@ -34,7 +34,7 @@ def test_an_epochs_end_is_written(config_file, opts, tmp_path):
     events = EventAccumulator(str(tmp_path / "a"), size_guidance={"scalars": 0, "images": 0, "histograms": 0})
     events.Reload()
     tags = events.Tags()
-    ends = [2, 5]  # 12 pictures in batches of 4: after the third and the sixth iteration
+    ends = [2, 5]  # 12 images in batches of 4: after the third and the sixth iteration
     names = ("1_anchor_labels", "1_proposals", "2_refinement", "7_result")
     for name in names:
         assert [event.step for event in events.Images(f"inspection_0/{name}")] == ends
@@ -76,7 +76,7 @@ class Clock:
 
     def __init__(self, monkeypatch, cfg, step, cost):
         self.now, self.iter, self.model, self.storage = 0.0, 0, torch.nn.Linear(1, 1), None
-        self.step, self.hook = step, InspectTraining(cfg, pictures_in_epoch=8)
+        self.step, self.hook = step, InspectTraining(cfg, images_in_epoch=8)
         self.hook.trainer = self
         monkeypatch.setattr("d2_maskrcnn.inspection.training.time.perf_counter", lambda: self.now)
         monkeypatch.setattr(self.hook, "report", lambda *_: setattr(self, "now", self.now + cost))

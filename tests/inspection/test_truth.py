@@ -1,4 +1,4 @@
-"""Where a picture's annotation is found."""
+"""Where an image's annotation is found."""
 
 import json
 import shutil
@@ -11,19 +11,19 @@ from d2_maskrcnn.inspection import records_for
 from d2_maskrcnn.inspection.ground_truth import dataset_records, truth_of
 
 
-def test_no_pictures(cfg):
+def test_no_images(cfg):
     assert records_for([], cfg) == []
 
 
 @pytest.mark.parametrize("split", ["TRAIN", "TEST"])
-def test_pictures_are_known_by_their_path_not_by_their_name(cfg, split):
+def test_images_are_known_by_their_path_not_by_their_name(cfg, split):
     """The training and the test set both have a ``000001.png``."""
     known = dataset_records(cfg.DATASETS[split][0])[0]
     (found,) = records_for([known["file_name"]], cfg)
     assert found["annotations"] == known["annotations"]
 
 
-def test_an_annotation_file_finds_pictures_by_name(cfg, tiny_shapes, tmp_path):
+def test_an_annotation_file_finds_images_by_name(cfg, tiny_shapes, tmp_path):
     known = dataset_records(cfg.DATASETS.TEST[0])[0]
     shutil.copy(known["file_name"], tmp_path)
     name = Path(known["file_name"]).name

@@ -145,7 +145,7 @@ def narrow_model(variant="plain", **overrides):
 
 
 def make_inputs(masks="bitmask"):
-    """Two pictures of different sizes with three and two annotated rectangles."""
+    """Two images of different sizes with three and two annotated rectangles."""
     inputs = []
     for index, (height, width, boxes) in enumerate(
         [(64, 96, [[4, 6, 40, 50], [30, 20, 90, 60], [50, 2, 62, 14]]), (80, 56, [[2, 2, 50, 70], [20, 30, 36, 44]])]

@@ -27,7 +27,7 @@ def test_nothing_found(regions):
     assert found.scores.shape == found.pred_classes.shape == (0,)
 
 
-def test_no_pictures():
+def test_no_images():
     assert select_detections([], [], [], DetectionSettings(0.05, 0.5, 100)) == []
 
 

@@ -8,7 +8,7 @@ from detectron2.modeling import Backbone, build_backbone
 
 
 class Pyramid(Backbone):
-    """Stands in for a ResNet: average-pooled copies of the picture."""
+    """Stands in for a ResNet: average-pooled copies of the image."""
 
     def forward(self, x):
         return {f"res{i}": F.avg_pool2d(x, 2**i) for i in (2, 3, 4, 5)}

@@ -41,7 +41,7 @@ def test_masks_are_made_when_they_are_read(found):
     assert found.pred_masks[1].any()
 
 
-def test_run_lengths_need_no_pictures(found):
+def test_run_lengths_need_no_images(found):
     rles = found.pred_masks_rle
     assert "pred_masks" not in found._fields
     assert (mask_util.decode(rles).transpose(2, 0, 1).astype(bool) == found.pred_masks.numpy()).all()
@@ -67,7 +67,7 @@ def test_moving_copying_pickling(found):
         assert (other.pred_masks == found.pred_masks).all()
 
 
-def test_the_evaluator_needs_no_pictures(found):
+def test_the_evaluator_needs_no_images(found):
     if engine_info().name != "embedded":
         pytest.skip("Detectron2's own evaluator takes whole masks")
     found.pred_classes = torch.zeros(3, dtype=torch.int64)

@@ -34,7 +34,7 @@ def with_empty_masks(item):
 @pytest.mark.parametrize("variant", ["plain", "options", "batchnorm", "ciou"])
 @pytest.mark.parametrize("case", ["no annotation", "no annotation, empty masks", "one without", "all"])
 def test_every_trainable_parameter_gets_a_gradient(narrow, variant, case):
-    """Otherwise training in several processes would hang or stop at pictures without objects."""
+    """Otherwise training in several processes would hang or stop at images without objects."""
     inputs = {
         "no annotation": lambda: [unannotated(), unannotated()],
         "no annotation, empty masks": lambda: [with_empty_masks(unannotated()) for _ in range(2)],
@@ -68,22 +68,22 @@ def test_depths_build_and_run(narrow, depth):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 def test_preprocessing(model, dtype):
-    pictures = [
+    tensors = [
         torch.arange(3 * 40 * 48).view(3, 40, 48).remainder(256).to(dtype),
         torch.full((3, 33, 70), 7).to(dtype),
     ]
-    images = model.preprocess_image([{"image": picture} for picture in pictures])
+    images = model.preprocess_image([{"image": image} for image in tensors])
     assert images.tensor.shape == (2, 3, 64, 96) and images.image_sizes == [(40, 48), (33, 70)]
     mean = torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1)
     std = torch.tensor([58.0, 57.0, 57.0]).view(3, 1, 1)
-    for found, picture in zip(images.tensor, pictures, strict=True):
-        height, width = picture.shape[1:]
-        torch.testing.assert_close(found[:, :height, :width], (picture - mean) / std)
+    for found, image in zip(images.tensor, tensors, strict=True):
+        height, width = image.shape[1:]
+        torch.testing.assert_close(found[:, :height, :width], (image - mean) / std)
         assert found[:, height:].abs().sum() == 0 == found[:, :, width:].abs().sum()
 
 
 def test_padding_hardly_changes_detections(model, narrow):
-    """The same picture alone and in a batch with a bigger one."""
+    """The same image alone and in a batch with a bigger one."""
     small, big = narrow.inputs()
     alone = model.eval()([small])[0]["instances"]
     together = model([small, {"image": torch.zeros(3, 128, 128, dtype=torch.uint8)}, big])[0]["instances"]
@@ -244,5 +244,5 @@ def test_built_without_a_config(narrow):
         pixel_mean=(0.0, 0.0, 0.0),
         pixel_std=(1.0, 1.0, 1.0),
     ).eval()
-    picture = torch.from_numpy(np.zeros((3, 32, 32), dtype=np.uint8))
-    assert model([{"image": picture}])[0]["instances"].image_size == (32, 32)
+    image = torch.from_numpy(np.zeros((3, 32, 32), dtype=np.uint8))
+    assert model([{"image": image}])[0]["instances"].image_size == (32, 32)

@@ -2,8 +2,8 @@
 
 The file was made with Detectron2 0.6 (commit 02b5c4e2) on a CPU with one thread, in float32: each variant in
 ``conftest.py`` was built with Detectron2's own components (``narrow_cfg(variant, ours=False)``), given the weights of
-``fill_weights`` and the pictures of ``make_inputs`` (polygons for ``ciou``, bit masks otherwise). From evaluation
-mode, in float32, it holds p3 features, proposals, detections with mask probabilities of each picture's first four,
+``fill_weights`` and the images of ``make_inputs`` (polygons for ``ciou``, bit masks otherwise). From evaluation
+mode, in float32, it holds p3 features, proposals, detections with mask probabilities of each image's first four,
 and post-processed masks (``numpy.packbits`` along x); from training mode the losses, the scalars in the event storage
 and the gradients of ``GRADS``, computed in float64: in float32, rounding alone moves an activation across a ReLU's
 corner now and then, and in so small a network one is enough to show.

@@ -31,7 +31,7 @@ def test_nothing_is_left():
 
 def test_clipped_sorted_and_suppressed_by_level():
     found = select()
-    # The anchor outside the picture is gone, its neighbour (IoU 9/11) suppressed, the other level's twin kept.
+    # The anchor outside the image is gone, its neighbour (IoU 9/11) suppressed, the other level's twin kept.
     assert found.objectness_logits.tolist() == [4.0, 3.0, 1.0, 0.5]
     assert found.proposal_boxes.tensor.tolist()[-1] == [25.0, 25.0, 50.0, 40.0]
     assert found.image_size == (40, 50)
@@ -42,7 +42,7 @@ def test_clipped_sorted_and_suppressed_by_level():
     [
         ({"nms_thresh": 0.9}, [4.0, 3.0, 2.0, 1.0, 0.5]),
         ({"post_nms_topk": 2}, [4.0, 3.0]),
-        ({"pre_nms_topk": 1}, [4.0]),  # the first level's best one lies outside the picture
+        ({"pre_nms_topk": 1}, [4.0]),  # the first level's best one lies outside the image
         ({"min_size": 10}, [0.5]),  # both sides must exceed it
         ({"min_size": 9.9}, [4.0, 3.0, 1.0, 0.5]),
     ],

@@ -39,7 +39,7 @@ def annotated(*boxes, size=64):
         [annotated([4, 4, 20, 20]), annotated()],
         [annotated([4, 4, 20, 20], [30, 30, 60, 62]), annotated([1, 1, 50, 50])],
     ],
-    ids=["no annotation", "one picture without", "both"],
+    ids=["no annotation", "one image without", "both"],
 )
 def test_losses_and_gradients(narrow, targets):
     model = rpn(narrow)

@@ -20,7 +20,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 def execute(name):
-    """Runs a notebook in its own folder; returns the executed cells' text and how many pictures they show."""
+    """Runs a notebook in its own folder; returns the executed cells' text and how many images they show."""
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
@@ -61,31 +61,31 @@ def test_every_step_is_explained(path):
 
 
 def test_inspect_data(small_model):
-    text, pictures = execute("inspect_data")
-    assert "12 pictures" in text and pictures == 5
+    text, images = execute("inspect_data")
+    assert "12 images" in text and images == 5
 
 
 def test_inspect_model(small_model):
-    text, pictures = execute("inspect_model")
-    assert "kept after NMS" in text and "right" in text and pictures >= 14
+    text, images = execute("inspect_model")
+    assert "kept after NMS" in text and "right" in text and images >= 14
     assert (small_model / "report" / "report.html").stat().st_size > 100_000
 
 
 def test_inspect_weights(small_model):
-    text, pictures = execute("inspect_weights")
-    assert "unchanged: equal to" in text and "largest difference 0" in text and pictures >= 6
+    text, images = execute("inspect_weights")
+    assert "unchanged: equal to" in text and "largest difference 0" in text and images >= 6
 
 
 def test_colab(tmp_path, monkeypatch):
-    """Training, evaluation, picture, video and report, on four drawn pictures in VIA's format."""
+    """Training, evaluation, image, video and report, on four drawn images in VIA's format."""
     for split, names in (("train", "ab"), ("val", "cd")):
         folder = tmp_path / "via" / split
         folder.mkdir(parents=True)
         entries = {}
         for number, name in enumerate(names):
-            picture = Image.fromarray(np.full((48, 64, 3), 40 * number, np.uint8))
-            ImageDraw.Draw(picture).ellipse((10, 8, 40, 38), fill="red")
-            picture.save(folder / f"{name}.jpg")
+            image = Image.fromarray(np.full((48, 64, 3), 40 * number, np.uint8))
+            ImageDraw.Draw(image).ellipse((10, 8, 40, 38), fill="red")
+            image.save(folder / f"{name}.jpg")
             shape = {"name": "polygon", "all_points_x": [10, 25, 40, 25], "all_points_y": [23, 8, 23, 38]}
             regions = {"0": {"shape_attributes": shape, "region_attributes": {}}}
             entries[name] = {"filename": f"{name}.jpg", "regions": regions, "file_attributes": {}, "size": 1}
@@ -101,7 +101,7 @@ def test_colab(tmp_path, monkeypatch):
     monkeypatch.setenv("COLAB_WORK", str(tmp_path / "work"))
     monkeypatch.setenv("COLAB_VIA", str(tmp_path / "via"))
     monkeypatch.setenv("COLAB_OPTS", " ".join(f"{key} {value}" for key, value in small.items()))
-    text, pictures = execute("colab")
-    assert "AP50" in text and "pictures" in text and pictures >= 5
+    text, images = execute("colab")
+    assert "AP50" in text and "images" in text and images >= 5
     for name in ("drawn.jpg", "film_drawn.mp4", "inspection/report.html", "model/model_final.pth"):
         assert (tmp_path / "work" / name).stat().st_size > 0

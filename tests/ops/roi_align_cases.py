@@ -8,7 +8,7 @@ from reference import reference_roi_align
 from d2_maskrcnn.ops import multilevel_roi_align
 
 SCALES = (1 / 4, 1 / 8, 1 / 16)
-SIZES = ((24, 40), (12, 20), (6, 10))  # of the levels, for pictures of 96 x 160
+SIZES = ((24, 40), (12, 20), (6, 10))  # of the levels, for images of 96 x 160
 CANONICAL = (32.0, 1)  # so that small boxes spread over the levels
 
 EMPTY: list[list[float]] = []

@@ -160,7 +160,7 @@ def test_box_iou():
     assert widened(a, 0.1) == pytest.approx(np.array([[-1, -1, 11, 11]]))
 
 
-def test_mask_iou_is_that_of_the_pictures(make_detections):
+def test_mask_iou_is_that_of_the_images(make_detections):
     half = np.zeros((2, 28, 28), np.float32)
     half[0, :, :14], half[1] = 1, 1
     found = make_detections([[20, 20, 120, 120], [20, 20, 120, 120]], SIZE, probabilities=half)
@@ -168,10 +168,10 @@ def test_mask_iou_is_that_of_the_pictures(make_detections):
     assert iou == pytest.approx(np.array([[1, 0.5], [0.5, 1]]), abs=0.03)
 
 
-def test_whole_picture_masks_are_followed_too(make_detections):
+def test_whole_image_masks_are_followed_too(make_detections):
     found = make_detections([box(100), box(300)], SIZE)
     crops = Detections(
-        found.boxes, found.scores, found.classes, SIZE, CropMasks.from_pictures(np.stack(list(found.masks)), SIZE)
+        found.boxes, found.scores, found.classes, SIZE, CropMasks.from_images(np.stack(list(found.masks)), SIZE)
     )
     assert shapes_of(crops).shape == (2, 28, 28) and shapes_of(crops).mean() > 0.95
     tracker = Tracker()

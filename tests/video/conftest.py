@@ -28,23 +28,23 @@ MODEL_OPTS = {
 }
 
 
-def frame_picture(index: int, size: tuple[int, int]) -> np.ndarray:
+def frame_image(index: int, size: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) uint8 RGB: the left half says which frame it is by its brightness, a square moves through the right."""
     height, width = size
-    picture = np.full((height, width, 3), (40, 90, 160), np.uint8)
-    picture[:, : width // 2] = brightness(index)
+    image = np.full((height, width, 3), (40, 90, 160), np.uint8)
+    image[:, : width // 2] = brightness(index)
     left = width // 2 + index * 2 % (width // 4)
-    picture[height // 4 : height // 2, left : left + height // 4] = (220, 60, 30)
-    return picture
+    image[height // 4 : height // 2, left : left + height // 4] = (220, 60, 30)
+    return image
 
 
 def brightness(index: int) -> int:
     return 20 + index * 8 % 216
 
 
-def number_of(picture: np.ndarray) -> int:
+def number_of(image: np.ndarray) -> int:
     """Which frame (of the first 27) this is."""
-    half = picture[picture.shape[0] // 2 :, : picture.shape[1] // 2 - 8].mean()
+    half = image[image.shape[0] // 2 :, : image.shape[1] // 2 - 8].mean()
     return round((half - 20) / 8)
 
 
@@ -71,7 +71,7 @@ def write_video(path, frames, size, rate, codec, sound, options) -> None:
         stream.pix_fmt = {"mjpeg": "yuvj420p", "png": "rgb24"}.get(codec, "yuv420p")
         audio = container.add_stream(sound, rate=48000) if sound else None
         for index in range(frames):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_picture(index, size), format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_image(index, size), format="rgb24")))
         container.mux(stream.encode(None))
         if audio is not None:
             write_tone(container, audio, frames / rate)

@@ -10,7 +10,7 @@ import pytest
 from d2_maskrcnn.video.clip import Excerpt, Position
 from d2_maskrcnn.video.sinks.video_file import VideoWriter
 from d2_maskrcnn.video.sources.video_file import VideoSource
-from tests.video.conftest import frame_picture, read_video
+from tests.video.conftest import frame_image, read_video
 
 RATE = 48000
 
@@ -54,7 +54,7 @@ def film(path, codec, *, first_frame=0.0, sound=(0.0, 3.0), seconds=3.0, rate=RA
         tone = np.tile(np.sin(np.arange(int((sound[1] - sound[0]) * rate)) * 0.3).astype(np.float32), (channels, 1)) / 3
         packets = []
         for index in range(round(seconds * 10)):
-            image = av.VideoFrame.from_ndarray(frame_picture(index, (64, 96)), format="rgb24")
+            image = av.VideoFrame.from_ndarray(frame_image(index, (64, 96)), format="rgb24")
             image.pts, image.time_base = round((first_frame + index / 10) * 10), Fraction(1, 10)
             packets += video.encode(image)
         packets += video.encode(None)
@@ -99,7 +99,7 @@ def test_other_rates_and_layouts(tmp_path, rate, layout):
 
 
 @pytest.mark.parametrize("codec", ["aac", "pcm_s16le"])
-def test_sound_stays_with_the_picture_where_the_two_begin_at_different_times(tmp_path, codec):
+def test_sound_stays_with_the_image_where_the_two_begin_at_different_times(tmp_path, codec):
     late = film(tmp_path / "late.mkv", codec, first_frame=0.0, sound=(1.0, 3.0))
     copy(VideoSource(late), tmp_path / "v1.mp4")
     assert heard(tmp_path / "v1.mp4")[0] == pytest.approx(1, abs=0.06)

@@ -20,23 +20,23 @@ from pycocotools import mask as mask_util
 from d2_maskrcnn.cli import demo as cli
 from d2_maskrcnn.cli.demo import build_parser
 from d2_maskrcnn.errors import UserError
-from tests.video.conftest import CLASS_NAMES, frame_picture, read_video
+from tests.video.conftest import CLASS_NAMES, frame_image, read_video
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
+def images(tmp_path) -> Path:
     folder = tmp_path / "in"
     folder.mkdir()
     for index, name in enumerate(("a.jpg", "b.png", "c.webp")):
-        Image.fromarray(frame_picture(index, (100, 140))).save(folder / name)
+        Image.fromarray(frame_image(index, (100, 140))).save(folder / name)
     return folder
 
 
-def test_pictures(run_demo, pictures, tmp_path):
-    run_demo("--input", pictures, "--output", tmp_path / "out", "--save-json", tmp_path / "r.json")
+def test_images(run_demo, images, tmp_path):
+    run_demo("--input", images, "--output", tmp_path / "out", "--save-json", tmp_path / "r.json")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.jpg", "b.png", "c.webp"]
     drawn = np.asarray(Image.open(tmp_path / "out" / "b.png"))
-    assert drawn.shape == (100, 140, 3) and (drawn != frame_picture(1, (100, 140))).any()
+    assert drawn.shape == (100, 140, 3) and (drawn != frame_image(1, (100, 140))).any()
     results = json.loads((tmp_path / "r.json").read_text())
     assert {r["image_id"] for r in results} == {1, 2, 3}
     for result in results:
@@ -46,21 +46,21 @@ def test_pictures(run_demo, pictures, tmp_path):
         assert mask_util.area(result["segmentation"]) == result["area"]
 
 
-def test_one_picture_to_one_file(run_demo, pictures, tmp_path):
-    run_demo("--input", pictures / "a.jpg", "--output", tmp_path / "x.png")
+def test_one_image_to_one_file(run_demo, images, tmp_path):
+    run_demo("--input", images / "a.jpg", "--output", tmp_path / "x.png")
     assert Image.open(tmp_path / "x.png").size == (140, 100)
 
 
-def test_ids_of_coco_pictures_are_in_their_names(run_demo, pictures, tmp_path):
-    (pictures / "a.jpg").rename(pictures / "000000001000.jpg")
-    run_demo("--input", pictures / "000000001000.jpg", "--save-json", tmp_path / "r.json")
+def test_ids_of_coco_images_are_in_their_names(run_demo, images, tmp_path):
+    (images / "a.jpg").rename(images / "000000001000.jpg")
+    run_demo("--input", images / "000000001000.jpg", "--save-json", tmp_path / "r.json")
     assert {r["image_id"] for r in json.loads((tmp_path / "r.json").read_text())} == {1000}
 
 
-def test_a_broken_picture_does_not_stop_the_others(run_demo, pictures, tmp_path):
-    (pictures / "a.jpg").write_bytes(b"no picture")
-    with pytest.raises(UserError, match="1 of 3 pictures could not be read"):
-        run_demo("--input", pictures, "--output", tmp_path / "out", "--batch-size", "2")
+def test_a_broken_image_does_not_stop_the_others(run_demo, images, tmp_path):
+    (images / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(UserError, match="1 of 3 images could not be read"):
+        run_demo("--input", images, "--output", tmp_path / "out", "--batch-size", "2")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.png", "c.webp"]
 
 
@@ -87,17 +87,17 @@ def test_an_output_folder_and_an_excerpt(run_demo, make_video, tmp_path):
     assert len(read_video(tmp_path / f"{make_video().stem}.mp4")) == 5
 
 
-def test_classes_are_chosen_by_name(run_demo, pictures, tmp_path):
-    run_demo("--input", pictures, "--save-json", tmp_path / "a.json")
+def test_classes_are_chosen_by_name(run_demo, images, tmp_path):
+    run_demo("--input", images, "--save-json", tmp_path / "a.json")
     kinds = {r["category"] for r in json.loads((tmp_path / "a.json").read_text())}
     wanted = sorted(kinds)[0]
-    run_demo("--input", pictures, "--save-json", tmp_path / "b.json", "--classes", wanted.upper())
+    run_demo("--input", images, "--save-json", tmp_path / "b.json", "--classes", wanted.upper())
     assert {r["category"] for r in json.loads((tmp_path / "b.json").read_text())} == {wanted}
 
 
 @pytest.mark.parametrize("precision", ["bfloat16"])
-def test_precision(run_demo, pictures, tmp_path, precision):
-    run_demo("--input", pictures, "--save-json", tmp_path / "r.json", "--precision", precision)
+def test_precision(run_demo, images, tmp_path, precision):
+    run_demo("--input", images, "--save-json", tmp_path / "r.json", "--precision", precision)
     assert json.loads((tmp_path / "r.json").read_text())
 
 
@@ -118,27 +118,27 @@ def test_model_processes_give_the_same(run_demo, make_video, tmp_path):
         (["--video-input", "{video}", "--start", "x"], "--start x"),
         (["--video-input", "{video}", "--start", "5", "--end", "3"], "nothing is left"),
         (["--video-input", "{video}", "--start", "50"], "no frame of its 2.0 s"),
-        (["--video-input", "{video}", "--output", "{pictures}/v.webm"], "take no H.264"),
+        (["--video-input", "{video}", "--output", "{images}/v.webm"], "take no H.264"),
         (["--video-input", "{video}", "--stride", "0"], "--stride 0"),
         (["--video-input", "{video}", "--output", "{video}"], "would replace the input"),
-        (["--video-input", "{video}", "--output", "{pictures}/a.jpg"], "no video's name"),
-        (["--video-input", "{video}", "--output", "{pictures}/v.gif"], "no video's name"),
+        (["--video-input", "{video}", "--output", "{images}/a.jpg"], "no video's name"),
+        (["--video-input", "{video}", "--output", "{images}/v.gif"], "no video's name"),
         (
-            ["--input", "{pictures}/a.jpg", "--output", "{pictures}/new.gif"],
+            ["--input", "{images}/a.jpg", "--output", "{images}/new.gif"],
             "expected a folder, or a file that ends in",
         ),
-        (["--input", "{pictures}", "--output", "{pictures}"], "would replace the input"),
-        (["--input", "{pictures}", "--output", "{pictures}/a.jpg"], "need a folder"),
-        (["--input", "{pictures}", "--save-json", "{pictures}/a.jpg"], "--overwrite"),
-        (["--input", "{pictures}", "--confidence-threshold", "2"], "--confidence-threshold 2"),
-        (["--input", "{pictures}", "--classes", "circl"], "Did you mean 'circle'"),
-        (["--input", "{pictures}", "--device", "gpu"], "--device gpu"),
-        (["--input", "{pictures}", "--batch-size", "0"], "--batch-size 0"),
-        (["--input", "{pictures}", "--save-csv", "/proc/none/r.csv"], "folder cannot be made"),
+        (["--input", "{images}", "--output", "{images}"], "would replace the input"),
+        (["--input", "{images}", "--output", "{images}/a.jpg"], "need a folder"),
+        (["--input", "{images}", "--save-json", "{images}/a.jpg"], "--overwrite"),
+        (["--input", "{images}", "--confidence-threshold", "2"], "--confidence-threshold 2"),
+        (["--input", "{images}", "--classes", "circl"], "Did you mean 'circle'"),
+        (["--input", "{images}", "--device", "gpu"], "--device gpu"),
+        (["--input", "{images}", "--batch-size", "0"], "--batch-size 0"),
+        (["--input", "{images}", "--save-csv", "/proc/none/r.csv"], "folder cannot be made"),
     ],
 )
-def test_bad_input(demo_args, make_video, pictures, tmp_path, args, said):
-    filled = [a.format(video=make_video(), pictures=pictures) for a in args]
+def test_bad_input(demo_args, make_video, images, tmp_path, args, said):
+    filled = [a.format(video=make_video(), images=images) for a in args]
     outputs = [] if {"--output", "--save-json", "--save-csv"} & set(args) else ["--output", str(tmp_path / "new")]
     model = demo_args()
     if "--confidence-threshold" in args:
@@ -148,23 +148,23 @@ def test_bad_input(demo_args, make_video, pictures, tmp_path, args, said):
     assert said in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_no_weights(repo_dir, pictures, tmp_path):
+def test_no_weights(repo_dir, images, tmp_path):
     config = ["--config-file", str(repo_dir / "configs" / "quickstart.yaml")]
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS"):
-        cli.main(["--input", str(pictures), "--output", str(tmp_path / "o"), *config])
+        cli.main(["--input", str(images), "--output", str(tmp_path / "o"), *config])
 
 
-def test_weights_of_another_model(demo_args, pictures, tmp_path):
-    args = demo_args("--input", pictures, "--output", tmp_path / "o")
+def test_weights_of_another_model(demo_args, images, tmp_path):
+    args = demo_args("--input", images, "--output", tmp_path / "o")
     with pytest.raises(UserError, match="do not fill the model"):
         cli.main([*args, "MODEL.ROI_HEADS.NUM_CLASSES", "7"])
 
 
-def test_no_display(demo_args, pictures, monkeypatch):
+def test_no_display(demo_args, images, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(UserError, match="--output"):
-        cli.main(demo_args("--input", pictures))
+        cli.main(demo_args("--input", images))
 
 
 @pytest.fixture
@@ -202,9 +202,9 @@ cv2.destroyAllWindows()
 cv2.waitKey(1)
 assert not window.show(frame)
 window.close()
-pictures = Window("pictures", wait=True)
+images = Window("images", wait=True)
 cv2.destroyAllWindows()
-assert not pictures.show(frame)
+assert not images.show(frame)
 """
 
 

@@ -1,4 +1,4 @@
-"""Cameras and streams: a camera whose pictures come from a file, and streams from a server on this machine."""
+"""Cameras and streams: a camera whose images come from a file, and streams from a server on this machine."""
 
 import http.server
 import itertools
@@ -34,7 +34,7 @@ def test_a_camera_until_it_is_unplugged(webcam):
     assert source.info.live and source.info.rate == 10
     with pytest.raises(UserError, match="after 20 frames: was it unplugged"):
         for frame in source:
-            found.append(number_of(frame.picture[:, :, ::-1]))
+            found.append(number_of(frame.image[:, :, ::-1]))
     assert found == list(range(20))
 
 
@@ -145,7 +145,7 @@ def test_an_rtsp_camera_that_stalls_is_connected_again(rtsp, stream, caplog):
         for frame in source:
             frames.append(frame)
     assert len(frames) > 70 and "no data came in time" in caplog.text
-    assert frames[0].picture.shape == (64, 96, 3)
+    assert frames[0].image.shape == (64, 96, 3)
 
 
 def test_an_rtsp_camera_is_recorded(run_demo, rtsp, stream, tmp_path):

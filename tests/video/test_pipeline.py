@@ -150,7 +150,7 @@ def test_an_interrupt_does_not_wait_for_a_source_that_hangs():
 
 
 def test_a_live_source_drops_what_is_stale():
-    """A camera of 100 pictures a second before a model of 10."""
+    """A camera of 100 images a second before a model of 10."""
     last = threading.Event()
 
     def camera():

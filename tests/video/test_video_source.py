@@ -9,27 +9,27 @@ from d2_maskrcnn.video.clip import Excerpt, Position
 from d2_maskrcnn.video.frame import Frame, VideoInfo
 from d2_maskrcnn.video.sinks.video_file import VideoWriter
 from d2_maskrcnn.video.sources.video_file import VideoSource
-from tests.video.conftest import frame_picture, number_of
+from tests.video.conftest import frame_image, number_of
 
 
 def numbers(source) -> list[int]:
-    return [number_of(frame.picture) for frame in source]
+    return [number_of(frame.image) for frame in source]
 
 
 def test_all_frames_with_their_times(make_video):
     source = VideoSource(str(make_video()))
     frames = list(source)
-    assert [number_of(f.picture) for f in frames] == [f.index for f in frames] == list(range(20))
+    assert [number_of(f.image) for f in frames] == [f.index for f in frames] == list(range(20))
     assert [f.time for f in frames] == pytest.approx([i / 10 for i in range(20)])
     assert source.info.frames == 20 and source.info.rate == 10 and not source.info.live
     assert source.problem == ""
-    assert frames[0].picture.shape == (64, 96, 3) and frames[0].picture.flags.c_contiguous
+    assert frames[0].image.shape == (64, 96, 3) and frames[0].image.flags.c_contiguous
 
 
 def test_colours_are_right(make_video):
     """Blue to the right of the brightness, as BGR."""
     frame = next(iter(VideoSource(str(make_video(size=(128, 192))))))
-    assert np.abs(frame.picture[-10, -10].astype(int) - (160, 90, 40)).max() < 8
+    assert np.abs(frame.image[-10, -10].astype(int) - (160, 90, 40)).max() < 8
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_excerpts(make_video, start, end, stride, expected):
     source = VideoSource(str(make_video()), Excerpt(parse(start), parse(end), stride))
     assert source.info.frames == len(list(expected))
     frames = list(source)
-    assert [number_of(f.picture) for f in frames] == [f.index for f in frames] == list(expected)
+    assert [number_of(f.image) for f in frames] == [f.index for f in frames] == list(expected)
     assert [f.time for f in frames] == pytest.approx([(i - next(iter(expected))) / 10 for i in expected])
 
 
@@ -157,7 +157,7 @@ def test_frames_dropped_at_the_recording_are_not_missing(tmp_path):
         stream = container.add_stream("mpeg4", rate=10)
         stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
         for index in (0, 2, 3, 7, 8, 9):
-            image = av.VideoFrame.from_ndarray(frame_picture(index, (64, 96)), format="rgb24")
+            image = av.VideoFrame.from_ndarray(frame_image(index, (64, 96)), format="rgb24")
             image.pts, image.time_base = index, Fraction(1, 10)
             container.mux(stream.encode(image))
         container.mux(stream.encode(None))
@@ -205,9 +205,9 @@ def turned(path, target):
 
 
 def test_turned_phone_videos(make_video, tmp_path):
-    picture = next(iter(VideoSource(turned(make_video(), tmp_path / "v.mp4")))).picture
-    assert picture.shape == (96, 64, 3)
-    assert picture[:40].mean() < picture[-40:].mean()  # frame 0's dark left half came to the top
+    image = next(iter(VideoSource(turned(make_video(), tmp_path / "v.mp4")))).image
+    assert image.shape == (96, 64, 3)
+    assert image[:40].mean() < image[-40:].mean()  # frame 0's dark left half came to the top
 
 
 def test_wide_pixels_of_turned_videos_are_tall(make_video, tmp_path):

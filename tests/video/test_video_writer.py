@@ -12,7 +12,7 @@ from d2_maskrcnn.video.frame import Frame, VideoInfo
 from d2_maskrcnn.video.opencv_video import OpenCVSource, OpenCVWriter
 from d2_maskrcnn.video.sinks.video_file import VideoWriter
 from d2_maskrcnn.video.sources.video_file import VideoSource
-from tests.video.conftest import frame_picture, number_of, read_video
+from tests.video.conftest import frame_image, number_of, read_video
 
 
 def copy(source, path) -> None:
@@ -60,11 +60,11 @@ def test_it_is_what_browsers_play(make_video, tmp_path):
 
 @pytest.mark.parametrize("size", [(720, 64), (64, 96)], ids=["BT.709", "BT.601"])
 def test_colours_survive(tmp_path, size):
-    picture = frame_picture(5, size)
+    image = frame_image(5, size)
     with VideoWriter(tmp_path / "v.mp4", VideoInfo(Fraction(10))) as writer:
-        writer.write(Frame(np.ascontiguousarray(picture[:, :, ::-1]), 0))
+        writer.write(Frame(np.ascontiguousarray(image[:, :, ::-1]), 0))
     (again,) = read_video(tmp_path / "v.mp4")
-    assert np.abs(again.astype(int) - picture).mean() < 4
+    assert np.abs(again.astype(int) - image).mean() < 4
 
 
 def test_odd_sizes(tmp_path):

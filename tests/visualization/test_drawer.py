@@ -8,9 +8,9 @@ GREY = 100
 
 
 def drawn(found, **options) -> np.ndarray:
-    picture = np.full((*found.image_size, 3), GREY, np.uint8)
-    Drawer(["cat", "dog"], **options).draw(picture, found)
-    return picture
+    image = np.full((*found.image_size, 3), GREY, np.uint8)
+    Drawer(["cat", "dog"], **options).draw(image, found)
+    return image
 
 
 def test_nothing_found_changes_nothing(make_detections):
@@ -18,62 +18,62 @@ def test_nothing_found_changes_nothing(make_detections):
 
 
 def test_pixels_of_mask_edge_and_box(make_detections):
-    """A left half mask: its fill is the mix of colour and picture, its edge and the box have the pure colour."""
+    """A left half mask: its fill is the mix of colour and image, its edge and the box have the pure colour."""
     half = np.zeros((1, 28, 28), np.float32)
     half[:, :, :14] = 1
     found = make_detections([[20, 20, 76, 76]], (120, 120), probabilities=half)
-    picture = drawn(found, labels=False)
+    image = drawn(found, labels=False)
     colour = np.array(PALETTE[0][::-1])
     mixed = 0.55 * GREY + 0.45 * colour
-    assert np.abs(picture[30:66, 25:40] - mixed).max() <= 1
-    assert (picture[30:66, 55:70] == GREY).all()  # the other half, inside the box
-    assert (picture[20, 20:76] == colour).all() and (picture[75, 20:76] == colour).all()
-    assert (picture[30:66, 46:48] == colour).all(axis=2).any(axis=1).all()  # the edge in the middle
+    assert np.abs(image[30:66, 25:40] - mixed).max() <= 1
+    assert (image[30:66, 55:70] == GREY).all()  # the other half, inside the box
+    assert (image[20, 20:76] == colour).all() and (image[75, 20:76] == colour).all()
+    assert (image[30:66, 46:48] == colour).all(axis=2).any(axis=1).all()  # the edge in the middle
     outside = np.ones((120, 120), bool)
     outside[19:77, 19:77] = False
-    assert (picture[outside] == GREY).all()
+    assert (image[outside] == GREY).all()
 
 
-def test_the_whole_picture_is_never_needed(make_detections):
+def test_the_whole_image_is_never_needed(make_detections):
     found = make_detections([[-10, -10, 20, 20], [110, 110, 200, 130], [300, 300, 310, 310]], (120, 120))
-    picture = drawn(found, labels=False)
-    assert (picture[40:100, 40:100] == GREY).all()
-    assert (picture[:10, :10] != GREY).any() and (picture[115:, 115:] != GREY).any()
+    image = drawn(found, labels=False)
+    assert (image[40:100, 40:100] == GREY).all()
+    assert (image[:10, :10] != GREY).any() and (image[115:, 115:] != GREY).any()
 
 
 def test_small_things_lie_over_large_ones(make_detections):
     found = make_detections([[40, 40, 60, 60], [10, 10, 110, 110]], (120, 120))
-    picture = drawn(found, labels=False, masks=False)
-    assert tuple(picture[40, 50, ::-1]) == PALETTE[0]
-    assert tuple(picture[10, 50, ::-1]) == PALETTE[1]
+    image = drawn(found, labels=False, masks=False)
+    assert tuple(image[40, 50, ::-1]) == PALETTE[0]
+    assert tuple(image[10, 50, ::-1]) == PALETTE[1]
 
 
 def test_colours_stay_with_tracks(make_detections):
     drawer = Drawer(labels=False)
     for boxes, ids in (([[10, 10, 40, 40], [60, 60, 90, 90]], [1, 2]), ([[62, 60, 92, 90], [12, 10, 42, 40]], [2, 1])):
-        picture = np.full((120, 120, 3), GREY, np.uint8)
-        drawer.draw(picture, make_detections(boxes, (120, 120), ids))
-        assert tuple(picture[10, 30, ::-1]) == PALETTE[0]
-        assert tuple(picture[60, 80, ::-1]) == PALETTE[1]
+        image = np.full((120, 120, 3), GREY, np.uint8)
+        drawer.draw(image, make_detections(boxes, (120, 120), ids))
+        assert tuple(image[10, 30, ::-1]) == PALETTE[0]
+        assert tuple(image[60, 80, ::-1]) == PALETTE[1]
 
 
 def test_fill_never_wraps_around(make_detections):
     for alpha in (0, 0.25, 0.5, 1):
-        picture = np.full((60, 60, 3), 255, np.uint8)
+        image = np.full((60, 60, 3), 255, np.uint8)
         found = make_detections([[5, 5, 55, 55]], (60, 60))
-        Drawer(alpha=alpha, labels=False, boxes=False).draw(picture, found)
+        Drawer(alpha=alpha, labels=False, boxes=False).draw(image, found)
         expected = 255 * (1 - alpha) + np.array(PALETTE[0][::-1]) * alpha
-        assert np.abs(picture[30, 30] - expected).max() <= 1
+        assert np.abs(image[30, 30] - expected).max() <= 1
 
 
 def test_holes_stay_open(make_detections):
     ring = np.ones((1, 28, 28), np.float32)
     ring[:, 8:20, 8:20] = 0
-    picture = drawn(make_detections([[10, 10, 94, 94]], (110, 110), probabilities=ring), labels=False)
-    assert (picture[48:56, 48:56] == GREY).all()
+    image = drawn(make_detections([[10, 10, 94, 94]], (110, 110), probabilities=ring), labels=False)
+    assert (image[48:56, 48:56] == GREY).all()
 
 
-def test_wrong_pictures_are_refused(make_detections):
+def test_wrong_images_are_refused(make_detections):
     found = make_detections([], (40, 60))
     with pytest.raises(ValueError, match=r"\(40, 60\)"):
         Drawer().draw(np.zeros((60, 40, 3), np.uint8), found)
@@ -89,6 +89,6 @@ def test_label_texts():
     assert label_text([], 3) == "class 3"
 
 
-def test_everything_grows_with_the_picture():
+def test_everything_grows_with_the_image():
     assert [line_thickness(s) for s in ((480, 640), (720, 1280), (2160, 3840))] == [1, 2, 6]
     assert [font_size(s) for s in ((64, 64), (720, 1280), (2160, 3840))] == [11, 17, 52]

@@ -57,7 +57,7 @@ def test_letters_of_other_alphabets_are_drawn():
 
 
 @pytest.mark.parametrize("size", [(8, 8), (30, 20), (12, 400)])
-def test_tiny_pictures(size):
-    picture = np.zeros((*size, 3), np.uint8)
-    LabelPainter(11).draw(picture, ["person 98%"], np.array([[1, 1, 6, 6]]), [PALETTE[1]])
-    assert picture.any()
+def test_tiny_images(size):
+    image = np.zeros((*size, 3), np.uint8)
+    LabelPainter(11).draw(image, ["person 98%"], np.array([[1, 1, 6, 6]]), [PALETTE[1]])
+    assert image.any()

@@ -1,4 +1,4 @@
-"""Whether the values in a COCO JSON file make sense together: ids, boxes and their pictures. Vectorised with NumPy."""
+"""Whether the values in a COCO JSON file make sense together: ids, boxes and their images. Vectorised with NumPy."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 
 from d2_maskrcnn.data.coco.report import Problem, problem, shorten
 
-OVERSHOOT = 1.0  # pixels that a box may reach beyond the picture without a word
+OVERSHOOT = 1.0  # pixels that a box may reach beyond the image without a word
 
 
 class CocoTable:
@@ -17,10 +17,10 @@ class CocoTable:
         images, annotations, categories: the entries as read.
         image_ids: (I,) int64.
         sizes: (I, 2) int64, width and height in pixels.
-        ids, image_of, category_of: (A,) int64, the annotations' own, picture's and category's id.
+        ids, image_of, category_of: (A,) int64, the annotations' own, image's and category's id.
         boxes: (A, 4) float64 XYWH in pixels.
         is_crowd: (A,) bool.
-        image_index: (A,) int64, position of each annotation's picture in ``images``; -1 where there is none.
+        image_index: (A,) int64, position of each annotation's image in ``images``; -1 where there is none.
     """
 
     def __init__(self, data: dict[str, Any]) -> None:
@@ -36,10 +36,10 @@ class CocoTable:
         self.image_index = _positions(self.image_ids, self.image_of)
 
     def name(self, index: int) -> str:
-        """Annotation ``index`` and its picture, for a message."""
+        """Annotation ``index`` and its image, for a message."""
         position = self.image_index[index]
-        picture = f" in {self.images[position]['file_name']}" if position >= 0 else ""
-        return f"annotation {self.ids[index]}{picture}"
+        image = f" in {self.images[position]['file_name']}" if position >= 0 else ""
+        return f"annotation {self.ids[index]}{image}"
 
 
 def _column(entries: list[dict[str, Any]], key: str) -> np.ndarray:
@@ -57,11 +57,11 @@ def _positions(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:
-    """Yields ids that are there twice, and references to pictures and categories that are not there."""
+    """Yields ids that are there twice, and references to images and categories that are not there."""
     category_ids = np.array([category["id"] for category in table.categories], dtype=np.int64)
     names = np.array([category["name"] for category in table.categories])
     for values, what in (
-        (table.image_ids, "pictures with an id that another one has"),
+        (table.image_ids, "images with an id that another one has"),
         (table.ids, "annotations with an id that another one has"),
         (category_ids, "categories with an id that another one has"),
         (names, "categories with a name that another one has"),
@@ -69,9 +69,9 @@ def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:
         yield from problem(_repeated(values), what, values.astype(str).item, "number them differently")
     yield from problem(
         np.flatnonzero(table.image_index < 0),
-        "annotations of a picture that 'images' does not list",
+        "annotations of an image that 'images' does not list",
         lambda i: f"annotation {table.ids[i]}: image_id {table.image_of[i]}",
-        "add the picture or delete them",
+        "add the image or delete them",
     )
     yield from problem(
         np.flatnonzero(np.isin(table.category_of, category_ids, invert=True)),
@@ -90,7 +90,7 @@ def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:
 
 
 def check_boxes(table: CocoTable) -> Iterator[Problem]:
-    """Yields boxes without area, outside of their picture, or reaching beyond it."""
+    """Yields boxes without area, outside of their image, or reaching beyond it."""
     finite = np.isfinite(table.boxes).all(axis=1)
     yield from problem(
         np.flatnonzero(~finite),
@@ -107,18 +107,18 @@ def check_boxes(table: CocoTable) -> Iterator[Problem]:
         "expected [x, y, width, height] with width and height above 0: delete them or draw them again",
     )
     known = finite & sized & (table.image_index >= 0)
-    picture_width, picture_height = _sizes_of(table)
-    outside = known & ((x >= picture_width) | (y >= picture_height) | (x + width <= 0) | (y + height <= 0))
+    image_width, image_height = _sizes_of(table)
+    outside = known & ((x >= image_width) | (y >= image_height) | (x + width <= 0) | (y + height <= 0))
     yield from problem(
         np.flatnonzero(outside),
-        "boxes outside of their picture",
+        "boxes outside of their image",
         _describe_box(table),
-        "expected [x, y, width, height] in pixels of the picture: delete them or draw them again",
+        "expected [x, y, width, height] in pixels of the image: delete them or draw them again",
     )
-    beyond = np.maximum.reduce([-x, -y, x + width - picture_width, y + height - picture_height])
+    beyond = np.maximum.reduce([-x, -y, x + width - image_width, y + height - image_height])
     yield from problem(
         np.flatnonzero(known & ~outside & (beyond > OVERSHOOT)),
-        "boxes reaching beyond their picture",
+        "boxes reaching beyond their image",
         _describe_box(table),
         "they are cut at its border (are they [x0, y0, x1, y1]? expected [x, y, width, height])",
         fatal=False,
@@ -126,8 +126,8 @@ def check_boxes(table: CocoTable) -> Iterator[Problem]:
 
 
 def check_not_empty(table: CocoTable, train: bool, annotations_required: bool = True) -> Iterator[Problem]:
-    """Yields a problem for a file without pictures, without categories, or without objects to learn from."""
-    for entries, what in ((table.images, "pictures"), (table.categories, "categories")):
+    """Yields a problem for a file without images, without categories, or without objects to learn from."""
+    for entries, what in ((table.images, "images"), (table.categories, "categories")):
         if not entries:
             yield Problem(0, what, (), "expected at least 1")
     if annotations_required and not len(table.annotations):
@@ -137,7 +137,7 @@ def check_not_empty(table: CocoTable, train: bool, annotations_required: bool = 
 
 
 def _sizes_of(table: CocoTable) -> tuple[np.ndarray, np.ndarray]:
-    """Width and height (A,) of each annotation's picture; those of unknown pictures are meaningless."""
+    """Width and height (A,) of each annotation's image; those of unknown images are meaningless."""
     if len(table.images) == 0:
         return np.ones(len(table.ids)), np.ones(len(table.ids))
     sizes = table.sizes[table.image_index]

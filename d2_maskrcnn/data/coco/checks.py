@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from d2_maskrcnn.data.coco.boxes import CocoTable, check_boxes, check_ids, check_not_empty
-from d2_maskrcnn.data.coco.images import check_pictures
+from d2_maskrcnn.data.coco.images import check_images
 from d2_maskrcnn.data.coco.masks import check_segmentations
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.coco.report import Problem, summarise
@@ -35,19 +35,19 @@ class CocoSummary:
 
     Attributes:
         categories: their names by ascending id, which is the order of the model's classes.
-        pictures: how many it lists.
+        images: how many it lists.
         objects: its annotations that are no crowd.
         crowds: those that are.
     """
 
     categories: tuple[str, ...]
-    pictures: int
+    images: int
     objects: int
     crowds: int
 
 
 def check_datasets(cfg: CfgNode, train: bool = True) -> None:
-    """Checks what ``DATASETS`` names, as far as it is COCO JSON, against itself, the pictures and the config.
+    """Checks what ``DATASETS`` names, as far as it is COCO JSON, against itself, the images and the config.
 
     One process of each machine looks and all of them raise what it found.
 
@@ -123,7 +123,7 @@ def check_coco_json(
     polygons_only: bool = False,
     lenient: bool = False,
 ) -> CocoSummary:
-    """Checks one COCO JSON file and that its pictures are there; 118,000 take a few seconds beside the reading.
+    """Checks one COCO JSON file and that its images are there; 118,000 take a few seconds beside the reading.
 
     Args:
         json_file: the file.
@@ -149,8 +149,8 @@ def check_coco_json(
         values += check_segmentations(table, polygons_only)
     _raise_fatal(json_file, problems + [each for each in values if not lenient or each.structural])
     _warn(json_file, problems + values, lenient)
-    pictures = list(check_pictures(table, image_root))
-    _raise_fatal(json_file, pictures)
+    images = list(check_images(table, image_root))
+    _raise_fatal(json_file, images)
     ordered = sorted(table.categories, key=lambda category: category["id"])
     crowds = int(table.is_crowd.sum())
     names = tuple(category["name"] for category in ordered)

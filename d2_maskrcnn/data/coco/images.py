@@ -1,4 +1,4 @@
-"""Whether the pictures that a COCO JSON file lists are there, can be read and have the size that it gives them."""
+"""Whether the images that a COCO JSON file lists are there, can be read and have the size that it gives them."""
 
 import os
 from collections.abc import Iterator
@@ -11,29 +11,29 @@ from d2_maskrcnn.data.coco.boxes import CocoTable
 from d2_maskrcnn.data.coco.report import Problem, problem
 from d2_maskrcnn.errors import UserError
 
-LOOKED_AT = 300  # pictures whose header is read, spread over the file
+LOOKED_AT = 300  # images whose header is read, spread over the file
 _EXIF_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 
-# What Pillow raises for files that are no pictures, or broken ones; SyntaxError comes from its PNG reader.
-PICTURE_ERRORS = (OSError, SyntaxError, Image.DecompressionBombError)
+# What Pillow raises for files that are no images, or broken ones; SyntaxError comes from its PNG reader.
+IMAGE_ERRORS = (OSError, SyntaxError, Image.DecompressionBombError)
 
 
-def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height in pixels of a picture as it is shown (turned as its EXIF data asks for), from its header.
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height in pixels of an image as it is shown (turned as its EXIF data asks for), from its header.
 
     Raises:
         OSError, SyntaxError, PIL.Image.DecompressionBombError: it cannot be read.
     """
-    with Image.open(path) as picture:
-        width, height = picture.size
+    with Image.open(path) as image:
+        width, height = image.size
         # Pillow decodes a whole PNG to look for EXIF data behind its pixels, where hardly any has them
-        exif = picture.getexif() if picture.format != "PNG" or "exif" in picture.info else {}
+        exif = image.getexif() if image.format != "PNG" or "exif" in image.info else {}
         turned = exif.get(_EXIF_ORIENTATION) in _QUARTER_TURNS
     return (height, width) if turned else (width, height)
 
 
-def check_pictures(table: CocoTable, image_root: str | os.PathLike[str]) -> Iterator[Problem]:
-    """Yields missing pictures and, of ``LOOKED_AT`` of them, those that are broken or of another size.
+def check_images(table: CocoTable, image_root: str | os.PathLike[str]) -> Iterator[Problem]:
+    """Yields missing images and, of ``LOOKED_AT`` of them, those that are broken or of another size.
 
     Args:
         table: the JSON file's columns.
@@ -45,14 +45,14 @@ def check_pictures(table: CocoTable, image_root: str | os.PathLike[str]) -> Iter
     root = Path(image_root)
     if not root.is_dir():
         raise UserError(
-            f"{root}: no such folder; expected the {len(table.images)} pictures of the dataset there "
+            f"{root}: no such folder; expected the {len(table.images)} images of the dataset there "
             "(datasets/README.md shows where data goes)"
         )
     names = [image["file_name"] for image in table.images]
     missing = _missing(root, names)
     yield from problem(
         missing,
-        f"of {len(names)} pictures missing from {root}",
+        f"of {len(names)} images missing from {root}",
         lambda index: names[index],
         "copy them there or name their folder (D2_MASKRCNN.DATA.TRAIN_IMAGES or VAL_IMAGES)",
     )
@@ -61,7 +61,7 @@ def check_pictures(table: CocoTable, image_root: str | os.PathLike[str]) -> Iter
 
 
 def _missing(root: Path, names: list[str]) -> np.ndarray:
-    """Indices of the pictures that are not there; every folder is listed once, which is much faster than asking."""
+    """Indices of the images that are not there; every folder is listed once, which is much faster than asking."""
     listed: dict[str, set[str]] = {}
     found = np.zeros(len(names), dtype=bool)
     for index, name in enumerate(names):
@@ -86,24 +86,24 @@ def _check_headers(table: CocoTable, root: Path, names: list[str]) -> Iterator[P
     for index in np.unique(np.linspace(0, len(names) - 1, LOOKED_AT).astype(int)):
         expected = tuple(int(value) for value in table.sizes[index])
         try:
-            actual = picture_size(root / names[index])
-        except PICTURE_ERRORS as error:
+            actual = image_size(root / names[index])
+        except IMAGE_ERRORS as error:
             broken[int(index)] = f"{names[index]}: {type(error).__name__}"
             continue
         if actual != expected:
             wrong[int(index)] = size_mismatch(names[index], actual, expected)
     yield from problem(
-        sorted(broken), f"pictures in {root} broken", broken.__getitem__, "copy them again or take them out of the JSON"
+        sorted(broken), f"images in {root} broken", broken.__getitem__, "copy them again or take them out of the JSON"
     )
     yield from problem(
         sorted(wrong),
-        "pictures whose size differs from the JSON's",
+        "images whose size differs from the JSON's",
         wrong.__getitem__,
-        "expected 'width' and 'height' of the picture as shown: resize it back, or annotate this one",
+        "expected 'width' and 'height' of the image as shown: resize it back, or annotate this one",
     )
 
 
 def size_mismatch(name: str, actual: tuple[int, int], expected: tuple[int, ...]) -> str:
-    """One picture's sizes (width, height) for a message."""
+    """One image's sizes (width, height) for a message."""
     text = f"{name} is {actual[0]}x{actual[1]}, the JSON says {expected[0]}x{expected[1]}"
     return text + (" (turned by its EXIF orientation?)" if actual == tuple(reversed(expected)) else "")

@@ -15,7 +15,7 @@ TRIED = 2_000  # compressed RLEs that are read to try them, spread over the file
 
 
 def check_segmentations(table: CocoTable, polygons_only: bool = False) -> Iterator[Problem]:
-    """Yields outlines that are missing, too short, not numbers, or of another size than their picture.
+    """Yields outlines that are missing, too short, not numbers, or of another size than their image.
 
     Args:
         table: the file's columns.
@@ -68,7 +68,7 @@ def _rle_fault(table: CocoTable, index: int, rle: dict[str, Any]) -> str | None:
     if position >= 0:
         width, height = (int(value) for value in table.sizes[position])
         if size != [height, width]:
-            return f"an RLE of size {size} (height, width) in a picture of [{height}, {width}]"
+            return f"an RLE of size {size} (height, width) in an image of [{height}, {width}]"
     if isinstance(counts, list) and not (
         all(map(is_number, counts)) and min(counts, default=-1) >= 0 and sum(counts) == size[0] * size[1]
     ):
@@ -93,7 +93,7 @@ def _all_finite(values: Any) -> bool:
 
 
 def _undecodable(outlines: list[Any], faults: list[str | None]) -> Iterator[int]:
-    """Indices of compressed RLEs that do not fill their picture, among some ``TRIED`` spread over the file."""
+    """Indices of compressed RLEs that do not fill their image, among some ``TRIED`` spread over the file."""
     compressed = [
         i for i, each in enumerate(outlines) if faults[i] is None and type(each) is dict and type(each["counts"]) is str
     ]

@@ -92,7 +92,7 @@ def _recognise(data: Any) -> str | None:
         return None
     if {"shapes", "imagePath"} <= data.keys():
         return (
-            "this is JSON of LabelMe, one file for each picture; convert the folder with LabelMe's labelme2coco.py "
+            "this is JSON of LabelMe, one file for each image; convert the folder with LabelMe's labelme2coco.py "
             "(examples/instance_segmentation in its repository)"
         )
     if "_via_img_metadata" in data:

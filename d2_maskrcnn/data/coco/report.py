@@ -10,7 +10,7 @@ import numpy as np
 EXAMPLES = 3  # shown of each kind of problem
 KINDS = 4  # shown of one file
 
-_SINGULAR = {"annotations": "annotation", "boxes": "box", "categories": "category", "pictures": "picture"}
+_SINGULAR = {"annotations": "annotation", "boxes": "box", "categories": "category", "images": "image"}
 
 
 @dataclass(frozen=True)

@@ -40,14 +40,14 @@ def _is_flag(value: Any) -> bool:
 
 IMAGE_RULES: tuple[Rule, ...] = (
     ("id", is_id, "a whole number"),
-    ("file_name", _is_text, "the picture's path inside its folder"),
-    ("width", _is_length, "the picture's width in pixels, a whole number above 0"),
-    ("height", _is_length, "the picture's height in pixels, a whole number above 0"),
+    ("file_name", _is_text, "the image's path inside its folder"),
+    ("width", _is_length, "the image's width in pixels, a whole number above 0"),
+    ("height", _is_length, "the image's height in pixels, a whole number above 0"),
 )
 CATEGORY_RULES: tuple[Rule, ...] = (("id", is_id, "a whole number"), ("name", _is_text, "the category's name"))
 ANNOTATION_RULES: tuple[Rule, ...] = (
     ("id", is_id, "a whole number"),
-    ("image_id", is_id, "the id of a picture, a whole number"),
+    ("image_id", is_id, "the id of an image, a whole number"),
     ("category_id", is_id, "the id of a category, a whole number"),
     ("bbox", _is_box, "[x, y, width, height] in pixels"),
 )
@@ -64,7 +64,7 @@ def check_structure(data: dict[str, Any], evaluate: bool) -> Iterator[Problem]:
         data: as read, the three lists there.
         evaluate: whether COCO's measure is to be computed on it, which reads more keys than training does.
     """
-    yield from _check_entries(data["images"], "pictures", IMAGE_RULES)
+    yield from _check_entries(data["images"], "images", IMAGE_RULES)
     yield from _check_entries(data["categories"], "categories", CATEGORY_RULES)
     rules = ANNOTATION_RULES + (EVALUATION_RULES if evaluate else ())
     yield from _check_entries(data["annotations"], "annotations", rules)

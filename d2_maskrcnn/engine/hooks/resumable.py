@@ -88,7 +88,7 @@ class EvaluateAtEnd(HookBase):
 
 
 class DrawPredictions(HookBase):
-    """Leaves pictures of what the finished model finds on the test sets."""
+    """Leaves images of what the finished model finds on the test sets."""
 
     def after_train(self) -> None:
         """Draws if the training came to its end."""

@@ -21,7 +21,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 class FPN(Backbone):
     """Lateral 1x1 and output 3x3 convolutions over a bottom-up network, and one coarser level on top.
 
-    Takes normalised pictures (N, 3, H, W), H and W divisible by :attr:`size_divisibility`. Gives a dict: ``p{l}`` of
+    Takes normalised images (N, 3, H, W), H and W divisible by :attr:`size_divisibility`. Gives a dict: ``p{l}`` of
     stride 2**l for each bottom-up feature, and the coarsest one subsampled by 2 (``p6`` on top of ``p5``; section
     4.1), each (N, C, H/stride, W/stride), C = ``out_channels``.
     """

@@ -70,7 +70,7 @@ class Bottleneck(nn.Module):
 class ResNet(Backbone):
     """Stem and stages ``res2`` ... ``res5``, built as far as ``out_features`` needs them.
 
-    Takes normalised pictures (N, 3, H, W); gives a dict from each name in ``out_features`` to (N, C, H/stride,
+    Takes normalised images (N, 3, H, W); gives a dict from each name in ``out_features`` to (N, C, H/stride,
     W/stride).
     """
 

@@ -15,7 +15,7 @@ class DetectionSettings:
     """How detections are chosen.
 
     score_thresh: class probability that must be exceeded. nms_thresh: IoU above which the lower-scored one of the
-    same class is dropped. topk: detections of a picture at most.
+    same class is dropped. topk: detections of an image at most.
     """
 
     score_thresh: float
@@ -29,15 +29,15 @@ def select_detections(
     image_sizes: list[tuple[int, int]],
     settings: DetectionSettings,
 ) -> list[Instances]:
-    """Detections of each picture, best first.
+    """Detections of each image, best first.
 
     Args:
-        probabilities: for each picture (R, K + 1), the background last. boxes: for each picture (R, K, 4), or (R, 1,
+        probabilities: for each image (R, K + 1), the background last. boxes: for each image (R, K, 4), or (R, 1,
             4) when class-agnostic, not clipped.
-        image_sizes: (height, width) of each picture.
+        image_sizes: (height, width) of each image.
 
     Returns:
-        for each picture Instances with ``pred_boxes`` (clipped), ``scores``, ``pred_classes``. Regions with an infinite
+        for each image Instances with ``pred_boxes`` (clipped), ``scores``, ``pred_classes``. Regions with an infinite
         box or score are dropped.
     """
     if (stages := active_stages()) is not None:

@@ -96,11 +96,11 @@ def mask_targets(instances: list[Instances], size: int) -> torch.Tensor:
     """What the mask head should predict: the annotated mask inside each region's box, ``size`` x ``size``.
 
     Args:
-        instances: for each picture its foreground regions, with ``proposal_boxes`` and ``gt_masks`` (one for each
+        instances: for each image its foreground regions, with ``proposal_boxes`` and ``gt_masks`` (one for each
             region).
 
     Returns:
-        (F, size, size) bool, the pictures one after the other.
+        (F, size, size) bool, the images one after the other.
     """
     targets = [
         item.gt_masks.crop_and_resize(item.proposal_boxes.tensor, size) for item in instances if len(item) > 0

@@ -1,6 +1,6 @@
 """The region heads: classify and refine each proposal, and give each detection a mask (arXiv:1703.06870, section 3).
 
-Shape shorthand: N pictures, R proposals of a picture, M of all pictures, F the foreground ones among them, K classes,
+Shape shorthand: N images, R proposals of an image, M of all images, F the foreground ones among them, K classes,
 C channels, P the pooled size. Class K is the background.
 """
 
@@ -59,7 +59,7 @@ class MaskRCNNROIHeads(nn.Module):
         """Takes built parts.
 
         Args:
-            batch_size_per_image: proposals of a picture that enter the losses. positive_fraction: share of objects
+            batch_size_per_image: proposals of an image that enter the losses. positive_fraction: share of objects
                 among them.
             proposalappend_gt: whether the annotated boxes are proposals too, in training.
             train_on_pred_boxes: whether the mask head is trained on the refined boxes instead of the proposals.
@@ -129,8 +129,8 @@ class MaskRCNNROIHeads(nn.Module):
 
         Args:
             images: not used; Detectron2's region heads have it. features: name -> (N, C, Hi, Wi).
-            proposals: for each picture Instances with ``proposal_boxes`` and ``objectness_logits``.
-            targets: for each picture ``gt_boxes``, ``gt_classes`` and, with a mask head, ``gt_masks`` in the
+            proposals: for each image Instances with ``proposal_boxes`` and ``objectness_logits``.
+            targets: for each image ``gt_boxes``, ``gt_classes`` and, with a mask head, ``gt_masks`` in the
                 network's frame.
 
         Returns:
@@ -202,7 +202,7 @@ class MaskRCNNROIHeads(nn.Module):
 
     @torch.no_grad()
     def _sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
-        """A random part of each picture's proposals, with ``gt_classes``, ``gt_boxes`` and ``gt_index`` (annotation
+        """A random part of each image's proposals, with ``gt_classes``, ``gt_boxes`` and ``gt_index`` (annotation
         matched).
         """
         stages = active_stages()
@@ -288,10 +288,10 @@ class MaskRCNNROIHeads(nn.Module):
 
 
 def _joined_boxes(instances: list[Instances]) -> torch.Tensor:
-    """(M, 4) proposal boxes of all pictures."""
+    """(M, 4) proposal boxes of all images."""
     return torch.cat([item.proposal_boxes.tensor for item in instances])
 
 
 def _concatenated(boxes: list[Boxes]) -> torch.Tensor:
-    """(M, 4) boxes of all pictures."""
+    """(M, 4) boxes of all images."""
     return torch.cat([item.tensor for item in boxes])

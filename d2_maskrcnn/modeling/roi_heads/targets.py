@@ -10,7 +10,7 @@ _GT_LOGIT = 23.0259
 
 
 def append_gt(proposals: Instances, target: Instances) -> Instances:
-    """The proposals of a picture, then its annotated boxes as sure proposals."""
+    """The proposals of an image, then its annotated boxes as sure proposals."""
     logits = proposals.objectness_logits
     annotated = Instances(
         proposals.image_size,
@@ -26,7 +26,7 @@ def label_rois(
     """What the box head is trained on.
 
     Args:
-        proposals: R of a picture. chosen: (n,) indices of the sampled ones. classes: (R,), the background included.
+        proposals: R of an image. chosen: (n,) indices of the sampled ones. classes: (R,), the background included.
         matches: (R,) index of the annotation that each overlaps most. target: the annotations.
 
     Returns:

@@ -39,7 +39,7 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> torc
 class MaskRCNNAnchorGenerator(nn.Module):
     """Anchors of every level for a list of feature maps, in the network's frame.
 
-    Those of the latest few feature-map sizes are kept: pictures of one size, or a few, cost nothing.
+    Those of the latest few feature-map sizes are kept: images of one size, or a few, cost nothing.
     """
 
     box_dim = 4

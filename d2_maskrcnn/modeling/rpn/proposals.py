@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances
 class ProposalSettings:
     """How proposals are chosen.
 
-    pre_nms_topk: anchors of each level and picture that are refined. post_nms_topk: proposals of each picture that
+    pre_nms_topk: anchors of each level and image that are refined. post_nms_topk: proposals of each image that
         are kept.
     nms_thresh: IoU above which the lower-scored one of the same level is dropped. min_size: pixels that both sides
         must exceed.
@@ -30,7 +30,7 @@ class ProposalSettings:
 
 @dataclass
 class _Candidates:
-    """Top-scored anchors of all pictures (N) and levels; k differs by level and the levels are joined to K."""
+    """Top-scored anchors of all images (N) and levels; k differs by level and the levels are joined to K."""
 
     boxes: torch.Tensor  # (N, K, 4)
     logits: torch.Tensor  # (N, K)
@@ -48,16 +48,16 @@ def select_proposals(
     settings: ProposalSettings,
     training: bool,
 ) -> list[Instances]:
-    """Proposals of each picture, best first.
+    """Proposals of each image, best first.
 
     Only the ``pre_nms_topk`` anchors of a level are decoded, not all of them.
 
     Args:
         anchors: for each level (Ri, 4). logits: for each level (N, Ri). deltas: for each level (N, Ri, 4).
-        image_sizes: (height, width) of each picture without padding.
+        image_sizes: (height, width) of each image without padding.
 
     Returns:
-        for each picture Instances with ``proposal_boxes`` (clipped to the picture) and ``objectness_logits``.
+        for each image Instances with ``proposal_boxes`` (clipped to the image) and ``objectness_logits``.
 
     Raises:
         FloatingPointError: in training, where a box or a score is infinite or not a number. Otherwise such ones are

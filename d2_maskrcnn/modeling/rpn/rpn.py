@@ -1,6 +1,6 @@
 """Region proposal network (Ren et al. 2015, arXiv:1506.01497, section 3.1).
 
-Shape shorthand: N pictures, L levels, A anchors at a position, Ri = Hi*Wi*A anchors of a level, R of all levels.
+Shape shorthand: N images, L levels, A anchors at a position, Ri = Hi*Wi*A anchors of a level, R of all levels.
 """
 
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ class MaskRCNNRPNHead(nn.Module):
 
 @dataclass
 class _AnchorTargets:
-    """What training asks of one picture's anchors."""
+    """What training asks of one image's anchors."""
 
     labels: torch.Tensor  # (R,) int8, sampled: 1 object, 0 background, -1 not used
     matches: torch.Tensor  # (R,) int64, index into gt_boxes; meaningless where the label isn't 1
@@ -134,9 +134,9 @@ class MaskRCNNRPN(nn.Module):
         """Takes built parts.
 
         Args:
-            batch_size_per_image: anchors of a picture that enter the loss. positive_fraction: share of objects among
+            batch_size_per_image: anchors of an image that enter the loss. positive_fraction: share of objects among
                 them.
-            boundary_thresh: anchors that leave the picture by more than this many pixels are not trained on;
+            boundary_thresh: anchors that leave the image by more than this many pixels are not trained on;
                 negative: all are.
             loss_weights: factor for ``loss_rpn_cls`` and ``loss_rpn_loc``; 1 where missing.
         """
@@ -192,7 +192,7 @@ class MaskRCNNRPN(nn.Module):
 
         Args:
             images: only their sizes are used. features: name -> (N, C, Hi, Wi).
-            gt_instances: for each picture Instances with ``gt_boxes`` in the network's frame; None when only
+            gt_instances: for each image Instances with ``gt_boxes`` in the network's frame; None when only
                 proposals are wanted. Given, the settings for training apply, whatever the module's mode.
 
         Returns:
@@ -225,7 +225,7 @@ class MaskRCNNRPN(nn.Module):
 
     @torch.no_grad()
     def _label_anchors(self, anchors: torch.Tensor, gt_instances: list[Instances]) -> list[_AnchorTargets]:
-        """Matches, then samples: for each picture labels and matches of all R anchors."""
+        """Matches, then samples: for each image labels and matches of all R anchors."""
         stages = active_stages()
         if stages is not None:
             stages.record(anchor_labels=[], sampled_anchor_labels=[], anchor_matches=[])
@@ -249,7 +249,7 @@ class MaskRCNNRPN(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Args: anchors (R, 4), logits (N, R), deltas (N, R, 4). Both losses are divided by the anchors asked for."""
         labels = torch.stack([target.labels for target in targets])  # (N, R)
-        picture, anchor = (labels == 1).nonzero(as_tuple=True)  # each (F,)
+        image, anchor = (labels == 1).nonzero(as_tuple=True)  # each (F,)
         target_boxes = torch.cat([target.object_boxes() for target in targets])  # (F, 4)
         used = labels >= 0
         number = self.batch_size_per_image * len(targets)
@@ -258,7 +258,7 @@ class MaskRCNNRPN(nn.Module):
             "loss_rpn_loc": box_regression_loss(
                 self.box_loss,
                 self.box_coder,
-                deltas[picture, anchor],
+                deltas[image, anchor],
                 anchors[anchor],
                 target_boxes,
                 self.smooth_l1_beta,
@@ -267,7 +267,7 @@ class MaskRCNNRPN(nn.Module):
         }
         put_events(
             {
-                "rpn/num_pos_anchors": picture.numel() / len(targets),
+                "rpn/num_pos_anchors": image.numel() / len(targets),
                 "rpn/num_neg_anchors": (labels == 0).sum() / len(targets),
             }
         )

@@ -129,7 +129,7 @@ class _Copied:
 
 
 class _Encoded:
-    """AAC in mono or stereo. Gaps become silence, so that the sound stays with the picture."""
+    """AAC in mono or stereo. Gaps become silence, so that the sound stays with the image."""
 
     def __init__(self, source: Any, target: Any, begin: float) -> None:
         codec = source.codec_context

@@ -1,4 +1,4 @@
-"""Where results go: pictures, videos, JSON, CSV and a window; and the checks that spare a long run for nothing."""
+"""Where results go: images, videos, JSON, CSV and a window; and the checks that spare a long run for nothing."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ from d2_maskrcnn.structures.lazy_masks import encode_rle
 from d2_maskrcnn.video.frame import Frame
 from d2_maskrcnn.video.sources.images import is_file_type
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 CSV_COLUMNS = ("frame", "time", "file", "track_id", "category_id", "category", "score", "x0", "y0", "x1", "y1", "area")
 ESCAPE_KEYS = (27, ord("q"))
 KEY_WAIT = 50  # milliseconds between looks whether a window is still there
@@ -57,34 +57,34 @@ def check_display() -> None:
         raise UserError("No display to show a window on: use --output FILE_OR_FOLDER (and --no-show) instead.")
 
 
-class PictureFiles:
-    """Writes each picture to a file.
+class ImageFiles:
+    """Writes each image to a file.
 
     Args:
-        names: the input files. output: a file (for one picture) or a folder.
+        names: the input files. output: a file (for one image) or a folder.
 
     Raises:
         UserError: see :func:`check_target`.
     """
 
     def __init__(self, names: Sequence[str], output: Path, overwrite: bool) -> None:
-        self._targets = _picture_targets(names, output)
+        self._targets = _image_targets(names, output)
         for name, target in self._targets.items():
             if target.exists() and target.resolve() == Path(name).resolve():
                 raise UserError(f"--output {output} would replace the input {name}: name another file or folder.")
             check_target(target, overwrite, "--output")
 
     def write(self, frame: Frame) -> None:
-        """Writes one picture.
+        """Writes one image.
 
         Raises:
             UserError: it cannot be written.
         """
         target = self._targets[frame.name]
         options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if target.suffix.lower() in (".jpg", ".jpeg") else []
-        ok, data = cv2.imencode(target.suffix, frame.picture, options)
+        ok, data = cv2.imencode(target.suffix, frame.image, options)
         if not ok:
-            raise UserError(f"{target}: a picture of {frame.size[1]}x{frame.size[0]} cannot be encoded as this format.")
+            raise UserError(f"{target}: an image of {frame.size[1]}x{frame.size[0]} cannot be encoded as this format.")
         try:
             target.write_bytes(data.tobytes())
         except OSError as error:
@@ -94,18 +94,18 @@ class PictureFiles:
         """Nothing is left open."""
 
 
-def _picture_targets(names: Sequence[str], output: Path) -> dict[str, Path]:
-    if len(names) == 1 and output.suffix.lower() in PICTURE_SUFFIXES and not output.is_dir():
+def _image_targets(names: Sequence[str], output: Path) -> dict[str, Path]:
+    if len(names) == 1 and output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
         return {names[0]: output}
     if not output.exists() and is_file_type(output) and len(names) == 1:
-        raise UserError(f"--output {output}: expected a folder, or a file that ends in {', '.join(PICTURE_SUFFIXES)}.")
+        raise UserError(f"--output {output}: expected a folder, or a file that ends in {', '.join(IMAGE_SUFFIXES)}.")
     if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file, but {len(names)} pictures need a folder.")
+        raise UserError(f"--output {output} is a file, but {len(names)} images need a folder.")
     targets: dict[str, Path] = {}
     taken: set[Path] = set()
     for name in names:
         source = Path(name)
-        suffix = source.suffix if source.suffix.lower() in PICTURE_SUFFIXES else ".png"
+        suffix = source.suffix if source.suffix.lower() in IMAGE_SUFFIXES else ".png"
         target, number = output / f"{source.stem}{suffix}", 2
         while target in taken:  # the same name in two folders
             target, number = output / f"{source.stem}_{number}{suffix}", number + 1
@@ -165,7 +165,7 @@ class CocoResults(_TextFile):
         self._put("[")
 
     def write(self, frame: Frame, records: list[dict[str, Any]]) -> None:
-        """Adds a picture's detections."""
+        """Adds an image's detections."""
         for record in records:
             entry = {"image_id": self._ids[frame.name], "file_name": frame.name, **record}
             self._put(("\n" if self._empty else ",\n") + json.dumps(entry))
@@ -225,7 +225,7 @@ class Window:
     """Shows frames on the screen.
 
     Args:
-        title: of the window. wait: whether each frame stays until a key is pressed, as for pictures.
+        title: of the window. wait: whether each frame stays until a key is pressed, as for images.
     """
 
     def __init__(self, title: str, wait: bool) -> None:
@@ -236,7 +236,7 @@ class Window:
         """Shows a frame; False when the person has had enough: Esc, q, or the window was closed."""
         if not self._is_open():  # drawing into it would open it again
             return False
-        cv2.imshow(self._title, frame.picture)
+        cv2.imshow(self._title, frame.image)
         key = cv2.waitKey(KEY_WAIT if self._wait else 1)
         while self._wait and key < 0 and self._is_open():  # waiting without an end would not see that it was closed
             key = cv2.waitKey(KEY_WAIT)

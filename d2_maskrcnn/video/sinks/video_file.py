@@ -114,11 +114,11 @@ class VideoWriter:
         self._container.start_encoding()  # opens the file: a bad place is known now, not some frames later
 
     def _image(self, frame: Frame) -> Any:
-        picture = frame.picture
-        odd = (picture.shape[0] % 2, picture.shape[1] % 2)
+        pixels = frame.image
+        odd = (pixels.shape[0] % 2, pixels.shape[1] % 2)
         if any(odd):
-            picture = np.pad(picture, ((0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
-        image = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(picture), format="bgr24")
+            pixels = np.pad(pixels, ((0, odd[0]), (0, odd[1]), (0, 0)), mode="edge")
+        image = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(pixels), format="bgr24")
         image = image.reformat(format="yuv420p", dst_colorspace=self._colours)
         pts = round(Fraction(frame.time) / self._time_base) if frame.pts is None else frame.pts
         image.pts = self._last_pts = max(pts, self._last_pts + 1)  # times must grow

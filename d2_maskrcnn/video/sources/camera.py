@@ -11,7 +11,7 @@ from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.video.clip import Excerpt
 from d2_maskrcnn.video.frame import Frame, VideoInfo
 
-FAILED_READS = 10  # reads without a picture in a row after which a camera counts as unplugged
+FAILED_READS = 10  # reads without an image in a row after which a camera counts as unplugged
 PAUSE = 0.05  # seconds between them
 DEFAULT_RATE = Fraction(30)
 
@@ -24,7 +24,7 @@ class CameraSource:
         excerpt: which frames are wanted.
 
     Raises:
-        UserError: there is no such camera, or it gives no pictures.
+        UserError: there is no such camera, or it gives no images.
     """
 
     def __init__(self, number: int, excerpt: Excerpt | None = None) -> None:
@@ -36,7 +36,7 @@ class CameraSource:
         if not ok or first is None:
             self._capture.release()
             raise UserError(
-                f"Camera {number} is not there or gives no pictures: plug it in, close other programs that use it, or "
+                f"Camera {number} is not there or gives no images: plug it in, close other programs that use it, or "
                 "name another with --webcam N."
             )
         rate = self._capture.get(cv2.CAP_PROP_FPS)
@@ -49,25 +49,25 @@ class CameraSource:
     def __iter__(self) -> Iterator[Frame]:
         begin, index = time.monotonic(), 0
         try:
-            while (picture := self._read()) is not None:
+            while (image := self._read()) is not None:
                 seconds = time.monotonic() - begin
                 if self.excerpt.beyond(index, seconds):
                     return
                 if not self.excerpt.before(index, seconds) and index % self.excerpt.stride == 0:
-                    yield Frame(picture, index, seconds)
+                    yield Frame(image, index, seconds)
                 index += 1
         finally:
             self._capture.release()
-        raise UserError(f"Camera {self.number} gives no more pictures after {index} frames: was it unplugged?")
+        raise UserError(f"Camera {self.number} gives no more images after {index} frames: was it unplugged?")
 
     def _read(self) -> np.ndarray | None:
         if self._first is not None:
-            picture, self._first = self._first, None
-            return np.ascontiguousarray(picture)
+            image, self._first = self._first, None
+            return np.ascontiguousarray(image)
         for _ in range(FAILED_READS):
-            ok, picture = self._capture.read()
-            if ok and picture is not None:
-                return np.ascontiguousarray(picture)
+            ok, image = self._capture.read()
+            if ok and image is not None:
+                return np.ascontiguousarray(image)
             time.sleep(PAUSE)
         return None
 

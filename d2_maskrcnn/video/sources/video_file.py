@@ -97,7 +97,7 @@ class VideoSource:
         )
 
     def _pixel_aspect(self, stream: Any) -> Fraction:
-        """Of the upright picture: a quarter turn makes wide pixels tall ones, and only a frame knows of the turn."""
+        """Of the upright image: a quarter turn makes wide pixels tall ones, and only a frame knows of the turn."""
         aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
         if aspect != 1 and not self.live:
             with contextlib.suppress(*BROKEN):

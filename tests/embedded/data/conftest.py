@@ -1,4 +1,4 @@
-"""A dataset of three small pictures in COCO's format that the tests draw themselves."""
+"""A dataset of three small images in COCO's format that the tests draw themselves."""
 
 import json
 from pathlib import Path
@@ -36,18 +36,18 @@ def _annotations():
 
 
 def write_coco(folder: Path) -> SimpleNamespace:
-    """Three pictures (ids 10, 11, 12; the last without annotations) and their annotation file, below ``folder``."""
+    """Three images (ids 10, 11, 12; the last without annotations) and their annotation file, below ``folder``."""
     images = folder / "images"
     images.mkdir()
     annotations = _annotations()
     entries = []
     rng = np.random.RandomState(0)
     for image_id, (width, height) in {12: (30, 50), 10: (60, 40), 11: (64, 48)}.items():  # not in the order of the ids
-        picture = Image.fromarray(rng.randint(0, 60, (height, width, 3), dtype=np.uint8))
+        image = Image.fromarray(rng.randint(0, 60, (height, width, 3), dtype=np.uint8))
         for anno in annotations:
             if anno["image_id"] == image_id and isinstance(anno["segmentation"], list):
-                ImageDraw.Draw(picture).polygon(anno["segmentation"][0], fill=(250, 120, 30))
-        picture.save(images / f"{image_id}.png")
+                ImageDraw.Draw(image).polygon(anno["segmentation"][0], fill=(250, 120, 30))
+        image.save(images / f"{image_id}.png")
         entries.append({"id": image_id, "file_name": f"{image_id}.png", "height": height, "width": width})
     data = {"info": {}, "images": entries, "annotations": annotations, "categories": CATEGORIES[::-1]}
     json_file = folder / "annotations.json"

@@ -81,7 +81,7 @@ def test_datasets_that_do_not_go_together(shapes, tmp_path):
     for names, message in (
         ([], "DATASETS.TRAIN"),
         ("no_records", "'no_records' has no records"),
-        ("no_annotations", "no picture of no_annotations"),
+        ("no_annotations", "no image of no_annotations"),
         (["shapes", "other_classes"], "'shapes' and 'other_classes'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -223,7 +223,7 @@ def test_samplers_by_name(cfg, sampler):
 def test_repeat_factors_from_registered_records(cfg):
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 1.0)
-    # Squares are in one of the two pictures (as a square and as a crowd region), triangles in both.
+    # Squares are in one of the two images (as a square and as a crowd region), triangles in both.
     assert factors.tolist() == pytest.approx([2**0.5, 1.0])
 
 
@@ -244,7 +244,7 @@ def test_inference_from_config(cfg):
         build_detection_test_loader(dataset=Stream(), mapper=None, sampler=TrainingSampler(2))
 
 
-def test_a_broken_picture_in_a_worker_is_named(cfg, shapes):
+def test_a_broken_image_in_a_worker_is_named(cfg, shapes):
     with open(f"{shapes.images}/11.png", "r+b") as file:
         file.truncate(200)
     cfg.DATALOADER.NUM_WORKERS = 1

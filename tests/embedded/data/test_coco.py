@@ -112,13 +112,13 @@ def test_bad_files_are_named(tiny_coco, tmp_path, name):
     assert "bad.json" in str(caught.value) or "bad_dataset" in str(caught.value)
 
 
-def test_annotations_of_unknown_pictures_are_left_out_with_a_warning(tiny_coco, tmp_path, caplog):
+def test_annotations_of_unknown_images_are_left_out_with_a_warning(tiny_coco, tmp_path, caplog):
     tiny_coco.data["annotations"][0]["image_id"] = 999
     (tmp_path / "stray.json").write_text(json.dumps(tiny_coco.data))
     with caplog.at_level(logging.WARNING):
         records = load_coco_json(str(tmp_path / "stray.json"), tiny_coco.images)
     assert sum(len(record["annotations"]) for record in records) == 3
-    assert "1 annotations belong to no picture" in caplog.text
+    assert "1 annotations belong to no image" in caplog.text
     assert "left out 1 annotations whose segmentation" in caplog.text
 
 

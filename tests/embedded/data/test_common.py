@@ -152,7 +152,7 @@ def test_sampling_needs_a_sampler_and_a_dataset_with_indices():
         ToIterableDataset([1], TrainingSampler(1), shard_chunk_size=0)
 
 
-def test_batches_hold_wide_pictures_or_others():
+def test_batches_hold_wide_images_or_others():
     shapes = [(2, 1), (1, 2), (3, 1), (1, 1), (1, 3), (5, 1), (1, 2)]
     elements = [{"width": width, "height": height, "n": n} for n, (width, height) in enumerate(shapes)]
     batches = [[element["n"] for element in batch] for batch in AspectRatioGroupedDataset(elements, 2)]

@@ -55,7 +55,7 @@ def test_for_training(records, mask_format, masks, flip):
         assert instances.image_size == (40, 60)
         assert instances.gt_classes.tolist() == [3, 7]  # the crowd region is left out
         assert isinstance(instances.gt_masks, masks)
-        # The drawn square is bright where its mask is, however the picture was flipped.
+        # The drawn square is bright where its mask is, however the image was flipped.
         square = instances.gt_masks[0]
         bitmap = square.tensor[0] if mask_format == "bitmask" else BitMasks.from_polygon_masks(square, 40, 60).tensor[0]
         assert (result["image"][0][bitmap] == 250).all()
@@ -64,7 +64,7 @@ def test_for_training(records, mask_format, masks, flip):
         assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
-def test_a_picture_without_annotations(records):
+def test_an_image_without_annotations(records):
     result = DatasetMapper(config())(records[2])
     assert len(result["instances"]) == 0
     assert result["instances"].gt_boxes.tensor.shape == (0, 4)
@@ -123,7 +123,7 @@ def test_explicit_arguments(records):
         DatasetMapper(True, augmentations=[], image_format="L", recompute_boxes=True)
 
 
-def test_semantic_labels_follow_the_picture(records, tmp_path):
+def test_semantic_labels_follow_the_image(records, tmp_path):
     labels = np.random.RandomState(0).randint(0, 5, (40, 60), dtype=np.uint8)
     Image.fromarray(labels).save(tmp_path / "labels.png")
     record = records[0] | {"sem_seg_file_name": str(tmp_path / "labels.png")}
@@ -133,7 +133,7 @@ def test_semantic_labels_follow_the_picture(records, tmp_path):
     assert "sem_seg" not in DatasetMapper(False, augmentations=[], image_format="BGR")(record)
 
 
-def test_bad_pictures(records, tmp_path):
+def test_bad_images(records, tmp_path):
     mapper = DatasetMapper(config())
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         mapper(records[0] | {"file_name": str(tmp_path / "gone.png")})

@@ -53,7 +53,7 @@ def test_check_image_size():
 
 
 @pytest.mark.parametrize("name", SEGMENTATIONS)
-def test_annotations_follow_the_picture(name):
+def test_annotations_follow_the_image(name):
     transforms = T.TransformList([T.ResizeTransform(*SIZE, 40, 60), T.HFlipTransform(60)])
     anno = utils.transform_instance_annotations(annotation(SEGMENTATIONS[name]), transforms, (40, 60))
     assert anno["bbox"].tolist() == [36, 12, 52, 28]

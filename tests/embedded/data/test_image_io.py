@@ -11,19 +11,19 @@ EXIF_ORIENTATION = 0x0112
 
 
 @pytest.fixture
-def picture():
+def image():
     """(6, 8, 3) RGB with a different colour in each corner."""
     pixels = np.full((6, 8, 3), 100, dtype=np.uint8)
     pixels[0, 0], pixels[0, -1], pixels[-1, 0] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     return pixels
 
 
-def test_formats(tmp_path, picture):
+def test_formats(tmp_path, image):
     path = tmp_path / "a.png"
-    Image.fromarray(picture).save(path)
-    np.testing.assert_array_equal(read_image(path), picture)
-    np.testing.assert_array_equal(read_image(str(path), "RGB"), picture)
-    np.testing.assert_array_equal(read_image(path, format="BGR"), picture[:, :, ::-1])
+    Image.fromarray(image).save(path)
+    np.testing.assert_array_equal(read_image(path), image)
+    np.testing.assert_array_equal(read_image(str(path), "RGB"), image)
+    np.testing.assert_array_equal(read_image(path, format="BGR"), image[:, :, ::-1])
     grey = read_image(path, format="L")
     assert grey.shape == (6, 8, 1)
     assert grey[0, 0, 0] == 76  # 0.299 * 255
@@ -31,48 +31,48 @@ def test_formats(tmp_path, picture):
         read_image(path, format="XYZ")
 
 
-def test_yuv(picture):
-    yuv = convert_PIL_to_numpy(Image.fromarray(picture), "YUV-BT.601")
+def test_yuv(image):
+    yuv = convert_PIL_to_numpy(Image.fromarray(image), "YUV-BT.601")
     np.testing.assert_allclose(yuv[0, 0], [0.299, -0.14713, 0.615], atol=1e-6)
     np.testing.assert_allclose(yuv[3, 3], [100 / 255, 0, 0], atol=1e-4)
-    assert np.abs(convert_image_to_rgb(yuv, "YUV-BT.601").astype(int) - picture).max() <= 1
+    assert np.abs(convert_image_to_rgb(yuv, "YUV-BT.601").astype(int) - image).max() <= 1
 
 
 @pytest.mark.parametrize("format", ["RGB", "BGR", "L", "CMYK"])
-def test_back_to_rgb(picture, format):
-    image = Image.fromarray(picture)
+def test_back_to_rgb(image, format):
+    image = Image.fromarray(image)
     back = convert_image_to_rgb(convert_PIL_to_numpy(image, format), format)
-    expected = np.asarray(image.convert(format).convert("RGB")) if format in ("L", "CMYK") else picture
+    expected = np.asarray(image.convert(format).convert("RGB")) if format in ("L", "CMYK") else image
     assert back.dtype == np.uint8
     np.testing.assert_array_equal(back, expected)
 
 
-def test_tensors_back_to_rgb(picture):
-    tensor = torch.from_numpy(picture.copy()).float()
-    np.testing.assert_array_equal(convert_image_to_rgb(tensor, "BGR"), picture[:, :, ::-1])
+def test_tensors_back_to_rgb(image):
+    tensor = torch.from_numpy(image.copy()).float()
+    np.testing.assert_array_equal(convert_image_to_rgb(tensor, "BGR"), image[:, :, ::-1])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_honoured(tmp_path, picture, orientation):
-    # How a camera stores the upright picture under each orientation: the inverse of how it is to be shown.
+def test_exif_orientation_is_honoured(tmp_path, image, orientation):
+    # How a camera stores the upright image under each orientation: the inverse of how it is to be shown.
     stored = {
-        1: picture,
-        2: picture[:, ::-1],
-        3: picture[::-1, ::-1],
-        4: picture[::-1],
-        5: picture.transpose(1, 0, 2),
-        6: np.rot90(picture, 1),
-        7: picture[::-1, ::-1].transpose(1, 0, 2),
-        8: np.rot90(picture, -1),
+        1: image,
+        2: image[:, ::-1],
+        3: image[::-1, ::-1],
+        4: image[::-1],
+        5: image.transpose(1, 0, 2),
+        6: np.rot90(image, 1),
+        7: image[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(image, -1),
     }[orientation]
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
     Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "a.png", "RGB"), picture)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", "RGB"), image)
 
 
-def test_broken_exif_data_do_not_matter(tmp_path, picture):
-    Image.fromarray(picture).save(tmp_path / "a.jpg", exif=b"Exif\0\0no such thing as a TIFF header")
+def test_broken_exif_data_do_not_matter(tmp_path, image):
+    Image.fromarray(image).save(tmp_path / "a.jpg", exif=b"Exif\0\0no such thing as a TIFF header")
     assert read_image(tmp_path / "a.jpg", "BGR").shape == (6, 8, 3)
 
 
@@ -81,7 +81,7 @@ MODES = ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I", "I;16", "F"]
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("format", ["BGR", "RGB", "L"])
-def test_every_kind_of_picture_can_be_read(tmp_path, mode, format):
+def test_every_kind_of_image_can_be_read(tmp_path, mode, format):
     value = {"1": 255, "I;16": 200 * 256 + 7}.get(mode, 200)
     grey = Image.fromarray(np.full((5, 7), 200, dtype=np.uint8))
     if mode == "I;16":
@@ -100,7 +100,7 @@ def test_every_kind_of_picture_can_be_read(tmp_path, mode, format):
     assert np.abs(pixels.astype(int) - expected).max() <= 4  # CMYK and YCbCr round
 
 
-def test_16_bit_pictures_keep_their_bits_where_no_format_is_asked_for(tmp_path):
+def test_16_bit_images_keep_their_bits_where_no_format_is_asked_for(tmp_path):
     values = np.arange(0, 60000, 1000, dtype=np.uint16).reshape(6, 10)
     Image.fromarray(values).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(read_image(tmp_path / "deep.png").astype(np.uint16), values)
@@ -109,33 +109,33 @@ def test_16_bit_pictures_keep_their_bits_where_no_format_is_asked_for(tmp_path):
     np.testing.assert_array_equal(convert_PIL_to_numpy(wide, "L")[:, :, 0], values >> 8)
 
 
-def encoded(picture, kind):
+def encoded(image, kind):
     buffer = io.BytesIO()
-    Image.fromarray(np.resize(picture, (64, 64, 3))).save(buffer, kind)
+    Image.fromarray(np.resize(image, (64, 64, 3))).save(buffer, kind)
     return buffer.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "tiff", "bmp", "gif", "webp"])
 @pytest.mark.parametrize("damage", ["empty", "text", "truncated"])
-def test_broken_pictures_are_named(tmp_path, picture, kind, damage):
-    data = encoded(picture, kind)
+def test_broken_images_are_named(tmp_path, image, kind, damage):
+    data = encoded(image, kind)
     broken = {"empty": b"", "text": b"<html>404 not found</html>", "truncated": data[: len(data) // 2]}[damage]
     path = tmp_path / f"broken.{kind}"
     path.write_bytes(broken)
     with pytest.raises(OSError, match=rf"broken\.{kind}") as caught:
         read_image(path, "BGR")
-    assert "cannot read the picture" in str(caught.value)
+    assert "cannot read the image" in str(caught.value)
     assert not isinstance(caught.value, FileNotFoundError)
 
 
-def test_a_broken_png_is_named(tmp_path, picture):
-    data = bytearray(encoded(picture, "png"))
+def test_a_broken_png_is_named(tmp_path, image):
+    data = bytearray(encoded(image, "png"))
     data[60] ^= 0xFF  # the checksum no longer fits
     (tmp_path / "flipped.png").write_bytes(bytes(data))
     with pytest.raises(OSError, match=r"flipped\.png"):
         read_image(tmp_path / "flipped.png", "BGR")
 
 
-def test_a_missing_picture_is_named(tmp_path):
+def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.jpg.*DETECTRON2_DATASETS"):
         read_image(tmp_path / "nothing.jpg", "BGR")

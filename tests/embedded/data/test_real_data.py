@@ -58,14 +58,14 @@ def test_masks_and_boxes_agree_after_augmentation(coco_subset):
     for record in DatasetCatalog.get("subset_train")[:12]:
         instances = mapper(record)["instances"]
         drawn = instances.gt_masks.get_bounding_boxes().tensor
-        # Annotators' boxes are tight around their polygons, to a pixel or two of the scaled picture.
+        # Annotators' boxes are tight around their polygons, to a pixel or two of the scaled image.
         close = (drawn - instances.gt_boxes.tensor).abs().amax(dim=1) < 6
         assert close.float().mean() > 0.9 if len(close) else True
         checked += len(close)
     assert checked > 50
 
 
-def test_every_picture_has_three_channels(coco_subset):
+def test_every_image_has_three_channels(coco_subset):
     for path in sorted((coco_subset / "val2017").iterdir()):
         assert read_image(path, "BGR").shape[2] == 3
 

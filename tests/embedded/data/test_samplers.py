@@ -57,7 +57,7 @@ def test_a_random_subset_needs_a_sensible_ratio(ratio):
 def test_repeat_factors_are_those_of_the_lvis_paper():
     annotations = ([0, 1], [0, 0], [0], [])
     records = [{"annotations": [{"category_id": c} for c in categories]} for categories in annotations]
-    # Frequencies: category 0 in 3 of 4 pictures, category 1 in 1 of 4.
+    # Frequencies: category 0 in 3 of 4 images, category 1 in 1 of 4.
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.6)
     assert factors.tolist() == pytest.approx([(0.6 / 0.25) ** 0.5, 1, 1, 1])
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 0.6, sqrt=False)

@@ -11,14 +11,14 @@ def image():
 
 
 def place_of_square(x, y, size=4, shape=(50, 60)):
-    """A black picture with a bright square, and the square's box."""
-    picture = np.zeros((*shape, 3), dtype=np.uint8)
-    picture[y : y + size, x : x + size] = 255
-    return picture, np.array([[x, y, x + size, y + size]], dtype=float)
+    """A black image with a bright square, and the square's box."""
+    image = np.zeros((*shape, 3), dtype=np.uint8)
+    image[y : y + size, x : x + size] = 255
+    return image, np.array([[x, y, x + size, y + size]], dtype=float)
 
 
-def box_of_bright_pixels(picture):
-    rows, columns = np.nonzero(picture[:, :, 0] > 127)
+def box_of_bright_pixels(image):
+    rows, columns = np.nonzero(image[:, :, 0] > 127)
     return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
@@ -45,10 +45,10 @@ def test_floating_point_images_keep_type_and_range(dtype):
 
 
 def test_16_bit_images_are_rounded_not_wrapped():
-    picture = np.full((4, 4), 65535, dtype=np.uint16)
-    assert (T.ResizeTransform(4, 4, 7, 9).apply_image(picture) == 65535).all()
+    image = np.full((4, 4), 65535, dtype=np.uint16)
+    assert (T.ResizeTransform(4, 4, 7, 9).apply_image(image) == 65535).all()
     with pytest.raises(ValueError, match="uint8"):
-        T.ResizeTransform(4, 4, 7, 9, Image.Resampling.LANCZOS).apply_image(picture)
+        T.ResizeTransform(4, 4, 7, 9, Image.Resampling.LANCZOS).apply_image(image)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.int64, bool])
@@ -130,10 +130,10 @@ def test_other_resizings(image):
 @pytest.mark.parametrize("horizontal", [True, False])
 def test_flips(image, horizontal):
     flip = T.RandomFlip(1.0, horizontal=horizontal, vertical=not horizontal)
-    picture, boxes = place_of_square(5, 9)
-    aug_input = T.AugInput(picture, boxes=boxes, sem_seg=picture[:, :, 0])
+    image, boxes = place_of_square(5, 9)
+    aug_input = T.AugInput(image, boxes=boxes, sem_seg=image[:, :, 0])
     flip(aug_input)
-    np.testing.assert_array_equal(aug_input.image, picture[:, ::-1] if horizontal else picture[::-1])
+    np.testing.assert_array_equal(aug_input.image, image[:, ::-1] if horizontal else image[::-1])
     np.testing.assert_array_equal(aug_input.sem_seg, aug_input.image[:, :, 0])
     assert aug_input.boxes[0].tolist() == box_of_bright_pixels(aug_input.image)
     assert isinstance(T.RandomFlip(0.0).get_transform(image), T.NoOpTransform)
@@ -211,14 +211,14 @@ def test_a_fixed_size_crop_always_has_its_size(image, size):
 
 
 def test_an_extent_follows_its_boxes():
-    picture, boxes = place_of_square(20, 16, 12)
+    image, boxes = place_of_square(20, 16, 12)
     extent = T.ExtentTransform((10.0, 6.0, 40.0, 46.0), (80, 60))  # twice as large
     assert extent.apply_box(boxes)[0].tolist() == [20, 20, 44, 44]
-    assert box_of_bright_pixels(extent.apply_image(picture)) == [20, 20, 44, 44]
-    assert extent.apply_segmentation(picture[:, :, 0]).shape == (80, 60)
+    assert box_of_bright_pixels(extent.apply_image(image)) == [20, 20, 44, 44]
+    assert extent.apply_segmentation(image[:, :, 0]).shape == (80, 60)
     np.random.seed(0)
     for _ in range(10):
-        aug_input = T.AugInput(picture, boxes=boxes)
+        aug_input = T.AugInput(image, boxes=boxes)
         T.RandomExtent((0.9, 1.1), (0.1, 0.1))(aug_input)
         np.testing.assert_allclose(box_of_bright_pixels(aug_input.image), aug_input.boxes[0], atol=1.01)
 
@@ -226,15 +226,15 @@ def test_an_extent_follows_its_boxes():
 @pytest.mark.parametrize("expand", [True, False])
 @pytest.mark.parametrize("angle", [0, 30, 90, -135, 360])
 def test_a_rotation_takes_points_where_it_takes_pixels(angle, expand):
-    picture, _ = place_of_square(24, 20, 10)
+    image, _ = place_of_square(24, 20, 10)
     rotation = T.RotationTransform(50, 60, angle, expand=expand)
-    rotated = rotation.apply_image(picture)
+    rotated = rotation.apply_image(image)
     if not expand:
-        assert rotated.shape == picture.shape
+        assert rotated.shape == image.shape
     rows, columns = np.nonzero(rotated[:, :, 0] > 127)
     center = rotation.apply_coords(np.array([[29.0, 25.0]]))[0]
     np.testing.assert_allclose([columns.mean() + 0.5, rows.mean() + 0.5], center, atol=0.1)
-    mask = rotation.apply_segmentation(picture[:, :, 0] > 0)
+    mask = rotation.apply_segmentation(image[:, :, 0] > 0)
     assert mask.dtype == bool
     assert mask.sum() == pytest.approx(100, abs=6)
     assert rotation.apply_coords(np.zeros((0, 2))).shape == (0, 2)

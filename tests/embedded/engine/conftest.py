@@ -17,7 +17,7 @@ def tiny():
 
 @pytest.fixture
 def dataset(tiny, tmp_path):
-    name = tiny.make_dataset(tmp_path / "pictures", "tiny_pictures")
+    name = tiny.make_dataset(tmp_path / "images", "tiny_images")
     yield name
     for registered in [n for n in DatasetCatalog.list() if n.startswith(name)]:
         DatasetCatalog.remove(registered)

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 
 def main(folder):
     folder = Path(folder)
-    dataset = tiny.make_dataset(folder / "pictures", "tiny_pictures", num_images=5)
+    dataset = tiny.make_dataset(folder / "images", "tiny_images", num_images=5)
     cfg = tiny.make_cfg(dataset, folder / "out", "SOLVER.MAX_ITER", 3, "SOLVER.IMS_PER_BATCH", 4)
     trainer = tiny.TinyTrainer(cfg)
     results = trainer.train()

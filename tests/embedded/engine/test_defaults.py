@@ -202,7 +202,7 @@ def test_resuming_goes_on_where_the_training_stopped(tiny, dataset, tmp_path):
     resumed.resume_or_load(resume=True)
     assert resumed.start_iter == 6  # the last checkpoint is of iteration 5
     resumed.train()
-    # This weight's gradient does not depend on the pictures: equal bits need momentum, rate and iteration as they were.
+    # This weight's gradient does not depend on the images: equal bits need momentum, rate and iteration as they were.
     assert steady_weights(resumed) == steady_weights(whole)
 
     again = tiny.TinyTrainer(cfg)
@@ -242,7 +242,7 @@ def test_precise_bn_of_the_config(tiny, dataset, tmp_path):
     assert trainer.model.norm.running_mean.item() > 0.05
 
 
-class CountPictures(DatasetEvaluator):
+class CountImages(DatasetEvaluator):
     def reset(self):
         self.count = 0
 
@@ -250,22 +250,22 @@ class CountPictures(DatasetEvaluator):
         self.count += len(inputs)
 
     def evaluate(self):
-        return {"pictures": {"number": self.count}}
+        return {"images": {"number": self.count}}
 
 
 def test_testing_with_and_without_evaluators(tiny, dataset, tmp_path, caplog):
     cfg = tiny.make_cfg(dataset, tmp_path / "out")
     model = build_model(cfg)
-    assert tiny.TinyTrainer.test(cfg, model, CountPictures()) == {"pictures": {"number": 6}}
+    assert tiny.TinyTrainer.test(cfg, model, CountImages()) == {"images": {"number": 6}}
     assert tiny.TinyTrainer.test(cfg, model)["bbox"]["AP-square"] == pytest.approx(100)
     assert DefaultTrainer.test(cfg, model) == {}
     assert "build_evaluator" in caplog.text
     with pytest.raises(ValueError, match="2 evaluators"):
-        DefaultTrainer.test(cfg, model, [CountPictures(), CountPictures()])
+        DefaultTrainer.test(cfg, model, [CountImages(), CountImages()])
     other = tiny.make_dataset(tmp_path / "more", f"{dataset}_more", num_images=2)
     cfg.DATASETS.TEST = (dataset, other)
-    results = DefaultTrainer.test(cfg, model, [CountPictures(), CountPictures()])
-    assert results == {dataset: {"pictures": {"number": 6}}, other: {"pictures": {"number": 2}}}
+    results = DefaultTrainer.test(cfg, model, [CountImages(), CountImages()])
+    assert results == {dataset: {"images": {"number": 6}}, other: {"images": {"number": 2}}}
     assert model.training
 
 
@@ -325,16 +325,16 @@ def echo_cfg(*settings):
 
 
 @pytest.mark.parametrize("channels", ["BGR", "RGB"])
-def test_predictor_prepares_a_picture_as_the_model_wants_it(channels):
-    picture = np.random.RandomState(0).randint(0, 255, (30, 50, 3), dtype=np.uint8)
+def test_predictor_prepares_an_image_as_the_model_wants_it(channels):
+    image = np.random.RandomState(0).randint(0, 255, (30, 50, 3), dtype=np.uint8)
     predictor = DefaultPredictor(
         echo_cfg("INPUT.FORMAT", channels, "INPUT.MIN_SIZE_TEST", 60, "INPUT.MAX_SIZE_TEST", 90)
     )
-    output = predictor(picture)
+    output = predictor(image)
     assert (output["height"], output["width"]) == (30, 50)
     assert output["image"].shape == (3, 54, 90)  # the longer side decides
     assert (output["image"].dtype, output["training"], output["grad"]) == (torch.float32, False, False)
-    expected = T.ResizeTransform(30, 50, 54, 90, 2).apply_image(picture)
+    expected = T.ResizeTransform(30, 50, 54, 90, 2).apply_image(image)
     expected = expected[:, :, ::-1] if channels == "RGB" else expected
     np.testing.assert_array_equal(output["image"].numpy(), expected.transpose(2, 0, 1).astype(np.float32))
 

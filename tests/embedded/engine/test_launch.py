@@ -24,7 +24,7 @@ def test_processes_need_a_place_to_meet(machines, url, message, monkeypatch):
         launch(print, num_gpus_per_machine=2, num_machines=machines, dist_url=url)
 
 
-def test_two_processes_train_one_model_and_evaluate_all_pictures(tmp_path, repo_dir):
+def test_two_processes_train_one_model_and_evaluate_all_images(tmp_path, repo_dir):
     env = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "D2_MASKRCNN_ENGINE": "embedded"}
     env["PYTHONPATH"] = os.pathsep.join([str(repo_dir), env.get("PYTHONPATH", "")])
     job = Path(__file__).parent / "distributed_job.py"
@@ -37,7 +37,7 @@ def test_two_processes_train_one_model_and_evaluate_all_pictures(tmp_path, repo_
     assert first["wrapped"] == "DistributedDataParallel"
     assert first["weights"] == second["weights"]
     assert len(first["losses"]) == 3
-    # The five pictures were divided among the two; AP 100 needs all of them in the one that evaluates.
+    # The five images were divided among the two; AP 100 needs all of them in the one that evaluates.
     assert first["results"]["segm"]["AP-square"] == pytest.approx(100)
     assert not second["results"]
     detections = json.loads((tmp_path / "out" / "inference" / "coco_instances_results.json").read_text())

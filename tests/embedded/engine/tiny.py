@@ -18,18 +18,18 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import Boxes, Instances
 
 HEIGHT, WIDTH = 40, 60
-BOX = (10.0, 5.0, 30.0, 25.0)  # XYXY, the same object in every picture
+BOX = (10.0, 5.0, 30.0, 25.0)  # XYXY, the same object in every image
 
 
 @META_ARCH_REGISTRY.register()
 class TinyDetector(nn.Module):
-    """Learns two numbers from the pictures' mean; always finds the object that is there, and one that is not."""
+    """Learns two numbers from the images' mean; always finds the object that is there, and one that is not."""
 
     def __init__(self, cfg):
         super().__init__()
         self.layer = nn.Linear(1, 1)
         self.norm = nn.BatchNorm1d(1)
-        self.steady = nn.Parameter(torch.tensor([4.0]))  # its gradient does not depend on the pictures
+        self.steady = nn.Parameter(torch.tensor([4.0]))  # its gradient does not depend on the images
         self.to(cfg.MODEL.DEVICE)
 
     def forward(self, batched_inputs):
@@ -59,15 +59,15 @@ class TinyTrainer(DefaultTrainer):
 
 
 def make_dataset(folder, name, num_images=6):
-    """Draws the pictures, writes their COCO JSON and registers both under ``name``."""
+    """Draws the images, writes their COCO JSON and registers both under ``name``."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     x0, y0, x1, y1 = BOX
     for index in range(num_images):
-        picture = np.full((HEIGHT, WIDTH, 3), 20 * index, dtype=np.uint8)
-        picture[int(y0) : int(y1), int(x0) : int(x1)] = 255
-        cv2.imwrite(str(folder / f"{index}.png"), picture)
+        image = np.full((HEIGHT, WIDTH, 3), 20 * index, dtype=np.uint8)
+        image[int(y0) : int(y1), int(x0) : int(x1)] = 255
+        cv2.imwrite(str(folder / f"{index}.png"), image)
         images.append({"id": index + 1, "file_name": f"{index}.png", "height": HEIGHT, "width": WIDTH})
         annotations.append(
             {

@@ -102,7 +102,7 @@ def test_same_numbers_as_pycocotools(iou_type, seed, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"max_dets_per_image": 2}, {"img_ids": [1, 2, 3, 4, 5]}])
-def test_precision_with_fewer_detections_or_pictures(settings):
+def test_precision_with_fewer_detections_or_images(settings):
     ground_truth, detections = draw()
     if "img_ids" in settings:
         expected = with_pycocotools(ground_truth, detections, "bbox", img_ids=settings["img_ids"])

@@ -61,9 +61,9 @@ def found(number, masks=True, category=1):
     return instances
 
 
-def run(evaluator, *pictures):
+def run(evaluator, *images):
     evaluator.reset()
-    for image_id, instances in pictures:
+    for image_id, instances in images:
         evaluator.process([{"image_id": image_id}], [{"instances": instances}])
     return evaluator.evaluate()
 
@@ -149,7 +149,7 @@ def test_bad_input_is_named(register):
         run(COCOEvaluator(name), (55, found(1)))
 
 
-def test_a_part_of_the_pictures(register):
+def test_a_part_of_the_images(register):
     second = {**ANNOTATION, "id": 2, "image_id": 2}
     evaluator = COCOEvaluator(register(ground_truth(ANNOTATION, second)))
     assert run(evaluator, (1, found(1)), (2, found(0)))["bbox"]["AP"] == pytest.approx(50.495, abs=0.01)

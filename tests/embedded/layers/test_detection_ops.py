@@ -36,7 +36,7 @@ class TestPaste:
 
     @pytest.mark.parametrize("threshold", [0.5, -1])
     def test_gpus_way_gives_the_same(self, threshold, monkeypatch):
-        """The way that whole pictures are resampled in, two instances at a time."""
+        """The way that whole images are resampled in, two instances at a time."""
         monkeypatch.setattr(mask_ops, "_CHUNK_BYTES", 2 * SIZE[0] * SIZE[1] * mask_ops._BYTES_PER_PIXEL)
         expected = expected_paste(threshold)
         pasted = torch.zeros_like(expected)

@@ -87,7 +87,7 @@ def test_registries_lie_where_detectron2_has_them(registry, home, key, build):
         assert getattr(module, name) is getattr(package, name) is getattr(modeling, name)
 
 
-def test_backbone_gets_the_pictures_channels(registered):
+def test_backbone_gets_the_images_channels(registered):
     cfg = cfg_naming("MODEL.BACKBONE.NAME", "Part")
     assert modeling.build_backbone(cfg).called_with == (cfg, ShapeSpec(channels=3))
 

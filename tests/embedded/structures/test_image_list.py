@@ -29,20 +29,20 @@ def test_padded_size(divisibility, constraints, size):
 def test_padding_lies_right_and_below():
     images = ImageList.from_tensors([A, B], 4, pad_value=9.0)
     assert len(images) == 2
-    for picture, index, rest in ((A, 0, 8 * 8 - 5 * 7), (B, 1, 8 * 8 - 8 * 4)):
-        torch.testing.assert_close(images[index], picture, rtol=0, atol=0)
+    for image, index, rest in ((A, 0, 8 * 8 - 5 * 7), (B, 1, 8 * 8 - 8 * 4)):
+        torch.testing.assert_close(images[index], image, rtol=0, atol=0)
         assert (images.tensor[index] == 9.0).sum() == 3 * rest
     torch.testing.assert_close(images[-1], B, rtol=0, atol=0)
 
 
 def test_result_shares_no_memory():
-    picture = A.clone()
-    images = ImageList.from_tensors([picture])
+    image = A.clone()
+    images = ImageList.from_tensors([image])
     images.tensor.zero_()
-    torch.testing.assert_close(picture, A, rtol=0, atol=0)
+    torch.testing.assert_close(image, A, rtol=0, atol=0)
 
 
-def test_pictures_without_channels_and_of_integers():
+def test_images_without_channels_and_of_integers():
     images = ImageList.from_tensors([A[0].to(torch.uint8), B[0].to(torch.uint8)], 4, pad_value=255)
     assert images.tensor.shape == (2, 8, 8)
     assert images.tensor.dtype == torch.uint8
@@ -51,7 +51,7 @@ def test_pictures_without_channels_and_of_integers():
 
 
 @pytest.mark.parametrize(
-    ("pictures", "constraints", "message"),
+    ("images", "constraints", "message"),
     [
         ([], None, "at least one"),
         (A, None, "a list"),
@@ -60,6 +60,6 @@ def test_pictures_without_channels_and_of_integers():
         ([A, B], {"square_size": 7}, "square_size 7"),
     ],
 )
-def test_refuses(pictures, constraints, message):
+def test_refuses(images, constraints, message):
     with pytest.raises(ValueError, match=message):
-        ImageList.from_tensors(pictures, padding_constraints=constraints)
+        ImageList.from_tensors(images, padding_constraints=constraints)

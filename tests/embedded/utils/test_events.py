@@ -83,11 +83,11 @@ class TestEventStorage:
         storage.put_scalar("x", 3)
         assert {name: value for name, (value, _) in storage.latest().items()} == {"a/x": 1, "a/b/x": 2, "x": 3}
 
-    def test_pictures_and_histograms_until_cleared(self):
+    def test_images_and_histograms_until_cleared(self):
         storage = EventStorage(4)
-        storage.put_image("picture", np.zeros((3, 2, 2), np.uint8))
+        storage.put_image("image", np.zeros((3, 2, 2), np.uint8))
         storage.put_histogram("weights", torch.tensor([0.0, 0.1, 0.9, 1.0]), bins=2)
-        assert [(name, iteration) for name, _, iteration in storage._vis_data] == [("picture", 4)]
+        assert [(name, iteration) for name, _, iteration in storage._vis_data] == [("image", 4)]
         (histogram,) = storage._histograms
         assert histogram["bucket_counts"] == [2.0, 2.0] and histogram["bucket_limits"] == [0.5, 1.0]
         assert histogram["sum"] == pytest.approx(2.0) and histogram["num"] == 4
@@ -156,7 +156,7 @@ class TestTensorboardWriter:
         writer = TensorboardXWriter(str(tmp_path), window_size=1)
         with EventStorage(3) as storage:
             storage.put_scalar("loss", 0.5)
-            storage.put_image("picture", np.full((3, 4, 5), 200, np.uint8))
+            storage.put_image("image", np.full((3, 4, 5), 200, np.uint8))
             storage.put_histogram("weights", torch.arange(4.0))
             writer.write()
             writer.write()
@@ -167,7 +167,7 @@ class TestTensorboardWriter:
         writer.close()
         events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
         assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 0.5), (4, 0.25)]
-        assert [(event.step, event.width, event.height) for event in events.Images("picture")] == [(3, 5, 4)]
+        assert [(event.step, event.width, event.height) for event in events.Images("image")] == [(3, 5, 4)]
         assert [event.histogram_value.num for event in events.Histograms("weights")] == [4]
 
 

@@ -38,15 +38,15 @@ def instances(boxes=((20, 20, 60, 60),), classes=None, masks=True) -> Instances:
 
 
 @pytest.mark.parametrize("scale", [1, 1.5, 2, 0.37])
-def test_the_canvas_has_the_pictures_size(scale):
+def test_the_canvas_has_the_images_size(scale):
     for size in (SIZE, (33, 57), (641, 427)):
         image = VisImage(np.zeros((*size, 3), np.uint8), scale).get_image()
         assert image.shape == (round(size[0] * scale), round(size[1] * scale), 3)
 
 
-def test_nothing_drawn_is_the_picture_itself():
-    picture = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-    assert (Visualizer(picture).get_output().get_image() == picture).all()
+def test_nothing_drawn_is_the_image_itself():
+    image = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    assert (Visualizer(image).get_output().get_image() == image).all()
 
 
 def test_no_instances():
@@ -78,9 +78,9 @@ def test_small_masks_are_drawn_like_whole_ones():
 
 
 def test_grey_where_nothing_is():
-    picture = grey()
-    picture[:, :, 0] = 250
-    drawn = Visualizer(picture, METADATA, instance_mode=ColorMode.IMAGE_BW).draw_instance_predictions(instances())
+    image = grey()
+    image[:, :, 0] = 250
+    drawn = Visualizer(image, METADATA, instance_mode=ColorMode.IMAGE_BW).draw_instance_predictions(instances())
     assert len(np.unique(drawn.get_image()[70, 100])) == 1
 
 
@@ -158,7 +158,7 @@ def test_rotation_is_counterclockwise():
     assert (image[20:30, 70:85] != 128).any() and (image[50:60, 70:85] == 128).all()  # it rises to the right
 
 
-def test_lines_beyond_the_picture_do_not_shift_it():
+def test_lines_beyond_the_image_do_not_shift_it():
     image = Visualizer(grey()).draw_line((-500, 10), (10, 10), "r").get_image()
     assert image.shape == (*SIZE, 3) and (image[40:] == 128).all()
 

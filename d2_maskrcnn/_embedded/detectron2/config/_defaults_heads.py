@@ -35,7 +35,7 @@ def _roi_heads_defaults() -> CN:
     # (background).
     node.IOU_THRESHOLDS = [0.5]
     node.IOU_LABELS = [0, 1]
-    # Proposals of each picture that the losses are computed from, and the largest part of them that may be objects.
+    # Proposals of each image that the losses are computed from, and the largest part of them that may be objects.
     node.BATCH_SIZE_PER_IMAGE = 512
     node.POSITIVE_FRACTION = 0.25
     # Ground-truth boxes join the proposals in training.
@@ -78,7 +78,7 @@ def _box_head_defaults() -> CN:
     # The mask head learns from predicted boxes instead of proposals.
     node.TRAIN_ON_PRED_BOXES = False
     # Sigmoid instead of softmax classification, and the federated loss that draws FED_LOSS_NUM_CLASSES categories for
-    # each picture with probability ~ (number of pictures) ** FED_LOSS_FREQ_WEIGHT_POWER.
+    # each image with probability ~ (number of images) ** FED_LOSS_FREQ_WEIGHT_POWER.
     node.USE_SIGMOID_CE = False
     node.USE_FED_LOSS = False
     node.FED_LOSS_FREQ_WEIGHT_POWER = 0.5
@@ -114,7 +114,7 @@ def _keypoint_head_defaults() -> CN:
     _add_pooler_defaults(node)
     node.CONV_DIMS = (512,) * 8
     node.NUM_KEYPOINTS = 17
-    # Pictures with fewer visible keypoints than this are left out of training.
+    # Images with fewer visible keypoints than this are left out of training.
     node.MIN_KEYPOINTS_PER_IMAGE = 1
     # The loss is divided by the visible keypoints of the batch, or by the number that a full batch would have.
     node.NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS = True

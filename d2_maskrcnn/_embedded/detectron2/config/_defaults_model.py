@@ -16,7 +16,7 @@ def model_defaults() -> CN:
     node.MASK_ON = False
     node.KEYPOINT_ON = False
     node.LOAD_PROPOSALS = False
-    # Pictures of INPUT.FORMAT in [0, 255] become (x - PIXEL_MEAN) / PIXEL_STD, channel by channel. These are
+    # Images of INPUT.FORMAT in [0, 255] become (x - PIXEL_MEAN) / PIXEL_STD, channel by channel. These are
     # ImageNet's means in BGR; the standard deviation of 1 goes with Caffe2's ImageNet weights, which hold it
     # themselves.
     node.PIXEL_MEAN = [103.530, 116.280, 123.675]
@@ -104,13 +104,13 @@ def _rpn_defaults() -> CN:
     node.IN_FEATURES = ["res4"]
     # Channels of the head's hidden 3x3 convolutions; -1: as many as the features have.
     node.CONV_DIMS = [-1]
-    # Anchors that leave the picture by more than this many pixels are ignored in training; -1: none is.
+    # Anchors that leave the image by more than this many pixels are ignored in training; -1: none is.
     node.BOUNDARY_THRESH = -1
     # An anchor whose best IoU with a ground-truth box is below the first threshold is labelled 0 (background),
     # between the two -1 (ignored), from the second on 1 (object).
     node.IOU_THRESHOLDS = [0.3, 0.7]
     node.IOU_LABELS = [0, -1, 1]
-    # Anchors of each picture that the loss is computed from, and the largest part of them that may be objects.
+    # Anchors of each image that the loss is computed from, and the largest part of them that may be objects.
     node.BATCH_SIZE_PER_IMAGE = 256
     node.POSITIVE_FRACTION = 0.5
     # "smooth_l1" (beta below; 0 makes it L1), "giou", "diou" or "ciou"; box deltas are scaled by the weights (x, y,
@@ -121,7 +121,7 @@ def _rpn_defaults() -> CN:
     node.SMOOTH_L1_BETA = 0.0
     # Factor of both losses.
     node.LOSS_WEIGHT = 1.0
-    # Highest-scored proposals kept before suppression (of each feature map and picture) and after it (of each picture).
+    # Highest-scored proposals kept before suppression (of each feature map and image) and after it (of each image).
     node.PRE_NMS_TOPK_TRAIN = 12000
     node.PRE_NMS_TOPK_TEST = 6000
     node.POST_NMS_TOPK_TRAIN = 2000

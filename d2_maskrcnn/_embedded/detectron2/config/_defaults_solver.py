@@ -6,7 +6,7 @@ from detectron2.config.config import CfgNode as CN
 def solver_defaults() -> CN:
     """The node ``SOLVER``."""
     node = CN()
-    # Length of the training, in iterations of IMS_PER_BATCH pictures (of all processes together).
+    # Length of the training, in iterations of IMS_PER_BATCH images (of all processes together).
     node.MAX_ITER = 40000
     node.IMS_PER_BATCH = 16
     # If not 0, the number of processes that this config was written for: the trainer then scales batch size, learning
@@ -64,7 +64,7 @@ def test_defaults() -> CN:
     node = CN()
     # Iterations between evaluations in training; 0: at its end only.
     node.EVAL_PERIOD = 0
-    # At most so many detections for each picture.
+    # At most so many detections for each image.
     node.DETECTIONS_PER_IMAGE = 100
     # [[task, metric, value, tolerance], ...]: an evaluation that is further off ends with an error.
     node.EXPECTED_RESULTS = []

@@ -14,13 +14,13 @@ from detectron2.config.config import CfgNode as CN
 
 def _input_defaults() -> CN:
     node = CN()
-    # Shortest side of a training picture in pixels: one value, or several to draw from (a pair, with "range").
+    # Shortest side of a training image in pixels: one value, or several to draw from (a pair, with "range").
     node.MIN_SIZE_TRAIN = (800,)
     # "choice": one of MIN_SIZE_TRAIN; "range": any integer between its two values.
     node.MIN_SIZE_TRAIN_SAMPLING = "choice"
     # The longest side in pixels that resizing may give; it wins over the shortest side.
     node.MAX_SIZE_TRAIN = 1333
-    # The same two in testing. 0 keeps pictures as they are.
+    # The same two in testing. 0 keeps images as they are.
     node.MIN_SIZE_TEST = 800
     node.MAX_SIZE_TEST = 1333
     # Flipping in training, with probability 0.5: "horizontal", "vertical" or "none".
@@ -44,7 +44,7 @@ def _datasets_defaults() -> CN:
     node.TRAIN = ()
     node.TEST = ()
     # Files of precomputed proposals, one for each data set (only with MODEL.LOAD_PROPOSALS), and how many of them are
-    # kept for each picture.
+    # kept for each image.
     node.PROPOSAL_FILES_TRAIN = ()
     node.PRECOMPUTED_PROPOSAL_TOPK_TRAIN = 2000
     node.PROPOSAL_FILES_TEST = ()
@@ -56,15 +56,15 @@ def _dataloader_defaults() -> CN:
     node = CN()
     # Worker processes of each training process.
     node.NUM_WORKERS = 4
-    # Batches hold pictures that are all wide or all tall, so that less padding is needed.
+    # Batches hold images that are all wide or all tall, so that less padding is needed.
     node.ASPECT_RATIO_GROUPING = True
     # "TrainingSampler", "RepeatFactorTrainingSampler" or "RandomSubsetTrainingSampler".
     node.SAMPLER_TRAIN = "TrainingSampler"
-    # Repeat-factor sampling: categories in a smaller fraction of the pictures than this are repeated (0: none)...
+    # Repeat-factor sampling: categories in a smaller fraction of the images than this are repeated (0: none)...
     node.REPEAT_THRESHOLD = 0.0
     # ... by the square root of the ratio, or by the ratio itself.
     node.REPEAT_SQRT = True
-    # Training pictures without any annotated object are left out.
+    # Training images without any annotated object are left out.
     node.FILTER_EMPTY_ANNOTATIONS = True
     return node
 
@@ -86,11 +86,11 @@ _C.OUTPUT_DIR = "./output"
 # Seed of all random generators; negative: a random one. The same seed repeats a run only as far as all operators are
 # deterministic.
 _C.SEED = -1
-# Let cuDNN time its algorithms and take the fastest. Worth it where pictures have few different sizes.
+# Let cuDNN time its algorithms and take the fastest. Worth it where images have few different sizes.
 _C.CUDNN_BENCHMARK = False
 # Precision of float32 matrix products: "" leaves PyTorch's setting, else "highest", "high" or "medium".
 _C.FLOAT32_PRECISION = ""
-# Training pictures are drawn for TensorBoard every so many iterations; 0: never.
+# Training images are drawn for TensorBoard every so many iterations; 0: never.
 _C.VIS_PERIOD = 0
 # For quick experiments with code that no config reaches (see `set_global_cfg`).
 _C.GLOBAL = CN({"HACK": 1.0})

@@ -30,7 +30,7 @@ def filter_images_with_only_crowd_annotations(dataset_dicts: list[dict[str, Any]
     """The records that have at least one annotation that is no crowd region."""
     kept = [record for record in dataset_dicts if any(not anno.get("iscrowd", 0) for anno in record["annotations"])]
     removed = len(dataset_dicts) - len(kept)
-    logger.info("Left out %d pictures without usable annotations; %d remain.", removed, len(kept))
+    logger.info("Left out %d images without usable annotations; %d remain.", removed, len(kept))
     return kept
 
 
@@ -104,7 +104,7 @@ def get_detection_dataset_dicts(
 
     Args:
         names: one name or several.
-        filter_empty: leave out pictures without annotations other than crowd regions.
+        filter_empty: leave out images without annotations other than crowd regions.
         min_keypoints: must be 0: keypoints are not supported by this engine.
         proposal_files: must be empty: precomputed proposals are not supported by this engine.
         check_consistency: check that the datasets have the same classes, and log how many instances each has.
@@ -135,5 +135,5 @@ def get_detection_dataset_dicts(
     if check_consistency and has_annotations:
         _check_and_describe(names, joined)
     if not joined:
-        raise ValueError(f"no picture of {', '.join(names)} has an annotation that is no crowd region.")
+        raise ValueError(f"no image of {', '.join(names)} has an annotation that is no crowd region.")
     return joined

@@ -1,4 +1,4 @@
-"""Reading pictures: EXIF orientation, colour formats, and errors that name the file."""
+"""Reading images: EXIF orientation, colour formats, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _WIDE_MODES = ("I", "F")  # and "I;16...": more than 8 bits for each value
 
 
 def apply_exif_orientation(image: Image.Image) -> Image.Image:
-    """The picture turned upright as its EXIF data say; the same picture where they say nothing or cannot be read."""
+    """The image turned upright as its EXIF data say; the same image where they say nothing or cannot be read."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except _DECODING_ERRORS:  # broken EXIF data do not make the picture unreadable
+    except _DECODING_ERRORS:  # broken EXIF data do not make the image unreadable
         return image
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """A picture of 16 bits per value reduced to its upper 8; any other one as it is.
+    """An image of 16 bits per value reduced to its upper 8; any other one as it is.
 
-    Pillow's own conversion would clip at 255 and leave a white picture. A picture of mode "I" is taken to have 16 bits
+    Pillow's own conversion would clip at 255 and leave a white image. An image of mode "I" is taken to have 16 bits
     where a value exceeds 255: that is how 16-bit greyscale PNGs are opened by some versions of Pillow.
     """
     if not (image.mode.startswith("I;16") or image.mode == "I"):
@@ -108,20 +108,20 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
 
 
 def _decode(file_name: str) -> Image.Image:
-    """The upright picture in ``file_name``, wholly decoded."""
+    """The upright image in ``file_name``, wholly decoded."""
     with PathManager.open(file_name, "rb") as file:
         try:
             image = Image.open(file)
             image.load()
         except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
             raise OSError(
-                f"cannot read the picture {file_name!r}: {error}. Is it broken, cut short, or no picture?"
+                f"cannot read the image {file_name!r}: {error}. Is it broken, cut short, or no image?"
             ) from error
         return apply_exif_orientation(image)
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
-    """Reads a picture and turns it upright as its EXIF data say.
+    """Reads an image and turns it upright as its EXIF data say.
 
     Args:
         file_name: path, or an address that iopath knows.
@@ -132,7 +132,7 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file.
-        OSError: the file is broken, cut short or no picture.
+        OSError: the file is broken, cut short or no image.
         ValueError: the format is unknown.
     """
     file_name = str(file_name)
@@ -140,8 +140,7 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
         image = _decode(file_name)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no picture at {file_name!r}: check the dataset's image folder (DETECTRON2_DATASETS for built-in "
-            "datasets)."
+            f"no image at {file_name!r}: check the dataset's image folder (DETECTRON2_DATASETS for built-in datasets)."
         ) from error
     try:
         return convert_PIL_to_numpy(image, format)

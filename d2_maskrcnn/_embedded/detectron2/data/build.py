@@ -83,7 +83,7 @@ def build_batch_data_loader(
         dataset: with indices, or iterable.
         sampler: gives indices; None for an iterable dataset.
         total_batch_size: of all processes together.
-        aspect_ratio_grouping: put wide pictures with wide ones; elements must be dicts with ``width`` and ``height``.
+        aspect_ratio_grouping: put wide images with wide ones; elements must be dicts with ``width`` and ``height``.
         num_workers: worker processes; 0 loads in this one.
         collate_fn: from a list of elements to a batch; None leaves the list.
         drop_last: leave out a last batch that is not full.
@@ -186,7 +186,7 @@ def build_detection_train_loader(
         mapper: from a record to the model's input; None leaves records as they are.
         sampler: None means a shuffling :class:`TrainingSampler`.
         total_batch_size: of all processes together.
-        aspect_ratio_grouping: put wide pictures with wide ones.
+        aspect_ratio_grouping: put wide images with wide ones.
         num_workers: worker processes; 0 loads in this one.
         collate_fn: from a list of mapped records to a batch; None leaves the list.
         **kwargs: further arguments of :func:`build_batch_data_loader`.

@@ -180,7 +180,7 @@ class ToIterableDataset(IterableDataset):
 
 
 class AspectRatioGroupedDataset(IterableDataset):
-    """Groups elements into batches in which all pictures are wide, or all are not: less padding in each batch.
+    """Groups elements into batches in which all images are wide, or all are not: less padding in each batch.
 
     Args:
         dataset: yields dicts with ``"width"`` and ``"height"``.

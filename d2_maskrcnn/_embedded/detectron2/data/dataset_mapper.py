@@ -17,13 +17,13 @@ __all__ = ["DatasetMapper"]
 
 
 class DatasetMapper:
-    """Reads a record's picture, augments it with its annotations and puts both into tensors.
+    """Reads a record's image, augments it with its annotations and puts both into tensors.
 
     The record needs ``file_name``; the result has all of its entries but ``annotations`` and ``sem_seg_file_name``,
     and:
 
     * ``image``: (C, H, W) uint8 tensor in ``image_format``, [0, 255], the network's input frame;
-    * ``height``, ``width``: of the picture in the file, to which predictions are scaled back;
+    * ``height``, ``width``: of the image in the file, to which predictions are scaled back;
     * ``instances`` (training): ``Instances`` with ``gt_boxes``, ``gt_classes`` and ``gt_masks``, in the input frame,
       without crowd regions and without instances of no area;
     * ``sem_seg`` (training, where the record has ``sem_seg_file_name``): (H, W) int64 labels.
@@ -107,7 +107,7 @@ class DatasetMapper:
         """Maps one record, which is left as it is.
 
         Raises:
-            FileNotFoundError, OSError: the picture is missing or broken.
+            FileNotFoundError, OSError: the image is missing or broken.
             SizeMismatchError: its size is not the record's.
         """
         result = dict(dataset_dict)

@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 class SizeMismatchError(ValueError):
-    """A picture has another size than its record says."""
+    """An image has another size than its record says."""
 
 
 def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
-    """Checks ``height`` and ``width`` of a record against its picture, and adds them where they are missing.
+    """Checks ``height`` and ``width`` of a record against its image, and adds them where they are missing.
 
     Args:
         dataset_dict: the record; changed in place.
@@ -52,10 +52,10 @@ def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
     height, width = image.shape[:2]
     expected = (dataset_dict.get("height", height), dataset_dict.get("width", width))
     if expected != (height, width):
-        name = repr(dataset_dict["file_name"]) if "file_name" in dataset_dict else "a picture"
+        name = repr(dataset_dict["file_name"]) if "file_name" in dataset_dict else "an image"
         raise SizeMismatchError(
             f"{name} is {width} x {height} pixels (width x height), but its record says {expected[1]} x {expected[0]}: "
-            "mend width and height in the annotation file; boxes and masks must fit the upright picture (EXIF applied)."
+            "mend width and height in the annotation file; boxes and masks must fit the upright image (EXIF applied)."
         )
     dataset_dict["height"], dataset_dict["width"] = height, width
 
@@ -104,15 +104,15 @@ def transform_instance_annotations(
 
     Args:
         annotation: with ``bbox`` and ``bbox_mode``, possibly ``segmentation``; changed in place.
-        transforms: what was applied to the picture.
-        image_size: (h, w) of the transformed picture, in pixels.
+        transforms: what was applied to the image.
+        image_size: (h, w) of the transformed image, in pixels.
 
     Returns:
-        the same dict: ``bbox`` a (4,) float64 XYXY array clipped to the picture; polygons as arrays of x0, y0, x1, ...;
+        the same dict: ``bbox`` a (4,) float64 XYXY array clipped to the image; polygons as arrays of x0, y0, x1, ...;
         a run-length encoding has become an (h, w) uint8 mask.
 
     Raises:
-        ValueError: the segmentation is of an unknown kind, or of another size than the picture.
+        ValueError: the segmentation is of an unknown kind, or of another size than the image.
     """
     if not isinstance(transforms, T.Transform):
         transforms = T.TransformList(list(transforms))
@@ -166,16 +166,16 @@ def _to_polygon_masks(segmentations: list[Any]) -> PolygonMasks:
 def annotations_to_instances(
     annos: list[dict[str, Any]], image_size: tuple[int, int], mask_format: str = "polygon"
 ) -> Instances:
-    """Ground truth of one picture in the form that models take.
+    """Ground truth of one image in the form that models take.
 
     Args:
         annos: with ``bbox``, ``bbox_mode``, ``category_id`` and possibly ``segmentation``, as
             :func:`transform_instance_annotations` leaves them.
-        image_size: (h, w) of the picture, in pixels.
+        image_size: (h, w) of the image, in pixels.
         mask_format: ``"polygon"`` or ``"bitmask"``: the class of ``gt_masks``.
 
     Returns:
-        ``Instances`` with ``gt_boxes`` (XYXY in the picture's frame), ``gt_classes`` (int64) and, where the annotations
+        ``Instances`` with ``gt_boxes`` (XYXY in the image's frame), ``gt_classes`` (int64) and, where the annotations
         have segmentations, ``gt_masks``.
 
     Raises:
@@ -191,7 +191,7 @@ def annotations_to_instances(
     with_masks = sum("segmentation" in anno for anno in annos)
     if with_masks not in (0, len(annos)):
         raise ValueError(
-            f"only {with_masks} of {len(annos)} annotations of a picture have a segmentation: give all or none."
+            f"only {with_masks} of {len(annos)} annotations of an image have a segmentation: give all or none."
         )
     if with_masks:
         segmentations = [anno["segmentation"] for anno in annos]

@@ -185,7 +185,7 @@ class DefaultTrainer(TrainerBase):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Any]:
-        """The loader of one dataset of ``DATASETS.TEST``, each picture once."""
+        """The loader of one dataset of ``DATASETS.TEST``, each image once."""
         return build_detection_test_loader(cfg, dataset_name)
 
     @classmethod

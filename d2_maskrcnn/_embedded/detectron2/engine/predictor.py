@@ -1,4 +1,4 @@
-"""Prediction on single pictures."""
+"""Prediction on single images."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from detectron2.modeling import build_model
 
 
 class DefaultPredictor:
-    """The model of a config, with its weights, for one picture at a time.
+    """The model of a config, with its weights, for one image at a time.
 
     >>> predictor = DefaultPredictor(cfg)  # doctest: +SKIP
-    >>> instances = predictor(cv2.imread("picture.jpg"))["instances"]  # doctest: +SKIP
+    >>> instances = predictor(cv2.imread("image.jpg"))["instances"]  # doctest: +SKIP
 
     Args:
         cfg: it is cloned. ``MODEL.WEIGHTS`` is loaded onto ``MODEL.DEVICE``; ``INPUT.*_TEST`` and ``INPUT.FORMAT``
-            say how pictures are prepared; the first of ``DATASETS.TEST``, if any, gives ``metadata``.
+            say how images are prepared; the first of ``DATASETS.TEST``, if any, gives ``metadata``.
 
     Attributes:
         cfg: the cloned config.
@@ -47,7 +47,7 @@ class DefaultPredictor:
         self.aug = T.ResizeShortestEdge([shortest, shortest], self.cfg.INPUT.MAX_SIZE_TEST)
 
     def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
-        """The model's output for one picture.
+        """The model's output for one image.
 
         Args:
             original_image: (H, W, 3) uint8 in BGR order, as ``cv2.imread`` gives it.

@@ -93,7 +93,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
 
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not getattr(args, "eval_only", False):
-        # Finding the fastest algorithms takes time for each picture size: not worth it for one pass over the pictures.
+        # Finding the fastest algorithms takes time for each image size: not worth it for one pass over the images.
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.FLOAT32_PRECISION:
         _set_float32_precision(cfg.FLOAT32_PRECISION)

@@ -68,18 +68,18 @@ def run_coco_eval(
         ground_truth: from :func:`load_ground_truth`.
         detections: in COCO's results format; they stay as they are.
         iou_type: ``"bbox"`` or ``"segm"``.
-        img_ids: the pictures that count; None: all.
-        max_dets_per_image: the highest-scoring detections of each picture and class that count; None: 100.
+        img_ids: the images that count; None: all.
+        max_dets_per_image: the highest-scoring detections of each image and class that count; None: 100.
 
     Raises:
-        ValueError: ``iou_type`` is neither, or a detection is of a picture that is not in the ground truth.
+        ValueError: ``iou_type`` is neither, or a detection is of an image that is not in the ground truth.
     """
     if iou_type not in _KEYS:
         raise ValueError(f"iou_type {iou_type!r}: expected one of {', '.join(_KEYS)}")
     unknown = {detection["image_id"] for detection in detections} - ground_truth.imgs.keys()
     if unknown:
         raise ValueError(
-            f"detections of {len(unknown)} pictures that the ground truth does not have: ids {sorted(unknown)[:5]}"
+            f"detections of {len(unknown)} images that the ground truth does not have: ids {sorted(unknown)[:5]}"
         )
     # The tools write into what they get, so they get copies.
     results = ground_truth.loadRes([{key: detection[key] for key in _KEYS[iou_type]} for detection in detections])
@@ -109,7 +109,7 @@ def evaluate_coco(
 
     Returns:
         (12,) float64 in [0, 1]; -1 where there is no ground truth: AP, AP50, AP75, AP small, medium, large, then AR
-        with 1, 10 and 100 detections per picture, AR small, medium, large.
+        with 1, 10 and 100 detections per image, AR small, medium, large.
 
     Raises:
         ValueError: see :func:`run_coco_eval`.

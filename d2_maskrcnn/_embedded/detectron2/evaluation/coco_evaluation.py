@@ -37,7 +37,7 @@ Detection = dict[str, Any]
 class COCOEvaluator(DatasetEvaluator):
     """COCO's average precision of boxes and masks.
 
-    Masks are kept run-length encoded from the moment they come in, so memory does not grow with the pictures' sizes.
+    Masks are kept run-length encoded from the moment they come in, so memory does not grow with the images' sizes.
 
     Args:
         dataset_name: a registered dataset. Its metadata has ``json_file`` in COCO's format; without one, the dataset is
@@ -47,7 +47,7 @@ class COCOEvaluator(DatasetEvaluator):
         distributed: gather the predictions of all processes and evaluate in the main one; False evaluates this
             process's.
         output_dir: gets ``coco_instances_results.json``; None writes nothing.
-        max_dets_per_image: the highest-scoring detections of each picture and class that count; None: COCO's 100.
+        max_dets_per_image: the highest-scoring detections of each image and class that count; None: COCO's 100.
         use_fast_impl: for programs written for Detectron2, whose two implementations give the same numbers; here
             there is the fast one only.
         allow_cached_coco: use a converted dataset that lies in ``output_dir`` from an earlier run.
@@ -100,7 +100,7 @@ class COCOEvaluator(DatasetEvaluator):
 
         Args:
             inputs: each with ``"image_id"``.
-            outputs: each with ``"instances"``, in the frame of the original picture.
+            outputs: each with ``"instances"``, in the frame of the original image.
         """
         for record, output in zip(inputs, outputs, strict=True):
             prediction = {"image_id": record["image_id"]}
@@ -113,7 +113,7 @@ class COCOEvaluator(DatasetEvaluator):
         """Evaluates what came in.
 
         Args:
-            img_ids: the pictures that count; None: all of the dataset.
+            img_ids: the images that count; None: all of the dataset.
 
         Returns:
             ``{"bbox": {"AP": ..., "AP50": ..., "AP75": ..., "APs": ..., "APm": ..., "APl": ..., "AP-<class>": ...},
@@ -121,13 +121,13 @@ class COCOEvaluator(DatasetEvaluator):
             and where nothing came in.
 
         Raises:
-            ValueError: a prediction is of a class or picture that the dataset does not have.
+            ValueError: a prediction is of a class or image that the dataset does not have.
         """
         predictions = self._gather()
         if predictions is None:
             return {}
         if not predictions:
-            logger.warning("COCOEvaluator: no picture was evaluated")
+            logger.warning("COCOEvaluator: no image was evaluated")
             return {}
         detections = [found for prediction in predictions for found in prediction.get("instances", [])]
         detections = self._with_dataset_ids(detections)
@@ -225,12 +225,12 @@ def _table(values: Mapping[str, float], columns: int = 3) -> str:
 
 
 def instances_to_coco_json(instances: Instances, img_id: int) -> list[Detection]:
-    """The detections of one picture in COCO's results format.
+    """The detections of one image in COCO's results format.
 
     Args:
         instances: on the CPU, with ``pred_boxes``, ``scores``, ``pred_classes`` and perhaps ``pred_masks`` (N, H, W)
             bool, or ``pred_masks_rle``, a list of N run-length encodings.
-        img_id: the picture's id in the dataset.
+        img_id: the image's id in the dataset.
 
     Returns:
         One dict for each instance: ``image_id``, ``category_id`` (the model's class number), ``bbox`` (left, top,

@@ -21,7 +21,7 @@ Callbacks = Mapping[str, Callable[[], None]]
 
 
 class DatasetEvaluator:
-    """Collects what a model says about each picture (:meth:`process`), and judges it at the end (:meth:`evaluate`)."""
+    """Collects what a model says about each image (:meth:`process`), and judges it at the end (:meth:`evaluate`)."""
 
     def reset(self) -> None:
         """Forgets everything; called before a new run."""

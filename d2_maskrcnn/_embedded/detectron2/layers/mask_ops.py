@@ -1,30 +1,30 @@
-"""From the small square masks that a network predicts to masks of the whole picture."""
+"""From the small square masks that a network predicts to masks of the whole image."""
 
 import torch
 from torch.nn import functional as F
 
 from detectron2.structures.boxes import Boxes
 
-# On a GPU whole pictures are resampled at once, as many instances together as fit in this many bytes.
+# On a GPU whole images are resampled at once, as many instances together as fit in this many bytes.
 _CHUNK_BYTES = 2**30
 # What one pixel of one instance needs meanwhile: a sampling position (two float32) and a result (one).
 _BYTES_PER_PIXEL = 12
-# A box out of every picture takes the place of one without area: nothing of its mask is seen.
+# A box out of every image takes the place of one without area: nothing of its mask is seen.
 _NOWHERE = (-2.0, -2.0, -1.0, -1.0)
 
 
 def paste_masks_in_image(
     masks: torch.Tensor, boxes: Boxes | torch.Tensor, image_shape: tuple[int, int], threshold: float = 0.5
 ) -> torch.Tensor:
-    """Pastes each mask into its box in an otherwise empty picture.
+    """Pastes each mask into its box in an otherwise empty image.
 
     The mask's cells are resampled bilinearly at the pixels' centres (x + 0.5, y + 0.5); beyond its edge a mask is 0,
     so that it fades over the half cell there.
 
     Args:
         masks: (N, M, M) probabilities in [0, 1].
-        boxes: (N, 4) XYXY in pixels of the picture. Boxes may leave the picture; one without area gets an empty mask.
-        image_shape: (height, width) of the picture in pixels.
+        boxes: (N, 4) XYXY in pixels of the image. Boxes may leave the image; one without area gets an empty mask.
+        image_shape: (height, width) of the image in pixels.
         threshold: probability from which on a pixel belongs to the mask. Negative: soft masks are wanted.
 
     Returns:
@@ -51,13 +51,13 @@ def paste_masks_in_image(
 def _paste_one_by_one(masks: torch.Tensor, boxes: torch.Tensor, pasted: torch.Tensor, threshold: float) -> None:
     """Fills ``pasted``, looking at the pixels in and right around each box only."""
     height, width = pasted.shape[1:]
-    for mask, box, picture in zip(masks, boxes, pasted, strict=True):
+    for mask, box, image in zip(masks, boxes, pasted, strict=True):
         left, top = (max(0, int(side)) for side in (box[:2].floor() - 1).tolist())
         right, bottom = (box[2:].ceil() + 1).tolist()
         right, bottom = min(width, int(right)), min(height, int(bottom))
         if right > left and bottom > top:
             values = _resample(mask[None], box[None], (left, right), (top, bottom))
-            picture[top:bottom, left:right] = _quantize(values, threshold)[0]
+            image[top:bottom, left:right] = _quantize(values, threshold)[0]
 
 
 def _paste_in_chunks(masks: torch.Tensor, boxes: torch.Tensor, pasted: torch.Tensor, threshold: float) -> None:

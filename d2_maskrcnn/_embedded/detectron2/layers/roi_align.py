@@ -32,7 +32,7 @@ class ROIAlign(nn.Module):
 
         Args:
             input: (N, C, H, W).
-            rois: (K, 5): the index of the picture in the batch, then XYXY in pixels of the network's input.
+            rois: (K, 5): the index of the image in the batch, then XYXY in pixels of the network's input.
 
         Returns:
             (K, C, output height, output width).

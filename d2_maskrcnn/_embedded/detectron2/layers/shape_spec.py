@@ -1,4 +1,4 @@
-"""What is known of a feature map before any picture is seen."""
+"""What is known of a feature map before any image is seen."""
 
 from dataclasses import dataclass
 

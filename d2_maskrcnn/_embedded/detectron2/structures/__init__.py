@@ -1,4 +1,4 @@
-"""What a batch is made of: pictures, boxes, masks, and the instances that tie them together."""
+"""What a batch is made of: images, boxes, masks, and the instances that tie them together."""
 
 from detectron2.structures.boxes import (
     Boxes,

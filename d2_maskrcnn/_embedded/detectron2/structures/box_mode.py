@@ -19,7 +19,7 @@ class BoxMode(IntEnum):
     XYWH_ABS = 1
     """(x0, y0, width, height) in pixels: COCO's."""
     XYXY_REL = 2
-    """(x0, y0, x1, y1) in [0, 1], fractions of the picture's width and height."""
+    """(x0, y0, x1, y1) in [0, 1], fractions of the image's width and height."""
     XYWH_REL = 3
     """(x0, y0, width, height) in [0, 1]."""
     XYWHA_ABS = 4
@@ -40,7 +40,7 @@ class BoxMode(IntEnum):
 
         Raises:
             ValueError: the shape does not fit the mode.
-            NotImplementedError: relative modes, which need the picture's size, and modes that no rule converts.
+            NotImplementedError: relative modes, which need the image's size, and modes that no rule converts.
         """
         from_mode, to_mode = BoxMode(from_mode), BoxMode(to_mode)
         if from_mode == to_mode:

@@ -46,7 +46,7 @@ class Boxes:
         return (self.tensor[:, 2] - self.tensor[:, 0]) * (self.tensor[:, 3] - self.tensor[:, 1])
 
     def clip(self, box_size: tuple[int, int]) -> None:
-        """Limits the boxes to a picture, in place: x to [0, width] and y to [0, height].
+        """Limits the boxes to an image, in place: x to [0, width] and y to [0, height].
 
         Args:
             box_size: (height, width) in pixels.
@@ -67,7 +67,7 @@ class Boxes:
         return (sides > threshold).all(dim=1)
 
     def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> torch.Tensor:
-        """(N,) bool: the box leaves the (height, width) picture by no more than ``boundary_threshold`` pixels.
+        """(N,) bool: the box leaves the (height, width) image by no more than ``boundary_threshold`` pixels.
 
         On the far sides it must end before the limit: x1 < width + threshold, y1 < height + threshold.
         """

@@ -1,4 +1,4 @@
-"""Pictures of different sizes in one padded tensor."""
+"""Images of different sizes in one padded tensor."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 
 class ImageList:
-    """N pictures, padded at the right and at the bottom to one size.
+    """N images, padded at the right and at the bottom to one size.
 
     Attributes:
-        tensor: (N, C, H, W), or (N, H, W) for pictures without channels, padding included.
-        image_sizes: the (height, width) of each picture without its padding, in pixels.
+        tensor: (N, C, H, W), or (N, H, W) for images without channels, padding included.
+        image_sizes: the (height, width) of each image without its padding, in pixels.
     """
 
     def __init__(self, tensor: torch.Tensor, image_sizes: list[tuple[int, int]]) -> None:
@@ -23,12 +23,12 @@ class ImageList:
         return len(self.image_sizes)
 
     def __getitem__(self, idx: int) -> torch.Tensor:
-        """(C, h, w) or (h, w): one picture without its padding."""
+        """(C, h, w) or (h, w): one image without its padding."""
         height, width = self.image_sizes[idx]
         return self.tensor[idx, ..., :height, :width]
 
     def to(self, *args: Any, **kwargs: Any) -> "ImageList":
-        """The same pictures with ``tensor.to(...)``."""
+        """The same images with ``tensor.to(...)``."""
         return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
 
     @property
@@ -43,7 +43,7 @@ class ImageList:
         pad_value: float = 0.0,
         padding_constraints: Mapping[str, int] | None = None,
     ) -> "ImageList":
-        """Pads pictures to a common size and stacks them. The result shares no memory with the input.
+        """Pads images to a common size and stacks them. The result shares no memory with the input.
 
         Args:
             tensors: each (C, h, w) or (h, w); C must be the same for all.
@@ -53,9 +53,9 @@ class ImageList:
                 ``"square_size"``: if above 0, height and width become this (then rounded up as above).
 
         Raises:
-            ValueError: no pictures, different channels, or a picture larger than ``square_size``.
+            ValueError: no images, different channels, or an image larger than ``square_size``.
         """
-        _check_pictures(tensors)
+        _check_images(tensors)
         image_sizes = [(int(t.shape[-2]), int(t.shape[-1])) for t in tensors]
         constraints = padding_constraints or {}
         divisibility = constraints.get("size_divisibility", size_divisibility)
@@ -64,13 +64,13 @@ class ImageList:
         return ImageList(torch.stack(padded).contiguous(), image_sizes)
 
 
-def _check_pictures(tensors: Sequence[torch.Tensor]) -> None:
+def _check_images(tensors: Sequence[torch.Tensor]) -> None:
     if isinstance(tensors, torch.Tensor) or len(tensors) == 0:
-        raise ValueError("ImageList.from_tensors needs a list of at least one picture")
+        raise ValueError("ImageList.from_tensors needs a list of at least one image")
     for t in tensors:
         if t.dim() not in (2, 3) or t.shape[:-2] != tensors[0].shape[:-2]:
             shapes = [tuple(t.shape) for t in tensors]
-            raise ValueError(f"Pictures must be (C, H, W) with one number of channels, or (H, W), got {shapes}")
+            raise ValueError(f"Images must be (C, H, W) with one number of channels, or (H, W), got {shapes}")
 
 
 def _padded_size(image_sizes: list[tuple[int, int]], divisibility: int, square_size: int) -> tuple[int, int]:
@@ -78,7 +78,7 @@ def _padded_size(image_sizes: list[tuple[int, int]], divisibility: int, square_s
     if square_size > 0:
         if max(largest) > square_size:
             raise ValueError(
-                f"A picture of (height, width) up to {tuple(largest)} does not fit square_size {square_size}"
+                f"An image of (height, width) up to {tuple(largest)} does not fit square_size {square_size}"
             )
         largest = [square_size, square_size]
     if divisibility > 1:

@@ -1,4 +1,4 @@
-"""The instances of one picture: named fields of equal length."""
+"""The instances of one image: named fields of equal length."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 
 
 class Instances:
-    """N instances in one picture, with any number of fields (boxes, classes, scores, masks, ...).
+    """N instances in one image, with any number of fields (boxes, classes, scores, masks, ...).
 
     Fields are set and read like attributes. A field is anything with a length and an index: a tensor, :class:`Boxes`,
     :class:`BitMasks`, :class:`PolygonMasks`, a list. Names that start with an underscore are plain attributes, not
@@ -31,7 +31,7 @@ class Instances:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of the picture in pixels."""
+        """(height, width) of the image in pixels."""
         return self._image_size
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -110,10 +110,10 @@ class Instances:
 
     @staticmethod
     def cat(instance_lists: list["Instances"]) -> "Instances":
-        """All instances of a list, in its order. They must be of one picture size and have the same fields.
+        """All instances of a list, in its order. They must be of one image size and have the same fields.
 
         Raises:
-            ValueError: the list is empty, picture sizes or field names differ, or a field is of a type that cannot be
+            ValueError: the list is empty, image sizes or field names differ, or a field is of a type that cannot be
                 joined.
         """
         if len(instance_lists) == 0:
@@ -122,7 +122,7 @@ class Instances:
         for other in instance_lists[1:]:
             if other.image_size != first.image_size:
                 raise ValueError(
-                    f"Instances.cat of pictures of different sizes: {first.image_size} and {other.image_size}"
+                    f"Instances.cat of images of different sizes: {first.image_size} and {other.image_size}"
                 )
             if other.get_fields().keys() != first.get_fields().keys():
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""Instance masks of one picture: as bitmaps, and as polygons."""
+"""Instance masks of one image: as bitmaps, and as polygons."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
@@ -12,16 +12,16 @@ from detectron2.structures.polygons import polygon_area, polygons_to_bitmask, ra
 
 __all__ = ["BitMasks", "PolygonMasks", "polygon_area", "polygons_to_bitmask", "rasterize_polygons_within_box"]
 
-# Bitmaps are made float32 for resampling; at most so many pixels at a time (64 MB), as a crowded picture would fill
+# Bitmaps are made float32 for resampling; at most so many pixels at a time (64 MB), as a crowded image would fill
 # the memory.
 _PIXELS_AT_ONCE = 2**24
 
 
 class BitMasks:
-    """N masks of one picture as bitmaps.
+    """N masks of one image as bitmaps.
 
     Attributes:
-        tensor: (N, H, W) bool, in the picture's frame.
+        tensor: (N, H, W) bool, in the image's frame.
         image_size: (H, W).
     """
 
@@ -42,7 +42,7 @@ class BitMasks:
     def from_polygon_masks(
         polygon_masks: Union["PolygonMasks", Sequence[Sequence[np.ndarray]]], height: int, width: int
     ) -> "BitMasks":
-        """Rasterises polygons (pixels of the picture) by COCO's rules, on the CPU."""
+        """Rasterises polygons (pixels of the image) by COCO's rules, on the CPU."""
         polygons = polygon_masks.polygons if isinstance(polygon_masks, PolygonMasks) else polygon_masks
         if len(polygons) == 0:
             return BitMasks(torch.zeros(0, height, width, dtype=torch.bool))
@@ -78,7 +78,7 @@ class BitMasks:
         sec. 3), then cut at 0.5, so that the target lies exactly where the head's features do.
 
         Args:
-            boxes: (N, 4) XYXY in pixels of the picture, one for each mask.
+            boxes: (N, 4) XYXY in pixels of the image, one for each mask.
             mask_size: cells along each side of the grid.
 
         Returns:
@@ -155,7 +155,7 @@ def _check_one_box_each(boxes: torch.Tensor, count: int) -> None:
 
 
 class PolygonMasks:
-    """N masks of one picture, each the union of a list of polygons. They are NumPy arrays and never lie on a GPU.
+    """N masks of one image, each the union of a list of polygons. They are NumPy arrays and never lie on a GPU.
 
     Attributes:
         polygons: N lists of float64 arrays [x0, y0, x1, y1, ...] in pixels.
@@ -204,7 +204,7 @@ class PolygonMasks:
         """What each instance covers of its box, on a square grid (:func:`rasterize_polygons_within_box`).
 
         Args:
-            boxes: (N, 4) XYXY in pixels of the picture, one for each instance.
+            boxes: (N, 4) XYXY in pixels of the image, one for each instance.
             mask_size: cells along each side of the grid.
 
         Returns:

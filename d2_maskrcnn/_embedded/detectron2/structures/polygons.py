@@ -31,13 +31,13 @@ def rasterize_polygons_within_box(polygons: Sequence[np.ndarray], box: np.ndarra
     """What the polygons cover of a box, on a square grid.
 
     Args:
-        polygons: in pixels of the picture.
+        polygons: in pixels of the image.
         box: (4,) XYXY in the same frame.
         mask_size: cells along each side of the grid.
 
     Returns:
         (mask_size, mask_size) bool, on the CPU. The box is moved to the origin and scaled to the grid, and COCO's
-        rasteriser is run there: more exact than cutting the box out of a rasterised picture.
+        rasteriser is run there: more exact than cutting the box out of a rasterised image.
     """
     x0, y0, x1, y1 = np.asarray(box)
     scale_x = mask_size / max(x1 - x0, _MIN_SIDE)

@@ -111,7 +111,7 @@ class DrawingMixin:
         width = self._line_width() if linewidth is None else linewidth * self.output.scale
         limits = self.output.ax.get_xlim(), self.output.ax.get_ylim()
         self.output.ax.plot(x_data, y_data, linewidth=width, color=color, linestyle=linestyle)
-        self.output.ax.set(xlim=limits[0], ylim=limits[1])  # plotting beyond the picture must not shift it
+        self.output.ax.set(xlim=limits[0], ylim=limits[1])  # plotting beyond the image must not shift it
         return self.output
 
     def draw_polygon(self, segment: np.ndarray, color: Any, edge_color: Any = None, alpha: float = 0.5) -> VisImage:
@@ -195,7 +195,7 @@ class DrawingMixin:
         return self.output
 
     def _line_width(self) -> float:
-        """Of boxes, in points: grows with the picture and with the scale."""
+        """Of boxes, in points: grows with the image and with the scale."""
         return max(1.0, math.sqrt(self.output.width * self.output.height) / 500) * self.output.scale
 
     def _draw_text_in_mask(self, binary_mask: np.ndarray, text: str, color: Any) -> None:

@@ -1,4 +1,4 @@
-"""Collects what a training measures: numbers with their history, pictures, histograms."""
+"""Collects what a training measures: numbers with their history, images, histograms."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -47,7 +47,7 @@ class EventStorage:
         self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._smoothing_hints: dict[str, bool] = {}
         self._latest: dict[str, tuple[float, int]] = {}
-        # Waiting for the writers, that clear them: (name, (C, H, W) picture, iteration), and TensorBoard's histograms.
+        # Waiting for the writers, that clear them: (name, (C, H, W) image, iteration), and TensorBoard's histograms.
         self._vis_data: list[tuple[str, Any, int]] = []
         self._histograms: list[dict[str, Any]] = []
 
@@ -95,7 +95,7 @@ class EventStorage:
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
 
     def put_image(self, img_name: str, img_tensor: Any) -> None:
-        """Keeps a picture for the writers: (3, H, W) RGB, uint8, or float in [0, 1]; an array or a tensor."""
+        """Keeps an image for the writers: (3, H, W) RGB, uint8, or float in [0, 1]; an array or a tensor."""
         self._vis_data.append((self._prefix + img_name, img_tensor, self._iter))
 
     def put_histogram(self, hist_name: str, hist_tensor: torch.Tensor, bins: int = 1000) -> None:
@@ -163,7 +163,7 @@ class EventStorage:
             self._prefix = before
 
     def clear_images(self) -> None:
-        """Forgets the pictures; a writer calls this once it has written them."""
+        """Forgets the images; a writer calls this once it has written them."""
         self._vis_data = []
 
     def clear_histograms(self) -> None:

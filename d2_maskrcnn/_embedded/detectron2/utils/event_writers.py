@@ -76,7 +76,7 @@ def _drop_torn_line(json_file: str) -> None:
 
 
 class TensorboardXWriter(EventWriter):
-    """Writes numbers, pictures and histograms as TensorBoard's event files."""
+    """Writes numbers, images and histograms as TensorBoard's event files."""
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any) -> None:
         """Takes the folder, the window of noisy numbers in iterations, and more arguments of ``SummaryWriter``."""
@@ -93,7 +93,7 @@ class TensorboardXWriter(EventWriter):
         return SummaryWriter(self._log_dir, **self._arguments)
 
     def write(self) -> None:
-        """Writes the numbers since the last time, and all pictures and histograms, which leave the storage then."""
+        """Writes the numbers since the last time, and all images and histograms, which leave the storage then."""
         storage = get_event_storage()
         newest = self._last_write
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
@@ -101,8 +101,8 @@ class TensorboardXWriter(EventWriter):
                 self._writer.add_scalar(name, value, iteration)
                 newest = max(newest, iteration)
         self._last_write = newest
-        for name, picture, iteration in storage._vis_data:
-            self._writer.add_image(name, picture, iteration)
+        for name, image, iteration in storage._vis_data:
+            self._writer.add_image(name, image, iteration)
         storage.clear_images()
         for histogram in storage._histograms:
             self._writer.add_histogram_raw(**histogram)

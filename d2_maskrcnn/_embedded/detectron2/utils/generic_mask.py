@@ -1,4 +1,4 @@
-"""One instance's mask, whether it came as polygons, as run-length code or as a picture."""
+"""One instance's mask, whether it came as polygons, as run-length code or as an image."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["GenericMask"]
 
 
 class GenericMask:
-    """A mask that can be read as a picture and as polygons, each made when first asked for.
+    """A mask that can be read as an image and as polygons, each made when first asked for.
 
     Args:
         mask_or_polygons: (H, W) array of 0 and 1; or a list of polygons [x0, y0, x1, y1, ...]; or COCO's run-length
             code, compressed or not.
-        height, width: of the picture, in pixels.
+        height, width: of the image, in pixels.
 
     Raises:
         ValueError: it is none of these, or of another size.
@@ -35,7 +35,7 @@ class GenericMask:
             self._polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1) for polygon in mask_or_polygons]
         elif isinstance(mask_or_polygons, np.ndarray):
             if mask_or_polygons.shape != (height, width):
-                raise ValueError(f"the mask is {mask_or_polygons.shape}, the picture {(height, width)}")
+                raise ValueError(f"the mask is {mask_or_polygons.shape}, the image {(height, width)}")
             self._mask = mask_or_polygons.astype(np.uint8)
         else:
             raise ValueError(f"cannot make a mask of a {type(mask_or_polygons).__name__}: {mask_or_polygons!r}")
@@ -43,7 +43,7 @@ class GenericMask:
     def _checked_rle(self, rle: dict[str, Any]) -> dict[str, Any]:
         if "counts" not in rle or list(rle.get("size", ())) != [self.height, self.width]:
             raise ValueError(
-                f"the run-length code has the keys {sorted(rle)} and the size {rle.get('size')}, the picture is "
+                f"the run-length code has the keys {sorted(rle)} and the size {rle.get('size')}, the image is "
                 f"{[self.height, self.width]}"
             )
         return mask_util.frPyObjects(rle, self.height, self.width) if isinstance(rle["counts"], list) else rle

@@ -12,7 +12,7 @@ __all__ = ["VisImage"]
 
 
 class VisImage:
-    """A picture under a matplotlib axis whose units are the picture's pixels.
+    """An image under a matplotlib axis whose units are the image's pixels.
 
     Args:
         img: (H, W, 3) RGB in [0, 255].
@@ -45,7 +45,7 @@ class VisImage:
         )
 
     def save(self, filepath: str | Path) -> None:
-        """Writes the picture; the suffix says in which format (png, jpg, pdf, svg, ...)."""
+        """Writes the image; the suffix says in which format (png, jpg, pdf, svg, ...)."""
         self.fig.savefig(filepath)
 
     def get_image(self) -> np.ndarray:

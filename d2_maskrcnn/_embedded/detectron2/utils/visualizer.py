@@ -1,4 +1,4 @@
-"""Drawing annotations and predictions into pictures, for looking at and for print."""
+"""Drawing annotations and predictions into images, for looking at and for print."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from detectron2.utils.vis_image import VisImage
 
 __all__ = ["ColorMode", "GenericMask", "VisImage", "Visualizer"]
 
-_TYPE = 0.012  # size of the type as a part of the picture's
+_TYPE = 0.012  # size of the type as a part of the image's
 _LEAST_TYPE = 9  # points
 _OFF_WHITE = (1.0, 1.0, 240.0 / 255)
 _KEYPOINT_THRESHOLD = 0.05  # visibility below which a keypoint is not drawn
@@ -38,7 +38,7 @@ class ColorMode(Enum):
 
 
 class Visualizer(DrawingMixin):
-    """Draws into one picture.
+    """Draws into one image.
 
     Example:
         >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8), scale=2)
@@ -48,12 +48,12 @@ class Visualizer(DrawingMixin):
     Args:
         img_rgb: (H, W, 3) RGB in [0, 255].
         metadata: names and colours of the classes (``thing_classes``, ``thing_colors``, ``stuff_classes``, ...).
-        scale: how much larger the result is than the picture.
+        scale: how much larger the result is than the image.
         instance_mode: a :class:`ColorMode`.
         font_size_scale: factor on the size of the type.
 
     Attributes:
-        img: the picture. output: the :class:`VisImage` that is drawn on.
+        img: the image. output: the :class:`VisImage` that is drawn on.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class Visualizer(DrawingMixin):
             boxes: :class:`Boxes` or (N, 4) XYXY. labels: N texts. keypoints: (N, K, 3) x, y, visibility.
             masks: :class:`BitMasks`, :class:`PolygonMasks`, (N, H, W), or a list of what :class:`GenericMask` takes.
             assigned_colors: N colours in any of matplotlib's forms; random ones if None.
-            alpha: how much of the colours covers the picture.
+            alpha: how much of the colours covers the image.
 
         Raises:
             ValueError: these are not equally many.
@@ -270,7 +270,7 @@ class Visualizer(DrawingMixin):
             if mask is None or mask.area() == 0:
                 return
             box = mask.bbox()
-        type_height = 1.6 * self._default_font_size  # of a line with its plate, in pixels of the picture
+        type_height = 1.6 * self._default_font_size  # of a line with its plate, in pixels of the image
         x, y = float(box[0]), float(box[1])
         if box[3] - box[1] < 4 * type_height:
             y = y - type_height if y >= type_height else min(float(box[3]), self.output.height - type_height)
@@ -288,7 +288,7 @@ class Visualizer(DrawingMixin):
         return float(red), float(green), float(blue)
 
     def _create_grayscale_image(self, mask: np.ndarray | None = None) -> np.ndarray:
-        """The picture in grey, but for where ``mask`` (H, W) is set."""
+        """The image in grey, but for where ``mask`` (H, W) is set."""
         grey = np.repeat(self.img.astype("f4").mean(axis=2, keepdims=True), 3, axis=2)
         if mask is not None:
             grey[mask.astype(bool)] = self.img[mask.astype(bool)]

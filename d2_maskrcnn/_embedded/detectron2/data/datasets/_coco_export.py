@@ -98,7 +98,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
         {"id": to_dataset_id.get(index, index), "name": name} for index, name in enumerate(meta.thing_classes)
     ]
     info = {"date_created": str(datetime.datetime.now()), "description": f"Made from the dataset {dataset_name}."}
-    logger.info("Converted %d pictures with %d annotations to COCO's format.", len(images), len(annotations))
+    logger.info("Converted %d images with %d annotations to COCO's format.", len(images), len(annotations))
     return {"info": info, "licenses": None, "images": images, "annotations": annotations, "categories": categories}
 
 

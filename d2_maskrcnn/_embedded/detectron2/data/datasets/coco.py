@@ -62,7 +62,7 @@ def _check_layout(data: Any, json_file: str) -> None:
 
 
 def _check_ids(data: dict[str, Any], json_file: str) -> None:
-    """Checks that no id is used twice, and warns of annotations that belong to no picture."""
+    """Checks that no id is used twice, and warns of annotations that belong to no image."""
     parts = ["images", "categories"] + (["annotations"] if os.path.basename(json_file) not in _DUPLICATES_KNOWN else [])
     for part in parts:
         counts = Counter(entry["id"] for entry in data.get(part, []))
@@ -72,7 +72,7 @@ def _check_ids(data: dict[str, Any], json_file: str) -> None:
     known = {entry["id"] for entry in data["images"]}
     stray = sum(anno["image_id"] not in known for anno in data.get("annotations", []))
     if stray:
-        logger.warning("%s: %d annotations belong to no picture of the file; they are left out.", json_file, stray)
+        logger.warning("%s: %d annotations belong to no image of the file; they are left out.", json_file, stray)
 
 
 def _index(data: dict[str, Any]) -> COCO:
@@ -147,7 +147,7 @@ def load_coco_json(
         extra_annotation_keys: further keys of the annotations to keep.
 
     Returns:
-        one record for each picture, in the order of the pictures' ids: ``file_name``, ``height``, ``width``,
+        one record for each image, in the order of the images' ids: ``file_name``, ``height``, ``width``,
         ``image_id`` and ``annotations``. Each annotation has ``bbox`` (XYWH, in absolute coordinates), ``bbox_mode``,
         ``category_id``, ``iscrowd`` where the file has it, and ``segmentation`` where there is one: polygons [x0, y0,
         x1, ...] or a compressed run-length encoding.
@@ -181,7 +181,7 @@ def load_coco_json(
         )
     seconds = time.perf_counter() - started
     level = logging.INFO if seconds > _SLOW_SECONDS else logging.DEBUG
-    logger.log(level, "Loaded %d pictures from %s in %.2f s.", len(records), json_file, seconds)
+    logger.log(level, "Loaded %d images from %s in %.2f s.", len(records), json_file, seconds)
     return records
 
 

@@ -109,7 +109,7 @@ class RandomSubsetTrainingSampler(TrainingSampler):
 
 
 class RepeatFactorTrainingSampler(_EndlessSampler):
-    """Shows pictures with rare categories more often (Gupta et al., LVIS, arXiv:1908.03195, appendix B.2).
+    """Shows images with rare categories more often (Gupta et al., LVIS, arXiv:1908.03195, appendix B.2).
 
     Args:
         repeat_factors: (N,) how often each element comes in one pass; the fraction is the chance of one more time.
@@ -132,20 +132,20 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
     def repeat_factors_from_category_frequency(
         dataset_dicts: list[dict[str, Any]], repeat_thresh: float, sqrt: bool = True
     ) -> torch.Tensor:
-        """Each picture's factor is that of its rarest category: max(1, sqrt(threshold / frequency)).
+        """Each image's factor is that of its rarest category: max(1, sqrt(threshold / frequency)).
 
         Args:
             dataset_dicts: records with ``"annotations"``.
-            repeat_thresh: categories in a smaller part of the pictures than this are repeated.
+            repeat_thresh: categories in a smaller part of the images than this are repeated.
             sqrt: False leaves out the square root.
 
         Returns:
             (N,) float32 factors, at least 1.
         """
         categories = [{anno["category_id"] for anno in record["annotations"]} for record in dataset_dicts]
-        pictures = Counter(itertools.chain.from_iterable(categories))
+        images = Counter(itertools.chain.from_iterable(categories))
         factor = {}
-        for category, count in pictures.items():
+        for category, count in images.items():
             ratio = repeat_thresh * len(dataset_dicts) / count
             factor[category] = max(1.0, math.sqrt(ratio) if sqrt else ratio)
         return torch.tensor([max((factor[c] for c in present), default=1.0) for present in categories])

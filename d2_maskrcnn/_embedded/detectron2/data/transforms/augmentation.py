@@ -141,7 +141,7 @@ class AugmentationList(Augmentation):
 
 
 class AugInput:
-    """A picture and what must undergo the same transforms.
+    """An image and what must undergo the same transforms.
 
     Attributes:
         image: (H, W) or (H, W, C) array, uint8 in [0, 255] or floating point in [0, 1] or [0, 255].

@@ -1,4 +1,4 @@
-"""Networks from pictures to feature maps."""
+"""Networks from images to feature maps."""
 
 from detectron2.modeling.backbone.backbone import Backbone
 from detectron2.modeling.backbone.build import BACKBONE_REGISTRY, build_backbone

@@ -9,7 +9,7 @@ from detectron2.layers import ShapeSpec
 
 
 class Backbone(nn.Module, metaclass=ABCMeta):
-    """A network from pictures to named feature maps.
+    """A network from images to named feature maps.
 
     Subclasses set ``_out_features`` (names), ``_out_feature_channels`` and ``_out_feature_strides`` (name -> int), or
     override :meth:`output_shape`.
@@ -21,7 +21,7 @@ class Backbone(nn.Module, metaclass=ABCMeta):
 
     @abstractmethod
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(N, C, H, W) normalised pictures -> feature maps by name."""
+        """(N, C, H, W) normalised images -> feature maps by name."""
 
     @property
     def size_divisibility(self) -> int:

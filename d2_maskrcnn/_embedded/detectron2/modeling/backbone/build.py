@@ -14,7 +14,7 @@ def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbo
 
     Args:
         cfg: the config.
-        input_shape: of the pictures; None: as many channels as ``MODEL.PIXEL_MEAN`` has values.
+        input_shape: of the images; None: as many channels as ``MODEL.PIXEL_MEAN`` has values.
 
     Raises:
         KeyError: no such name is registered.

@@ -6,7 +6,7 @@ from torch import nn
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 
-# Classes or functions that a config makes a model of: from a list of dicts (one for each picture) to losses, or to
+# Classes or functions that a config makes a model of: from a list of dicts (one for each image) to losses, or to
 # results.
 META_ARCH_REGISTRY = Registry("META_ARCH")
 

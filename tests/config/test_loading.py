@@ -96,3 +96,16 @@ def test_mistakes_on_the_command_line(opts, expected):
 def test_missing_file_names_the_nearest(repo_dir):
     with pytest.raises(UserError, match=r"Did you mean .*mrcnn_R101.yaml\?"):
         load_config(str(repo_dir / "configs" / "mrcnn_R110.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("D2_MASKRCNN.INSPECT.PICTURES", lambda c: c.INSPECT.IMAGES),
+        ("D2_MASKRCNN.WANDB.NUM_PICTURES", lambda c: c.WANDB.NUM_IMAGES),
+    ],
+)
+def test_earlier_names_of_keys_still_work(old, new, caplog):
+    cfg = load_config("", [old, "5"])
+    assert new(cfg.D2_MASKRCNN) == 5
+    assert f"{old} is now called" in caplog.text

@@ -1,6 +1,6 @@
-"""The drawing as a whole, against pictures that were looked at and kept.
+"""The drawing as a whole, against images that were looked at and kept.
 
-After a change that is meant: python -m tests.visualization.test_pictures, and look at what it has written.
+After a change that is meant: python -m tests.visualization.test_images, and look at what it has written.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from d2_maskrcnn.visualization import Drawer
 FOLDER = Path(__file__).parent / "data"
 SIZES = {"small": (180, 320), "large": (720, 1280)}
 NAMES = ["person", "car", "traffic light"]
-# XYXY in parts of the picture: in the middle, over one another, at all four edges, beyond them, and tiny.
+# XYXY in parts of the image: in the middle, over one another, at all four edges, beyond them, and tiny.
 BOXES = [
     (0.30, 0.30, 0.55, 0.80),
     (0.45, 0.25, 0.70, 0.60),
@@ -51,15 +51,15 @@ def scene(size: tuple[int, int]) -> Detections:
 def drawn(name: str, labels: bool) -> np.ndarray:
     height, width = SIZES[name]
     ramp = np.linspace(60, 190, width).astype(np.uint8)
-    picture = np.repeat(np.tile(ramp, (height, 1))[:, :, None], 3, axis=2)
-    picture = np.ascontiguousarray(picture)
-    Drawer(NAMES, labels=labels).draw(picture, scene((height, width)))
-    return picture
+    image = np.repeat(np.tile(ramp, (height, 1))[:, :, None], 3, axis=2)
+    image = np.ascontiguousarray(image)
+    Drawer(NAMES, labels=labels).draw(image, scene((height, width)))
+    return image
 
 
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("labels", [False, True], ids=["shapes", "labels"])
-def test_the_picture_is_the_one_that_was_kept(name, labels):
+def test_the_image_is_the_one_that_was_kept(name, labels):
     """Versions of OpenCV and FreeType differ by a few pixels along edges and letters, not more."""
     kept = cv2.imread(str(FOLDER / f"{name}_{'labels' if labels else 'shapes'}.png"))
     difference = np.abs(drawn(name, labels).astype(int) - kept).max(axis=2)
