@@ -7,7 +7,7 @@ OUTPUT := output/quickstart
 
 .PHONY: quickstart test clean
 
-$(STAMP): setup.py constraints.txt
+$(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
 	$(RUN) -m pip install -c constraints.txt -e ".[test]"
@@ -22,6 +22,7 @@ test: $(STAMP)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	PYTHONPATH=d2_maskrcnn/_embedded $(VENV)/bin/lint-imports
 	$(RUN) -m pytest -n auto
 
 clean:
