@@ -10,7 +10,7 @@ import sys
 # Importing the plugin chooses the engine, so it comes before anything of detectron2.
 import d2_maskrcnn  # noqa: F401
 from d2_maskrcnn.cli.demo import main
-from d2_maskrcnn.exit_status import run_main
+from d2_maskrcnn.errors import run_main
 
 if __name__ == "__main__":
     sys.exit(run_main(main))

@@ -1,6 +1,5 @@
 """The model as the demo uses it: images in, small detections out."""
 
-import difflib
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, did_you_mean
 from d2_maskrcnn.structures.detections import Detections
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -104,9 +103,8 @@ def class_indices(wanted: Sequence[str] | None, names: Sequence[str], count: int
         elif item.isdigit() and int(item) < count:
             chosen.append(int(item))
         else:
-            near = difflib.get_close_matches(item.lower(), lower, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"They are {', '.join(names) or f'0 to {count - 1}'}."
-            raise UserError(f"--classes {item}: the model has no such class. {hint}")
+            hint = did_you_mean(item, names) or f" They are {', '.join(names) or f'0 to {count - 1}'}."
+            raise UserError(f"--classes {item}: the model has no such class.{hint}")
     return np.array(chosen)
 
 

@@ -51,7 +51,7 @@ def edit(folder, change):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--config-file", "nowhere.yaml"], "there is no such file"),
+        (["--config-file", "nowhere.yaml"], "file not found"),
         (["SOLVER.BASE_LRR", "1"], "Did you mean SOLVER.BASE_LR?"),
         (["D2_MASKRCNN.DATA.TRAIN_JSON", "nowhere.json"], "nowhere.json"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "7"], "MODEL.ROI_HEADS.NUM_CLASSES 4"),

@@ -3,6 +3,9 @@
 Detectron2's own keys keep their meaning; nothing is added to nodes that belong to it.
 """
 
+import functools
+from typing import Any
+
 from detectron2.config import CfgNode
 
 # Detectron2's key -> the name that this plugin's component has in Detectron2's registry.
@@ -139,6 +142,19 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     # Images of the first test set at each evaluation, with predictions of at least this score.
     node.WANDB.NUM_IMAGES = 8
     node.WANDB.SCORE_THRESHOLD = 0.5
+
+
+def get_value(cfg: CfgNode, key: str) -> Any:
+    """Return the value under a dotted key.
+
+    >>> from detectron2.config import get_cfg
+    >>> get_value(get_cfg(), "MODEL.RPN.NMS_THRESH")
+    0.7
+
+    Raises:
+        KeyError: ``cfg`` has no such key.
+    """
+    return functools.reduce(lambda node, part: node[part], key.split("."), cfg)
 
 
 def use_d2_maskrcnn_components(cfg: CfgNode) -> None:

@@ -4,8 +4,6 @@ YAML is read with the safe loader only: a config can hold numbers, strings, list
 """
 
 import contextlib
-import difflib
-import functools
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from d2_maskrcnn.config.keys import COMPONENTS, RENAMED_KEYS, add_d2_maskrcnn_config
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.config.keys import COMPONENTS, RENAMED_KEYS, add_d2_maskrcnn_config, get_value
+from d2_maskrcnn.errors import UserError, did_you_mean
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -98,10 +96,8 @@ def _read_yaml(path: Path, parent: Path | None) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         names = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, names, n=1)
-        hint = f" Did you mean {path.parent / near[0]}?" if near else ""
         asked = f" (named as {BASE_KEY} by {parent})" if parent else ""
-        raise UserError(f"Config {path}{asked}: there is no such file.{hint}") from error
+        raise UserError(f"Config {path}{asked}: file not found.{did_you_mean(path.name, names)}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Config {path} cannot be read as text: {error}.") from error
     try:
@@ -165,18 +161,13 @@ def check_components(cfg: CfgNode) -> None:
         UserError: a name is not registered; the nearest one is named.
     """
     for key, registry in COMPONENT_REGISTRIES.items():
-        name = _value(cfg, key)
+        name = get_value(cfg, key)
         known = [str(entry) for entry, _ in registry]
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.3) or [COMPONENTS[key]]
+            hint = did_you_mean(str(name), known, cutoff=0.3) or f" Did you mean {COMPONENTS[key]}?"
             raise UserError(
-                f"{key} = {name!r}: nothing of that name is registered. Did you mean {near[0]}? "
-                f"Known: {', '.join(sorted(known))}."
+                f"{key} is {name!r}, which is not a registered component.{hint} Known: {', '.join(sorted(known))}."
             )
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    return functools.reduce(lambda node, part: node[part], key.split("."), cfg)
 
 
 def all_keys(cfg: CfgNode, prefix: str = "") -> list[str]:
@@ -209,5 +200,5 @@ def _nearest(cfg: CfgNode, key: str) -> str:
     known = [name for name in all_keys(cfg) if "." in name or not isinstance(cfg[name], CfgNode)]
     last = key.rsplit(".", 1)[-1].upper()
     same_name = [name for name in known if name.rsplit(".", 1)[-1] == last]
-    near = difflib.get_close_matches(key.upper(), same_name or known, n=1, cutoff=0.0 if same_name else 0.6)
-    return f" Did you mean {near[0]}?" if near else " configs/base.yaml and config/keys.py list the keys."
+    hint = did_you_mean(key, same_name or known, cutoff=0.0 if same_name else 0.6)
+    return hint or " configs/base.yaml and config/keys.py list the keys."

@@ -1,12 +1,13 @@
 """Values of config keys that a training cannot have, each refused in one line before anything is built."""
 
-import functools
 import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+from d2_maskrcnn.config.keys import get_value
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
 
 MODES = ("max", "min")
@@ -68,7 +69,7 @@ def check_values(cfg: CfgNode) -> None:
         UserError: the first that cannot be.
     """
     for key, rule in RULES.items():
-        value = functools.reduce(lambda node, part: node[part], key.split("."), cfg)
+        value = get_value(cfg, key)
         if not rule.holds(value):
             raise UserError(f"{key} is {value!r}; expected {rule.expected}.")
     _check_amp(cfg)
@@ -109,3 +110,74 @@ def _check_augmented_sizes(cfg: CfgNode) -> None:
     sizes = tuple(cfg.TEST.AUG.MIN_SIZES)
     if cfg.TEST.AUG.ENABLED and (not sizes or min(sizes) < 1):
         raise UserError(f"TEST.AUG.MIN_SIZES is {sizes}; expected one or several sizes in pixels, such as (640, 800).")
+
+
+NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
+
+# Switches of Detectron2 that ask for something else than Mask R-CNN -> what they ask for.
+_OFF = {
+    "MODEL.KEYPOINT_ON": "keypoint heads",
+    "MODEL.LOAD_PROPOSALS": "precomputed proposals",
+    "MODEL.ROI_BOX_HEAD.USE_FED_LOSS": "federated loss",
+    "MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE": "sigmoid classification",
+}
+
+
+def require(cfg: CfgNode, key: str, supported: Collection[Any]) -> Any:
+    """The value under ``key`` if it is one of ``supported``.
+
+    Raises:
+        UserError: it is not; the message names the key, its value and the supported ones.
+    """
+    value = get_value(cfg, key)
+    if value not in supported:
+        expected = ", ".join(repr(choice) for choice in supported)
+        raise UserError(f"{key} is {value!r}, which this model does not support: expected {expected}")
+    return value
+
+
+def require_norm(cfg: CfgNode, key: str, *channels: int) -> str:
+    """The normalisation named under ``key``, for layers of these widths ("" for none).
+
+    Raises:
+        UserError: an unknown name, or group norm (32 groups) on a width that 32 does not divide.
+    """
+    norm: str = require(cfg, key, NORMS)
+    odd = [width for width in channels if width % 32]
+    if norm == "GN" and odd:
+        raise UserError(
+            f"{key} is 'GN', which makes 32 groups of channels, but a layer has {odd[0]}: use a multiple of 32"
+        )
+    return norm
+
+
+def refuse_unsupported(cfg: CfgNode) -> None:
+    """Checks the switches that no single component looks at.
+
+    Raises:
+        UserError: one of them asks for something that this model has not got, or the plugin's own node is missing.
+    """
+    if "D2_MASKRCNN" not in cfg:
+        raise UserError(
+            "the config has no node D2_MASKRCNN: call d2_maskrcnn.add_d2_maskrcnn_config(cfg) after get_cfg()"
+        )
+    for key, meaning in _OFF.items():
+        if get_value(cfg, key):
+            raise UserError(f"{key} is True, but this model has no {meaning}: set it to False")
+    if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
+        raise UserError(f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: expected 1 or more")
+    if cfg.VIS_PERIOD > 0:
+        raise UserError(f"VIS_PERIOD is {cfg.VIS_PERIOD}, but this model draws no images while training: set it to 0")
+
+
+def level_names(cfg: CfgNode, key: str, input_shape: dict[str, ShapeSpec]) -> list[str]:
+    """The feature names under ``key``.
+
+    Raises:
+        UserError: there is none, or one that the backbone does not give.
+    """
+    names: list[str] = list(get_value(cfg, key))
+    unknown = [name for name in names if name not in input_shape]
+    if unknown or not names:
+        raise UserError(f"{key} is {names}: expected one or more of the backbone's features {', '.join(input_shape)}")
+    return names

@@ -5,8 +5,8 @@ from d2_maskrcnn.engine.optimizer import build_optimizer
 from d2_maskrcnn.engine.setup import setup
 from d2_maskrcnn.engine.train_step import TrainStep
 from d2_maskrcnn.engine.trainer import Trainer, build_checkpointer
+from d2_maskrcnn.errors import run_main
 from d2_maskrcnn.evaluation.prediction_images import draw_predictions, draw_test_sets
-from d2_maskrcnn.exit_status import run_main
 
 __all__ = [
     "TrainStep",

@@ -19,8 +19,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.exit_status import EXIT_INTERRUPTED, run_main
+from d2_maskrcnn.errors import EXIT_INTERRUPTED, UserError, run_main
 from detectron2.utils import comm
 
 TIMEOUT = timedelta(minutes=30)

@@ -1,10 +1,9 @@
 """The names of the numbers that an evaluation gives, known before the first one."""
 
-import difflib
 import logging
 from collections.abc import Collection
 
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, did_you_mean
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -63,10 +62,8 @@ def _is_of_known_kind(metric: str, known: Collection[str]) -> bool:
 
 def describe_metrics(metric: str, known: Collection[str]) -> str:
     """The nearest name and all that there are, the APs of classes as one."""
-    near = difflib.get_close_matches(metric, list(known), n=1)
-    hint = f"Did you mean {near[0]}? " if near else ""
     short = dict.fromkeys(name.split("AP-")[0] + "AP-<class>" if "AP-" in name else name for name in known)
-    return f"{hint}There is: {', '.join(short) or 'nothing'}."
+    return f"{did_you_mean(metric, known)} There is: {', '.join(short) or 'nothing'}.".lstrip()
 
 
 def warn_of_direction(key: str, metric: str, mode: str) -> None:

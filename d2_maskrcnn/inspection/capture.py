@@ -1,6 +1,5 @@
 """Keeps the outputs of chosen modules during a forward pass."""
 
-import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, did_you_mean
 
 
 def default_layers(model: nn.Module) -> list[str]:
@@ -40,7 +39,7 @@ def captured_layers(model: nn.Module, names: Sequence[str] | None = None) -> Ite
     wanted = list(default_layers(model) if names is None else names)
     for name in wanted:
         if not name or name not in modules:
-            raise UserError(f"The model has no layer {name!r}. Did you mean {_nearest(name, modules)}?")
+            raise UserError(f"The model has no layer {name!r}.{_hint(name, modules)}")
     outputs: dict[str, list[torch.Tensor]] = {name: [] for name in wanted}
     with ExitStack() as stack:
         for name in wanted:
@@ -48,11 +47,11 @@ def captured_layers(model: nn.Module, names: Sequence[str] | None = None) -> Ite
         yield outputs
 
 
-def _nearest(name: str, modules: Iterable[str]) -> str:
-    """The module's name that is most like ``name``: of those with the same last part, if there are any."""
+def _hint(name: str, modules: Iterable[str]) -> str:
+    """Suggest the most similar module, among those with the same last part if there are any."""
     known = [each for each in modules if each]
     same_end = [each for each in known if each.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    return next(iter(difflib.get_close_matches(name, same_end or known, n=1, cutoff=0.0)), "?")
+    return did_you_mean(name, same_end or known, cutoff=0.0)
 
 
 def _keeper(kept: list[torch.Tensor]) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2_maskrcnn.config.unsupported import refuse_unsupported
+from d2_maskrcnn.config.validation import refuse_unsupported
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.intermediates import Stages, active_stages, record_stages
 from d2_maskrcnn.modeling.postprocessing import postprocess

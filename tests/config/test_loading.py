@@ -57,7 +57,7 @@ def test_values_from_base_file_and_command_line(tmp_path):
         ("BASE_LR: 1.0\n", r"unknown key BASE_LR. Did you mean SOLVER.BASE_LR\?"),
         ("SOLVER: {MAX_ITER: many}\n", "SOLVER.MAX_ITER = 'many' is a str; expected a int, such as 40000"),
         ("SOLVER: 3\n", "SOLVER is a group of keys"),
-        ("_BASE_: nowhere.yaml\n", "nowhere.yaml .named as _BASE_ by .*: there is no such file"),
+        ("_BASE_: nowhere.yaml\n", "nowhere.yaml .named as _BASE_ by .*: file not found"),
         ("_BASE_: config.yaml\n", "leads back to the file itself"),
         ("VERSION: 1\n", "only configs of version 2"),
     ],

@@ -131,7 +131,7 @@ def test_model_processes_give_the_same(run_demo, make_video, tmp_path):
         (["--input", "{images}", "--output", "{images}/a.jpg"], "need a folder"),
         (["--input", "{images}", "--save-json", "{images}/a.jpg"], "--overwrite"),
         (["--input", "{images}", "--confidence-threshold", "2"], "--confidence-threshold 2"),
-        (["--input", "{images}", "--classes", "circl"], "Did you mean 'circle'"),
+        (["--input", "{images}", "--classes", "circl"], "Did you mean circle?"),
         (["--input", "{images}", "--device", "gpu"], "--device gpu"),
         (["--input", "{images}", "--batch-size", "0"], "--batch-size 0"),
         (["--input", "{images}", "--save-csv", "/proc/none/r.csv"], "folder cannot be made"),

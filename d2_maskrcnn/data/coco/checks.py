@@ -5,7 +5,6 @@ outlines that cannot be used; of these a warning tells, and training leaves them
 boxes, its COCO reader drops outlines that are no polygons).
 """
 
-import difflib
 import logging
 import os
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.coco.report import Problem, summarise
 from d2_maskrcnn.data.coco.schema import check_structure
 from d2_maskrcnn.data.own_data import is_built_in
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, did_you_mean
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
@@ -198,10 +197,8 @@ def _origin(name: str) -> str:
 
 
 def _unknown_dataset(name: str, key: str) -> str:
-    near = difflib.get_close_matches(name, DatasetCatalog.list(), n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
     own = "TRAIN_JSON" if key == "TRAIN" else "VAL_JSON"
     return (
-        f"DATASETS.{key} names {name!r}, which is not registered{hint}; for data of your own set "
-        f"D2_MASKRCNN.DATA.{own} instead"
+        f"DATASETS.{key} names {name!r}, which is not registered; for data of your own set "
+        f"D2_MASKRCNN.DATA.{own} instead.{did_you_mean(name, DatasetCatalog.list())}"
     )

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
-from d2_maskrcnn.config.unsupported import require, require_norm
+from d2_maskrcnn.config.validation import require, require_norm
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
 from d2_maskrcnn.modeling.intermediates import active_stages

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill, c2_xavier_fill
 from torch import nn
 
-from d2_maskrcnn.config.unsupported import require_norm
+from d2_maskrcnn.config.validation import require_norm
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
 from d2_maskrcnn.modeling.shapes import area_of, channels_of

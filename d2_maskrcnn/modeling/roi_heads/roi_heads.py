@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2_maskrcnn.config.unsupported import level_names, require
+from d2_maskrcnn.config.validation import level_names, require
 from d2_maskrcnn.modeling.box_coding import BoxCoder
 from d2_maskrcnn.modeling.intermediates import active_stages
 from d2_maskrcnn.modeling.losses import BOX_LOSSES, box_regression_loss, classification_loss

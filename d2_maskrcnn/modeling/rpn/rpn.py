@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2_maskrcnn.config.unsupported import level_names, require
+from d2_maskrcnn.config.validation import level_names, require
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
 from d2_maskrcnn.modeling.box_coding import BoxCoder
