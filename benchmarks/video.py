@@ -34,7 +34,7 @@ from d2_maskrcnn.video.run import Outputs, Work, run_video
 from d2_maskrcnn.video.sinks.video_file import VideoWriter
 from d2_maskrcnn.video.sources.video_file import VideoSource
 from d2_maskrcnn.video.workers import InProcess
-from d2_maskrcnn.visualization import Drawer
+from d2_maskrcnn.visualization import Annotator
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
@@ -83,9 +83,9 @@ def drawing(name: str, count: int) -> tuple[float, float]:
     metadata = MetadataCatalog.get("video_benchmark").set(thing_classes=NAMES)
     theirs = VideoVisualizer(metadata)
     slow = median_seconds(lambda: theirs.draw_instance_predictions(image, instances).get_image(), 3)
-    drawer = Drawer(NAMES)
+    annotator = Annotator(NAMES)
     found.track_ids = np.arange(len(found))
-    fast = median_seconds(lambda: drawer.draw(image, found))
+    fast = median_seconds(lambda: annotator.draw(image, found))
     return slow, fast
 
 

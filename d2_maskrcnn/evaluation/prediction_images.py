@@ -14,7 +14,7 @@ from torch import nn
 from d2_maskrcnn.data import MaskRCNNMapper
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import CropMasks
-from d2_maskrcnn.visualization import Drawer
+from d2_maskrcnn.visualization import Annotator
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import read_image
@@ -121,5 +121,5 @@ def _draw(
         size,
         CropMasks.from_images(large, size),
     )
-    Drawer(names or ()).draw(image, found)
+    Annotator(names or ()).draw(image, found)
     return image

@@ -21,7 +21,7 @@ from d2_maskrcnn.video.pipeline import Pipeline, Stage
 from d2_maskrcnn.video.sinks.outputs import CocoResults, CsvRows, ImageFiles, JsonLines, Window, records_of
 from d2_maskrcnn.video.sources.images import ImageSource
 from d2_maskrcnn.video.workers import InProcess, WorkerPool
-from d2_maskrcnn.visualization import Drawer
+from d2_maskrcnn.visualization import Annotator
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,11 @@ class Work:
     record: bool = False
     side_by_side: int = 1
     rate: float = 0.0
-    drawer: Drawer = field(init=False)
+    annotator: Annotator = field(init=False)
     tracker: Tracker = field(init=False)
 
     def __post_init__(self) -> None:
-        self.drawer = Drawer(self.class_names)
+        self.annotator = Annotator(self.class_names)
         self.tracker = Tracker(self.threshold)
         self._last_time: float | None = None
 
@@ -115,7 +115,7 @@ class Work:
             else:
                 frame.found = frame.found[frame.found.scores >= self.threshold]
             if self.draw:
-                self.drawer.draw(frame.image, frame.found, frame.shown_scores)
+                self.annotator.draw(frame.image, frame.found, frame.shown_scores)
             if self.record:
                 frame.records = records_of(frame, self.class_names, self.category_ids)
         return frames

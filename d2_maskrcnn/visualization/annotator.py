@@ -15,7 +15,7 @@ MASK_ALPHA = 0.45
 MIN_FONT_SIZE = 11
 
 
-class Drawer:
+class Annotator:
     """Draws detections; made once for a video, so that colours stay with tracks.
 
     Args:

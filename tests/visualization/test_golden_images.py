@@ -12,7 +12,7 @@ import pytest
 import d2_maskrcnn  # noqa: F401
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import BoxMasks
-from d2_maskrcnn.visualization import Drawer
+from d2_maskrcnn.visualization import Annotator
 
 FOLDER = Path(__file__).parent / "data"
 SIZES = {"small": (180, 320), "large": (720, 1280)}
@@ -53,7 +53,7 @@ def drawn(name: str, labels: bool) -> np.ndarray:
     ramp = np.linspace(60, 190, width).astype(np.uint8)
     image = np.repeat(np.tile(ramp, (height, 1))[:, :, None], 3, axis=2)
     image = np.ascontiguousarray(image)
-    Drawer(NAMES, labels=labels).draw(image, scene((height, width)))
+    Annotator(NAMES, labels=labels).draw(image, scene((height, width)))
     return image
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from d2_maskrcnn.visualization import PALETTE, Drawer
+from d2_maskrcnn.visualization import PALETTE, Annotator
 from d2_maskrcnn.visualization.annotator import font_size, label_text, line_thickness
 
 GREY = 100
@@ -9,7 +9,7 @@ GREY = 100
 
 def drawn(found, **options) -> np.ndarray:
     image = np.full((*found.image_size, 3), GREY, np.uint8)
-    Drawer(["cat", "dog"], **options).draw(image, found)
+    Annotator(["cat", "dog"], **options).draw(image, found)
     return image
 
 
@@ -49,10 +49,10 @@ def test_small_things_lie_over_large_ones(make_detections):
 
 
 def test_colours_stay_with_tracks(make_detections):
-    drawer = Drawer(labels=False)
+    annotator = Annotator(labels=False)
     for boxes, ids in (([[10, 10, 40, 40], [60, 60, 90, 90]], [1, 2]), ([[62, 60, 92, 90], [12, 10, 42, 40]], [2, 1])):
         image = np.full((120, 120, 3), GREY, np.uint8)
-        drawer.draw(image, make_detections(boxes, (120, 120), ids))
+        annotator.draw(image, make_detections(boxes, (120, 120), ids))
         assert tuple(image[10, 30, ::-1]) == PALETTE[0]
         assert tuple(image[60, 80, ::-1]) == PALETTE[1]
 
@@ -61,7 +61,7 @@ def test_fill_never_wraps_around(make_detections):
     for alpha in (0, 0.25, 0.5, 1):
         image = np.full((60, 60, 3), 255, np.uint8)
         found = make_detections([[5, 5, 55, 55]], (60, 60))
-        Drawer(alpha=alpha, labels=False, boxes=False).draw(image, found)
+        Annotator(alpha=alpha, labels=False, boxes=False).draw(image, found)
         expected = 255 * (1 - alpha) + np.array(PALETTE[0][::-1]) * alpha
         assert np.abs(image[30, 30] - expected).max() <= 1
 
@@ -76,11 +76,11 @@ def test_holes_stay_open(make_detections):
 def test_wrong_images_are_refused(make_detections):
     found = make_detections([], (40, 60))
     with pytest.raises(ValueError, match=r"\(40, 60\)"):
-        Drawer().draw(np.zeros((60, 40, 3), np.uint8), found)
+        Annotator().draw(np.zeros((60, 40, 3), np.uint8), found)
     with pytest.raises(ValueError, match="float32"):
-        Drawer().draw(np.zeros((40, 60, 3), np.float32), found)
+        Annotator().draw(np.zeros((40, 60, 3), np.float32), found)
     with pytest.raises(ValueError, match=r"1\.5"):
-        Drawer(alpha=1.5)
+        Annotator(alpha=1.5)
 
 
 def test_label_texts():
