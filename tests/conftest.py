@@ -80,3 +80,32 @@ def tiny_opts(tiny_shapes, tmp_path) -> list[str]:
         "OUTPUT_DIR": tmp_path / "out",
     }
     return [str(item) for pair in pairs.items() for item in pair]
+
+
+@pytest.fixture
+def tiny_cfg(repo_dir, tiny_opts):
+    """``tiny_cfg(KEY, VALUE, ...)``: the frozen config of a training that takes seconds."""
+    from d2_maskrcnn.config.loading import load_config
+    from d2_maskrcnn.data import register_own_data
+
+    def build(*opts):
+        cfg = load_config(str(repo_dir / "configs" / "quickstart.yaml"), [*tiny_opts, *map(str, opts)])
+        register_own_data(cfg)
+        cfg.freeze()
+        return cfg
+
+    return build
+
+
+@pytest.fixture
+def trainer_of(tiny_cfg):
+    """``trainer_of(KEY, VALUE, ..., resume=False)``: a trainer that is ready to train."""
+    from d2_maskrcnn.engine import Trainer
+
+    def build(*opts, resume=False):
+        torch.manual_seed(0)  # initial weights
+        trainer = Trainer(tiny_cfg(*opts))
+        trainer.resume_or_load(resume=resume)
+        return trainer
+
+    return build
