@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import d2_maskrcnn
+from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, remove_stale_temporaries
 from d2_maskrcnn.weights.download import fetch_weights, is_remote
@@ -62,9 +63,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         engine: Mapping[str, str] | None = None,
         **checkpointables: Any,
     ) -> None:
-        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            model = model.module
-        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        super().__init__(unwrap(model), save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.logger = logging.getLogger("d2_maskrcnn.checkpoint")
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.engine = dict(engine) if engine is not None else d2_maskrcnn.engine_info().as_dict()

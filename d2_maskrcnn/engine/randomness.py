@@ -18,12 +18,6 @@ def seed_iteration(seed: int, iteration: int, rank: int) -> None:
     torch.manual_seed(int(words[2]))
 
 
-def image_seeds(seed: int, iteration: int, rank: int, count: int) -> list[int]:
-    """A seed for each of this rank's ``count`` images of an iteration, by its place in the batch of all ranks."""
-    places = range(rank * count, (rank + 1) * count)
-    return [int(np.random.SeedSequence((seed, iteration, place)).generate_state(1)[0]) for place in places]
-
-
 def choose_seed(configured: int) -> int:
     """``configured`` (``cfg.SEED``) if it is not negative, else a fresh seed from the operating system, below 2**31."""
     return configured if configured >= 0 else int(np.random.SeedSequence().generate_state(1)[0]) & 0x7FFFFFFF

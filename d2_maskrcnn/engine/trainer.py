@@ -13,6 +13,7 @@ from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.config.validation import check_values
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
 from d2_maskrcnn.data.loader import ResumableTrainLoader
+from d2_maskrcnn.distributed import distribute
 from d2_maskrcnn.engine.augmentation import add_copy_paste, build_train_mapper
 from d2_maskrcnn.engine.hooks.best_checkpoint import build_judges
 from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage
@@ -25,7 +26,6 @@ from d2_maskrcnn.engine.hooks.resumable import (
 )
 from d2_maskrcnn.engine.lr_scaling import scale_learning_rate
 from d2_maskrcnn.engine.optimizer import build_optimizer
-from d2_maskrcnn.engine.parallel import distribute
 from d2_maskrcnn.engine.randomness import choose_seed
 from d2_maskrcnn.engine.signals import anyone_stopped, stop_on_signals
 from d2_maskrcnn.engine.train_step import TrainStep

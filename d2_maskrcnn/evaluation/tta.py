@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.modeling.postprocessing import postprocess
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
@@ -30,7 +31,7 @@ class TestTimeAugmentation(nn.Module):
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
         super().__init__()
-        self.model: Any = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self.model = unwrap(model)
         self.sizes, self.max_size, self.flip = tuple(cfg.TEST.AUG.MIN_SIZES), cfg.TEST.AUG.MAX_SIZE, cfg.TEST.AUG.FLIP
         self.nms_threshold = cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST
         self.max_detections = cfg.TEST.DETECTIONS_PER_IMAGE

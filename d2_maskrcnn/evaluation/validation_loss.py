@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from d2_maskrcnn.data import MaskRCNNMapper, build_checked_test_loader
+from d2_maskrcnn.distributed import unwrap
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
@@ -36,18 +37,14 @@ def validation_losses(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     """
     names = list(cfg.DATASETS.TEST)
     results: dict[str, float] = {}
-    if not hasattr(_unwrapped(model), "losses"):
-        logger.warning("No validation losses: %s has no method 'losses'", type(_unwrapped(model)).__name__)
+    if not hasattr(unwrap(model), "losses"):
+        logger.warning("No validation losses: %s has no method 'losses'", type(unwrap(model)).__name__)
         return results
     for name in names:
-        found = _losses_on(cfg, _unwrapped(model), name)
+        found = _losses_on(cfg, unwrap(model), name)
         prefix = "" if len(names) == 1 else f"{name}/"
         results.update({prefix + key: value for key, value in found.items()})
     return results
-
-
-def _unwrapped(model: nn.Module) -> Any:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.inspection.anchors import label_scene, proposal_scene
 from d2_maskrcnn.inspection.boxes import refinement_scene
 from d2_maskrcnn.inspection.ground_truth import Record, class_names_of, dataset_records
@@ -65,8 +66,7 @@ class InspectTraining(HookBase):
             return
         begin = time.perf_counter()
         trainer: Any = self.trainer
-        wrapped = isinstance(trainer.model, nn.parallel.DistributedDataParallel)
-        self.report(trainer.model.module if wrapped else trainer.model, trainer.storage)
+        self.report(unwrap(trainer.model), trainer.storage)
         self._last_cost = time.perf_counter() - begin
         self.spent += self._last_cost
         self.reports += 1

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.engine.hooks.best_checkpoint import BEST_NAME, BestCheckpoint
 from d2_maskrcnn.engine.hooks.ema import SUFFIX
 from d2_maskrcnn.evaluation.validation_loss import evaluation_is_due
@@ -83,7 +84,7 @@ class WandbResults(HookBase):
         if self.session.run is None:
             return
         if node.WATCH and (self.trainer.iter + 1) % node.WATCH_PERIOD == 0:
-            tensors = watched_tensors(self.trainer._trainer._bare_model(), node.WATCH)
+            tensors = watched_tensors(unwrap(self.trainer.model), node.WATCH)
             self.session.log(tensors, self.trainer.iter, as_media=self._as_histograms)
         if self.trainer.cfg.DATASETS.TEST and evaluation_is_due(self.trainer):
             self._send_evaluation()

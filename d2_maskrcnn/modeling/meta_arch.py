@@ -138,17 +138,6 @@ class MaskRCNN(nn.Module):
             recorder.record(losses=losses)
         return losses
 
-    def draw_samples(self, batched_inputs: Inputs) -> None:
-        """Samples anchors and proposals as :meth:`losses` does, without computing a head.
-
-        What was drawn is counted by :func:`d2_maskrcnn.modeling.sampling.sampling_by_image` around it. Gradients are
-        tracked as they are there, since kernels differ by rounding without.
-        """
-        with muted_events():
-            images, targets = self.preprocess_image(batched_inputs), self._targets(batched_inputs)
-            proposals, _ = self.proposal_generator(images, self.backbone(images.tensor), targets)
-            self.roi_heads.draw_samples(proposals, targets)
-
     @torch.no_grad()
     def inference(
         self, batched_inputs: Inputs, detected_instances: list[Instances] | None = None, do_postprocess: bool = True

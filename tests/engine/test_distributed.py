@@ -25,16 +25,16 @@ def main(out, opts):
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     seen = []
-    read = trainer._trainer._read_batch
+    read = trainer._trainer.read_batch
     def remember():
         batch = read()
         seen.append([record["file_name"] for record in batch])
         return batch
-    trainer._trainer._read_batch = remember
+    trainer._trainer.read_batch = remember
     if "DIE" in sys.argv and comm.get_rank() == 1:
-        trainer._trainer._read_batch = lambda: sys.exit(9)
+        trainer._trainer.read_batch = lambda: sys.exit(9)
     if "TERMINATE" in sys.argv and comm.get_rank() == 0:
-        trainer._trainer._read_batch = lambda: (trainer.iter == 2 and os.kill(os.getppid(), 15), remember())[1]
+        trainer._trainer.read_batch = lambda: (trainer.iter == 2 and os.kill(os.getppid(), 15), remember())[1]
     trainer.train()
     every = comm.gather(seen)
     if comm.is_main_process():
@@ -64,17 +64,19 @@ def run(repo_dir, tiny_opts, tmp_path):
     return start
 
 
-def test_one_and_two_processes_agree(run, tmp_path):
+def test_two_processes_equal_one_with_two_micro_batches(run, tmp_path):
     import json
 
     opts = [
         "MODEL.RESNETS.NORM", "FrozenBN", "D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL", False,
         "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 4,
         "D2_MASKRCNN.SOLVER.OPTIMIZER", "SGD", "SOLVER.BASE_LR", 0.01, "SOLVER.CLIP_GRADIENTS.ENABLED", False,
+        # All anchors and proposals are sampled: the processes have random generators of their own.
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100000,
     ]  # fmt: skip
     answers = []
-    for processes, more in ((1, []), (2, ["D2_MASKRCNN.SOLVER.ACCUMULATE", 2])):
-        result, out = run(processes, *opts, *more)
+    for processes, accumulate in ((1, 2), (2, 1)):  # the same two micro-batches
+        result, out = run(processes, *opts, "D2_MASKRCNN.SOLVER.ACCUMULATE", accumulate)
         assert result.returncode == 0, result.stderr[-3000:]
         answers.append(json.loads(out.read_text()))
     one, two = answers

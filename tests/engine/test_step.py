@@ -3,91 +3,63 @@ import pytest
 import torch
 from PIL import Image
 
-from d2_maskrcnn.engine.normalisers import Counts, Part, part_weights, split_batch
-from d2_maskrcnn.engine.randomness import image_seeds
+from d2_maskrcnn.engine.train_step import split_batch
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.modeling.sampling import sample_labels, sampling_by_image
 from detectron2.utils.events import EventStorage
 
 FROZEN = ["MODEL.RESNETS.NORM", "FrozenBN", "D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL", False]
 PLAIN_SGD = ["D2_MASKRCNN.SOLVER.OPTIMIZER", "SGD", "SOLVER.CLIP_GRADIENTS.ENABLED", False]
+# All anchors and proposals are sampled, so no loss depends on random numbers.
+ALL_SAMPLED = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100000]
 ACCUMULATE = "D2_MASKRCNN.SOLVER.ACCUMULATE"
 
 
 @pytest.mark.parametrize(("images", "number", "sizes"), [(1, 1, [1]), (8, 2, [4, 4]), (5, 2, [2, 3]), (2, 4, [1, 1])])
 def test_split(images, number, sizes):
-    batch, seeds = [{"image_id": i} for i in range(images)], list(range(images))
-    parts = split_batch(batch, number, seeds)
-    assert [len(part.images) for part in parts] == sizes
-    assert [record for part in parts for record in part.images] == batch
-    assert [seed for part in parts for seed in part.seeds] == seeds
-    assert all(isinstance(part, Part) for part in parts)
-
-
-def test_weights_of_parts_add_up_to_one():
-    weights = part_weights([Counts(1, 10, 0), Counts(3, 30, 0)], torch.device("cpu"))
-    assert torch.equal(torch.stack(weights), torch.tensor([[0.25, 0.25, 0.0], [0.75, 0.75, 0.0]]))
-
-
-def test_images_sample_the_same_in_any_batch():
-    labels = torch.randint(-1, 3, (500,), generator=torch.Generator().manual_seed(0))
-    seeds = image_seeds(seed=3, iteration=5, rank=0, count=4)
-    assert seeds == image_seeds(3, 5, 0, 2) + image_seeds(3, 5, 1, 2)
-
-    def draw(some):
-        with sampling_by_image(some) as sampling:
-            drawn = [sample_labels(labels, 20, 0.5, background=0) for _ in range(2 * len(some))]
-        assert (sampling.images, sampling.rois, sampling.foreground) == (len(some), 20 * len(some), 10 * len(some))
-        return [torch.cat(pair).tolist() for pair in drawn]
-
-    whole, first, second = draw(seeds), draw(seeds[:2]), draw(seeds[2:])
-    assert whole[:4] == first[:2] + second[:2] and whole[4:] == first[2:] + second[2:]
-    assert len({tuple(drawn) for drawn in whole}) == 8
+    batch = [{"image_id": i} for i in range(images)]
+    micro_batches = split_batch(batch, number)
+    assert [len(micro_batch) for micro_batch in micro_batches] == sizes
+    assert [record for micro_batch in micro_batches for record in micro_batch] == batch
 
 
 def gradients(trainer):
+    """Losses and gradients of the first iteration."""
+    step = trainer._trainer
     with EventStorage() as storage:
-        trainer._trainer.iter = 0
-        trainer._trainer.optimizer.step = lambda *args, **kwargs: None
-        trainer._trainer.run_step()
+        step.iter = 0
+        step.optimizer.step = lambda *args, **kwargs: None
+        step.run_step()
         losses = {name: value for name, (value, _) in storage.latest().items() if "loss" in name}
     return losses, {name: p.grad.double() for name, p in trainer.model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("parts", [2, 3, 8])
-def test_batch_of_8_equals_its_parts(trainer_of, tmp_path, parts):
-    opts = [*FROZEN, *PLAIN_SGD, "SOLVER.IMS_PER_BATCH", 8]
-    losses, whole = gradients(trainer_of(*opts))
-    part_losses, summed = gradients(trainer_of(*opts, ACCUMULATE, parts))
-    assert losses.keys() == part_losses.keys() and len(losses) == 6
-    for name, value in losses.items():
-        assert part_losses[name] == pytest.approx(value, rel=1e-5), name
-    assert whole.keys() == summed.keys() and len(whole) > 90
-    for name, value in whole.items():
-        assert (summed[name] - value).norm() <= 1e-4 * value.norm() + 1e-9, name
-
-
-def test_parts_differ_where_they_should_be_weighed(trainer_of):
-    """The weights matter: parts have different numbers of objects, so a plain mean of parts is another loss."""
-    trainer = trainer_of(*FROZEN, *PLAIN_SGD, "SOLVER.IMS_PER_BATCH", 8)
-    step = trainer._trainer
-    batch = step._read_batch()
-    counts = [step._count_samples(part) for part in split_batch(batch, 4, list(range(8)))]
-    assert len({count.foreground for count in counts}) > 1
-
-
-def test_batch_norm_counts_parts_by_their_images(trainer_of):
-    trainer = trainer_of("SOLVER.IMS_PER_BATCH", 4, ACCUMULATE, 2, "SOLVER.MAX_ITER", 1)
-    step = trainer._trainer
-    part = split_batch(step._read_batch(), 2, [0, 1, 2, 3])[0]
-    assert step._count_samples(part) == Counts(2, 2, 2)
+@pytest.mark.parametrize("number", [2, 3])
+def test_accumulation_averages_the_micro_batches(trainer_of, number):
+    """Loss and gradient are those of autograd for the mean over micro-batches, weighted by their images."""
+    opts = [*FROZEN, *PLAIN_SGD, *ALL_SAMPLED, "SOLVER.IMS_PER_BATCH", 4, "D2_MASKRCNN.SOLVER.MAX_GRAD_NORM", 0.0]
+    trainer = trainer_of(*opts)
+    batch = trainer._trainer.read_batch()
+    parts = {2: [batch[:2], batch[2:]], 3: [batch[:1], batch[1:2], batch[2:]]}[number]
     with EventStorage():
-        step.iter = 0
-        step.run_step()
+        expected_losses = [trainer.model(part) for part in parts]
+    expected = sum(sum(losses.values()) * len(part) / 4 for losses, part in zip(expected_losses, parts, strict=True))
+    expected.backward()
+
+    losses, accumulated = gradients(trainer_of(*opts, ACCUMULATE, number))
+    assert losses["total_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    own = {name: p.grad.double() for name, p in trainer.model.named_parameters() if p.grad is not None}
+    assert own.keys() == accumulated.keys() and len(own) > 90
+    for name, value in own.items():
+        assert (accumulated[name] - value).norm() <= 1e-4 * value.norm() + 1e-9, name
+
+
+def test_batch_norm_sees_every_micro_batch_once(trainer_of):
+    trainer = trainer_of("SOLVER.IMS_PER_BATCH", 4, ACCUMULATE, 2)
+    gradients(trainer)
     assert int(trainer.model.backbone.bottom_up.stem.conv1.norm.num_batches_tracked) == 2
 
 
-def test_too_many_parts(trainer_of):
+def test_too_many_micro_batches(trainer_of):
     with pytest.raises(UserError, match="ACCUMULATE is 3: expected 1 to 2"):
         trainer_of(ACCUMULATE, 3)
 
@@ -111,7 +83,7 @@ def test_gradient_that_is_not_finite(trainer_of):
     trainer = trainer_of("D2_MASKRCNN.SOLVER.MAX_GRAD_NORM", 35.0)
     before = trainer.model.state_dict()["backbone.fpn_lateral2.weight"].clone()
     trainer.model.backbone.fpn_lateral2.weight.register_hook(lambda gradient: gradient * float("nan"))
-    with pytest.raises(UserError, match=r"iteration 0 \(the norm of the gradient is nan\).*\.jpg|\.png"):
+    with pytest.raises(UserError, match=r"iteration 0 \(the norm of the gradient is nan\).*\.(jpg|png)"):
         trainer.train()
     assert torch.equal(before, trainer.model.state_dict()["backbone.fpn_lateral2.weight"])
 
@@ -133,7 +105,7 @@ def test_planted_image_is_named_and_the_last_checkpoint_kept(trainer_of, tmp_pat
         trainer.train()
     message = str(caught.value)
     assert f"iteration {trainer.iter} " in message
-    assert f"alone, these give a loss that is not finite: {planted}." in message
+    assert f"the loss is non-finite for these images alone: {planted}." in message
     last = (tmp_path / "out" / "last_checkpoint").read_text()
     good = torch.load(tmp_path / "out" / last, weights_only=True)
     assert good["iteration"] == trainer.iter - 1 - trainer.iter % 2
@@ -175,14 +147,3 @@ def test_a_scaler_that_cannot_scale_less_gives_up(trainer_of):
     with pytest.raises(UserError, match="iteration 1"):
         trainer.train()
     assert torch.equal(before, weight)
-
-
-def test_counting_takes_one_pass_less_than_there_are_parts(trainer_of):
-    trainer = trainer_of(*FROZEN, *PLAIN_SGD, "SOLVER.IMS_PER_BATCH", 4, ACCUMULATE, 4)
-    calls = []
-    draw = trainer.model.draw_samples
-    trainer.model.draw_samples = lambda images: (calls.append(len(images)), draw(images))
-    with EventStorage():
-        trainer._trainer.iter = 0
-        trainer._trainer.run_step()
-    assert calls == [1, 1, 1]

@@ -151,10 +151,6 @@ class MaskRCNNROIHeads(nn.Module):
             losses.update(self._mask_losses(levels, rois, targets))
         return rois, losses
 
-    def draw_samples(self, proposals: list[Instances], targets: list[Instances]) -> None:
-        """Samples proposals as :meth:`forward` does with targets, and nothing else."""
-        self._sample_proposals(proposals, targets)
-
     def forward_with_given_boxes(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
     ) -> list[Instances]:
