@@ -12,9 +12,9 @@ from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.config.validation import check_values
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
+from d2_maskrcnn.data.augmentation import add_copy_paste, build_train_mapper
 from d2_maskrcnn.data.loader import ResumableTrainLoader
 from d2_maskrcnn.distributed import distribute
-from d2_maskrcnn.engine.augmentation import add_copy_paste, build_train_mapper
 from d2_maskrcnn.engine.hooks.best_checkpoint import build_judges
 from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage
 from d2_maskrcnn.engine.hooks.resumable import (

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2_maskrcnn.engine.augmentation import CopyPaste, paste
+from d2_maskrcnn.data.augmentation import CopyPaste, paste
 from d2_maskrcnn.errors import UserError
 from detectron2.structures import BitMasks, Boxes, Instances
 
