@@ -1,4 +1,4 @@
-"""Training images as ``D2_MASKRCNN.INPUT`` asks for them: large-scale jitter and copy-paste.
+"""Build the training augmentations: Detectron2's, or large-scale jitter, and copy-paste.
 
 Ghiasi et al. 2021, "Simple copy-paste is a strong data augmentation method for instance segmentation",
 arXiv:2012.07177, section 3.
@@ -10,25 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_maskrcnn.data import MaskRCNNMapper
-from d2_maskrcnn.data.loader import Records, ResumableTrainLoader
+from d2_maskrcnn.data.mapper import MaskRCNNMapper, Record
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
-Record = dict[str, Any]
-MIN_PIXELS = 4  # an object of which pasted ones leave less is no example of its class
+MIN_PIXELS = 4  # objects with fewer visible pixels after pasting are dropped
 
 
 def build_train_mapper(cfg: CfgNode) -> MaskRCNNMapper:
-    """Detectron2's augmentations, or large-scale jitter in their place.
+    """Build the mapper of the training: Detectron2's augmentations, or large-scale jitter if it is enabled.
 
-    Large-scale jitter scales the image by a random factor around ``IMAGE_SIZE`` and cuts or pads it to a square of
-    that size.
+    Large-scale jitter scales the image by a random factor relative to ``IMAGE_SIZE`` and crops or pads it to a square
+    of that size. It replaces the resizing and cropping of ``INPUT``; the random flip stays.
 
     Raises:
-        UserError: the range of scales is none.
+        UserError: the scale range is empty or not positive, or the image size is not positive.
     """
     node = cfg.D2_MASKRCNN.INPUT.LSJ
     if not node.ENABLED:
@@ -36,7 +34,7 @@ def build_train_mapper(cfg: CfgNode) -> MaskRCNNMapper:
     if not 0 < node.MIN_SCALE <= node.MAX_SCALE or node.IMAGE_SIZE < 1:
         raise UserError(
             f"D2_MASKRCNN.INPUT.LSJ has MIN_SCALE {node.MIN_SCALE}, MAX_SCALE {node.MAX_SCALE} and IMAGE_SIZE "
-            f"{node.IMAGE_SIZE}: expected 0 < MIN_SCALE <= MAX_SCALE and a size in pixels."
+            f"{node.IMAGE_SIZE}: expected 0 < MIN_SCALE <= MAX_SCALE and an IMAGE_SIZE of at least 1 pixel."
         )
     size = node.IMAGE_SIZE
     augmentations = [T.ResizeScale(node.MIN_SCALE, node.MAX_SCALE, size, size), T.FixedSizeCrop((size, size))]
@@ -46,15 +44,20 @@ def build_train_mapper(cfg: CfgNode) -> MaskRCNNMapper:
     return MaskRCNNMapper(cfg, is_train=True, augmentations=augmentations, recompute_boxes=cfg.MODEL.MASK_ON)
 
 
-def add_copy_paste(cfg: CfgNode, loader: ResumableTrainLoader) -> None:
-    """Lets ``loader`` paste objects of other images where ``D2_MASKRCNN.INPUT.COPY_PASTE`` is enabled.
+def add_copy_paste(cfg: CfgNode, mapper: Callable[[Record], Record], records: Any) -> Callable[[Record], Record]:
+    """Wrap ``mapper`` in :class:`CopyPaste` if ``D2_MASKRCNN.INPUT.COPY_PASTE`` is enabled.
+
+    Args:
+        cfg: the config.
+        mapper: maps a record to ``image`` and ``instances``.
+        records: sequence of the records from which objects are copied.
 
     Raises:
-        UserError: masks are polygons, which cannot have pieces cut out, or the probability is none.
+        UserError: masks are not bitmaps (pieces cannot be cut out of polygons), or the probability is not in [0, 1].
     """
     node = cfg.D2_MASKRCNN.INPUT.COPY_PASTE
     if not node.ENABLED:
-        return
+        return mapper
     if cfg.INPUT.MASK_FORMAT != "bitmask" or not cfg.MODEL.MASK_ON:
         raise UserError(
             f"D2_MASKRCNN.INPUT.COPY_PASTE needs masks as bitmaps: set INPUT.MASK_FORMAT to bitmask (it is "
@@ -62,29 +65,29 @@ def add_copy_paste(cfg: CfgNode, loader: ResumableTrainLoader) -> None:
         )
     if not 0 <= node.PROBABILITY <= 1:
         raise UserError(f"D2_MASKRCNN.INPUT.COPY_PASTE.PROBABILITY is {node.PROBABILITY}; expected 0 to 1.")
-    loader.mapper = CopyPaste(loader.mapper, loader.records, node.PROBABILITY)
+    return CopyPaste(mapper, records, node.PROBABILITY)
 
 
 class CopyPaste:
-    """A mapper that pastes a random part of the objects of another image onto the one it maps.
+    """Mapper that pastes a random subset of another image's objects onto the mapped image.
 
-    It draws from NumPy's global generator, as Detectron2's augmentations do.
+    It uses NumPy's global generator, as Detectron2's augmentations do.
 
     Args:
-        mapper: makes ``image`` (C, H, W) and ``instances`` with ``gt_masks`` as BitMasks.
-        records: where the other image is taken from.
-        probability: of pasting at all, in [0, 1].
+        mapper: maps a record to ``image`` (C, H, W) and ``instances`` with ``gt_masks`` as BitMasks.
+        records: sequence of the records from which the other image is chosen.
+        probability: probability of pasting, in [0, 1].
     """
 
-    def __init__(self, mapper: Callable[[Record], Record], records: Records, probability: float) -> None:
+    def __init__(self, mapper: Callable[[Record], Record], records: Any, probability: float) -> None:
         self.mapper, self.records, self.probability = mapper, records, probability
 
     def __call__(self, record: Record) -> Record:
-        """The mapped record, perhaps with more objects."""
+        """Map ``record`` and paste objects with the given probability."""
         sample = self.mapper(record)
         if np.random.rand() >= self.probability:
             return sample
-        other = self.mapper(self.records[int(np.random.randint(len(self.records)))])  # type: ignore[arg-type]
+        other = self.mapper(self.records[int(np.random.randint(len(self.records)))])
         chosen = np.flatnonzero(np.random.rand(len(other["instances"])) < 0.5)
         if len(chosen) == 0:
             return sample
@@ -92,15 +95,16 @@ class CopyPaste:
 
 
 def paste(sample: Record, other: Record, chosen: torch.Tensor) -> Record:
-    """Pastes objects at the place that they have in their own image; what lies outside of this one is cut off.
+    """Paste objects at their own position (the images' top left corners coincide), clipped to the target image.
 
     Args:
-        sample, other: with ``image`` and ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_masks``).
-        chosen: (n,) indices of ``other``'s objects.
+        sample: the target, with ``image`` (C, H, W) and ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_masks``).
+        other: the source, with the same keys; may have another size.
+        chosen: (n,) int64 indices of the instances of ``other``.
 
     Returns:
-        ``sample`` with a new ``image`` and ``instances``: its own objects without the pixels that are covered, then the
-        pasted ones. Objects of which less than ``MIN_PIXELS`` are left are dropped.
+        ``sample`` with a new ``image`` and ``instances``: its own objects without the covered pixels, then the pasted
+        ones. Objects with fewer than ``MIN_PIXELS`` pixels left are dropped.
     """
     image, source = sample["image"].clone(), other["image"]
     height, width = image.shape[1:]
@@ -113,9 +117,9 @@ def paste(sample: Record, other: Record, chosen: torch.Tensor) -> Record:
     own = sample["instances"].gt_masks.tensor & ~covered
     merged = torch.cat([own, masks])
     classes = torch.cat([sample["instances"].gt_classes, other["instances"].gt_classes[chosen]])
-    left = merged.flatten(1).sum(dim=1) >= MIN_PIXELS
-    bitmaps = BitMasks(merged[left])
+    kept = merged.flatten(1).sum(dim=1) >= MIN_PIXELS
+    bitmaps = BitMasks(merged[kept])
     instances = Instances(
-        (height, width), gt_boxes=bitmaps.get_bounding_boxes(), gt_classes=classes[left], gt_masks=bitmaps
+        (height, width), gt_boxes=bitmaps.get_bounding_boxes(), gt_classes=classes[kept], gt_masks=bitmaps
     )
     return {**sample, "image": image, "instances": instances}

@@ -1,6 +1,7 @@
-"""A training loader that can be entered at any iteration: what it yields is a pure function of (seed, iteration).
+"""Load training batches as a pure function of (seed, iteration).
 
-So a training that was killed and resumed sees the very images, augmented in the very way, that it would have seen.
+A resumed training gets the same images with the same augmentations as an uninterrupted one, and a training gets the
+same global batches with any number of processes.
 """
 
 import contextlib
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from d2_maskrcnn.data.batches import BatchStream
-from d2_maskrcnn.data.mapper import CatchUserErrors, Failure, MaskRCNNMapper, Record, raise_failures
+from d2_maskrcnn.data.augmentation import add_copy_paste, build_train_mapper
+from d2_maskrcnn.data.mapper import CatchUserErrors, Failure, Record, raise_failures
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
@@ -24,22 +25,99 @@ from detectron2.utils import comm
 Records = Dataset[Record] | Sequence[Record]
 
 SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+# Small datasets are shuffled several epochs at a time, so that entering the stream late is fast for them as well.
+SHUFFLED_TOGETHER = 8192
+
+
+class BatchStream:
+    """Endless stream of global batches of image indices, a pure function of the seed.
+
+    Detectron2 shards a shuffled stream over the processes and groups each shard into batches. Here the stream is
+    grouped first and each process takes its slice of every batch, so the batches don't depend on the number of
+    processes.
+
+    Args:
+        groups: (N,) int; a batch contains images of one group only (landscape or portrait, for instance).
+        batch_size: images per global batch.
+        seed: seed of the shuffling.
+        repeats: (N,) float, how often an image occurs per epoch on average (Gupta, Dollár and Girshick 2019, LVIS,
+            section 4.2 and appendix B); the fraction is rounded up or down at random in each epoch. None: once.
+
+    Raises:
+        ValueError: N is 0.
+    """
+
+    def __init__(self, groups: np.ndarray, batch_size: int, seed: int, repeats: np.ndarray | None = None) -> None:
+        if len(groups) == 0:
+            raise ValueError("a stream of batches needs at least 1 image, got 0")
+        self.groups = np.asarray(groups, dtype=np.int64)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.repeats = repeats
+        self.epochs_per_block = max(1, SHUFFLED_TOGETHER // len(self.groups))
+
+    def batches_from(self, start: int) -> Iterator[np.ndarray]:
+        """Yield batch ``start`` and all later ones, each (batch_size,) int64 image indices.
+
+        Earlier batches are computed and skipped a block of epochs at a time: 270,000 of them take 1 to 2 seconds.
+        """
+        waiting = {group: np.empty(0, dtype=np.int64) for group in np.unique(self.groups).tolist()}
+        first = block = 0
+        while True:
+            batches, waiting = self._fill(self._shuffled_block(block), waiting)
+            yield from batches[max(0, start - first) :]
+            first += len(batches)
+            block += 1
+
+    def _shuffled_block(self, block: int) -> np.ndarray:
+        """Return the indices of ``epochs_per_block`` epochs, each shuffled on its own: (M,) int64."""
+        rng = np.random.Generator(np.random.PCG64([self.seed, block]))
+        count, epochs = len(self.groups), self.epochs_per_block
+        index, epoch = np.tile(np.arange(count), epochs), np.repeat(np.arange(epochs), count)
+        if self.repeats is not None:
+            whole = np.floor(self.repeats)
+            extra = rng.random((epochs, count)) < self.repeats - whole
+            times = (whole + extra).astype(np.int64).ravel()
+            index, epoch = np.repeat(index, times), np.repeat(epoch, times)
+        return index[np.lexsort((rng.random(len(index)), epoch))]
+
+    def _fill(self, stream: np.ndarray, waiting: dict[int, np.ndarray]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """Fill batches from ``waiting`` and then ``stream`` (M,), ordered by when their last image arrives.
+
+        Returns:
+            The batches (B, batch_size), and for each group the indices left over for the next block.
+        """
+        groups = self.groups[stream]
+        batches, completed, left = [], [], {}
+        for group, before in waiting.items():
+            positions = np.flatnonzero(groups == group)
+            queue = np.concatenate([before, stream[positions]])
+            count = len(queue) // self.batch_size
+            batches.append(queue[: count * self.batch_size].reshape(count, self.batch_size))
+            last = np.arange(1, count + 1) * self.batch_size - 1 - len(before)  # of each batch, as index in positions
+            completed.append(positions[last])
+            left[group] = queue[count * self.batch_size :]
+        return np.concatenate(batches)[np.argsort(np.concatenate(completed), kind="stable")], left
 
 
 class ResumableTrainLoader:
-    """An endless iterable of this process's part of the batches, each a list of the mapper's dicts.
+    """Endless iterable of this process's slices of the global batches, each a list of mapped records.
 
-    Nothing is read and no worker starts before the first ``next()``; every ``iter()`` begins at ``start_iter`` again.
+    Nothing is read and no worker starts before the first ``next()``. Each ``iter()`` begins at ``start_iter``.
 
     Args:
-        records: the dataset, a sequence of standard dicts; kept serialised, shared with the workers.
-        mapper: from a record to the model's input; may draw from Python's, NumPy's and PyTorch's global generators.
-        groups: (N,) int; a batch holds images of one group only.
-        batch_size: images in a batch of all processes together, a multiple of ``world_size``.
-        seed: of shuffling and augmentation.
-        repeats: (N,) float, how often each image comes in an epoch; None: once.
-        num_workers: processes that read ahead; 0 reads in this one.
-        rank, world_size: which slice of every batch is this process's.
+        records: the dataset as standard dataset dicts.
+        mapper: maps a record to a model input; may use the global generators of Python, NumPy and PyTorch.
+        groups: (N,) int; a batch contains images of one group only.
+        batch_size: images per global batch, a multiple of ``world_size``.
+        seed: seed of shuffling and augmentation.
+        repeats: (N,) float, how often each image occurs per epoch on average; None: once.
+        num_workers: worker processes; 0 loads in this process.
+        rank: rank of this process.
+        world_size: number of processes.
+
+    Raises:
+        UserError: ``batch_size`` is not a multiple of ``world_size``.
     """
 
     def __init__(
@@ -66,29 +144,29 @@ class ResumableTrainLoader:
         self.seed, self.start_iter = seed, 0
 
     def set_start_iter(self, iteration: int) -> None:
-        """The iteration (from 0) whose batch the next ``iter()`` begins with."""
+        """Set the iteration, counted from 0, at which the next ``iter()`` begins."""
         if iteration < 0:
             raise ValueError(f"start iteration {iteration}; expected 0 or more")
         self.start_iter = iteration
 
     def set_seed(self, seed: int) -> None:
-        """The seed of the next ``iter()``."""
+        """Set the seed of the next ``iter()``."""
         self.seed = seed
 
     def __iter__(self) -> Iterator[list[Record]]:
         # A generator function: its body runs at the first next(), after set_start_iter and set_seed.
         loader = DataLoader(
             _SeededSamples(self.records, self.mapper, self.seed),
-            batch_sampler=_PositionedBatches(self),
+            batch_sampler=self.index_batches(),
             num_workers=self.num_workers,
             collate_fn=_as_list,
             worker_init_fn=_ignore_interrupts,
-            generator=torch.Generator(),  # the default one belongs to the model, and DataLoader draws from it
+            generator=torch.Generator(),  # DataLoader advances its generator; the default one belongs to the model
         )
         yield from map(raise_failures, loader)
 
-    def slices(self) -> Iterator[list[tuple[int, int]]]:
-        """Yields this process's slice of every batch from ``start_iter`` on: (position in the stream, index) pairs."""
+    def index_batches(self) -> Iterator[list[tuple[int, int]]]:
+        """Yield this process's slice of each batch from ``start_iter`` on as (position in the stream, index) pairs."""
         stream = BatchStream(self.groups, self.batch_size, self.seed, self.repeats)
         share = self.batch_size // self.world_size
         own = slice(self.rank * share, (self.rank + 1) * share)
@@ -97,18 +175,8 @@ class ResumableTrainLoader:
             yield list(zip(positions[own], batch[own].tolist(), strict=True))
 
 
-class _PositionedBatches:
-    """The loader's slices, in the form in which DataLoader takes them."""
-
-    def __init__(self, loader: ResumableTrainLoader) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return self.loader.slices()
-
-
 class _SeededSamples(Dataset):
-    """Samples whose randomness depends on (seed, position in the stream) alone, whichever process makes them."""
+    """Map records with randomness that depends on (seed, position in the stream) only, not on the worker."""
 
     def __init__(self, records: Records, mapper: Callable[[Record], Record], seed: int) -> None:
         self.records, self.mapper, self.seed = records, CatchUserErrors(mapper), seed
@@ -121,12 +189,12 @@ class _SeededSamples(Dataset):
 
 @contextlib.contextmanager
 def seeded_randomness(seed: int, position: int) -> Iterator[None]:
-    """Seeds the global generators of Python, NumPy and PyTorch (CPU), and puts their states back afterwards."""
+    """Seed the global generators of Python, NumPy and PyTorch (CPU) inside the context; restore them afterwards."""
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     words = np.random.SeedSequence((seed, position)).generate_state(3)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
-    # torch.manual_seed would reseed the GPUs' generators as well, which belong to the model
+    # not torch.manual_seed, which would reseed the GPU generators as well; those belong to the model
     torch.default_generator.manual_seed(int(words[2]))
     try:
         yield
@@ -141,7 +209,7 @@ def _as_list(samples: list[Any]) -> list[Any]:
 
 
 def _ignore_interrupts(_worker: int) -> None:
-    """Ctrl-C reaches workers too, but the main process must still get the batch of the iteration it finishes."""
+    """Ignore Ctrl-C in workers: the main process still needs the batch of the iteration that it finishes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -153,32 +221,35 @@ def build_resumable_train_loader(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> ResumableTrainLoader:
-    """Builds the loader of ``DATASETS.TRAIN`` from ``DATALOADER`` and ``SOLVER.IMS_PER_BATCH``.
+    """Build the loader of ``DATASETS.TRAIN`` as ``DATALOADER``, ``SOLVER.IMS_PER_BATCH`` and the augmentations say.
 
     Args:
-        cfg: with its datasets registered.
-        seed: of shuffling and augmentation, the same in all processes.
-        mapper: by default ``MaskRCNNMapper(cfg, is_train=True)``.
-        rank, world_size: by default this process's in the running job.
+        cfg: a config whose datasets are registered.
+        seed: seed of shuffling and augmentation, the same in all processes.
+        mapper: default: :func:`~d2_maskrcnn.data.augmentation.build_train_mapper`, with copy-paste if enabled.
+        rank: rank of this process; default: that in the running job.
+        world_size: number of processes; default: that of the running job.
 
     Raises:
-        UserError: no image to train on, a sampler that is not known, or a batch that the processes cannot share.
+        UserError: there is no image to train on, an unknown sampler, a batch size that the processes cannot share, or
+            a bad value of an augmentation.
     """
     sampler = cfg.DATALOADER.SAMPLER_TRAIN
     if sampler not in SAMPLERS:
         raise UserError(f"DATALOADER.SAMPLER_TRAIN is {sampler!r}; expected one of {', '.join(SAMPLERS)}")
-    records = get_detection_dataset_dicts(
+    found = get_detection_dataset_dicts(
         list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, check_consistency=True
     )
-    if not records:
+    if not found:
         raise UserError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no image has an object to train on")
+    records = DatasetFromList(found, copy=False, serialize=True)  # one buffer, shared with the workers
     return ResumableTrainLoader(
-        DatasetFromList(records, copy=False, serialize=True),
-        mapper or MaskRCNNMapper(cfg, is_train=True),
-        groups=_aspect_groups(records, cfg.DATALOADER.ASPECT_RATIO_GROUPING),
+        records,
+        mapper or add_copy_paste(cfg, build_train_mapper(cfg), records),
+        groups=_aspect_groups(found, cfg.DATALOADER.ASPECT_RATIO_GROUPING),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
-        repeats=_repeats(cfg, records) if sampler == "RepeatFactorTrainingSampler" else None,
+        repeats=_repeats(cfg, found) if sampler == "RepeatFactorTrainingSampler" else None,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         rank=comm.get_rank() if rank is None else rank,
         world_size=comm.get_world_size() if world_size is None else world_size,
@@ -186,7 +257,7 @@ def build_resumable_train_loader(
 
 
 def _aspect_groups(records: list[Record], grouping: bool) -> np.ndarray:
-    """(N,) 1 for images wider than high, 0 for others; all 0 where they are not to be grouped."""
+    """Return (N,) int64: 1 for images wider than high, else 0; all 0 without ``grouping``."""
     if not grouping:
         return np.zeros(len(records), dtype=np.int64)
     return np.array([record["width"] > record["height"] for record in records], dtype=np.int64)

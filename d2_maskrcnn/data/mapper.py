@@ -1,4 +1,4 @@
-"""Detectron2's mapper with errors that name the image, and loaders that bring them out of worker processes whole."""
+"""Map dataset records to model inputs, with errors that name the image even when a worker process raised them."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,26 +13,26 @@ from detectron2.data import DatasetMapper, build_detection_test_loader
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
-Record = dict[str, Any]
+Record = dict[str, Any]  # a dataset dict in Detectron2's standard format, before or after mapping
 
 
 class MaskRCNNMapper(DatasetMapper):
-    """From a dataset's record to the model's input: Detectron2's :class:`DatasetMapper`, for data that may be broken.
+    """Detectron2's :class:`DatasetMapper` with errors that name the image, and masks for images without objects.
 
-    Built as that one is: ``MaskRCNNMapper(cfg, is_train=True)``.
+    Construct it as ``MaskRCNNMapper(cfg, is_train=True)``.
     """
 
     def __call__(self, dataset_dict: Record) -> Record:
-        """Reads and augments one image.
+        """Read and augment one image.
 
         Args:
-            dataset_dict: a record in Detectron2's standard format; left as it is.
+            dataset_dict: a record in Detectron2's standard format; not modified.
 
         Returns:
             The record with ``image`` (C, H, W) uint8 and, in training, ``instances`` in the augmented image's frame.
 
         Raises:
-            UserError: the image is missing, broken, cut off or not of the size that the dataset gives it.
+            UserError: the image is missing, corrupt, truncated or not of the size that the record gives.
         """
         name = dataset_dict["file_name"]
         try:
@@ -40,21 +40,21 @@ class MaskRCNNMapper(DatasetMapper):
                 return self._map_without_objects(dataset_dict)
             return super().__call__(dataset_dict)
         except FileNotFoundError as error:
-            raise UserError(f"{name}: no such file; copy the image there or take it out of the JSON") from error
+            raise UserError(f"{name}: no such file; copy the image there or remove it from the JSON") from error
         except SizeMismatchError as error:
             expected = (dataset_dict["width"], dataset_dict["height"])
             raise UserError(
-                f"{size_mismatch(name, image_size(name), expected)}; expected 'width' and 'height' of the image as "
-                "shown: resize it back, or annotate this one"
+                f"{size_mismatch(name, image_size(name), expected)}; expected 'width' and 'height' of the upright "
+                "image: restore the original image, or annotate this one"
             ) from error
         except IMAGE_ERRORS as error:
             raise UserError(
-                f"{name}: not a readable image, broken or cut off ({type(error).__name__}: {error}); "
-                "copy it again or take it out of the JSON"
+                f"{name}: not a readable image, corrupt or truncated ({type(error).__name__}: {error}); "
+                "copy it again or remove it from the JSON"
             ) from error
 
     def _map_without_objects(self, record: Record) -> Record:
-        """Detectron2's own mapper makes instances without ``gt_masks`` here, and fails where images are cropped."""
+        """Map an image without objects: Detectron2's mapper omits ``gt_masks`` and fails if images are cropped."""
         sample = super().__call__({key: value for key, value in record.items() if key != "annotations"})
         height, width = sample["image"].shape[-2:]
         empty = Instances((height, width))
@@ -69,22 +69,22 @@ class MaskRCNNMapper(DatasetMapper):
 
 @dataclass(frozen=True)
 class Failure:
-    """What a worker process hands over in the place of a sample that it could not make.
+    """Error message that a worker process returns instead of a sample.
 
-    An exception that crosses from a worker loses its own message to a traceback of many lines.
+    An exception that leaves a worker process is wrapped in a traceback of many lines.
     """
 
     message: str
 
 
 class CatchUserErrors:
-    """Wraps a mapper: a :class:`UserError` becomes a :class:`Failure` that can leave a worker process."""
+    """Mapper wrapper that returns a :class:`UserError` as a :class:`Failure`, which can leave a worker process."""
 
     def __init__(self, mapper: Callable[[Record], Record]) -> None:
         self.mapper = mapper
 
     def __call__(self, record: Record) -> Record | Failure:
-        """The mapper's answer, or the failure."""
+        """Return the mapped record, or the failure."""
         try:
             return self.mapper(record)
         except UserError as error:
@@ -92,10 +92,10 @@ class CatchUserErrors:
 
 
 def raise_failures(batch: list[Record | Failure]) -> list[Record]:
-    """``batch`` if all of it is well.
+    """Return ``batch`` if it contains no failure.
 
     Raises:
-        UserError: of the first failure in it.
+        UserError: the first failure of the batch.
     """
     for sample in batch:
         if isinstance(sample, Failure):
@@ -104,7 +104,7 @@ def raise_failures(batch: list[Record | Failure]) -> list[Record]:
 
 
 class CheckedLoader:
-    """A loader of batches (lists) over one whose mapper was wrapped by :class:`CatchUserErrors`."""
+    """Iterable over the batches of a loader whose mapper is wrapped in :class:`CatchUserErrors`; raises failures."""
 
     def __init__(self, loader: Iterable[list[Record | Failure]]) -> None:
         self.loader = loader
@@ -119,12 +119,12 @@ class CheckedLoader:
 def build_checked_test_loader(
     cfg: CfgNode, dataset_name: str, mapper: Callable[[Record], Record] | None = None
 ) -> CheckedLoader:
-    """Detectron2's test loader, whose errors name the image in one line even when a worker process met them.
+    """Build Detectron2's test loader with one-line errors that name the image.
 
     Args:
-        cfg: gives the size of the images and the number of workers.
+        cfg: gives the test image size and the number of workers.
         dataset_name: a registered dataset.
-        mapper: by default ``MaskRCNNMapper(cfg, is_train=False)``.
+        mapper: default: ``MaskRCNNMapper(cfg, is_train=False)``.
     """
     catching = CatchUserErrors(mapper or MaskRCNNMapper(cfg, is_train=False))
     return CheckedLoader(build_detection_test_loader(cfg, dataset_name, mapper=catching))

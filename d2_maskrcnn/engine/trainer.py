@@ -12,8 +12,6 @@ from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.config.validation import check_values
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
-from d2_maskrcnn.data.augmentation import add_copy_paste, build_train_mapper
-from d2_maskrcnn.data.loader import ResumableTrainLoader
 from d2_maskrcnn.distributed import distribute
 from d2_maskrcnn.engine.hooks.best_checkpoint import build_judges
 from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage
@@ -71,7 +69,7 @@ class Trainer(DefaultTrainer):
         self.initial_seed: int | None = self.seed
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
-        self.train_loader = self._build_train_loader()
+        self.train_loader = build_resumable_train_loader(self.cfg, self.seed)
         self._trainer: TrainStep = TrainStep(
             distribute(model),
             self.train_loader,
@@ -115,11 +113,6 @@ class Trainer(DefaultTrainer):
         """Detectron2's test loader over a mapper that names the images it cannot read."""
         return build_checked_test_loader(cfg, dataset_name)
 
-    def _build_train_loader(self) -> ResumableTrainLoader:
-        loader = build_resumable_train_loader(self.cfg, self.seed, build_train_mapper(self.cfg))
-        add_copy_paste(self.cfg, loader)
-        return loader
-
     def build_hooks(self) -> list[HookBase | None]:
         """In this order: what changes weights, what evaluates, what judges, what saves, what writes.
 
@@ -149,7 +142,9 @@ class Trainer(DefaultTrainer):
 
     def _build_precise_bn_hook(self) -> HookBase:
         cfg = self.cfg.TEST
-        return ResumablePreciseBN(cfg.EVAL_PERIOD, self.model, self._build_train_loader(), cfg.PRECISE_BN.NUM_ITER)
+        return ResumablePreciseBN(
+            cfg.EVAL_PERIOD, self.model, build_resumable_train_loader(self.cfg, self.seed), cfg.PRECISE_BN.NUM_ITER
+        )
 
     def _build_inspection(self) -> HookBase:
         # Imported here: the inspection's own modules need this package.

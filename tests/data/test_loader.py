@@ -10,7 +10,7 @@ import torch
 
 from d2_maskrcnn import UserError, add_d2_maskrcnn_config
 from d2_maskrcnn.data import build_resumable_train_loader, register_own_data
-from d2_maskrcnn.data.loader import seeded_randomness
+from d2_maskrcnn.data.loader import BatchStream, seeded_randomness
 from detectron2.config import get_cfg
 
 
@@ -182,3 +182,66 @@ def test_bad_config(cfg, key, value, expected):
 def test_bad_start(cfg):
     with pytest.raises(ValueError, match="-1"):
         build_resumable_train_loader(cfg, seed=0).set_start_iter(-1)
+
+
+def naive_batches(groups, batch_size, stream):
+    """Group one image at a time, as Detectron2 documents its aspect-ratio grouping."""
+    waiting = {}
+    for index in stream:
+        queue = waiting.setdefault(groups[index], [])
+        queue.append(index)
+        if len(queue) == batch_size:
+            yield list(queue)
+            queue.clear()
+
+
+def batches_of(stream, start, count):
+    return [batch.tolist() for batch in islice(stream.batches_from(start), count)]
+
+
+def test_stream_of_no_images():
+    with pytest.raises(ValueError, match="at least 1 image"):
+        BatchStream(np.zeros(0), 2, seed=0)
+
+
+@pytest.mark.parametrize("count", [1, 7, 100])
+@pytest.mark.parametrize("batch_size", [1, 4, 16])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_grouping_equals_one_image_at_a_time(count, batch_size, repeated, monkeypatch):
+    monkeypatch.setattr("d2_maskrcnn.data.loader.SHUFFLED_TOGETHER", 150)
+    rng = np.random.default_rng(count)
+    groups = rng.integers(0, 2, count)
+    stream = BatchStream(groups, batch_size, seed=5, repeats=1 + 2 * rng.random(count) if repeated else None)
+    ungrouped = BatchStream(np.zeros(count), 1, seed=5, repeats=stream.repeats)
+    flat = np.concatenate(batches_of(ungrouped, 0, 9000)).tolist()
+    expected = list(naive_batches(groups, batch_size, flat))
+    assert len(expected) > 100
+    assert batches_of(stream, 0, len(expected)) == expected
+
+
+@pytest.mark.parametrize("start", [0, 1, 13, 500])
+def test_stream_entered_late_continues_the_same(start):
+    stream = BatchStream(np.arange(37) % 2, 4, seed=1)
+    assert batches_of(stream, start, 50) == batches_of(stream, 0, start + 50)[start:]
+
+
+def test_every_epoch_contains_every_image_once_in_a_new_order():
+    stream = BatchStream(np.zeros(20), 5, seed=2)
+    epochs = np.array(batches_of(stream, 0, 400)).reshape(100, 20)
+    assert (np.sort(epochs, axis=1) == np.arange(20)).all()
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 100
+    first = np.bincount(epochs[:, 0], minlength=20)
+    assert first.max() < 20  # no image is favoured: 5 expected of each
+
+
+def test_seed_determines_the_stream():
+    streams = [BatchStream(np.zeros(20), 5, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (batches_of(stream, 0, 8) for stream in streams)
+    assert first == again != other
+
+
+def test_repeat_factors_are_the_mean_counts_per_epoch():
+    repeats = np.array([1.0, 1.5, 3.0, 2.25])
+    stream = BatchStream(np.zeros(4), 31, seed=0, repeats=repeats)
+    counts = np.bincount(np.concatenate(batches_of(stream, 0, 1000)))
+    np.testing.assert_allclose(counts / counts.sum(), repeats / repeats.sum(), atol=0.005)

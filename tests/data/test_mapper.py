@@ -32,7 +32,7 @@ DAMAGES = [
     (lambda path: path.unlink(), "no such file"),
     (lambda path: path.write_bytes(b""), "not a readable image"),
     (lambda path: path.write_bytes(b"no image at all"), "not a readable image"),
-    (cut_off, "not a readable image, broken or cut off"),
+    (cut_off, "not a readable image, corrupt or truncated"),
     (lambda path: Image.new("RGB", (41, 30)).save(path), "is 41x30, the JSON says 40x30"),
     (lambda path: Image.new("RGB", (30, 40)).save(path), r"30x40, the JSON says 40x30 \(turned by its EXIF"),
 ]

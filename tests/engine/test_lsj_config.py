@@ -30,7 +30,8 @@ def test_trains(repo_dir, tiny_opts):
     own |= {
         "MODEL.DEVICE": "cpu", "MODEL.ROI_HEADS.NUM_CLASSES": "4", "DATASETS.TEST": "()", "SOLVER.MAX_ITER": "1",
         "MODEL.ROI_BOX_HEAD.CONV_DIM": "16", "D2_MASKRCNN.INPUT.LSJ.IMAGE_SIZE": "64", "DATALOADER.NUM_WORKERS": "0",
-        "INPUT.MASK_FORMAT": "bitmask", "D2_MASKRCNN.DATA.VAL_JSON": "", "D2_MASKRCNN.DATA.VAL_IMAGES": "",
+        "INPUT.MASK_FORMAT": "bitmask", "D2_MASKRCNN.INPUT.COPY_PASTE.ENABLED": "True",
+        "D2_MASKRCNN.DATA.VAL_JSON": "", "D2_MASKRCNN.DATA.VAL_IMAGES": "",
     }  # fmt: skip
     cfg = load_config(str(repo_dir / CONFIG), [word for pair in own.items() for word in pair])
     register_own_data(cfg)
