@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_util
+
+from d2_maskrcnn.structures.masks import coco_iou, segmentation_to_rle
 
 Json = Mapping[str, Any]
 
@@ -72,19 +73,14 @@ def _count_image(
 
 def _overlaps(detections: list[Json], annotations: list[Json], crowd: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """(D, G) intersection over union; over the detection's own area for crowd regions, as COCO has it."""
-    if not detections or not annotations:
-        return np.zeros((len(detections), len(annotations)))
-    flags = crowd.astype(np.uint8).tolist()
     if all("segmentation" in item for item in detections) and all(item.get("segmentation") for item in annotations):
-        masks = [[_rle(item["segmentation"], size) for item in items] for items in (detections, annotations)]
-        return np.asarray(mask_util.iou(*masks, flags))
-    boxes = [np.array([item["bbox"] for item in items], dtype=np.float64) for items in (detections, annotations)]
-    return np.asarray(mask_util.iou(*boxes, flags))
+        masks = [[segmentation_to_rle(i["segmentation"], *size) for i in items] for items in (detections, annotations)]
+        return coco_iou(masks[0], masks[1], crowd)
+    return coco_iou(_boxes(detections), _boxes(annotations), crowd)
 
 
-def _rle(segmentation: Any, size: tuple[int, int]) -> Any:
-    if isinstance(segmentation, list):
-        return mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-    if isinstance(segmentation["counts"], list):
-        return mask_util.frPyObjects(segmentation, *size)
-    return segmentation
+def _boxes(items: list[Json]) -> np.ndarray:
+    """Return (N, 4) XYXY."""
+    boxes = np.array([item["bbox"] for item in items], dtype=np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    return boxes

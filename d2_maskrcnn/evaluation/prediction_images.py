@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from pycocotools import mask as mask_util
 from torch import nn
 
 from d2_maskrcnn.data import MaskRCNNMapper
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import CropMasks
+from d2_maskrcnn.structures.masks import decode_segmentation
 from d2_maskrcnn.visualization import Annotator
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -81,17 +81,9 @@ def annotated(record: dict[str, Any]) -> Objects:
     boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]  # COCO's boxes are XYWH
     size = (record["height"], record["width"])
-    masks = [_decode(a.get("segmentation") or [], size) for a in annotations]
+    masks = [torch.from_numpy(decode_segmentation(a.get("segmentation"), *size)) for a in annotations]
     stacked = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
     return boxes, stacked, [a["category_id"] for a in annotations], [1.0] * len(annotations)
-
-
-def _decode(segmentation: Any, size: tuple[int, int]) -> torch.Tensor:
-    if not segmentation:  # an object with nothing but a box
-        return torch.zeros(size, dtype=torch.bool)
-    if isinstance(segmentation, list):
-        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-    return torch.from_numpy(mask_util.decode(segmentation)).bool()
 
 
 def detected(found: Instances, threshold: float) -> Objects:

@@ -11,8 +11,9 @@ import torch
 from d2_maskrcnn.data import MaskRCNNMapper
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.ground_truth import Record, dataset_records
-from d2_maskrcnn.inspection.result import outlines
+from d2_maskrcnn.inspection.result import TOLERANCE
 from d2_maskrcnn.modeling.rpn.anchor_generator import cell_anchors
+from d2_maskrcnn.structures.masks import mask_to_polygons
 from d2_maskrcnn.visualization.figures import histogram, new_figure, show_bars
 from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_points, draw_scene
 from detectron2.config import CfgNode
@@ -189,7 +190,7 @@ def _sample_scene(cfg: CfgNode, sample: Record, names: Sequence[str]) -> Scene:
 
 def _mask_outlines(masks: Any) -> list[list[np.ndarray]]:
     if isinstance(masks, BitMasks):
-        return [outlines(mask.numpy()) for mask in torch.as_tensor(masks.tensor)]
+        return [mask_to_polygons(mask.numpy(), tolerance=TOLERANCE) for mask in torch.as_tensor(masks.tensor)]
     return [[np.asarray(polygon).reshape(-1, 2) for polygon in polygons] for polygons in masks.polygons]
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_util
 
 from d2_maskrcnn.data.coco.images import IMAGE_ERRORS, image_size, size_mismatch
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.coco.report import summarise
 from d2_maskrcnn.data.coco.schema import check_structure
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.structures.masks import decode_segmentation
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
@@ -50,25 +50,13 @@ def truth_of(record: Record) -> Truth | None:
     annotations = record["annotations"]
     size = (record["height"], record["width"])
     boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    masks = [_decode(a, size) for a in annotations]
+    masks = [decode_segmentation(a.get("segmentation"), *size) for a in annotations]
     return Truth(
         np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
         np.asarray([a["category_id"] for a in annotations], dtype=np.int64),
         np.stack(masks) if masks else np.zeros((0, *size), dtype=bool),
         np.asarray([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
     )
-
-
-def _decode(annotation: Record, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool of one annotation: polygons, or RLE of either kind; without a segmentation nothing."""
-    segmentation = annotation.get("segmentation")
-    if not segmentation:
-        return np.zeros(size, dtype=bool)
-    if isinstance(segmentation, list):
-        segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-    elif isinstance(segmentation["counts"], list):
-        segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-    return mask_util.decode(segmentation).astype(bool)
 
 
 def records_for(paths: Sequence[str | Path], cfg: CfgNode, annotations: str = "") -> list[Record]:

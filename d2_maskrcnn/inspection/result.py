@@ -3,19 +3,18 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import cv2
 import numpy as np
-from pycocotools import mask as mask_util
 
 from d2_maskrcnn.inspection.ground_truth import Truth
 from d2_maskrcnn.inspection.observation import Observation
-from d2_maskrcnn.structures.lazy_masks import BoxMasks
+from d2_maskrcnn.structures.masks import coco_iou, encode_rle, mask_to_polygons
 from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_points, draw_scene
 from detectron2.structures import Instances
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+TOLERANCE = 0.5  # pixels by which polygons may deviate from a mask
 MATCH_IOU = 0.5  # as in PASCAL VOC and COCO's AP50
 _COLOURS = {"right": "#009e73", "confused": "#e69f00", "false": "#d55e00", "missed": "#cc79a7", "ignored": "#56b4e9"}
 
@@ -133,41 +132,10 @@ def overlap_matrix(results: Instances, truth: Truth) -> np.ndarray:
     """(n, G) IoU of masks where the model has masks, of boxes else; with a crowd region the share of the detection
     that lies in it (COCO's rule).
     """
-    if len(results) == 0 or len(truth) == 0:
-        return np.zeros((len(results), len(truth)))
-    crowd = truth.crowd.astype(np.uint8).tolist()
     masks = getattr(results, "box_masks", None)
     if masks is not None:
-        return np.asarray(mask_util.iou(masks.rles(), encode(truth.masks), crowd))
-    found, wanted = _xywh(results.pred_boxes.tensor.cpu().numpy()), _xywh(truth.boxes)
-    return np.asarray(mask_util.iou(found, wanted, crowd))
-
-
-def encode(masks: np.ndarray) -> list[dict]:
-    """(n, H, W) bool as COCO's run-length code."""
-    return [mask_util.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in masks]
-
-
-def _xywh(boxes: np.ndarray) -> np.ndarray:
-    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
-
-
-def outlines(mask: np.ndarray, offset: tuple[int, int] = (0, 0), tolerance: float = 0.5) -> list[np.ndarray]:
-    """Polygons (n, 2) around the parts of a mask (h, w), holes left out, within ``tolerance`` pixels.
-
-    Args:
-        offset: x, y of the mask's first pixel in the image.
-    """
-    found, _ = cv2.findContours(
-        np.ascontiguousarray(mask, np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=offset
-    )
-    simple = [cv2.approxPolyDP(points, tolerance, True)[:, 0] for points in found]
-    return [points.astype(float) + 0.5 for points in simple if len(points) >= 3]
-
-
-def _outlines_of(masks: BoxMasks, index: int) -> list[np.ndarray]:
-    window, pixels = masks.crop(index)
-    return outlines(pixels, (window.x0, window.y0)) if pixels.size else []
+        return coco_iou(masks.rles(), [encode_rle(mask) for mask in truth.masks], truth.crowd)
+    return coco_iou(results.pred_boxes.tensor.cpu().numpy(), truth.boxes, truth.crowd)
 
 
 def result_scene(observation: Observation, threshold: float = 0.5, limit: int = 100) -> Scene:
@@ -182,7 +150,7 @@ def result_scene(observation: Observation, threshold: float = 0.5, limit: int = 
     layers = []
     masks = getattr(shown, "box_masks", None)
     if masks is not None:
-        marks = [Mark(_outlines_of(masks, i), names[i], "", classes[i]) for i in range(len(names))]
+        marks = [Mark(masks.polygons(i, TOLERANCE), names[i], "", classes[i]) for i in range(len(names))]
         layers.append(Layer("masks", marks, filled=True, total=findings.shown))
     marks = [Mark([box_points(b)], n, n, c) for b, n, c in zip(boxes, names, classes, strict=True)]
     layers.append(Layer("boxes and labels", marks, total=findings.shown))
@@ -197,8 +165,9 @@ def _difference_layers(observation: Observation, findings: ResultFindings, resul
     if truth is None:
         return []
     classes = truth.classes.tolist()
-    annotated = [Mark(outlines(m) or [box_points(b)], f"annotated: {observation.class_name(c)}", "", c)
-                 for m, b, c in zip(truth.masks, truth.boxes, classes, strict=True)]  # fmt: skip
+    polygons = [mask_to_polygons(mask, tolerance=TOLERANCE) for mask in truth.masks]
+    annotated = [Mark(p or [box_points(b)], f"annotated: {observation.class_name(c)}", "", c)
+                 for p, b, c in zip(polygons, truth.boxes, classes, strict=True)]  # fmt: skip
     layers = [Layer("annotated", annotated, style="dashed", shown=False)]
     for kind in ("right", "confused", "false", "ignored"):
         marks = [_difference(observation, results, v) for v in findings.verdicts if v.verdict == kind]

@@ -1,7 +1,7 @@
 """From the network's frame to the output image: boxes scaled, masks pasted when asked for."""
 
-from d2_maskrcnn.structures.lazy_masks import MASK_THRESHOLD
-from d2_maskrcnn.structures.mask_instances import MaskInstances
+from d2_maskrcnn.structures.lazy_masks import MaskInstances
+from d2_maskrcnn.structures.masks import MASK_THRESHOLD
 from detectron2.structures import Boxes, Instances
 
 
@@ -28,4 +28,4 @@ def postprocess(instances: Instances, height: int, width: int, mask_threshold: f
         return results
     probabilities = results.pred_masks[:, 0]
     results.remove("pred_masks")
-    return MaskInstances.of(results, probabilities, mask_threshold)
+    return MaskInstances.from_probabilities(results, probabilities, mask_threshold)

@@ -1,1 +1,1 @@
-"""Detections and instance masks."""
+"""Detections and instance masks: the types that the model's output is converted to."""

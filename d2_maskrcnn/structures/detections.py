@@ -1,4 +1,4 @@
-"""What was found in one image, as plain arrays on the CPU: for drawing, tracking and writing."""
+"""The detections of one image as NumPy arrays, for drawing, tracking and writing."""
 
 from dataclasses import dataclass
 
@@ -15,10 +15,10 @@ class Detections:
     Attributes:
         boxes: (N, 4) float32, XYXY in pixels of the image.
         scores: (N,) float32 in [0, 1].
-        classes: (N,) int64, counted from 0.
+        classes: (N,) int64 in [0, number of classes).
         image_size: (H, W) of the image.
-        masks: N masks, or None.
-        track_ids: (N,) int64, one number for each object of a video, or None without tracking.
+        masks: N masks in the same frame, or None.
+        track_ids: (N,) int64, one id per object of a video; None without tracking.
     """
 
     boxes: np.ndarray
@@ -30,40 +30,46 @@ class Detections:
 
     @classmethod
     def empty(cls, image_size: tuple[int, int]) -> "Detections":
-        """No detections in an image of this size."""
-        boxes, none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        """Return no detections, with empty masks, for an image of size (H, W)."""
+        boxes = np.zeros((0, 4), np.float32)
         masks = BoxMasks(boxes, np.zeros((0, 1, 1), np.float32), image_size)
-        return cls(boxes, np.zeros(0, np.float32), none, image_size, masks)
+        return cls(boxes, np.zeros(0, np.float32), np.zeros(0, np.int64), image_size, masks)
 
     @classmethod
     def from_instances(cls, instances: Instances, image_size: tuple[int, int] | None = None) -> "Detections":
-        """Takes a model's output.
+        """Convert a model's output.
 
         Args:
-            instances: with ``pred_boxes``, ``scores``, ``pred_classes`` and perhaps ``pred_masks``: (N, 1, S, S)
-                probabilities inside each box, (N, H, W) bool, or masks that are pasted when asked for.
-            image_size: (H, W) of the image to scale to; the frame of ``instances`` if None. Detections that have no
-                area in it are left out.
+            instances: with ``pred_boxes``, ``scores``, ``pred_classes`` and optionally ``pred_masks``: (N, 1, S, S)
+                probabilities inside each box, (N, H, W) bool, or the lazy masks of
+                :class:`~d2_maskrcnn.structures.lazy_masks.MaskInstances`.
+            image_size: (H, W) of the image to scale to; None keeps the frame of ``instances``.
+
+        Returns:
+            The detections with boxes clipped to the image; those without area in it are dropped.
+
+        Raises:
+            ValueError: ``pred_masks`` are whole images and would have to be scaled.
         """
         source = instances.image_size
-        target = source if image_size is None else image_size
+        height, width = source if image_size is None else image_size
         boxes = instances.pred_boxes.tensor.detach().float().cpu().numpy()
-        boxes = boxes * np.array([target[1] / source[1], target[0] / source[0]] * 2, np.float32)
-        boxes = np.clip(boxes, 0, np.array([target[1], target[0]] * 2, np.float32))
-        found = cls(
+        boxes = boxes * np.array([width / source[1], height / source[0]] * 2, np.float32)
+        boxes = np.clip(boxes, 0, np.array([width, height] * 2, np.float32))
+        detections = cls(
             boxes,
             instances.scores.detach().float().cpu().numpy(),
             instances.pred_classes.detach().cpu().numpy().astype(np.int64),
-            (int(target[0]), int(target[1])),
-            _masks_of(instances, boxes, target),
+            (int(height), int(width)),
+            _masks_of(instances, boxes, (int(height), int(width))),
         )
-        return found[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+        return detections[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, index: slice | np.ndarray | list[int]) -> "Detections":
-        """The detections picked by a slice, an index array or a bool array."""
+        """Select detections by a slice, an index array or a bool array."""
         return Detections(
             self.boxes[index],
             self.scores[index],
@@ -74,15 +80,15 @@ class Detections:
         )
 
 
-def _masks_of(instances: Instances, boxes: np.ndarray, target: tuple[int, int]) -> Masks | None:
-    small = getattr(instances, "box_masks", None)
-    if isinstance(small, BoxMasks):
-        return small if small.image_size == tuple(target) else small.resized(*target)
+def _masks_of(instances: Instances, boxes: np.ndarray, image_size: tuple[int, int]) -> Masks | None:
+    lazy = getattr(instances, "box_masks", None)
+    if isinstance(lazy, BoxMasks):
+        return lazy if lazy.image_size == image_size else lazy.resized(*image_size)
     if not instances.has("pred_masks"):
         return None
     masks = instances.pred_masks.detach()
     if masks.dim() == 4:
-        return BoxMasks(boxes, masks[:, 0].float().cpu().numpy(), target)
-    if tuple(instances.image_size) != tuple(target):
-        raise ValueError(f"whole-image masks of size {instances.image_size} cannot be scaled to {target}")
-    return CropMasks.from_images(masks.cpu(), target)
+        return BoxMasks(boxes, masks[:, 0].float().cpu().numpy(), image_size)
+    if tuple(instances.image_size) != image_size:
+        raise ValueError(f"whole-image masks of size {instances.image_size} cannot be scaled to {image_size}")
+    return CropMasks.from_images(masks.cpu(), image_size)

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from d2_maskrcnn.structures.detections import Detections
-from d2_maskrcnn.structures.lazy_masks import Window
+from d2_maskrcnn.structures.masks import Window
 from d2_maskrcnn.visualization.labels import LabelPainter
 from d2_maskrcnn.visualization.palette import PALETTE, ColourBook
 

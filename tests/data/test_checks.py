@@ -1,12 +1,10 @@
 import logging
 
-import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
 
 from d2_maskrcnn import UserError, add_d2_maskrcnn_config
 from d2_maskrcnn.data import check_coco_json, check_datasets, register_own_data
-from d2_maskrcnn.data.coco.masks import read_runs
 from detectron2.config import get_cfg
 
 
@@ -228,18 +226,6 @@ def test_images_that_are_broken_or_of_another_size(coco_folder):
     assert f"1 image in {coco_folder.images} broken" in message
     assert "0.jpg: UnidentifiedImageError" in message
     assert "1 image whose size differs from the JSON's (1.jpg is 31x41, the JSON says 30x40)" in message
-
-
-@pytest.mark.parametrize("runs", [[], [3], [0, 5, 1], [2, 7, 30, 4, 900, 1, 1, 2, 50, 1202]])
-def test_runs_of_compressed_rle(runs):
-    total = sum(runs)
-    rle = mask_util.frPyObjects({"size": [total, 1], "counts": runs}, total, 1)
-    assert read_runs(rle["counts"].decode()) == runs
-
-
-@pytest.mark.parametrize("counts", ["é", "P", " "])
-def test_no_compressed_rle(counts):
-    assert read_runs(counts) is None
 
 
 def own_cfg(folder, *more):

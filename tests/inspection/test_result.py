@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from d2_maskrcnn.inspection.ground_truth import Truth
-from d2_maskrcnn.inspection.result import draw_result, inspect_result, outlines, result_scene
+from d2_maskrcnn.inspection.result import draw_result, inspect_result, result_scene
 from d2_maskrcnn.modeling.intermediates import Stages
 from detectron2.structures import Boxes, Instances
 
@@ -65,12 +65,6 @@ def test_verdicts_name_class_and_overlap(observation):
     verdict = findings.verdicts[0]
     assert (verdict.verdict, verdict.class_name, verdict.truth_class) == ("right", "cat", "cat")
     assert verdict.iou == pytest.approx(0.8)
-
-
-def test_outlines_enclose_the_mask():
-    assert outlines(np.zeros((5, 5), bool)) == []
-    (polygon,) = outlines(rectangle(5, 6, 20, 30))
-    assert polygon.min(axis=0).tolist() == [5.5, 6.5] and polygon.max(axis=0).tolist() == [19.5, 29.5]
 
 
 def test_no_detections_still_draws(observation):

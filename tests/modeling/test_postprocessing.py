@@ -1,9 +1,7 @@
 import pytest
 import torch
-import torch.nn.functional as F
 
 from d2_maskrcnn.modeling.postprocessing import postprocess
-from d2_maskrcnn.structures.mask_pasting import paste_masks
 from detectron2.structures import Boxes, Instances
 
 
@@ -38,35 +36,3 @@ def test_a_full_mask_fills_its_box():
     expected = torch.zeros(50, 100, dtype=torch.bool)
     expected[10:30, 10:20] = True
     assert torch.equal(found.pred_masks[0], expected)
-
-
-@pytest.mark.parametrize(
-    "box",
-    [
-        [10.0, 10.0, 20.0, 30.0],
-        [10.3, 9.6, 47.9, 38.2],
-        [-5.5, -3.2, 20.0, 12.0],
-        [0.0, 0.0, 100.0, 50.0],
-        [98.5, 48.5, 130.0, 70.0],
-        [30.0, 20.0, 30.2, 20.1],
-        [120.0, 60.0, 130.0, 70.0],
-    ],
-)
-def test_pasting_against_a_sampled_grid(box):
-    """Against PyTorch's bilinear sampling at every pixel's centre."""
-    masks = torch.rand(1, 28, 28, generator=torch.Generator().manual_seed(0))
-    found = paste_masks(masks, torch.tensor([box]), 50, 100, 0.5)
-    ys, xs = torch.meshgrid(torch.arange(50) + 0.5, torch.arange(100) + 0.5, indexing="ij")
-    x0, y0, x1, y1 = box
-    grid = torch.stack(((xs - x0) / (x1 - x0) * 2 - 1, (ys - y0) / (y1 - y0) * 2 - 1), dim=-1)
-    values = F.grid_sample(masks[None], grid[None].float(), align_corners=False)[0]
-    certain = (values - 0.5).abs() > 1e-5
-    assert torch.equal(found[certain], (values >= 0.5)[certain])
-    assert certain.float().mean() > 0.99
-
-
-def test_threshold():
-    masks = torch.full((1, 28, 28), 0.3)
-    box = torch.tensor([[10.0, 10.0, 20.0, 30.0]])
-    assert not paste_masks(masks, box, 50, 100, 0.5).any()
-    assert paste_masks(masks, box, 50, 100, 0.29).sum() == 200

@@ -9,6 +9,8 @@ import numpy as np
 from d2_maskrcnn.data.coco.boxes import CocoTable
 from d2_maskrcnn.data.coco.report import Problem, problem
 from d2_maskrcnn.data.coco.schema import is_number
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.structures.masks import decode_runs
 
 CHUNK = 50_000  # annotations whose coordinates are looked at together
 TRIED = 2_000  # compressed RLEs that are read to try them, spread over the file
@@ -99,30 +101,9 @@ def _undecodable(outlines: list[Any], faults: list[str | None]) -> Iterator[int]
     ]
     for i in compressed[:: max(1, len(compressed) // TRIED)]:
         height, width = outlines[i]["size"]
-        runs = read_runs(outlines[i]["counts"])
-        if runs is None or min(runs, default=-1) < 0 or sum(runs) != height * width:
+        try:
+            complete = decode_runs(outlines[i]["counts"]).sum() == height * width
+        except UserError:
+            complete = False
+        if not complete:
             yield i
-
-
-def read_runs(counts: str) -> list[int] | None:
-    """The lengths of the runs in COCO's compressed RLE; None where ``counts`` is none.
-
-    Each character holds five bits, the lowest first, and a flag (32) that more follow; bit 16 of the last is the sign.
-    From the fourth run on, the difference to the run two before is what is stored (the format is described with the
-    COCO API, https://github.com/cocodataset/cocoapi). pycocotools itself reads over the end of a damaged one.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        code = ord(character) - 48
-        if not 0 <= code < 64:
-            return None
-        value |= (code & 31) << shift
-        shift += 5
-        if code & 32:
-            continue
-        if code & 16:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        value = shift = 0
-    return runs if shift == 0 else None

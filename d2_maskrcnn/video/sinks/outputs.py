@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.structures.lazy_masks import encode_rle
+from d2_maskrcnn.structures.masks import encode_rle
 from d2_maskrcnn.video.frame import Frame
 from d2_maskrcnn.video.sources.images import is_file_type
 
@@ -215,7 +215,7 @@ def records_of(frame: Frame, names: Sequence[str], ids: Sequence[int]) -> list[d
             record["track_id"] = int(found.track_ids[index])
         if found.masks is not None:
             window, pixels = found.masks.crop(index)
-            record["segmentation"] = encode_rle(window, pixels, found.image_size)
+            record["segmentation"] = encode_rle(pixels, window, found.image_size)
             record["area"] = int(np.count_nonzero(pixels))
         records.append(record)
     return records

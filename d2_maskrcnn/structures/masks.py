@@ -1,0 +1,298 @@
+"""Encode, decode, paste and compare instance masks.
+
+All coordinates are in pixels of the image, x to the right and y down; the pixel in column x and row y covers
+[x, x + 1) x [y, y + 1) and has its center at (x + 0.5, y + 0.5). Boxes are XYXY. RLE is COCO's run-length encoding:
+alternating runs of 0 and 1, column by column (https://github.com/cocodataset/cocoapi).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from pycocotools import mask as mask_util
+
+from d2_maskrcnn.errors import UserError
+
+MASK_THRESHOLD = 0.5  # probability at or above which a pixel belongs to a mask
+_CHUNK_BYTES = 2**28  # probabilities of whole images that are on a GPU at the same time
+_RUN_CHARACTERS = 8  # of five bits each: enough for a run of 2**39 pixels
+
+Rle = dict[str, Any]
+
+
+class Window(NamedTuple):
+    """Columns x0 to x1 and rows y0 to y1 of an image, both ends exclusive."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Index of the window in an (H, W, ...) array."""
+        return slice(self.y0, self.y1), slice(self.x0, self.x1)
+
+
+EMPTY_WINDOW = Window(0, 0, 0, 0)
+
+
+def encode_rle(mask: np.ndarray, window: Window | None = None, image_size: tuple[int, int] | None = None) -> Rle:
+    """Encode a mask as compressed RLE.
+
+    Args:
+        mask: (h, w) bool or uint8 in {0, 1}.
+        window: where ``mask`` lies in the image, which is 0 elsewhere; None if ``mask`` is the whole image.
+        image_size: (H, W) of the image; needed with ``window``.
+
+    Returns:
+        ``{"size": [H, W], "counts": str}``, as in COCO's JSON files.
+
+    Raises:
+        ValueError: ``window`` has another size than ``mask`` or leaves the image.
+    """
+    height, width = mask.shape if image_size is None else image_size
+    x0, y0, x1, y1 = window or (0, 0, width, height)
+    if (y1 - y0, x1 - x0) != mask.shape or not (0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height):
+        raise ValueError(f"a mask of {mask.shape} does not fit in {window} of an image of {(height, width)}")
+    columns = np.zeros((x1 - x0, y1 - y0 + 2), dtype=bool)  # one background pixel at each end of a column
+    columns[:, 1:-1] = mask.T
+    changes = columns[:, 1:] != columns[:, :-1]
+    column, row = np.divmod(np.flatnonzero(changes), changes.shape[1])
+    edges = (column + x0) * height + row + y0  # starts and ends of runs of 1, alternating
+    joined = edges[1:] == edges[:-1]  # a run that ends where the next one starts continues in the next column
+    keep = np.ones(len(edges), dtype=bool)
+    keep[1:] ^= joined
+    keep[:-1] ^= joined
+    counts = np.diff(np.concatenate(([0], edges[keep], [height * width])))
+    if len(counts) > 1 and counts[-1] == 0:
+        counts = counts[:-1]
+    rle = mask_util.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    return {"size": [height, width], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Decode the ``segmentation`` of a COCO annotation.
+
+    Args:
+        segmentation: see :func:`segmentation_to_rle`.
+        height, width: of the image, in pixels.
+
+    Returns:
+        (height, width) bool.
+
+    Raises:
+        UserError: the segmentation is malformed or belongs to an image of another size.
+    """
+    rle = segmentation_to_rle(segmentation, height, width)
+    runs = decode_runs(rle["counts"])
+    if runs.sum() != height * width:  # pycocotools would read past the end of its buffer
+        raise UserError(f"segmentation: the runs of an RLE cover {runs.sum()} pixels, expected {height} x {width}")
+    return mask_util.decode(rle).astype(bool)
+
+
+def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Rle:
+    """Convert the ``segmentation`` of a COCO annotation to compressed RLE.
+
+    Args:
+        segmentation: polygons ``[[x0, y0, x1, y1, ...], ...]``, of which the union is taken; an RLE
+            ``{"size": [H, W], "counts": ...}``, uncompressed (list) or compressed (str or bytes), or None or an empty
+            list for an empty mask.
+        height, width: of the image, in pixels.
+
+    Raises:
+        UserError: the segmentation is malformed or belongs to an image of another size.
+    """
+    if not segmentation:
+        segmentation = {"size": [height, width], "counts": [height * width]}
+    if isinstance(segmentation, list):
+        for polygon in segmentation:
+            if len(polygon) < 6 or len(polygon) % 2:
+                raise UserError(f"segmentation: expected polygons [x0, y0, x1, y1, x2, y2, ...], got {polygon}")
+        return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+    if not isinstance(segmentation, Mapping) or not {"size", "counts"} <= set(segmentation):
+        raise UserError(f"segmentation: expected polygons or an RLE with size and counts, got {segmentation!r:.80}")
+    if list(segmentation["size"]) != [height, width]:
+        raise UserError(
+            f"segmentation: an RLE of size {segmentation['size']} (height, width) in an image of [{height}, {width}]"
+        )
+    if isinstance(segmentation["counts"], list):
+        return mask_util.frPyObjects(segmentation, height, width)
+    return dict(segmentation)
+
+
+def decode_runs(counts: str | bytes) -> np.ndarray:
+    """Decode the run lengths of a compressed RLE, without pycocotools' trust in its input.
+
+    Each character stores five bits, the lowest first, and a flag (32) that more follow; bit 16 of the last one is the
+    sign. From the fourth run on, the difference to the run two before is stored
+    (https://github.com/cocodataset/cocoapi, ``common/maskApi.c``).
+
+    Returns:
+        (R,) int64.
+
+    Raises:
+        UserError: ``counts`` is not the code of non-negative run lengths.
+    """
+    raw = counts.encode() if isinstance(counts, str) else counts
+    codes = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
+    ends = np.flatnonzero(codes & 32 == 0)
+    starts = np.concatenate(([0], ends + 1))
+    lengths = np.diff(starts)
+    if ((codes < 0) | (codes >= 64)).any() or starts[-1] != len(codes) or (lengths > _RUN_CHARACTERS).any():
+        raise UserError(f"segmentation: {raw[:40]!r} is not the counts of a compressed RLE")
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts[:-1], lengths))
+    runs = np.add.reduceat((codes & 31) << shifts, starts[:-1]) if len(codes) else codes
+    runs -= np.where(codes[ends] & 16, 1 << 5 * lengths, 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    if (runs < 0).any():
+        raise UserError(f"segmentation: the compressed RLE {raw[:40]!r} has a negative run length")
+    return runs
+
+
+def mask_to_polygons(mask: np.ndarray, offset: tuple[int, int] = (0, 0), tolerance: float = 0.0) -> list[np.ndarray]:
+    """Trace the outer contours of a mask; holes are filled, parts of one or two pixels left out.
+
+    Args:
+        mask: (h, w) bool or uint8 in {0, 1}.
+        offset: (x, y) of the mask's first pixel in the image.
+        tolerance: distance in pixels by which a polygon may deviate from the contour.
+
+    Returns:
+        (K, 2) float64 arrays of x, y with K >= 3, one per contour, through the centers of the border pixels.
+    """
+    if mask.size == 0:
+        return []
+    contours, _ = cv2.findContours(
+        np.ascontiguousarray(mask, np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=offset
+    )
+    if tolerance > 0:
+        contours = [cv2.approxPolyDP(contour, tolerance, True) for contour in contours]
+    return [contour[:, 0] + 0.5 for contour in contours if len(contour) >= 3]
+
+
+def coco_iou(
+    detections: Sequence[Rle] | np.ndarray, ground_truth: Sequence[Rle] | np.ndarray, crowd: np.ndarray | None = None
+) -> np.ndarray:
+    """Compute the IoU of all pairs as the COCO evaluation does.
+
+    Args:
+        detections: N compressed RLEs, or (N, 4) XYXY boxes.
+        ground_truth: G of the same kind.
+        crowd: (G,) bool; for a crowd region the intersection is divided by the detection's area instead of the union.
+
+    Returns:
+        (N, G) float64 in [0, 1].
+    """
+    if len(detections) == 0 or len(ground_truth) == 0:
+        return np.zeros((len(detections), len(ground_truth)))
+    flags = np.zeros(len(ground_truth), np.uint8) if crowd is None else np.asarray(crowd, np.uint8)
+    if isinstance(detections, np.ndarray):
+        detections, ground_truth = _to_xywh(detections), _to_xywh(np.asarray(ground_truth))
+    return np.asarray(mask_util.iou(detections, ground_truth, flags.tolist()))
+
+
+def _to_xywh(boxes: np.ndarray) -> np.ndarray:
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1).astype(np.float64)
+
+
+@torch.no_grad()
+def paste_masks(
+    masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float = MASK_THRESHOLD
+) -> torch.Tensor:
+    """Paste each mask into its box in an otherwise empty image (arXiv:1703.06870, section 3).
+
+    A pixel is set where the probability at its center, as :func:`paste_crop` interpolates it, reaches ``threshold``.
+
+    Args:
+        masks: (N, S, S) probabilities in [0, 1].
+        boxes: (N, 4) XYXY; boxes may leave the image, boxes without area or with non-finite sides get no pixels.
+        height, width: of the image, in pixels.
+        threshold: in (0, 1].
+
+    Returns:
+        (N, height, width) bool on the device of ``masks``.
+    """
+    masks, boxes = masks.float(), boxes.float()
+    if masks.device.type != "cpu":
+        return _paste_batched(masks, boxes, height, width, threshold)
+    pasted = np.zeros((len(masks), height, width), dtype=bool)  # pages without a mask are never touched
+    for image, mask, box in zip(pasted, masks.numpy(), boxes.numpy(), strict=True):
+        window, values = paste_crop(mask, box, height, width)
+        image[window.slices] = values >= threshold
+    return torch.from_numpy(pasted)
+
+
+def paste_crop(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> tuple[Window, np.ndarray]:
+    """Resize one mask to its box.
+
+    The values lie at the centers of an S x S grid over the box and are interpolated bilinearly, falling to 0 outside.
+
+    Args:
+        mask: (S, S) float32 in [0, 1]. box: (4,) XYXY. height, width: of the image, in pixels.
+
+    Returns:
+        The part of the image in which the mask can differ from 0, one pixel more than the box on each side, and the
+        mask's values at its pixel centers, (h, w) float32. The window is empty where the box is outside the image,
+        without area or not finite.
+    """
+    x0, y0, x1, y1 = (float(side) for side in box)
+    columns, rows = _covered(x0, x1, width), _covered(y0, y1, height)
+    if not columns or not rows:
+        return EMPTY_WINDOW, np.zeros((0, 0), dtype=np.float32)
+    padded = np.pad(mask, 1)  # (S + 2, S + 2), 0 outside the box
+    x, weight_x = _neighbors(columns, x0, x1, mask.shape[1])
+    y, weight_y = _neighbors(rows, y0, y1, mask.shape[0])
+    resized = padded[:, x] * (1 - weight_x) + padded[:, x + 1] * weight_x  # (S + 2, w)
+    # Indexing whole rows is as fast as a matrix product and does not start the threads of a BLAS library.
+    values = np.diff(resized, axis=0)[y]  # (h, w)
+    values *= weight_y[:, None]
+    values += resized[y]
+    return Window(columns.start, rows.start, columns.stop, rows.stop), values
+
+
+def _covered(start: float, end: float, size: int) -> range:
+    """Return the pixels whose centers can lie in [start, end] and one more on each side, within [0, size)."""
+    if not (np.isfinite(start) and np.isfinite(end) and end > start):
+        return range(0)
+    return range(min(max(int(start) - 1, 0), size), max(min(int(end) + 2, size), 0))
+
+
+def _neighbors(pixels: range, start: float, end: float, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Locate pixel centers among the ``size`` values over [start, end] and the margin of one value on each side.
+
+    Returns:
+        (pixels,) index in [0, size] of the value before each center, and (pixels,) float32 weight of the value after
+        it, in [0, 1].
+    """
+    centers = np.arange(pixels.start, pixels.stop, dtype=np.float32) + np.float32(0.5)
+    position = (centers - np.float32(start)) / np.float32(end - start) * np.float32(size) + np.float32(0.5)
+    position = np.clip(position, 0, size + 1)  # the margins are at 0 and size + 1
+    before = np.minimum(position.astype(np.intp), size)
+    return before, (position - before).astype(np.float32)
+
+
+def _paste_batched(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float) -> torch.Tensor:
+    """Paste on a GPU with matrix products, ``Y @ mask @ X.T``: no box is read back, so the host never waits."""
+    valid = boxes.isfinite().all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    boxes = boxes.where(valid[:, None], torch.nan)  # no comparison with NaN sets a pixel
+    pasted = torch.empty((len(masks), height, width), dtype=torch.bool, device=masks.device)
+    step = max(1, _CHUNK_BYTES // (4 * height * width))
+    for begin in range(0, len(masks), step):
+        part = slice(begin, begin + step)
+        x0, y0, x1, y1 = boxes[part].unbind(dim=1)
+        rows = _weights(y0, y1, height, masks.shape[1])  # (n, height, S)
+        columns = _weights(x0, x1, width, masks.shape[2])  # (n, width, S)
+        pasted[part] = rows @ masks[part] @ columns.mT >= threshold
+    return pasted
+
+
+def _weights(start: torch.Tensor, end: torch.Tensor, pixels: int, size: int) -> torch.Tensor:
+    """Return (n, pixels, size) bilinear weights of the ``size`` values over [start, end] at each pixel's center."""
+    centers = torch.arange(pixels, dtype=torch.float32, device=start.device) + 0.5
+    position = (centers - start[:, None]) / (end - start)[:, None] * size - 0.5  # value i is at i
+    distance = position[:, :, None] - torch.arange(size, dtype=torch.float32, device=start.device)
+    return (1 - distance.abs()).clamp(min=0)
