@@ -13,7 +13,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from d2_maskrcnn.evaluation.confusion_matrix import confusion_matrix
-from d2_maskrcnn.visualization.evaluation_figures import draw_class_ap, draw_confusion, draw_curves, save_figure
+from d2_maskrcnn.visualization.figures import draw_class_ap, draw_confusion, draw_curves, save_figure
 from d2_maskrcnn.weights.atomic import atomic_write_text
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator

@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 # Boxes (N, 4) XYXY in the image's pixels, masks (N, H, W) bool, classes and scores, each of length N.
 Objects = tuple[torch.Tensor, torch.Tensor, list[int], list[float]]
 
-# The palette of Okabe and Ito (2008), which people with colour-blindness can tell apart.
-COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"]
 MIN_SIDE = 384  # small images are enlarged to this, so that boxes and labels can be read
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from d2_maskrcnn.inspection.observation import Observation
-from d2_maskrcnn.visualization.figures import new_figure, spread
+from d2_maskrcnn.inspection.statistics import spread
+from d2_maskrcnn.visualization.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

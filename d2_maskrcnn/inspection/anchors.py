@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from d2_maskrcnn.inspection.observation import Observation
+from d2_maskrcnn.visualization.palette import AQUA, GREEN, GROUND_TRUTH, PINK, RED, VIOLET, Color, class_color
 from d2_maskrcnn.visualization.scene import Layer, Scene, box_marks, draw_scene
 from detectron2.structures import Boxes, pairwise_iou
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RECALL_IOUS = (0.5, 0.75)
-_TRUTH, _GOOD, _BAD, _UNSURE = "#e69f00", "#009e73", "#d55e00", "#56b4e9"
-_LEVEL_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2")
 _IOU_ROWS = 200_000  # boxes whose overlaps are computed at once
 
 
@@ -140,7 +139,13 @@ def truth_layer(observation: Observation) -> list[Layer]:
     classes = observation.truth_network.gt_classes.tolist()
     texts = [f"annotated: {observation.class_name(c)}" for c in classes]
     return [
-        Layer("annotated", box_marks(observation.gt_boxes().numpy(), texts, classes), _TRUTH, "dashed", backdrop=True)
+        Layer(
+            "annotated",
+            box_marks(observation.gt_boxes().numpy(), texts, classes),
+            GROUND_TRUTH,
+            "dashed",
+            backdrop=True,
+        )
     ]
 
 
@@ -156,8 +161,9 @@ def level_scene(observation: Observation) -> Scene:
         here = here[(centres[here] - centres[here[0]]).abs().max(dim=1).values < 1e-3] if len(here) else here
         boxes = anchors[here].cpu().numpy()
         texts = [f"{observation.level_names[index]}: {w:.0f} x {h:.0f}" for w, h in boxes[:, 2:] - boxes[:, :2]]
-        colour = _LEVEL_COLOURS[index % len(_LEVEL_COLOURS)]
-        layers.append(Layer(observation.level_names[index], box_marks(boxes, texts), colour, total=len(anchors)))
+        layers.append(
+            Layer(observation.level_names[index], box_marks(boxes, texts), class_color(index), total=len(anchors))
+        )
     return _scene(observation, "anchor-levels", "One position's anchors on each level", layers)
 
 
@@ -169,10 +175,10 @@ def label_scene(observation: Observation, limit: int = 200) -> Scene:
         labels = observation.training.anchor_labels[0].cpu()
         sampled = observation.training.sampled_anchor_labels[0].cpu()
         kinds = [
-            ("neutral", labels == -1, _UNSURE, False),
-            ("negative, drawn for the loss", sampled == 0, _BAD, False),
-            ("positive", labels == 1, _GOOD, True),
-            ("positive, drawn for the loss", sampled == 1, "#f0e442", False),
+            ("neutral", labels == -1, AQUA, False),
+            ("negative, drawn for the loss", sampled == 0, RED, False),
+            ("positive", labels == 1, GREEN, True),
+            ("positive, drawn for the loss", sampled == 1, PINK, False),
         ]
         for name, chosen, colour, shown in kinds:
             boxes, total = _some(anchors[chosen], limit)
@@ -192,21 +198,21 @@ def proposal_scene(observation: Observation, count: int = 40) -> Scene:
     clipped, kept = stages.clipped_proposals[0], stages.proposals[0]
     order = clipped.objectness_logits.argsort(descending=True)[:count]
     layers = [
-        _scored("top anchors, before", anchors[best], logits[best], "#56b4e9", "dotted", len(logits), True),
-        _scored("top anchors, refined", refined[best], logits[best], "#cc79a7", "solid", len(logits), True),
-        _scored("clipped", clipped.proposal_boxes.tensor[order], clipped.objectness_logits[order], "#f0e442", "solid",
+        _scored("top anchors, before", anchors[best], logits[best], VIOLET, "dotted", len(logits), True),
+        _scored("top anchors, refined", refined[best], logits[best], PINK, "solid", len(logits), True),
+        _scored("clipped", clipped.proposal_boxes.tensor[order], clipped.objectness_logits[order], AQUA, "solid",
                 len(clipped), False),
-        _scored("kept after NMS", kept.proposal_boxes.tensor[:count], kept.objectness_logits[:count], _GOOD, "solid",
+        _scored("kept after NMS", kept.proposal_boxes.tensor[:count], kept.objectness_logits[:count], GREEN, "solid",
                 len(kept), False),
     ]  # fmt: skip
     return _scene(observation, "proposals", "From anchors to proposals", layers + truth_layer(observation))
 
 
 def _scored(
-    name: str, boxes: torch.Tensor, logits: torch.Tensor, colour: str, style: str, total: int, shown: bool
+    name: str, boxes: torch.Tensor, logits: torch.Tensor, color: Color, style: str, total: int, shown: bool
 ) -> Layer:
     texts = [f"{name}: objectness {value:.3f}" for value in logits.sigmoid().tolist()]
-    return Layer(name, box_marks(boxes.cpu().numpy(), texts), colour, style, shown=shown, total=total)
+    return Layer(name, box_marks(boxes.cpu().numpy(), texts), color, style, shown=shown, total=total)
 
 
 def _some(boxes: torch.Tensor, limit: int) -> tuple[np.ndarray, int]:

@@ -11,6 +11,7 @@ import torch
 
 from d2_maskrcnn.inspection.anchors import recall, truth_layer
 from d2_maskrcnn.inspection.observation import Observation
+from d2_maskrcnn.visualization.palette import class_color
 from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_marks, box_points, draw_scene
 from detectron2.structures import Boxes, pairwise_iou
 
@@ -142,11 +143,10 @@ def level_scene(observation: Observation, count: int = 40) -> Scene:
     assert stages.roi_levels is not None
     boxes = stages.rois[0].proposal_boxes.tensor.cpu()
     levels = stages.roi_levels.cpu()
-    colours = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7")
     for index, name in enumerate(observation.roi_level_names):
         here = boxes[levels == index]
         marks = box_marks(here[:count].numpy(), [f"pooled from {name}"] * len(here))
-        layers.append(Layer(name, marks, colours[index % len(colours)], total=len(here)))
+        layers.append(Layer(name, marks, class_color(index), total=len(here)))
     height, width = observation.image.shape[:2]
     return Scene(
         "roi-levels", "The level that each proposal is pooled from", observation.image, (height, width), layers

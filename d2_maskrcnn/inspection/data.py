@@ -12,9 +12,10 @@ from d2_maskrcnn.data import MaskRCNNMapper
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.ground_truth import Record, dataset_records
 from d2_maskrcnn.inspection.result import TOLERANCE
+from d2_maskrcnn.inspection.statistics import histogram
 from d2_maskrcnn.modeling.rpn.anchor_generator import cell_anchors
 from d2_maskrcnn.structures.masks import mask_to_polygons
-from d2_maskrcnn.visualization.figures import histogram, new_figure, show_bars
+from d2_maskrcnn.visualization.figures import new_figure, show_bars
 from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_points, draw_scene
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, detection_utils

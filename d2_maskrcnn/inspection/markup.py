@@ -8,9 +8,11 @@ from typing import Any
 import cv2
 import numpy as np
 
-from d2_maskrcnn.visualization.scene import DASHES, Layer, Mark, Scene, class_colour
+from d2_maskrcnn.visualization.palette import class_color, to_hex
+from d2_maskrcnn.visualization.scene import Layer, Mark, Scene
 
 _QUALITY = 85
+DASHES = {"solid": "", "dotted": "1.5 3", "dashed": "6 4"}
 LABEL_UNITS = 3.0  # height of a label on a phone, in per cent of the image's longer side; less on a desk
 
 
@@ -140,7 +142,8 @@ def viewer(scene: Scene, identity: str, image: str) -> str:
 def _layer_switches(scene: Scene) -> str:
     return "".join(
         f'<label><input type="checkbox" data-layer="{i}"{" checked" if layer.shown else ""}>'
-        f'<i class="key {layer.style}" style="--c:{layer.colour or "currentColor"}"></i>{escape(layer.title)}</label>'
+        f'<i class="key {layer.style}" style="--c:{to_hex(layer.color) if layer.color else "currentColor"}"></i>'
+        f"{escape(layer.title)}</label>"
         for i, layer in enumerate(scene.layers)
     )
 
@@ -151,8 +154,8 @@ def _class_switches(scene: Scene) -> str:
         return ""
     names = [scene.class_names[c] if c < len(scene.class_names) else f"class {c}" for c in classes]
     # Where every layer has a colour of its own, no mark shows its class's.
-    coloured = any(layer.colour is None and layer.marks for layer in scene.layers)
-    keys = [f'<i class="key" style="--c:{class_colour(c)}"></i>' if coloured else "" for c in classes]
+    coloured = any(layer.color is None and layer.marks for layer in scene.layers)
+    keys = [f'<i class="key" style="--c:{to_hex(class_color(c))}"></i>' if coloured else "" for c in classes]
     switches = "".join(
         f'<label><input type="checkbox" data-class="{c}" checked>{key}{escape(name)}</label>'
         for c, key, name in zip(classes, keys, names, strict=True)
@@ -163,7 +166,7 @@ def _class_switches(scene: Scene) -> str:
 def _layer(index: int, layer: Layer, unit: float) -> str:
     dash = f' stroke-dasharray="{DASHES[layer.style]}"' if DASHES[layer.style] else ""
     hidden = "" if layer.shown else ' style="display:none"'
-    colour = f' stroke="{layer.colour}" fill="{layer.colour}"' if layer.colour else ""
+    colour = f' stroke="{to_hex(layer.color)}" fill="{to_hex(layer.color)}"' if layer.color else ""
     css = ' class="filled"' if layer.filled else ""
     places = _label_places(layer.marks, unit * LABEL_UNITS)
     marks = "".join(_mark(layer, mark, place) for mark, place in zip(layer.marks, places, strict=True))
@@ -195,8 +198,8 @@ def _label_places(marks: Sequence[Mark], size: float) -> list[tuple[float, float
 def _mark(layer: Layer, mark: Mark, place: tuple[float, float] | None) -> str:
     end = "" if mark.line else "Z"
     path = "".join("M" + "L".join(f"{x:.4g} {y:.4g}" for x, y in points) + end for points in mark.points)
-    colour = class_colour(mark.class_index)
-    own = "" if layer.colour else f' stroke="{colour}" fill="{colour}"'
+    colour = to_hex(class_color(mark.class_index))
+    own = "" if layer.color else f' stroke="{colour}" fill="{colour}"'
     group = "" if mark.class_index is None else f' data-class="{mark.class_index}"'
     title = f"<title>{escape(mark.text)}</title>" if mark.text else ""
     label = "" if place is None else f'<text x="{place[0]:.4g}" y="{place[1]:.4g}">{escape(mark.label)}</text>'

@@ -12,7 +12,8 @@ import numpy as np
 from d2_maskrcnn.inspection.observation import Observation
 from d2_maskrcnn.inspection.result import overlap_matrix
 from d2_maskrcnn.structures.lazy_masks import BoxMasks
-from d2_maskrcnn.visualization.figures import MAPS, new_figure
+from d2_maskrcnn.visualization.figures import new_figure
+from d2_maskrcnn.visualization.palette import GREEN, GROUND_TRUTH
 from detectron2.structures import Instances
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 TILE, GAP = 112, 2  # pixels: the side of a tile of a mask's strip, and half the line between two of them
 STEPS = ("image", "28x28", "resized", "≥ 0.5", "placed", "annotated")
 _PROBABILITY = cv2.COLORMAP_VIRIDIS
-_MASK, _ANNOTATED = (0, 158, 115), (230, 159, 0)  # RGB
 
 
 @dataclass
@@ -137,12 +137,12 @@ def strip(finding: MaskFinding, image: np.ndarray, frame: tuple[int, int]) -> np
     """
     crop = _crop_of(image, frame, finding.window)
     blank = np.full((TILE, TILE, 3), 128, np.uint8)
-    annotated = blank if finding.annotated is None else _overlay(crop, finding.annotated, _ANNOTATED)
+    annotated = blank if finding.annotated is None else _overlay(crop, finding.annotated, GROUND_TRUTH)
     tiles = [
         crop,
         _tile(_heat(finding.probabilities), cv2.INTER_NEAREST),
         _tile(_heat(finding.resized), cv2.INTER_LINEAR),
-        _overlay(crop, finding.placed, _MASK),
+        _overlay(crop, finding.placed, GREEN),
         _in_image(finding, image, frame),
         annotated,
     ]
@@ -191,7 +191,7 @@ def _in_image(finding: MaskFinding, image: np.ndarray, frame: tuple[int, int]) -
     whole = np.zeros(frame, np.float32)
     whole[finding.window[1] : finding.window[3], finding.window[0] : finding.window[2]] = finding.placed
     share = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)[..., None]
-    small = (small * (1 - 0.75 * share) + np.array(_MASK) * 0.75 * share).astype(np.uint8)
+    small = (small * (1 - 0.75 * share) + np.array(GREEN) * 0.75 * share).astype(np.uint8)
     x0, y0, x1, y1 = (round(side * scale) for side in finding.window)
     cv2.rectangle(small, (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0)), (255, 255, 255), 1)
     tile = np.full((TILE, TILE, 3), 128, np.uint8)
@@ -253,5 +253,5 @@ def _draw_findings(observation: Observation, findings: list[MaskFinding]) -> "Fi
             axis.set_axis_off()
             axis.set_title(title, fontsize=7)
             if image is not None and image.size:
-                axis.imshow(image, vmin=0, vmax=1, cmap=MAPS["probability"], interpolation="nearest")
+                axis.imshow(image, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
     return figure

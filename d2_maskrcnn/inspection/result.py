@@ -8,6 +8,7 @@ import numpy as np
 from d2_maskrcnn.inspection.ground_truth import Truth
 from d2_maskrcnn.inspection.observation import Observation
 from d2_maskrcnn.structures.masks import coco_iou, encode_rle, mask_to_polygons
+from d2_maskrcnn.visualization.palette import OUTCOMES
 from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_points, draw_scene
 from detectron2.structures import Instances
 
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.5  # pixels by which polygons may deviate from a mask
 MATCH_IOU = 0.5  # as in PASCAL VOC and COCO's AP50
-_COLOURS = {"right": "#009e73", "confused": "#e69f00", "false": "#d55e00", "missed": "#cc79a7", "ignored": "#56b4e9"}
+_COLORS = {
+    "right": OUTCOMES["TP"],
+    "confused": OUTCOMES["wrong class"],
+    "false": OUTCOMES["FP"],
+    "missed": OUTCOMES["FN"],
+    "ignored": OUTCOMES["ignored"],
+}
 
 
 @dataclass
@@ -172,10 +179,10 @@ def _difference_layers(observation: Observation, findings: ResultFindings, resul
     for kind in ("right", "confused", "false", "ignored"):
         marks = [_difference(observation, results, v) for v in findings.verdicts if v.verdict == kind]
         if marks:
-            layers.append(Layer(kind, marks, _COLOURS[kind], shown=False))
+            layers.append(Layer(kind, marks, _COLORS[kind], shown=False))
     marks = [Mark([box_points(truth.boxes[g])], f"missed: {observation.class_name(classes[g])}",
                   f"missed {observation.class_name(classes[g])}", classes[g]) for g in findings.missed]  # fmt: skip
-    return layers + [Layer("missed", marks, _COLOURS["missed"], "dashed", shown=False)]
+    return layers + [Layer("missed", marks, _COLORS["missed"], "dashed", shown=False)]
 
 
 def _difference(observation: Observation, results: Instances, verdict: Verdict) -> Mark:

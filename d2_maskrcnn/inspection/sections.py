@@ -17,7 +17,7 @@ from d2_maskrcnn.inspection.markup import (
     viewer,
 )
 from d2_maskrcnn.inspection.observation import Observation
-from d2_maskrcnn.visualization.figures import histogram
+from d2_maskrcnn.inspection.statistics import histogram
 
 MASK_LIMIT = 24
 PERHAPS_UNTRAINED = (

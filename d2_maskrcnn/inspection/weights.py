@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.inspection.statistics import histogram, spread
 from d2_maskrcnn.inspection.untrained import untrained
-from d2_maskrcnn.visualization.figures import histogram, new_figure, show_bars, spread
+from d2_maskrcnn.visualization.figures import new_figure, show_bars
 from d2_maskrcnn.weights import convert_names, read_weights
 
 if TYPE_CHECKING:

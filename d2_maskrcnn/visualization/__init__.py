@@ -1,7 +1,6 @@
-"""Drawing what was found, fast: on OpenCV and NumPy, in place, only where something is."""
+"""Drawing of detections, scenes and charts; nothing else in the package draws."""
 
 from d2_maskrcnn.visualization.annotator import Annotator
-from d2_maskrcnn.visualization.labels import LabelPainter
-from d2_maskrcnn.visualization.palette import PALETTE, ColourBook
+from d2_maskrcnn.visualization.palette import PALETTE
 
-__all__ = ["PALETTE", "Annotator", "ColourBook", "LabelPainter"]
+__all__ = ["PALETTE", "Annotator"]

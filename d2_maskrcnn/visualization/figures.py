@@ -1,118 +1,162 @@
-"""Matplotlib without its global state: figures that no window and no ``pyplot`` knows of, so that none can leak.
+"""Charts and image panels on matplotlib.
 
-They are shown by notebooks, written as PNG and turned into arrays for TensorBoard.
+Figures are made without ``pyplot``, so that no global state is changed and no figure is leaked. Notebooks display them;
+:func:`png`, :func:`pixels` and :func:`save_figure` convert them.
 """
 
 import io
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
-from d2_maskrcnn.errors import UserError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from d2_maskrcnn.visualization.labels import font_path, printable
 
 DPI = 100
-IMAGE_INCHES = 8.0  # the longer side of an image in a figure
-MAPS = {"heat": "inferno", "probability": "viridis"}
+IMAGE_PIXELS = 800  # length of the longer side of an image in a figure
+_MAX_INCHES = 14.0
+MAX_NUMBERS = 20  # classes, above which a matrix is drawn without its numbers
+MAX_CURVES = 12  # classes, above which only the best, the worst and the mean are drawn
 
 
-def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8.0, 4.0)) -> "tuple[Figure, list[Axes]]":
-    """A figure of ``size`` (width, height) inches and its axes, row by row.
-
-    Raises:
-        UserError: matplotlib is not installed; the message names the extra that brings it.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "Figures need matplotlib, which is not installed: pip install 'd2_maskrcnn[inspection]' "
-            "(or -e '.[inspection]' in a checkout)"
-        ) from error
+def new_figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (8.0, 4.0)) -> tuple[Figure, list[Axes]]:
+    """Make a figure of ``size`` (width, height) inches; return it with its axes, row by row."""
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(axes.flat)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
-def image_figure(count: int, size: tuple[int, int], columns: int = 2) -> "tuple[Figure, list[Axes]]":
-    """A figure for ``count`` images of ``size`` (height, width) pixels side by side."""
-    height, width = size
+def image_figure(count: int, size: tuple[int, int], columns: int = 2) -> tuple[Figure, list[Axes]]:
+    """Make a figure for ``count`` images of ``size`` (height, width) pixels, ``columns`` side by side."""
+    height, width = (length * IMAGE_PIXELS / DPI / max(size) for length in size)
     columns = min(columns, max(count, 1))
     rows = max(-(-count // columns), 1)
-    scale = IMAGE_INCHES / max(height, width)
-    wanted = (max(width * scale, 2.5) * columns, (max(height * scale, 1.5) + 0.4) * rows)
-    shrink = min(1.0, 14.0 / max(wanted))
-    figure, axes = new_figure(rows, columns, (wanted[0] * shrink, wanted[1] * shrink))
+    full = (max(width, 2.5) * columns, (max(height, 1.5) + 0.4) * rows)
+    shrink = min(1.0, _MAX_INCHES / max(full))
+    figure, axes = new_figure(rows, columns, (full[0] * shrink, full[1] * shrink))
     for unused in axes[count:]:
         unused.set_axis_off()
     return figure, axes[:count]
 
 
-def show_image(axes: "Axes", image: np.ndarray, title: str = "", frame: tuple[int, int] | None = None) -> None:
-    """Shows (H, W, 3) uint8 RGB, without ticks, over the coordinates of a frame of (height, width) pixels."""
-    height, width = frame or image.shape[:2]
-    axes.imshow(image, extent=(0, width, height, 0), interpolation="nearest")
-    axes.set_xlim(0, width)
-    axes.set_ylim(height, 0)
-    axes.set_xticks([])
-    axes.set_yticks([])
+def show_image(axes: Axes, image: np.ndarray, title: str = "") -> None:
+    """Show an image (H, W, 3) uint8 RGB without ticks."""
+    axes.imshow(image)
+    axes.set_axis_off()
     if title:
-        axes.set_title(title, fontsize=9)
+        axes.set_title("\n".join(map(literal, title.split("\n"))), fontsize=9)
 
 
-def histogram(values: np.ndarray, bins: int) -> tuple[list[float], list[int]]:
-    """Edges and counts of finite values from the lowest to the highest: ``bins`` bins, or one where they are equal,
-    or too close together for the precision that they have.
-    """
-    if values.size == 0:
-        return [0.0, 0.0], [0]
-    low, high = values.min(), values.max()
-    if (high - low) / bins <= 2 * np.spacing(max(abs(low), abs(high))):
-        return [float(low), float(high)], [values.size]
-    counts, edges = np.histogram(values, bins=bins, range=(low, high))
-    return edges.astype(float).tolist(), counts.tolist()
-
-
-def spread(values: torch.Tensor) -> float:
-    """Standard deviation of float32 values, summed in float64 without a copy in float64 of all of them."""
-    centred = values - values.mean(dtype=torch.float64).float()
-    return math.sqrt(float(centred.square_().mean(dtype=torch.float64)))
-
-
-def show_bars(axes: "Axes", edges: Sequence[float], counts: Sequence[float], title: str, colour: str = "C0") -> None:
-    """A histogram of len(edges) - 1 bars; a single one without width is made one wide."""
+def show_bars(axes: Axes, edges: Sequence[float], counts: Sequence[float], title: str, color: str = "C0") -> None:
+    """Show a histogram of len(edges) - 1 bars; a single bar without width is drawn one wide."""
     if len(counts) == 1 and edges[0] == edges[1]:
         edges = [edges[0] - 0.5, edges[0] + 0.5]
-    lefts = np.asarray(edges[:-1], dtype=float)
-    widths = np.diff(np.asarray(edges, dtype=float))
-    axes.bar(lefts, counts, width=widths, align="edge", color=colour)
-    axes.set_title(title, fontsize=8)
+    axes.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=color)
+    axes.set_title(literal(title), fontsize=8)
     axes.tick_params(labelsize=7)
 
 
-def png(figure: "Figure") -> bytes:
-    """The figure as a PNG file."""
+def draw_confusion(matrix: np.ndarray, names: Sequence[str], title: str = "Confusion matrix") -> Figure:
+    """Draw a confusion matrix, colored by the share of each row.
+
+    Args:
+        matrix: (K + 1, K + 1) counts; the last row is detections without ground truth, the last column ground truth
+            without detection.
+        names: of the K classes.
+    """
+    labels = [literal(name) for name in (*names, "(background)")]
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = 3 + 0.45 * min(len(labels), 40)
+    figure, (axes,) = new_figure(size=(side + 1, side))
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the row", fraction=0.046, pad=0.02)
+    if len(names) <= MAX_NUMBERS:
+        for (row, column), count in np.ndenumerate(matrix):
+            color = "white" if share[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.set(xlabel="predicted class", ylabel="ground truth class", title=literal(title))
+    return figure
+
+
+def draw_curves(recalls: np.ndarray, precisions: Mapping[str, np.ndarray], title: str) -> Figure:
+    """Draw precision over recall for each class and their mean; the legend has each curve's area in percent.
+
+    Args:
+        recalls: (R,) in [0, 1].
+        precisions: for each class (R,) in [0, 1].
+    """
+    figure, (axes,) = new_figure(size=(7, 5))
+    ranked = sorted(precisions, key=lambda name: -float(precisions[name].mean()))
+    shown = ranked if len(ranked) <= MAX_CURVES else ranked[: MAX_CURVES // 2] + ranked[-MAX_CURVES // 2 :]
+    for name in shown:
+        axes.plot(recalls, precisions[name], lw=1, label=f"{literal(name)} {100 * precisions[name].mean():.1f}")
+    if precisions:
+        mean = np.mean(list(precisions.values()), axis=0)
+        axes.plot(recalls, mean, lw=3, color="black", label=f"mean {100 * mean.mean():.1f}")
+        axes.legend(fontsize=8)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title=literal(title))
+    return figure
+
+
+def draw_class_ap(values: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw the AP of each class as bars.
+
+    Args:
+        values: for each task, such as ``segm``, the AP of each class in percent.
+    """
+    names = list(dict.fromkeys(name for by_class in values.values() for name in by_class))
+    figure, (axes,) = new_figure(size=(7, 1.5 + 0.3 * len(names)))
+    height = 0.8 / max(len(values), 1)
+    for number, (task, by_class) in enumerate(values.items()):
+        centers = np.arange(len(names)) + number * height
+        axes.barh(centers, [by_class.get(name, np.nan) for name in names], height=height, label=task)
+    axes.set_yticks(np.arange(len(names)) + 0.4 - height / 2, [literal(name) for name in names], fontsize=8)
+    axes.invert_yaxis()
+    axes.legend()
+    axes.set(xlabel="AP (%)", xlim=(0, 100), title="AP of each class")
+    return figure
+
+
+def literal(text: str) -> str:
+    """Prepare a text such as a class name, so that matplotlib draws it as it is: one line, no mathtext."""
+    return printable(text).replace("$", r"\$")
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """Render a figure as an array (H, W, 3) uint8 RGB."""
+    for text in figure.findobj(Text):
+        if not text.get_text().isascii():
+            font = text.get_fontproperties().copy()
+            font.set_file(font_path(text.get_text()))
+            text.set_fontproperties(font)
+    canvas: Any = figure.canvas
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def png(figure: Figure) -> bytes:
+    """Render a figure as a PNG file."""
     return encode_png(pixels(figure))
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 RGB as a PNG file with a palette of 256 colours: less than half the bytes, and no eye sees it."""
+    """Encode (H, W, 3) uint8 RGB as a PNG of 256 colors, which is less than half the size and looks the same."""
     buffer = io.BytesIO()
     Image.fromarray(image).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "png")
     return buffer.getvalue()
 
 
-def pixels(figure: "Figure") -> np.ndarray:
-    """The figure as an array (H, W, 3) uint8 RGB."""
-    canvas: Any = figure.canvas
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+def save_figure(figure: Figure, path: Path) -> np.ndarray:
+    """Write a figure as a PNG file, making its folder; return its pixels, (3, H, W) uint8 RGB."""
+    image = pixels(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return np.ascontiguousarray(image.transpose(2, 0, 1))

@@ -1,91 +1,131 @@
-"""Labels that stay readable: real type, a plain background, inside the frame and clear of one another if possible."""
+"""Readable labels: text on a plain background, inside the image and, where there is room, clear of one another."""
 
+import unicodedata
 from collections import OrderedDict
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from d2_maskrcnn.visualization.palette import text_colour
+from d2_maskrcnn.visualization.palette import Color, text_color
 
-_CACHED_STAMPS = 512
-_STEPS_BEYOND, _PLACES = 2, 24  # how far from its box a label may go in a crowd, in labels; tops that are looked at
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
 
+_CACHED_STAMPS = 512
+_MAX_DISTANCE = 2  # how far a label may be above or below its box, in heights of the label
+_MAX_PLACES = 24  # rows of candidate places along a box
+_UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, bidirectional marks, surrogates, breaks
+_JOINERS = "\u200c\u200d"  # format characters that scripts and emoji need
 
-@lru_cache(maxsize=8)
-def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans (it has Latin, Greek and Cyrillic letters), ``size`` pixels high; Pillow's own font without it."""
-    try:
-        import matplotlib  # it brings the font along
 
-        return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), size)
-    except (ImportError, OSError):
-        return ImageFont.load_default(size)
+def printable(text: str) -> str:
+    r"""Escape the characters that cannot be drawn or that would change their surroundings, such as ``\n``."""
+    escaped = {c for c in set(text) if unicodedata.category(c) in _UNPRINTABLE} - set(_JOINERS)
+    return "".join(c.encode("unicode_escape").decode("ascii") if c in escaped else c for c in text)
+
+
+def font_path(text: str) -> str:
+    """Return the font file for a text.
+
+    That is DejaVu Sans, which matplotlib includes (Latin, Greek, Cyrillic and more), or the font of this machine that
+    has the most of the characters that DejaVu Sans lacks.
+    """
+    default = str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf")
+    missing = frozenset() if text.isascii() else frozenset(map(ord, text)) - _characters(default)
+    return _font_with(missing) or default if missing else default
+
+
+@cache
+def _characters(path: str) -> frozenset[int]:
+    """Return the code points of a font file."""
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(path).get_charmap())
+
+
+@lru_cache(maxsize=256)
+def _font_with(characters: frozenset[int]) -> str | None:
+    """Return the installed font with the most of these code points, or None if no font has any."""
+    from matplotlib import font_manager
+
+    paths = {font.fname for font in font_manager.fontManager.ttflist if "LastResort" not in font.fname}
+    counts = {path: len(characters & _characters(path)) for path in sorted(paths)}
+    best = max(counts, key=lambda path: counts[path], default=None)
+    return best if best is not None and counts[best] else None
+
+
+@lru_cache(maxsize=64)
+def _load_font(path: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
 
 
 class LabelPainter:
-    """Stamps texts onto images of one size.
+    """Draw texts beside boxes, all in one size.
 
     Args:
-        font_size: height of the type in pixels.
+        font_size: height of the text in pixels.
     """
 
     def __init__(self, font_size: int) -> None:
         self.font_size = font_size
         self.padding = max(1, font_size // 5)
-        self._stamps: OrderedDict[tuple[str, tuple[int, int, int], int], np.ndarray] = OrderedDict()
+        self._stamps: OrderedDict[tuple[str, Color, int], np.ndarray] = OrderedDict()
 
-    def draw(self, image: np.ndarray, texts: list[str], boxes: np.ndarray, colours: list[tuple[int, int, int]]) -> None:
-        """Writes one text at each box, in place.
+    def draw(self, image: np.ndarray, texts: Sequence[str], boxes: np.ndarray, colors: Sequence[Color]) -> None:
+        """Draw one text at each box, in place.
 
         Args:
             image: (H, W, 3) uint8, BGR.
-            boxes: (N, 4) XYXY of the N texts. colours: N backgrounds, RGB.
+            texts: N texts.
+            boxes: (N, 4) XYXY in pixels.
+            colors: N backgrounds, RGB.
         """
         height, width = image.shape[:2]
         taken: list[Rect] = []
-        for text, box, colour in zip(texts, boxes, colours, strict=True):
-            stamp = self.stamp(text, colour, width)
+        for text, box, color in zip(texts, boxes, colors, strict=True):
+            stamp = self.stamp(text, color, width)
             rect = place(box, stamp.shape[1], min(stamp.shape[0], height), (height, width), taken)
             taken.append(rect)
             x0, y0, x1, y1 = rect
             image[y0:y1, x0:x1] = stamp[: y1 - y0, : x1 - x0]
 
-    def stamp(self, text: str, colour: tuple[int, int, int], max_width: int) -> np.ndarray:
-        """The text on its background, (h, w, 3) uint8 BGR; cut with an ellipsis where wider than ``max_width``."""
-        key = (text, colour, max_width)
-        if key in self._stamps:
-            self._stamps.move_to_end(key)
-            return self._stamps[key]
-        stamp = self._render(text, colour, max_width)
-        self._stamps[key] = stamp
+    def stamp(self, text: str, color: Color, max_width: int) -> np.ndarray:
+        """Render a text on its background, shortened by an ellipsis to ``max_width``: (h, w, 3) uint8, BGR."""
+        key = (text, color, max_width)
+        if key not in self._stamps:
+            self._stamps[key] = self._render(text, color, max_width)
+        self._stamps.move_to_end(key)
         if len(self._stamps) > _CACHED_STAMPS:
             self._stamps.popitem(last=False)
-        return stamp
+        return self._stamps[key]
 
-    def _render(self, text: str, colour: tuple[int, int, int], max_width: int) -> np.ndarray:
-        font, room = load_font(self.font_size), max_width - 2 * self.padding
-        text = " ".join(text.split())
+    def _render(self, text: str, color: Color, max_width: int) -> np.ndarray:
+        text = printable(text)[:max_width]  # longer texts cannot fit
+        font, room = _load_font(font_path(text), self.font_size), max_width - 2 * self.padding
         while len(text) > 1 and font.getlength(text) > room:
             text = text[:-2] + "…"
         width = min(max_width, int(np.ceil(font.getlength(text))) + 2 * self.padding)
         height = int(np.ceil(self.font_size * 1.2)) + self.padding
-        image = Image.new("RGB", (max(1, width), height), colour)
-        ImageDraw.Draw(image).text((self.padding, height / 2), text, fill=text_colour(colour), font=font, anchor="lm")
+        image = Image.new("RGB", (max(1, width), height), color)
+        ImageDraw.Draw(image).text((self.padding, height / 2), text, fill=text_color(color), font=font, anchor="lm")
         return np.asarray(image)[:, :, ::-1].copy()
 
 
-def place(box: np.ndarray, width: int, height: int, frame: tuple[int, int], taken: list[Rect]) -> Rect:
-    """Where a label of a box goes: wholly inside the frame, at the first of these places that no other label covers.
+def place(box: np.ndarray, width: int, height: int, image_size: tuple[int, int], taken: Sequence[Rect]) -> Rect:
+    """Find the place of a box's label inside the image.
 
-    Above the box's top left corner, inside it, below the bottom left corner, inside that, above and inside the top
-    right corner; then along the box's sides and a little beyond them; then the least covered of all these.
+    The first of these places that no other label covers: above the box's top left corner, inside it, below the bottom
+    left corner, inside that, above and inside the top right corner. Without one, the least covered place along the
+    box's sides.
 
     Args:
-        box: (4,) XYXY. width, height: of the label, at most the frame's. frame: (H, W) of the image.
-        taken: where labels are already.
+        box: (4,) XYXY in pixels.
+        width, height: of the label, at most the image's.
+        image_size: (H, W).
+        taken: the labels that have been placed.
     """
     x0, y0, x1, y1 = (round(float(side)) for side in box)
     corners = [
@@ -97,29 +137,28 @@ def place(box: np.ndarray, width: int, height: int, frame: tuple[int, int], take
         (x1 - width, y0),
     ]
     for left, top in corners:
-        if top < 0 or top + height > frame[0]:
+        if top < 0 or top + height > image_size[0]:
             continue
-        left = min(max(left, 0), frame[1] - width)
+        left = min(max(left, 0), image_size[1] - width)
         rect = (left, top, left + width, top + height)
         if not any(_overlap(rect, other) for other in taken):
             return rect
-    return _least_covered(corners + _along_sides((x0, y0, x1, y1), width, height), width, height, frame, taken)
+    return _least_covered(corners + _along_sides((x0, y0, x1, y1), width, height), width, height, image_size, taken)
 
 
 def _along_sides(box: Rect, width: int, height: int) -> list[tuple[int, int]]:
-    """Left and top of places in steps of a label's height, the nearest to the box's top first."""
+    """Return left and top of places along a box's sides, those nearest to its top first."""
     x0, y0, x1, y1 = box
-    first, last = y0 - (1 + _STEPS_BEYOND) * height, y1 + _STEPS_BEYOND * height
-    step = max(height, (last - first) // _PLACES)
+    first, last = y0 - (1 + _MAX_DISTANCE) * height, y1 + _MAX_DISTANCE * height
+    step = max(height, (last - first) // _MAX_PLACES)
     tops = sorted(range(first, last + 1, step), key=lambda top: abs(top - y0))
     return [(left, top) for top in tops for left in (x0, x1 - width)]
 
 
 def _least_covered(
-    places: list[tuple[int, int]], width: int, height: int, frame: tuple[int, int], taken: list[Rect]
+    places: list[tuple[int, int]], width: int, height: int, image_size: tuple[int, int], taken: Sequence[Rect]
 ) -> Rect:
-    corners = np.array(places)
-    corners = np.clip(corners, 0, (frame[1] - width, frame[0] - height))
+    corners = np.clip(np.array(places), 0, (image_size[1] - width, image_size[0] - height))
     rects = np.concatenate((corners, corners + (width, height)), axis=1)[:, None]  # (P, 1, 4)
     others = np.array(taken).reshape(1, -1, 4)
     shared = np.minimum(rects[..., 2:], others[..., 2:]) - np.maximum(rects[..., :2], others[..., :2])
@@ -129,5 +168,5 @@ def _least_covered(
 
 
 def _overlap(a: Rect, b: Rect) -> int:
-    """Pixels that two rectangles share."""
+    """Return the area that two rectangles share, in pixels."""
     return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))

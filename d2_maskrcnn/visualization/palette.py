@@ -1,12 +1,14 @@
-"""Colours that everybody can tell apart, and which object gets which."""
+"""The one palette of the project, and the assignment of its colors to objects, classes and outcomes."""
 
 import numpy as np
 
-# RGB. Found by exchange search over a grid of vivid colours: the smallest CIE76 distance between any two is 30, seen
-# normally and with protanopia, deuteranopia or tritanopia (simulated after Machado, Oliveira and Fernandes, "A
-# physiologically-based model for simulation of color vision deficiency", 2009, severity 1). The well-known palette of
-# Okabe and Ito keeps 16. In the order of greatest distance to those before.
-PALETTE: tuple[tuple[int, int, int], ...] = (
+Color = tuple[int, int, int]  # RGB, each in [0, 255]
+
+# From an exchange search over a grid of vivid colors: the smallest CIE76 distance between any two is 30, with normal
+# vision and with protanopia, deuteranopia or tritanopia (simulated after Machado, Oliveira and Fernandes, "A
+# physiologically-based model for simulation of color vision deficiency", 2009, severity 1). The palette of Okabe and
+# Ito reaches 16. Ordered so that each color is as far as possible from those before it.
+PALETTE: tuple[Color, ...] = (
     (255, 225, 0),
     (105, 0, 255),
     (105, 255, 225),
@@ -18,68 +20,86 @@ PALETTE: tuple[tuple[int, int, int], ...] = (
     (180, 240, 135),
     (135, 60, 195),
 )
+YELLOW, VIOLET, AQUA, RED, PINK, GREEN, ORANGE = PALETTE[:7]
 
-_DARK, _LIGHT = (0, 0, 0), (255, 255, 255)
+GROUND_TRUTH = YELLOW
+# A detection compared with the ground truth: true positive, right place with another class, false positive, inside a
+# crowd region; and a false negative, which is a ground truth object without a detection.
+OUTCOMES: dict[str, Color] = {"TP": GREEN, "wrong class": ORANGE, "FP": RED, "ignored": AQUA, "FN": PINK}
+
+_BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
-def luminance(colour: tuple[int, int, int]) -> float:
-    """Relative luminance of an sRGB colour, in [0, 1] (WCAG 2.2, "relative luminance")."""
-    values = np.asarray(colour) / 255
+def class_color(index: int | None) -> Color:
+    """Return the color of a class, or of the first class for None."""
+    return PALETTE[(index or 0) % len(PALETTE)]
+
+
+def to_hex(color: Color) -> str:
+    """Return a color as ``#rrggbb``."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+def luminance(color: Color) -> float:
+    """Compute the relative luminance of an sRGB color, in [0, 1] (WCAG 2.2, "relative luminance")."""
+    values = np.asarray(color) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
-def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white, whichever has the greater contrast on ``background`` (RGB)."""
+def text_color(background: Color) -> Color:
+    """Return black or white, whichever has the higher contrast with ``background``."""
     light = luminance(background)
-    return _DARK if (light + 0.05) / 0.05 >= 1.05 / (light + 0.05) else _LIGHT
+    return _BLACK if (light + 0.05) / 0.05 >= 1.05 / (light + 0.05) else _WHITE
 
 
-class ColourBook:
-    """Gives every object a colour of the palette, and keeps it while the object is seen.
+class ColorAssigner:
+    """Give every object a color of the palette and keep it for as long as the object is tracked.
 
-    A new object gets a colour that nothing in the image has; when all are taken, the one whose owners are farthest
-    away.
+    A new object gets a color that no other object in the image has. When all colors are in use, it gets the color whose
+    owners are farthest away.
 
     Args:
-        memory: frames after which an object that was not seen loses its colour.
+        memory: frames after which an object that was not detected loses its color.
     """
 
     def __init__(self, memory: int = 300) -> None:
         self.memory = memory
         self._frame = 0
-        self._colour: dict[int, int] = {}  # track id -> index into the palette
-        self._seen: dict[int, int] = {}  # track id -> frame it was last seen in
+        self._color: dict[int, int] = {}  # track id -> index into the palette
+        self._last_frame: dict[int, int] = {}  # track id -> frame of its last detection
 
     def assign(self, boxes: np.ndarray, track_ids: np.ndarray | None = None) -> list[int]:
-        """Colours for the objects of the next frame.
+        """Assign colors to the objects of the next frame.
 
         Args:
-            boxes: (N, 4) XYXY. track_ids: (N,), or None to start afresh, as for a single image.
+            boxes: (N, 4) XYXY in pixels.
+            track_ids: (N,) int; None for a single image, which starts afresh.
 
         Returns:
             N indices into :data:`PALETTE`.
         """
         if track_ids is None:
-            self._colour.clear()
-            self._seen.clear()
+            self._color.clear()
+            self._last_frame.clear()
         self._frame += 1
-        ids = range(len(boxes)) if track_ids is None else track_ids.tolist()
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-        owned = {row: self._colour[i] for row, i in enumerate(ids) if i in self._colour}
-        for row, track in enumerate(ids):
-            if row not in owned:
-                owned[row] = self._colour[track] = self._choose(row, centres, owned)
-            self._seen[track] = self._frame
+        ids = list(range(len(boxes))) if track_ids is None else track_ids.tolist()
+        colors = np.array([self._color.get(track, -1) for track in ids], dtype=np.int64)
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+        for row in np.flatnonzero(colors < 0).tolist():
+            colors[row] = self._color[ids[row]] = _farthest_color(centers, colors, row)
+        self._last_frame.update(dict.fromkeys(ids, self._frame))
         self._forget()
-        return [owned[row] for row in range(len(boxes))]
-
-    def _choose(self, row: int, centres: np.ndarray, owned: dict[int, int]) -> int:
-        nearest = np.full(len(PALETTE), np.inf)  # distance to the closest owner of each colour
-        for other, colour in owned.items():
-            nearest[colour] = min(nearest[colour], float(np.hypot(*(centres[other] - centres[row]))))
-        return int(nearest.argmax())
+        return colors.tolist()
 
     def _forget(self) -> None:
-        for track in [t for t, frame in self._seen.items() if self._frame - frame > self.memory]:
-            del self._seen[track], self._colour[track]
+        for track in [t for t, frame in self._last_frame.items() if self._frame - frame > self.memory]:
+            del self._last_frame[track], self._color[track]
+
+
+def _farthest_color(centers: np.ndarray, colors: np.ndarray, row: int) -> int:
+    """Return the color whose nearest owner is farthest from object ``row``; ``colors`` is -1 for objects without."""
+    owners = np.flatnonzero(colors >= 0)
+    nearest = np.full(len(PALETTE), np.inf)
+    np.minimum.at(nearest, colors[owners], np.hypot(*(centers[owners] - centers[row]).T))
+    return int(nearest.argmax())

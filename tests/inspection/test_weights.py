@@ -8,6 +8,7 @@ import torch
 
 from d2_maskrcnn import UserError
 from d2_maskrcnn.inspection import initial_weights
+from d2_maskrcnn.inspection.statistics import histogram
 from d2_maskrcnn.inspection.untrained import kolmogorov_smirnov, spectral_excess
 from d2_maskrcnn.inspection.weights import (
     draw_overview,
@@ -15,7 +16,6 @@ from d2_maskrcnn.inspection.weights import (
     inspect_weights,
     read_state,
 )
-from d2_maskrcnn.visualization.figures import histogram
 
 SEEDED = torch.Generator().manual_seed(0)
 

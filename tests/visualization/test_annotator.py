@@ -18,17 +18,17 @@ def test_nothing_found_changes_nothing(make_detections):
 
 
 def test_pixels_of_mask_edge_and_box(make_detections):
-    """A left half mask: its fill is the mix of colour and image, its edge and the box have the pure colour."""
+    """A left half mask: its fill is the mix of color and image, its edge and the box have the pure color."""
     half = np.zeros((1, 28, 28), np.float32)
     half[:, :, :14] = 1
     found = make_detections([[20, 20, 76, 76]], (120, 120), probabilities=half)
     image = drawn(found, labels=False)
-    colour = np.array(PALETTE[0][::-1])
-    mixed = 0.55 * GREY + 0.45 * colour
+    color = np.array(PALETTE[0][::-1])
+    mixed = 0.55 * GREY + 0.45 * color
     assert np.abs(image[30:66, 25:40] - mixed).max() <= 1
     assert (image[30:66, 55:70] == GREY).all()  # the other half, inside the box
-    assert (image[20, 20:76] == colour).all() and (image[75, 20:76] == colour).all()
-    assert (image[30:66, 46:48] == colour).all(axis=2).any(axis=1).all()  # the edge in the middle
+    assert (image[20, 20:76] == color).all() and (image[75, 20:76] == color).all()
+    assert (image[30:66, 46:48] == color).all(axis=2).any(axis=1).all()  # the edge in the middle
     outside = np.ones((120, 120), bool)
     outside[19:77, 19:77] = False
     assert (image[outside] == GREY).all()
@@ -48,7 +48,7 @@ def test_small_things_lie_over_large_ones(make_detections):
     assert tuple(image[10, 50, ::-1]) == PALETTE[1]
 
 
-def test_colours_stay_with_tracks(make_detections):
+def test_colors_stay_with_tracks(make_detections):
     annotator = Annotator(labels=False)
     for boxes, ids in (([[10, 10, 40, 40], [60, 60, 90, 90]], [1, 2]), ([[62, 60, 92, 90], [12, 10, 42, 40]], [2, 1])):
         image = np.full((120, 120, 3), GREY, np.uint8)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from d2_maskrcnn.visualization.labels import LabelPainter, place
+from d2_maskrcnn.visualization.labels import LabelPainter, place, printable
 from d2_maskrcnn.visualization.palette import PALETTE
 
 FRAME = (100, 200)
@@ -61,3 +61,14 @@ def test_tiny_images(size):
     image = np.zeros((*size, 3), np.uint8)
     LabelPainter(11).draw(image, ["person 98%"], np.array([[1, 1, 6, 6]]), [PALETTE[1]])
     assert image.any()
+
+
+def test_control_characters_are_shown_escaped():
+    assert printable("a\nb\x1b[31m\u202e\ud800") == r"a\nb\x1b[31m\u202e\ud800"
+    assert printable("日本語 ящик ä") == "日本語 ящик ä"
+
+
+@pytest.mark.parametrize("text", ["\x00", "\ud800", "日本語", "👩‍🚀", "שלום", "", "x" * 100_000])
+def test_any_text_can_be_drawn(text):
+    stamp = LabelPainter(16).stamp(text, PALETTE[0], 200)
+    assert stamp.shape[1] <= 200 and stamp.size > 0

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from d2_maskrcnn.visualization.palette import PALETTE, ColourBook, luminance, text_colour
+from d2_maskrcnn.visualization.palette import PALETTE, ColorAssigner, luminance, text_color
 
 # Machado, Oliveira and Fernandes (2009), severity 1, for linear RGB.
 VISIONS = {
@@ -21,7 +21,7 @@ def to_lab(linear: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("vision", VISIONS)
-def test_colours_are_told_apart(vision):
+def test_colors_are_told_apart(vision):
     values = np.array(PALETTE) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     lab = to_lab(linear @ np.array(VISIONS[vision]).T)
@@ -29,10 +29,10 @@ def test_colours_are_told_apart(vision):
     assert distance[~np.eye(len(PALETTE), dtype=bool)].min() > 29
 
 
-@pytest.mark.parametrize("colour", PALETTE)
-def test_text_has_contrast(colour):
+@pytest.mark.parametrize("color", PALETTE)
+def test_text_has_contrast(color):
     """WCAG 2.2 asks for 4.5."""
-    lighter, darker = sorted((luminance(colour), luminance(text_colour(colour))), reverse=True)
+    lighter, darker = sorted((luminance(color), luminance(text_color(color))), reverse=True)
     assert (lighter + 0.05) / (darker + 0.05) >= 4.5
 
 
@@ -41,29 +41,29 @@ def boxes_at(*centres) -> np.ndarray:
 
 
 def test_no_objects():
-    assert ColourBook().assign(boxes_at()) == []
+    assert ColorAssigner().assign(boxes_at()) == []
 
 
-def test_all_colours_differ_while_there_are_enough():
-    assert len(set(ColourBook().assign(boxes_at(*range(0, 1000, 100))))) == len(PALETTE)
+def test_all_colors_differ_while_there_are_enough():
+    assert len(set(ColorAssigner().assign(boxes_at(*range(0, 1000, 100))))) == len(PALETTE)
 
 
-def test_a_repeated_colour_is_far_away():
-    colours = ColourBook().assign(boxes_at(*range(0, 1100, 100)))
-    assert colours[10] == colours[0]
+def test_a_repeated_color_is_far_away():
+    colors = ColorAssigner().assign(boxes_at(*range(0, 1100, 100)))
+    assert colors[10] == colors[0]
 
 
-def test_colours_stay_with_tracks():
-    book = ColourBook(memory=5)
-    first = book.assign(boxes_at(0, 100, 200), np.array([7, 8, 9]))
-    book.assign(boxes_at(100), np.array([8]))
-    again = book.assign(boxes_at(50, 220, 120, 300), np.array([10, 9, 8, 7]))
+def test_colors_stay_with_tracks():
+    assigner = ColorAssigner(memory=5)
+    first = assigner.assign(boxes_at(0, 100, 200), np.array([7, 8, 9]))
+    assigner.assign(boxes_at(100), np.array([8]))
+    again = assigner.assign(boxes_at(50, 220, 120, 300), np.array([10, 9, 8, 7]))
     assert again[1:] == [first[2], first[1], first[0]]
     assert again[0] not in first
 
 
-def test_colours_of_lost_tracks_are_forgotten():
-    book = ColourBook(memory=5)
+def test_colors_of_lost_tracks_are_forgotten():
+    assigner = ColorAssigner(memory=5)
     for frame in range(100):
-        book.assign(boxes_at(0), np.array([frame]))
-    assert len(book._colour) <= 6
+        assigner.assign(boxes_at(0), np.array([frame]))
+    assert len(assigner._color) <= 6
