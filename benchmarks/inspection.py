@@ -29,8 +29,8 @@ from inference import CLASSES, HEIGHT, WIDTH, calibrate, draw_image
 from torch import nn
 
 import d2_maskrcnn
+from d2_maskrcnn.checkpoint import load_model
 from d2_maskrcnn.config.loading import load_config
-from d2_maskrcnn.inspection import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTS, FACTOR, ALLOWANCE = 30, 3, 20.0
@@ -91,7 +91,7 @@ def prepare(folder: Path, source: str, also: list[str] | None) -> list[Case]:
     ]
     torch.manual_seed(0)
     for case in cases:
-        case.model = load_model(load_config(case.config, ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]))[0]
+        case.model = load_model(load_config(case.config, ["MODEL.WEIGHTS", ""]), "cpu", require_weights=False)[0]
     calibrate(cases[1].model, lambda: forward(cases[1].model, image))
     torch.save({"model": cases[1].model.state_dict()}, cases[1].weights)
     if also:

@@ -1,34 +1,35 @@
-"""The checkpointer of this project, on both engines: safe reading, converted names, short reports, whole files."""
+"""Save and load checkpoints on both engines, and load a model with its weights and class names."""
 
-import copy
 import logging
 import os
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 import d2_maskrcnn
-from d2_maskrcnn.distributed import unwrap
+from d2_maskrcnn.config.loading import check_components
+from d2_maskrcnn.config.validation import usable_device
+from d2_maskrcnn.distributed import gather, run_together, unwrap
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, remove_stale_temporaries
+from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, plain_values, remove_stale_temporaries
 from d2_maskrcnn.weights.download import fetch_weights, is_remote
 from d2_maskrcnn.weights.names import convert_names
 from d2_maskrcnn.weights.readers import read_weights
 from d2_maskrcnn.weights.report import LoadReport, check_same_model, class_change, compare
 from d2_maskrcnn.weights.resume import LAST_CHECKPOINT, find_checkpoints, newest_whole
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.utils import comm
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class IncompatibleKeys(NamedTuple):
-    """The names that did not fit, in the form of fvcore's checkpointers."""
+    """Parameter names that did not fit, in the format of fvcore's checkpointers."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -36,21 +37,21 @@ class IncompatibleKeys(NamedTuple):
 
 
 class MaskRCNNCheckpointer(DetectionCheckpointer):
-    """Saves and loads a model and whatever else has ``state_dict()`` and ``load_state_dict()``.
+    """Save and load a model and other objects that have ``state_dict()`` and ``load_state_dict()``.
 
-    Beside Detectron2's checkpointer: nothing in a file is run, files are written whole or not at all, the names of
-    Caffe2's and torchvision's ResNets are understood, and each checkpoint tells in ``"metadata"`` what wrote it.
+    Unlike Detectron2's checkpointer it never runs code from a file, replaces files atomically, reads the parameter
+    names of Caffe2's and torchvision's ResNets, and stores the origin of each checkpoint under ``"metadata"``.
 
     Args:
-        model: the model, bare or wrapped in DistributedDataParallel.
+        model: the model; a ``DistributedDataParallel`` or ``DataParallel`` wrapper is removed.
         save_dir: folder of the checkpoints.
-        save_to_disk: whether this process writes; by default the main process does.
-        class_names: names of the classes in the order of the model's outputs, kept in the metadata.
-        engine: what the metadata says of the engine; by default :func:`d2_maskrcnn.engine_info`.
+        save_to_disk: whether this process writes; default: only the main process.
+        class_names: class names in the order of the model's outputs, stored in the metadata.
+        engine: description of the engine for the metadata; default: :func:`d2_maskrcnn.engine_info`.
         checkpointables: further objects to save and load, by name.
 
     Attributes:
-        last_report: what the last loaded file gave the model; None before.
+        last_report: comparison of the last loaded file with the model; None before the first load.
     """
 
     def __init__(
@@ -64,14 +65,14 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         **checkpointables: Any,
     ) -> None:
         super().__init__(unwrap(model), save_dir, save_to_disk=save_to_disk, **checkpointables)
-        self.logger = logging.getLogger("d2_maskrcnn.checkpoint")
+        self.logger = logger
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.engine = dict(engine) if engine is not None else d2_maskrcnn.engine_info().as_dict()
         self.last_report: LoadReport | None = None
-        self._loading = ""  # the file that is being loaded, as the user named it
+        self._loading = ""  # path or address being loaded, for messages
 
     def metadata(self, iteration: int | None = None) -> dict[str, Any]:
-        """What a checkpoint tells about its origin: engine, versions, class names, iteration."""
+        """Return what a checkpoint stores about its origin: engine, versions, class names, iteration."""
         return {
             "engine": self.engine,
             "d2_maskrcnn": d2_maskrcnn.__version__,
@@ -81,22 +82,22 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         }
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``save_dir/name.pth``, then its name to ``last_checkpoint``; each whole or not at all.
+        """Write ``save_dir/name.pth``, then its name to ``last_checkpoint``, both atomically.
 
         Args:
-            name: the file's name without folder and ``.pth``.
-            kwargs: further data, given back by :meth:`load`.
+            name: file name without folder and ``.pth``.
+            kwargs: further data to store, returned by :meth:`load`.
 
         Raises:
-            UserError: the file cannot be written; older checkpoints are as they were.
+            UserError: the file cannot be written; older checkpoints are unchanged.
         """
         if not self.save_dir or not self.save_to_disk:
             return
         if os.path.basename(name) != name:
-            raise ValueError(f"name must be without a folder, got {name!r}")
+            raise ValueError(f"expected a checkpoint name without a folder, got {name!r}")
         data: dict[str, Any] = {"model": self.model.state_dict()}
-        data.update({key: _plain(item.state_dict()) for key, item in self.checkpointables.items()})
-        data.update(_plain(kwargs))
+        data.update({key: plain_values(item.state_dict()) for key, item in self.checkpointables.items()})
+        data.update(plain_values(kwargs))
         data["metadata"] = self.metadata(data.get("iteration"))
         path = self._make_save_dir() / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
@@ -104,7 +105,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Notes which file :meth:`resume_or_load` goes on from."""
+        """Record the file that :meth:`resume_or_load` resumes from."""
         atomic_write_text(Path(self.save_dir) / LAST_CHECKPOINT, last_filename_basename)
 
     def _make_save_dir(self) -> Path:
@@ -112,68 +113,67 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"Cannot make the folder OUTPUT_DIR {folder}: {error.strerror}: choose another.") from error
+            raise UserError(f"OUTPUT_DIR {folder} cannot be created: {error.strerror}; choose another.") from error
         for name in remove_stale_temporaries(folder):
-            self.logger.info("Removed %s, which a killed process had left in %s", name, folder)
+            self.logger.info("Removed %s, left in %s by a killed process", name, folder)
         return folder
 
     def has_checkpoint(self) -> bool:
-        """Whether ``save_dir`` holds a checkpoint to resume from."""
+        """Return whether ``save_dir`` contains a checkpoint to resume from."""
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
-        """The newest checkpoint in ``save_dir``: what ``last_checkpoint`` names, else the newest file; "" for none."""
+        """Return the checkpoint named in ``last_checkpoint``, else the newest in ``save_dir``; "" if there is none."""
         return next(iter(find_checkpoints(self.save_dir)), "")
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Goes on from the last checkpoint in ``save_dir`` if ``resume`` and there is one; else loads ``path``'s model.
+        """Resume from the last checkpoint in ``save_dir`` if ``resume`` and there is one; else load weights.
 
         Args:
-            path: a weight file or address for the case that nothing is resumed; "" for none.
-            resume: whether to look for a checkpoint. A resumed one must fit this model wholly, and its states are
-                loaded too (optimizer, iteration, ...); of ``path`` only the weights are.
+            path: weight file or address to load the model from when nothing is resumed; "" for none.
+            resume: whether to look for a checkpoint. It must fill the whole model, and the other states are loaded
+                too (optimizer, iteration, ...).
 
         Returns:
-            What :meth:`load` returns.
+            As :meth:`load`.
 
         Raises:
-            UserError: see :meth:`load`; or no checkpoint there can be read.
+            UserError: see :meth:`load`; or none of the checkpoints can be read.
         """
         if not resume:
             return self.load(path, checkpointables=[])
-        found = _gather(self.has_checkpoint())
+        found = gather(self.has_checkpoint())
         if len(set(found)) > 1:
             raise UserError(
                 f"Only processes {[rank for rank, has in enumerate(found) if has]} of {len(found)} see a checkpoint in "
-                f"OUTPUT_DIR {self.save_dir}: all machines need the same files there (a shared folder, or copies)."
+                f"OUTPUT_DIR {self.save_dir}; give all machines the same files there (a shared folder, or copies)."
             )
         if not found[0]:
             return self.load(path, checkpointables=[])
-        return self._load(_gather(_together(lambda: newest_whole(self.save_dir)))[0], None, resuming=True)
+        return self._load(gather(run_together(lambda: newest_whole(self.save_dir)))[0], None, resuming=True)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Loads the model's weights, and the states of ``checkpointables``, from a file.
+        """Load the model's weights, and the states of ``checkpointables``, from a file.
 
         Args:
-            path: a local file or an address (``detectron2://``, ``https://``); "" leaves everything at its initial
-                values.
-            checkpointables: names of the further states to load where the file has them; None for all.
+            path: local file or address (``detectron2://``, ``https://``); "" loads nothing.
+            checkpointables: names of the further states to load if the file contains them; None for all.
 
         Returns:
-            What else the file holds (``iteration``, ``metadata``, ...).
+            The other contents of the file (``iteration``, ``metadata``, ...).
 
         Raises:
-            UserError: the file cannot be had or read, belongs to another model, or a state in it does not fit.
+            UserError: the file cannot be downloaded or read, belongs to another model, or a state does not fit.
         """
         return self._load(path, checkpointables, resuming=False)
 
     def _load(self, path: str, checkpointables: list[str] | None, resuming: bool) -> dict[str, Any]:
         if not path:
-            self.logger.info("No weights given: the model starts from its initial values")
+            self.logger.info("MODEL.WEIGHTS is empty: the model keeps its initial values")
             return {}
         self.logger.info("Loading %s", path)
         self._loading = path
-        checkpoint = _together(lambda: self._load_file(fetch_weights(path)))
+        checkpoint = run_together(lambda: self._load_file(fetch_weights(path)))
         self._log_incompatible_keys(self._load_model(checkpoint))
         if resuming:
             self._check_resumed(path, checkpoint)
@@ -181,7 +181,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
             if key in checkpoint:
                 self._load_state(key, checkpoint.pop(key))
             elif resuming:
-                self.logger.warning("%s holds no state of %r: it starts from its initial values", path, key)
+                self.logger.warning("%s does not contain the state of %r, which keeps its initial values", path, key)
         return checkpoint
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
             if not is_remote(self._loading):
                 raise
             raise UserError(
-                f"{error} It is the cached copy of {self._loading}: delete it to download it anew."
+                f"{error} It is the cached copy of {self._loading}: delete it to download it again."
             ) from error
 
     def _load_model(self, checkpoint: dict[str, Any]) -> IncompatibleKeys:
@@ -214,8 +214,8 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         self.logger.log(logging.INFO if fine else logging.WARNING, "%s", report)
         if (change := class_change(report)) is not None:
             self.logger.warning(
-                "The file has %d classes, the model %d (MODEL.ROI_HEADS.NUM_CLASSES): the outputs that depend on them "
-                "start from their initial values. That is right for fine-tuning, not for evaluating.",
+                "The file has %d classes, the model %d (MODEL.ROI_HEADS.NUM_CLASSES): the layers that depend on the "
+                "number of classes keep their initial values. Fine-tuning may start so; an evaluation may not.",
                 *change,
             )
 
@@ -225,12 +225,12 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
             raise UserError(
                 f"Cannot resume from {path}: it was written by another model ({len(report.missing)} tensors missing, "
                 f"{len(report.wrong_shape)} of another shape, e.g. "
-                f"{(report.missing or [w.name for w in report.wrong_shape])[0]}): use the config it was trained with, "
+                f"{(report.missing or [w.name for w in report.wrong_shape])[0]}); use the config it was trained with, "
                 "or another OUTPUT_DIR."
             )
         names = (checkpoint.get("metadata") or {}).get("thing_classes")
         if names and self.class_names and names != self.class_names:
-            self.logger.warning("%s was trained for the classes %s, this run has %s", path, names, self.class_names)
+            self.logger.warning("%s was trained with the classes %s, this run has %s", path, names, self.class_names)
 
     def _load_state(self, key: str, state: Any) -> None:
         self.logger.info("Loading the state of %r", key)
@@ -239,43 +239,60 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
             raise UserError(
                 f"The state of {key!r} in {self._loading} does not fit this run ({type(error).__name__}: {error}): "
-                "resume with the config it was written with, or use it as MODEL.WEIGHTS without --resume."
+                "resume with the config it was written with, or start a new training with it as MODEL.WEIGHTS."
             ) from error
 
 
-def _plain(value: Any) -> Any:
-    """``value`` with numpy's scalars and arrays as Python's and torch's: tensors-only reading admits no numpy."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
-    if isinstance(value, OrderedDict):  # of a module; torch keeps its ``_metadata`` as an attribute
-        plain = copy.copy(value)
-        plain.update((key, _plain(item)) for key, item in value.items())
-        return plain
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_plain(item) for item in value)
-    return value
+def load_model(cfg: CfgNode, device: str | None = None, *, require_weights: bool = True) -> tuple[nn.Module, list[str]]:
+    """Build the model of a config in evaluation mode and load ``MODEL.WEIGHTS`` into it.
+
+    Args:
+        cfg: the config; not changed.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; default: ``MODEL.DEVICE``. Without a CUDA device the CPU is used.
+        require_weights: refuse a config without weights, and weights that do not fill the whole model.
+
+    Returns:
+        The model, and its class names (see :func:`class_names`).
+
+    Raises:
+        UserError: a component is not registered, the device cannot be used, or the weights are missing, unreadable or
+            of another model.
+    """
+    path = cfg.MODEL.WEIGHTS
+    if require_weights and not path:
+        raise UserError("MODEL.WEIGHTS is empty: set it to the weight file of a trained model.")
+    check_components(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = str(usable_device(device or cfg.MODEL.DEVICE))
+    model = build_model(cfg).eval()
+    if not path:
+        logger.warning("MODEL.WEIGHTS is empty: the model has random weights.")
+    checkpointer = MaskRCNNCheckpointer(model)
+    checkpoint = checkpointer.load(path, checkpointables=[])
+    report = checkpointer.last_report
+    if require_weights and report is not None and not report.is_complete:
+        raise UserError(
+            f"MODEL.WEIGHTS {path} does not fill the model ({len(report.missing)} tensors missing, "
+            f"{len(report.wrong_shape)} of another shape); use the config that it was trained with, such as the "
+            "config.yaml beside the checkpoint."
+        )
+    return model, class_names(cfg, checkpoint)
 
 
-def _gather(value: T) -> list[T]:
-    """``value`` of every process, in the order of their ranks."""
-    return comm.all_gather(value) if comm.get_world_size() > 1 else [value]
+def class_names(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the class names stored in a checkpoint, else those of the first of ``DATASETS.TEST``.
 
+    Args:
+        cfg: the model's config.
+        checkpoint: as returned by :meth:`MaskRCNNCheckpointer.load`.
 
-def _together(action: Callable[[], T]) -> T:
-    """Does ``action`` in every process; a UserError in one is raised in all, which would else wait for ever."""
-    result: T | None = None
-    failure = ""
-    try:
-        result = action()
-    except UserError as error:
-        if comm.get_world_size() == 1:
-            raise
-        failure = str(error)
-    for rank, message in enumerate(_gather(failure)):
-        if message:
-            raise UserError(f"Process {rank}: {message}")
-    return result  # type: ignore[return-value]
+    Returns:
+        ``MODEL.ROI_HEADS.NUM_CLASSES`` names, or an empty list if neither has that many.
+    """
+    names = (checkpoint.get("metadata") or {}).get("thing_classes")
+    if not names and cfg.DATASETS.TEST:
+        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
+    if not names or len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        return []
+    return [str(name) for name in names]

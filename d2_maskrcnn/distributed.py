@@ -1,11 +1,15 @@
-"""Wrap a model for data-parallel training, and get it back."""
+"""Wrap a model for data-parallel training, get it back, and act together in all processes."""
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from torch import nn
 
+from d2_maskrcnn.errors import UserError
 from detectron2.utils import comm
+
+T = TypeVar("T")
 
 
 def distribute(model: nn.Module) -> nn.Module:
@@ -28,3 +32,28 @@ def unwrap(model: nn.Module) -> Any:
     """Return the model inside DistributedDataParallel or DataParallel, or ``model`` itself if it is not wrapped."""
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     return model.module if isinstance(model, wrappers) else model
+
+
+def gather(value: T) -> list[T]:
+    """Return the ``value`` of every process, in the order of their ranks."""
+    return comm.all_gather(value) if comm.get_world_size() > 1 else [value]
+
+
+def run_together(action: Callable[[], T]) -> T:
+    """Run ``action`` in every process; a UserError in one is raised in all, which would otherwise wait forever.
+
+    Raises:
+        UserError: ``action`` raised it in this process or in another, which is named.
+    """
+    result: T | None = None
+    failure = ""
+    try:
+        result = action()
+    except UserError as error:
+        if comm.get_world_size() == 1:
+            raise
+        failure = str(error)
+    for rank, message in enumerate(gather(failure)):
+        if message:
+            raise UserError(f"Process {rank}: {message}")
+    return result  # type: ignore[return-value]

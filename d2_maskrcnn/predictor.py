@@ -7,13 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
+from d2_maskrcnn.checkpoint import load_model
 from d2_maskrcnn.errors import UserError, did_you_mean
 from d2_maskrcnn.structures.detections import Detections
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 
 logger = logging.getLogger(__name__)
@@ -55,14 +54,12 @@ class Predictor:
     """
 
     def __init__(self, cfg: CfgNode, precision: str = "float32") -> None:
-        if not cfg.MODEL.WEIGHTS:
-            raise UserError("No weights: add --opts MODEL.WEIGHTS path/to/model.pth (or set it in the config).")
-        self.device = _usable_device(str(cfg.MODEL.DEVICE))
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.DEVICE = str(self.device)
-        self.model = build_model(cfg).eval()
-        self.class_names = _load(self.model, cfg)
+        self.model, self.class_names = load_model(cfg)
+        if not self.class_names:
+            logger.warning(
+                "Neither MODEL.WEIGHTS nor DATASETS.TEST names the model's classes; they are shown as numbers."
+            )
+        self.device: torch.device = self.model.device  # type: ignore[assignment]
         self._inference: Callable[..., list[Instances]] = self.model.inference  # type: ignore[assignment]
         self._precision = PRECISIONS[precision]
 
@@ -116,37 +113,3 @@ def category_ids(cfg: CfgNode, names: Sequence[str], count: int) -> list[int]:
         if ids and len(ids) == count and list(metadata.get("thing_classes", [])) == list(names):
             return sorted(ids, key=lambda key: ids[key])
     return list(range(1, count + 1))
-
-
-def _usable_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and not torch.cuda.is_available():
-            logger.warning("This machine offers no CUDA device: running on the CPU, which is slow.")
-            return torch.device("cpu")
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used ({reason}): expected cpu, cuda or cuda:N.") from error
-    return device
-
-
-def _load(model: torch.nn.Module, cfg: CfgNode) -> list[str]:
-    """Loads the weights; returns the names of the classes."""
-    checkpointer = MaskRCNNCheckpointer(model)
-    metadata = checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[]).get("metadata") or {}
-    report = checkpointer.last_report
-    if report is not None and not report.is_complete:
-        raise UserError(
-            f"Weights {cfg.MODEL.WEIGHTS} do not fill the model ({len(report.missing)} tensors are missing, "
-            f"{len(report.wrong_shape)} have another shape): use the config that they were trained with, such as the "
-            "config.yaml beside the checkpoint."
-        )
-    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    names = metadata.get("thing_classes")
-    if not names and cfg.DATASETS.TEST:
-        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
-    if not names or len(names) != count:
-        logger.warning("The weights do not say what their %d classes are called: they are shown as numbers.", count)
-        return []
-    return [str(name) for name in names]

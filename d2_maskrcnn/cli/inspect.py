@@ -9,12 +9,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from d2_maskrcnn._bootstrap import engine_info
+from d2_maskrcnn.checkpoint import load_model
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.data import augmented_scenes, inspect_data
 from d2_maskrcnn.inspection.ground_truth import class_names_of, dataset_records, records_for
-from d2_maskrcnn.inspection.model import initial_weights, load_model
+from d2_maskrcnn.inspection.model import initial_weights
 from d2_maskrcnn.inspection.observation import observe
 from d2_maskrcnn.inspection.report import PARTS, Report, write_report
 from d2_maskrcnn.inspection.weights import inspect_weights, read_state
@@ -86,7 +87,7 @@ def _of_model(args: argparse.Namespace) -> Report:
     records = records_for(args.input, cfg, args.annotations)
     if not records and not {"weights", "data"} & set(parts):
         raise UserError(f"--parts {' '.join(parts)} needs images: name some with --input")
-    model, names = load_model(cfg)
+    model, names = load_model(cfg, require_weights=False)
     names = names or class_names_of(cfg, args.annotations)
     report = Report(
         about=_about(args, cfg.MODEL.WEIGHTS or "none: the weights are random"),

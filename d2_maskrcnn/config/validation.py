@@ -1,8 +1,11 @@
 """Values of config keys that a training cannot have, each refused in one line before anything is built."""
 
+import logging
 import math
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
+
+import torch
 
 from d2_maskrcnn.config.keys import get_value
 from d2_maskrcnn.errors import UserError
@@ -10,7 +13,9 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
 
+logger = logging.getLogger(__name__)
 MODES = ("max", "min")
+DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 class Rule(NamedTuple):
@@ -110,6 +115,30 @@ def _check_augmented_sizes(cfg: CfgNode) -> None:
     sizes = tuple(cfg.TEST.AUG.MIN_SIZES)
     if cfg.TEST.AUG.ENABLED and (not sizes or min(sizes) < 1):
         raise UserError(f"TEST.AUG.MIN_SIZES is {sizes}; expected one or several sizes in pixels, such as (640, 800).")
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device, or the CPU (with a warning) if it is a CUDA device and this machine has none.
+
+    Raises:
+        UserError: not the name of a device, or the device cannot be used.
+    """
+    expected = f"expected one of {', '.join(DEVICES)}, or one with a number such as cuda:1"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"MODEL.DEVICE is {name!r}; {expected}.") from error
+    if device.type not in DEVICES:
+        raise UserError(f"MODEL.DEVICE is {name!r}; {expected}.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        logger.warning("MODEL.DEVICE is %s, but no CUDA device is available: using the CPU, which is slow.", name)
+        return torch.device("cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"MODEL.DEVICE {name} cannot be used ({reason}); {expected}.") from error
+    return device
 
 
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")

@@ -14,7 +14,7 @@ from d2_maskrcnn.inspection.boxes import draw_boxes, inspect_boxes
 from d2_maskrcnn.inspection.data import draw_augmented, draw_data, inspect_data
 from d2_maskrcnn.inspection.ground_truth import class_names_of, records_for
 from d2_maskrcnn.inspection.masks import draw_masks, inspect_masks, mask_targets
-from d2_maskrcnn.inspection.model import initial_weights, load_model
+from d2_maskrcnn.inspection.model import initial_weights
 from d2_maskrcnn.inspection.observation import Observation, observe
 from d2_maskrcnn.inspection.report import Report, write_report
 from d2_maskrcnn.inspection.result import draw_result, inspect_result
@@ -43,7 +43,6 @@ __all__ = [
     "inspect_result",
     "inspect_weights",
     "layer_tensors",
-    "load_model",
     "mask_targets",
     "observe",
     "read_state",

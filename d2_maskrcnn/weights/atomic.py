@@ -1,14 +1,17 @@
 """Files that are written whole or not at all: temporary file, flush to the disk, rename."""
 
 import contextlib
+import copy
 import io
 import os
 import re
 import shutil
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 import torch
 
 from d2_maskrcnn.errors import UserError
@@ -105,6 +108,23 @@ def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
         if recorder is None or recorder.error is None:
             raise
         raise _cannot_write(path, recorder.error) from error
+
+
+def plain_values(value: Any) -> Any:
+    """Convert NumPy scalars and arrays to Python's and torch's, which tensors-only loading accepts."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, OrderedDict):  # of a module: copy() keeps the attribute ``_metadata``
+        plain = copy.copy(value)
+        plain.update((key, plain_values(item)) for key, item in value.items())
+        return plain
+    if isinstance(value, dict):
+        return {key: plain_values(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain_values(item) for item in value)
+    return value
 
 
 def _check_readable(temporary: Path, path: Path) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from d2_maskrcnn.checkpoint import load_model
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
-from d2_maskrcnn.inspection import load_model, observe
+from d2_maskrcnn.inspection import observe
 from d2_maskrcnn.inspection.ground_truth import class_names_of, dataset_records
 
 
@@ -49,7 +50,7 @@ def cfg(config_file, small_opts):
 @pytest.fixture(scope="session")
 def model(cfg):
     torch.manual_seed(5)
-    return load_model(cfg)[0]
+    return load_model(cfg, require_weights=False)[0]
 
 
 @pytest.fixture(scope="session")

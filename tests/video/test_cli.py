@@ -132,7 +132,7 @@ def test_model_processes_give_the_same(run_demo, make_video, tmp_path):
         (["--input", "{images}", "--save-json", "{images}/a.jpg"], "--overwrite"),
         (["--input", "{images}", "--confidence-threshold", "2"], "--confidence-threshold 2"),
         (["--input", "{images}", "--classes", "circl"], "Did you mean circle?"),
-        (["--input", "{images}", "--device", "gpu"], "--device gpu"),
+        (["--input", "{images}", "--device", "gpu"], "MODEL.DEVICE is 'gpu'"),
         (["--input", "{images}", "--batch-size", "0"], "--batch-size 0"),
         (["--input", "{images}", "--save-csv", "/proc/none/r.csv"], "folder cannot be made"),
     ],
@@ -156,7 +156,7 @@ def test_no_weights(repo_dir, images, tmp_path):
 
 def test_weights_of_another_model(demo_args, images, tmp_path):
     args = demo_args("--input", images, "--output", tmp_path / "o")
-    with pytest.raises(UserError, match="do not fill the model"):
+    with pytest.raises(UserError, match="does not fill the model"):
         cli.main([*args, "MODEL.ROI_HEADS.NUM_CLASSES", "7"])
 
 

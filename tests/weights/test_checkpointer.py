@@ -144,7 +144,7 @@ def test_names_have_no_folder(folder, name):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"Cannot make the folder OUTPUT_DIR .*file/run"):
+    with pytest.raises(UserError, match=r"OUTPUT_DIR .*file/run cannot be created"):
         MaskRCNNCheckpointer(Heads(2), str(tmp_path / "file" / "run")).save("a")
 
 
@@ -285,12 +285,12 @@ def test_resuming_with_other_class_names_warns(run, caplog):
     resumed(run, class_names=["a", "b"])
     assert "was trained for" not in caplog.text
     resumed(run, class_names=["b", "a"])
-    assert "was trained for the classes ['a', 'b'], this run has ['b', 'a']" in caplog.text
+    assert "was trained with the classes ['a', 'b'], this run has ['b', 'a']" in caplog.text
 
 
 def test_resuming_a_state_that_the_file_lacks_warns(run, caplog):
     MaskRCNNCheckpointer(Heads(2), str(run), other=State()).resume_or_load("", resume=True)
-    assert "holds no state of 'other'" in caplog.text
+    assert "does not contain the state of 'other'" in caplog.text
 
 
 def test_a_state_that_does_not_fit_is_named(folder):
