@@ -4,22 +4,28 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
-from d2_maskrcnn.data.coco.images import IMAGE_ERRORS, image_size, size_mismatch
+from d2_maskrcnn.data.image_reading import read_image, size_mismatch
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader
-from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils.file_io import PathManager
 
 Record = dict[str, Any]  # a dataset dict in Detectron2's standard format, before or after mapping
 
 
 class MaskRCNNMapper(DatasetMapper):
-    """Detectron2's :class:`DatasetMapper` with errors that name the image, and masks for images without objects.
+    """Map a record to a model input, as Detectron2's :class:`DatasetMapper` with this plugin's image reader.
 
-    Construct it as ``MaskRCNNMapper(cfg, is_train=True)``.
+    Construct it as ``MaskRCNNMapper(cfg, is_train=True)``. Differences: images are decoded by
+    :func:`~d2_maskrcnn.data.image_reading.read_image`, errors name the image, and images without objects have empty
+    ``gt_masks``. Boxes, classes and masks are mapped; keypoints, proposals and semantic labels are not.
     """
 
     def __call__(self, dataset_dict: Record) -> Record:
@@ -29,42 +35,70 @@ class MaskRCNNMapper(DatasetMapper):
             dataset_dict: a record in Detectron2's standard format; not modified.
 
         Returns:
-            The record with ``image`` (C, H, W) uint8 and, in training, ``instances`` in the augmented image's frame.
+            The record without ``annotations``, with ``image`` (C, H, W) uint8 in ``INPUT.FORMAT`` and, in training,
+            ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_masks``) in the augmented image's frame, without crowds.
 
         Raises:
             UserError: the image is missing, corrupt, truncated or not of the size that the record gives.
         """
-        name = dataset_dict["file_name"]
-        try:
-            if self.is_train and all(each.get("iscrowd", 0) for each in dataset_dict.get("annotations", [])):
-                return self._map_without_objects(dataset_dict)
-            return super().__call__(dataset_dict)
-        except FileNotFoundError as error:
-            raise UserError(f"{name}: no such file; copy the image there or remove it from the JSON") from error
-        except SizeMismatchError as error:
-            expected = (dataset_dict["width"], dataset_dict["height"])
-            raise UserError(
-                f"{size_mismatch(name, image_size(name), expected)}; expected 'width' and 'height' of the upright "
-                "image: restore the original image, or annotate this one"
-            ) from error
-        except IMAGE_ERRORS as error:
-            raise UserError(
-                f"{name}: not a readable image, corrupt or truncated ({type(error).__name__}: {error}); "
-                "copy it again or remove it from the JSON"
-            ) from error
+        record = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+        annotations = dataset_dict.get("annotations")
+        augmented = T.AugInput(self._read(record))
+        transforms = self.augmentations(augmented)
+        record["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())  # (C, H, W)
+        if self.is_train and annotations is not None:
+            objects = [self._used(each, record) for each in annotations if not each.get("iscrowd", 0)]
+            record["instances"] = self._to_instances(objects, transforms, augmented.image.shape[:2])
+        return record
 
-    def _map_without_objects(self, record: Record) -> Record:
-        """Map an image without objects: Detectron2's mapper omits ``gt_masks`` and fails if images are cropped."""
-        sample = super().__call__({key: value for key, value in record.items() if key != "annotations"})
-        height, width = sample["image"].shape[-2:]
-        empty = Instances((height, width))
+    def _read(self, record: Record) -> np.ndarray:
+        """Read the image of ``record`` in ``INPUT.FORMAT`` and add its size to the record if it is missing."""
+        name = str(record["file_name"])
+        path = PathManager.get_local_path(name)
+        if self.image_format in ("RGB", "BGR"):
+            image = read_image(path, self.image_format)
+        else:
+            image = utils.convert_PIL_to_numpy(Image.fromarray(read_image(path)), self.image_format)
+        height, width = image.shape[:2]
+        record.setdefault("width", width)
+        record.setdefault("height", height)
+        expected = (record["width"], record["height"])
+        if expected != (width, height):
+            raise UserError(
+                f"{size_mismatch(name, (width, height), expected)}; expected 'width' and 'height' of the upright "
+                "image: restore the original image, or annotate this one"
+            )
+        return image
+
+    def _to_instances(self, annotations: list[Record], transforms: T.Transform, size: tuple[int, int]) -> Instances:
+        """Transform annotations to the augmented image of ``size`` (H, W)."""
+        if not annotations:
+            return self._no_instances(size)
+        objects = [utils.transform_instance_annotations(each, transforms, size) for each in annotations]
+        instances = utils.annotations_to_instances(objects, size, mask_format=self.instance_mask_format)
+        if self.recompute_boxes:
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        return utils.filter_empty_instances(instances)  # type: ignore[return-value]  # without return_mask
+
+    def _used(self, annotation: Record, record: Record) -> Record:
+        """Copy what is mapped of an annotation; transforms work in place, and would truncate integer coordinates."""
+        keys = ("bbox", "bbox_mode", "category_id") + (("segmentation",) if self.use_instance_mask else ())
+        missing = [key for key in keys if key not in annotation]
+        if missing:
+            raise UserError(f"{record['file_name']}: an annotation of this image has no {', '.join(missing)}")
+        used = {key: annotation[key] for key in keys}
+        if isinstance(used.get("segmentation"), list):
+            used["segmentation"] = [np.array(polygon, dtype=np.float64) for polygon in used["segmentation"]]
+        return used
+
+    def _no_instances(self, size: tuple[int, int]) -> Instances:
+        empty = Instances(size)
         empty.gt_boxes = Boxes(torch.empty(0, 4))
         empty.gt_classes = torch.empty(0, dtype=torch.int64)
         if self.use_instance_mask:
             polygons = self.instance_mask_format == "polygon"
-            empty.gt_masks = PolygonMasks([]) if polygons else BitMasks(torch.empty(0, height, width, dtype=torch.bool))
-        sample["instances"] = empty
-        return sample
+            empty.gt_masks = PolygonMasks([]) if polygons else BitMasks(torch.empty(0, *size, dtype=torch.bool))
+        return empty
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from d2_maskrcnn.data.coco.images import IMAGE_ERRORS, image_size, size_mismatch
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.coco.report import summarise
 from d2_maskrcnn.data.coco.schema import check_structure
+from d2_maskrcnn.data.image_reading import image_size, size_mismatch
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import decode_segmentation
 from detectron2.config import CfgNode
@@ -74,7 +74,7 @@ def records_for(paths: Sequence[str | Path], cfg: CfgNode, annotations: str = ""
     found = []
     for path in map(Path, paths):
         record = known.get(str(path.resolve())) or (known.get(path.name) if annotations else None)
-        width, height = _size(path)
+        width, height = image_size(path)
         if record is None:
             where = f" in {annotations}" if annotations else ""
             logger.warning("%s: no annotation found%s; what needs one is left out", path, where)
@@ -85,15 +85,6 @@ def records_for(paths: Sequence[str | Path], cfg: CfgNode, annotations: str = ""
             )
         found.append({**(record or {}), "file_name": str(path), "height": height, "width": width})
     return found
-
-
-def _size(path: Path) -> tuple[int, int]:
-    if not path.is_file():
-        raise UserError(f"--input {path}: there is no such image; expected the path of a JPEG or PNG file")
-    try:
-        return image_size(path)
-    except IMAGE_ERRORS as error:
-        raise UserError(f"--input {path}: not a readable image ({type(error).__name__}: {error})") from error
 
 
 def _known_records(cfg: CfgNode, annotations: str, wanted: set[str]) -> dict[str, Record]:

@@ -215,7 +215,21 @@ def test_images_in_folders_of_their_own(coco_folder):
     assert check_coco_json(coco_folder.json_file, coco_folder.images).images == 4
 
 
-def test_images_that_are_broken_or_of_another_size(coco_folder):
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "deep/../../secret.png", "..", "."])
+def test_images_outside_of_their_folder(coco_folder, name):
+    Image.new("RGB", (40, 30)).save(coco_folder.images.parent / "secret.png")
+    coco_folder.data["images"][0]["file_name"] = name
+    assert f"1 image outside of {coco_folder.images} ({name})" in error_of(coco_folder)
+
+
+def test_absolute_names_inside_of_the_folder(coco_folder):
+    for image in coco_folder.data["images"]:
+        image["file_name"] = str(coco_folder.images / image["file_name"])
+    coco_folder.write()
+    assert check_coco_json(coco_folder.json_file, coco_folder.images).images == 4
+
+
+def test_images_that_are_corrupt_or_of_another_size(coco_folder):
     (coco_folder.images / "0.jpg").write_bytes(b"no image")
     Image.new("RGB", (31, 41)).save(coco_folder.images / "1.jpg")
     turned = Image.new("RGB", (32, 64))
@@ -223,8 +237,8 @@ def test_images_that_are_broken_or_of_another_size(coco_folder):
     exif[0x0112] = 6
     turned.save(coco_folder.images / "3.jpg", exif=exif)  # shown as 64x32, as the JSON says
     message = error_of(coco_folder)
-    assert f"1 image in {coco_folder.images} broken" in message
-    assert "0.jpg: UnidentifiedImageError" in message
+    assert f"1 image in {coco_folder.images} not readable" in message
+    assert "0.jpg: not a readable image; expected JPEG" in message
     assert "1 image whose size differs from the JSON's (1.jpg is 31x41, the JSON says 30x40)" in message
 
 

@@ -1,0 +1,221 @@
+"""Decode image files in one way for training, evaluation, prediction, inspection and the demo.
+
+How pixels become 8-bit RGB:
+
+* orientation: the image is turned upright as its EXIF (or XMP) orientation says, in every format;
+* animations and multi-page files: the first frame;
+* alpha and transparent palette entries: composited on white, as image viewers show them;
+* grayscale and bilevel: the value in all three channels; palettes and CMYK: converted by Pillow, without ICC profiles;
+* 16 bits per channel: scaled from 0..65535 to 0..255 and rounded (a 32-bit integer image without a value above 255 is
+  taken as 8-bit);
+* floating point: 0..1 is scaled to 0..255, or taken as 0..255 if any value is above 1; NaN becomes 0.
+"""
+
+import contextlib
+import io
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from d2_maskrcnn.errors import UserError
+
+with contextlib.suppress(ImportError):  # an optional package that lets Pillow read HEIC
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
+Source = str | os.PathLike[str] | bytes
+
+# Pillow's names. Only decoders of plain raster formats: EPS, for example, would run Ghostscript on the file.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
+FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF or HEIC"
+MAX_PIXELS = 178_000_000  # Pillow's own default limit is 179 million; decoded to RGB these are 534 MB
+STRIP_PIXELS = 4_000_000  # converted at a time, so that a large image needs little more than its own memory
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_QUARTER_TURNS = (5, 6, 7, 8)
+
+
+def read_image(source: Source, channels: str = "RGB") -> np.ndarray:
+    """Decode an image as the module's docstring says.
+
+    Args:
+        source: path of a file, or the content of one.
+        channels: their order, "RGB" or "BGR".
+
+    Returns:
+        (H, W, 3) uint8, C-contiguous and writable, of the upright image.
+
+    Raises:
+        UserError: the file is missing, not a regular file, not readable, in another format than ``FORMATS``, corrupt,
+            truncated, or has more than ``MAX_PIXELS`` pixels.
+        ValueError: unknown ``channels``.
+    """
+    if channels not in ("RGB", "BGR"):
+        raise ValueError(f"channels {channels!r}; expected 'RGB' or 'BGR'")
+    with _open(source) as image:
+        image.load()
+        return _to_array(_upright(image), channels)
+
+
+def image_size(source: Source) -> tuple[int, int]:
+    """Return (width, height) in pixels of the upright image, from the file's header.
+
+    A PNG with its orientation behind the pixels is reported as stored: finding that would need decoding it.
+
+    Raises:
+        UserError: as in :func:`read_image`, as far as the header shows it.
+    """
+    with _open(source) as image:
+        if isinstance(image, TiffImageFile):  # whose ``size`` is upright or not depending on Pillow's version
+            width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
+        else:
+            width, height = image.size
+        # Pillow decodes a whole PNG to search for EXIF data behind its pixels.
+        turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) in _QUARTER_TURNS
+        return (height, width) if turned else (width, height)
+
+
+def size_mismatch(name: str, actual: tuple[int, int], expected: tuple[int, ...]) -> str:
+    """Describe an image whose size (width, height) differs from the annotation's."""
+    text = f"{name} is {actual[0]}x{actual[1]}, the JSON says {expected[0]}x{expected[1]}"
+    return text + (" (turned by its EXIF orientation?)" if actual == tuple(reversed(expected)) else "")
+
+
+def is_image_name(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file name has the suffix of one of ``FORMATS``."""
+    return Image.registered_extensions().get(Path(path).suffix.lower()) in FORMATS
+
+
+@contextlib.contextmanager
+def _open(source: Source) -> Iterator[Image.Image]:
+    """Open an image whose header is acceptable; errors inside the context are reported as well."""
+    name = "the image data" if isinstance(source, bytes) else os.fspath(source)
+    file = io.BytesIO(source) if isinstance(source, bytes) else _regular_file(os.fspath(source))
+    Image.init()
+    formats = [each for each in FORMATS if each in Image.OPEN]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow about large images and odd metadata
+            with Image.open(file, formats=formats) as image:
+                _check_pixels(name, image)
+                yield image
+    except UserError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UserError(f"{name}: not a readable image; expected {FORMAT_NAMES}") from error
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: {_too_many_pixels()}") from error
+    except MemoryError as error:
+        raise UserError(f"{name}: not enough memory to decode it") from error
+    # Pillow's decoders raise anything from KeyError to RuntimeError on damaged files.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise UserError(f"{name}: not a readable image, corrupt or truncated ({reason}); copy it again") from error
+
+
+def _regular_file(name: str) -> str:
+    """Return ``name`` if it is a readable regular file (or a link to one); opening a FIFO would block."""
+    try:
+        mode = os.stat(name).st_mode
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
+        raise UserError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a FIFO, device or socket"
+        raise UserError(f"{name}: {what}; expected an image file")
+    if not os.access(name, os.R_OK):
+        raise UserError(f"{name}: may not be read; change its permissions")
+    return name
+
+
+def _check_pixels(name: str, image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{name}: {width}x{height} pixels, {_too_many_pixels()}")
+
+
+def _too_many_pixels() -> str:
+    limit = MAX_PIXELS / 1e6
+    return f"more than the limit of {limit:.0f} megapixels ({3 * limit:.0f} MB when decoded); scale it down or tile it"
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    # Damaged EXIF data, on which Pillow raises many kinds of exceptions, don't make the pixels unreadable.
+    except Exception:
+        return None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the orientation of a loaded image. Pillow has applied and removed a TIFF's while loading."""
+    method = _UPRIGHT.get(_orientation(image))  # type: ignore[arg-type]  # None is not a key
+    return image if method is None else image.transpose(method)
+
+
+def _to_array(image: Image.Image, channels: str) -> np.ndarray:
+    """Convert a loaded image of any mode, a strip of rows at a time: (H, W, 3) uint8."""
+    convert = _converter(image)
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // width)
+    if rows >= height:
+        return _packed(convert(image), channels).copy()
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = _packed(convert(strip), channels)
+    return pixels
+
+
+def _packed(image: Image.Image, channels: str) -> np.ndarray:
+    """Return an RGB image's pixels as a read-only (H, W, 3) uint8 array; Pillow swaps channels as it packs them."""
+    return np.frombuffer(image.tobytes("raw", channels), dtype=np.uint8).reshape(image.height, image.width, 3)
+
+
+def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Return what converts (a strip of) the image to mode RGB."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        scale = _scale(image)
+        return lambda strip: _from_wide(strip, scale)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return _on_white
+    return lambda strip: strip.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
+    if layer.getchannel("A").getextrema() == (255, 255):  # opaque
+        return layer.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _from_wide(image: Image.Image, scale: float) -> Image.Image:
+    """Scale a grayscale image of more than 8 bits to 0..255; Pillow's own conversion would clip it."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0)
+    return Image.fromarray(np.clip(np.floor(values * scale + 0.5), 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _scale(image: Image.Image) -> float:
+    """Return the factor from the values of a grayscale image of more than 8 bits to 0..255."""
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # Pillow opens some 16-bit images as "I"
+        return 1 / 257
+    highest = float(np.fmax.reduce(np.asarray(image), axis=None))  # fmax ignores NaN
+    if image.mode == "F":
+        return 1.0 if highest > 1 else 255.0
+    return 1 / 257 if highest > 255 else 1.0
