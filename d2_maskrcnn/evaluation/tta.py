@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from d2_maskrcnn.distributed import unwrap
-from d2_maskrcnn.modeling.postprocessing import postprocess
+from d2_maskrcnn.modeling.roi_heads.inference import postprocess
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.layers import batched_nms

@@ -46,13 +46,13 @@ class LayerActivation:
 
 
 def layer_tensors(observation: Observation) -> dict[str, torch.Tensor]:
-    """Name -> output, (1, C, H, W), (M, C, P, P) for regions or (M, D): what the stages recorded, then what was asked
-    for. A module that ran on several levels has one entry for each.
+    """Name -> output, (1, C, H, W), (M, C, P, P) for regions or (M, D): the intermediate tensors, then the layers that
+    were asked for. A module that ran on several levels has one entry for each.
     """
-    stages = observation.stages
-    found: dict[str, torch.Tensor] = {"input": stages.images} if stages.images is not None else {}
-    found.update(stages.bottom_up)
-    found.update(stages.features)
+    intermediates = observation.intermediates
+    found: dict[str, torch.Tensor] = {"input": intermediates.images} if intermediates.images is not None else {}
+    found.update(intermediates.bottom_up)
+    found.update(intermediates.features)
     for name, outputs in observation.layers.items():
         for index, output in enumerate(outputs):
             per_level = len(outputs) == len(observation.level_names) > 1
@@ -65,11 +65,11 @@ def layer_tensors(observation: Observation) -> dict[str, torch.Tensor]:
             )
             found[name + suffix] = output
     recorded = {
-        "box features": stages.box_pooled,
-        "class logits": stages.class_logits,
-        "box deltas": stages.box_deltas,
-        "mask features": stages.mask_pooled,
-        "mask logits": stages.mask_logits,
+        "box features": intermediates.box_pooled,
+        "class logits": intermediates.class_logits,
+        "box deltas": intermediates.box_deltas,
+        "mask features": intermediates.mask_pooled,
+        "mask logits": intermediates.mask_logits,
     }
     found.update({name: tensor for name, tensor in recorded.items() if tensor is not None})
     return found

@@ -79,9 +79,9 @@ def inspect_anchors(observation: Observation) -> AnchorFindings:
 
 
 def _levels(observation: Observation) -> list[LevelAnchors]:
-    stages, levels = observation.stages, []
-    for index, anchors in enumerate(stages.anchors):
-        height, width = stages.features[observation.level_names[index]].shape[-2:]
+    intermediates, levels = observation.intermediates, []
+    for index, anchors in enumerate(intermediates.anchors):
+        height, width = intermediates.features[observation.level_names[index]].shape[-2:]
         cell = anchors[: len(anchors) // (height * width)]
         sizes = (cell[:, 2:] - cell[:, :2]).cpu().tolist()
         levels.append(
@@ -101,14 +101,14 @@ def _levels(observation: Observation) -> list[LevelAnchors]:
 
 
 def _steps(observation: Observation, truth: torch.Tensor) -> list[Step]:
-    stages = observation.stages
-    chosen = [level[index[0]] for level, index in zip(stages.anchors, stages.topk_anchors, strict=True)]
-    refined = [boxes[0] for boxes in stages.topk_boxes]
-    clipped, kept = stages.clipped_proposals[0], stages.proposals[0]
-    number = len(stages.anchors)
+    intermediates = observation.intermediates
+    chosen = [level[index[0]] for level, index in zip(intermediates.anchors, intermediates.topk_anchors, strict=True)]
+    refined = [boxes[0] for boxes in intermediates.topk_boxes]
+    clipped, kept = intermediates.clipped_proposals[0], intermediates.proposals[0]
+    number = len(intermediates.anchors)
     by_level = [[int((item.level == i).sum()) for i in range(number)] for item in (clipped, kept)]
     return [
-        _step("all anchors", torch.cat(stages.anchors), [len(a) for a in stages.anchors], truth),
+        _step("all anchors", torch.cat(intermediates.anchors), [len(a) for a in intermediates.anchors], truth),
         _step("top-scored anchors", torch.cat(chosen), [len(a) for a in chosen], truth),
         _step("refined", torch.cat(refined), [len(a) for a in refined], truth),
         _step("clipped to the image", clipped.proposal_boxes.tensor, by_level[0], truth),
@@ -153,7 +153,7 @@ def level_scene(observation: Observation) -> Scene:
     """The anchors at one position of each level: at the one nearest to the image's centre."""
     layers = []
     height, width = observation.image.shape[:2]
-    for index, anchors in enumerate(observation.stages.anchors):
+    for index, anchors in enumerate(observation.intermediates.anchors):
         centres = (anchors[:, :2] + anchors[:, 2:]) / 2
         distance = (centres - centres.new_tensor([width / 2, height / 2])).square().sum(dim=1)
         here = (distance <= distance.min() + 1e-3).nonzero().flatten()
@@ -171,7 +171,7 @@ def label_scene(observation: Observation, limit: int = 200) -> Scene:
     """Anchors as training would label them, ``limit`` of each kind at most; no layers without annotations."""
     layers: list[Layer] = []
     if observation.training is not None:
-        anchors = torch.cat(observation.stages.anchors).cpu()
+        anchors = torch.cat(observation.intermediates.anchors).cpu()
         labels = observation.training.anchor_labels[0].cpu()
         sampled = observation.training.sampled_anchor_labels[0].cpu()
         kinds = [
@@ -188,14 +188,16 @@ def label_scene(observation: Observation, limit: int = 200) -> Scene:
 
 def proposal_scene(observation: Observation, count: int = 40) -> Scene:
     """The best-scored anchors before and after refinement, clipped, and what NMS kept: ``count`` of each."""
-    stages = observation.stages
+    intermediates = observation.intermediates
     logits = torch.cat(
-        [level[0][index[0]] for level, index in zip(stages.rpn_logits, stages.topk_anchors, strict=True)]
+        [level[0][index[0]] for level, index in zip(intermediates.rpn_logits, intermediates.topk_anchors, strict=True)]
     )
-    anchors = torch.cat([level[index[0]] for level, index in zip(stages.anchors, stages.topk_anchors, strict=True)])
-    refined = torch.cat([boxes[0] for boxes in stages.topk_boxes])
+    anchors = torch.cat(
+        [level[index[0]] for level, index in zip(intermediates.anchors, intermediates.topk_anchors, strict=True)]
+    )
+    refined = torch.cat([boxes[0] for boxes in intermediates.topk_boxes])
     best = logits.argsort(descending=True)[:count]
-    clipped, kept = stages.clipped_proposals[0], stages.proposals[0]
+    clipped, kept = intermediates.clipped_proposals[0], intermediates.proposals[0]
     order = clipped.objectness_logits.argsort(descending=True)[:count]
     layers = [
         _scored("top anchors, before", anchors[best], logits[best], VIOLET, "dotted", len(logits), True),

@@ -61,9 +61,9 @@ class BoxFindings:
 
 def inspect_boxes(observation: Observation) -> BoxFindings:
     """Follows the proposals through the box head."""
-    stages = observation.stages
-    rois, candidates, kept = stages.rois[0], stages.candidates[0], stages.kept_candidates[0]
-    probabilities, levels = stages.class_probs[0], stages.roi_levels
+    intermediates = observation.intermediates
+    rois, candidates, kept = intermediates.rois[0], intermediates.candidates[0], intermediates.kept_candidates[0]
+    probabilities, levels = intermediates.class_probs[0], intermediates.roi_levels
     assert levels is not None
     truth = observation.gt_boxes()
     foreground = probabilities.argmax(dim=1) < probabilities.shape[1] - 1
@@ -91,18 +91,18 @@ def _per_class(observation: Observation, classes: torch.Tensor) -> dict[str, int
 
 def _refinement(observation: Observation, index: int) -> Refinement:
     """The pair of candidate ``index``."""
-    stages = observation.stages
-    candidate = stages.candidates[0][index]
+    intermediates = observation.intermediates
+    candidate = intermediates.candidates[0][index]
     roi, class_index = int(candidate.roi), int(candidate.pred_classes)
-    before, after = stages.rois[0].proposal_boxes[roi].tensor.float(), candidate.pred_boxes.tensor.float()
+    before, after = intermediates.rois[0].proposal_boxes[roi].tensor.float(), candidate.pred_boxes.tensor.float()
     centres = [(box[0, :2] + box[0, 2:]) / 2 for box in (before, after)]
-    assert stages.roi_levels is not None
+    assert intermediates.roi_levels is not None
     return Refinement(
         roi=roi,
         class_index=class_index,
         class_name=observation.class_name(class_index),
         score=float(candidate.scores),
-        level=observation.roi_level_names[int(stages.roi_levels[roi])],
+        level=observation.roi_level_names[int(intermediates.roi_levels[roi])],
         before=[round(value, 3) for value in before[0].tolist()],
         after=[round(value, 3) for value in after[0].tolist()],
         moved=float(pairwise_iou(Boxes(before), Boxes(after))),
@@ -115,9 +115,9 @@ def refinement_scene(observation: Observation, count: int = 40) -> Scene:
 
     The best ``count`` of each kind.
     """
-    stages = observation.stages
-    kept = set(stages.kept_candidates[0].tolist())
-    order = stages.candidates[0].scores.argsort(descending=True).tolist()
+    intermediates = observation.intermediates
+    kept = set(intermediates.kept_candidates[0].tolist())
+    order = intermediates.candidates[0].scores.argsort(descending=True).tolist()
     groups = {
         "before NMS": [_refinement(observation, i) for i in [i for i in order if i not in kept][:count]],
         "detections": [_refinement(observation, i) for i in [i for i in order if i in kept][:count]],
@@ -139,10 +139,10 @@ def refinement_scene(observation: Observation, count: int = 40) -> Scene:
 
 def level_scene(observation: Observation, count: int = 40) -> Scene:
     """Which level each of the best ``count`` proposals was pooled from, one layer for each level."""
-    stages, layers = observation.stages, []
-    assert stages.roi_levels is not None
-    boxes = stages.rois[0].proposal_boxes.tensor.cpu()
-    levels = stages.roi_levels.cpu()
+    intermediates, layers = observation.intermediates, []
+    assert intermediates.roi_levels is not None
+    boxes = intermediates.rois[0].proposal_boxes.tensor.cpu()
+    levels = intermediates.roi_levels.cpu()
     for index, name in enumerate(observation.roi_level_names):
         here = boxes[levels == index]
         marks = box_marks(here[:count].numpy(), [f"pooled from {name}"] * len(here))
@@ -155,10 +155,10 @@ def level_scene(observation: Observation, count: int = 40) -> Scene:
 
 def _regions(observation: Observation, count: int) -> Layer:
     """The best proposals with the box of their likeliest class, whatever its score."""
-    stages = observation.stages
-    scores, classes = stages.class_probs[0][:, :-1].max(dim=1)
+    intermediates = observation.intermediates
+    scores, classes = intermediates.class_probs[0][:, :-1].max(dim=1)
     best = scores.argsort(descending=True)[:count]
-    decoded = stages.decoded_boxes[0]
+    decoded = intermediates.decoded_boxes[0]
     picked = decoded[best, 0 if decoded.shape[1] == 1 else classes[best]]
     texts = [f"{observation.class_name(int(classes[i]))} {float(scores[i]):.3f}" for i in best]
     marks = box_marks(picked.cpu().numpy(), texts, classes[best].tolist())

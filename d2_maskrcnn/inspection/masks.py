@@ -69,7 +69,7 @@ class MaskTarget:
 
 def inspect_masks(observation: Observation, limit: int | None = None) -> list[MaskFinding]:
     """The masks of the best ``limit`` detections (all if None); none where the model has no masks."""
-    results = observation.stages.results[0].to("cpu")
+    results = observation.intermediates.results[0].to("cpu")
     masks = getattr(results, "box_masks", None)
     if masks is None:
         return []
@@ -116,7 +116,7 @@ def mask_targets(observation: Observation, limit: int = 16) -> list[MaskTarget]:
     if training is None or training.mask_targets is None or len(training.mask_targets) == 0:
         return []
     rois = training.rois[0]
-    background = observation.stages.class_probs[0].shape[1] - 1
+    background = observation.intermediates.class_probs[0].shape[1] - 1
     foreground = rois[rois.gt_classes < background]
     targets = training.mask_targets.cpu().numpy()
     return [

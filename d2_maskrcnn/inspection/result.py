@@ -64,7 +64,7 @@ class ResultFindings:
 
 def inspect_result(observation: Observation, threshold: float = 0.5) -> ResultFindings:
     """Compares the detections that score ``threshold`` or more with the annotation."""
-    results = observation.stages.results[0].to("cpu")
+    results = observation.intermediates.results[0].to("cpu")
     chosen = (results.scores >= threshold).nonzero().flatten().tolist()
     classes = results.pred_classes.tolist()
     names = [observation.class_name(classes[i]) for i in chosen]
@@ -147,7 +147,7 @@ def overlap_matrix(results: Instances, truth: Truth) -> np.ndarray:
 
 def result_scene(observation: Observation, threshold: float = 0.5, limit: int = 100) -> Scene:
     """Masks, boxes and labels of the detections; with annotations also those, and the differences."""
-    results = observation.stages.results[0].to("cpu")
+    results = observation.intermediates.results[0].to("cpu")
     chosen = (results.scores >= threshold).nonzero().flatten()[:limit]
     findings = inspect_result(observation, threshold)
     shown = results[chosen]

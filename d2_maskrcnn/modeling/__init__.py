@@ -1,10 +1,10 @@
-"""Mask R-CNN, all of its numerics. Importing this package registers its parts in Detectron2's registries.
+"""Mask R-CNN. Importing this package registers its components in Detectron2's registries.
 
-The names are those in :data:`d2_maskrcnn.config.COMPONENTS`.
+The registered names are those in :data:`d2_maskrcnn.config.COMPONENTS`.
 """
 
 from d2_maskrcnn.modeling.backbone.fpn import FPN, build_maskrcnn_resnet_fpn_backbone
-from d2_maskrcnn.modeling.intermediates import Stages, active_stages, record_stages
+from d2_maskrcnn.modeling.intermediates import Intermediates, trace_inference, trace_losses
 from d2_maskrcnn.modeling.meta_arch import MaskRCNN
 from d2_maskrcnn.modeling.roi_heads.box_head import BoxPredictor, MaskRCNNBoxHead
 from d2_maskrcnn.modeling.roi_heads.mask_head import MaskRCNNMaskHead
@@ -15,6 +15,7 @@ from d2_maskrcnn.modeling.rpn.rpn import MaskRCNNRPN, MaskRCNNRPNHead
 __all__ = [
     "FPN",
     "BoxPredictor",
+    "Intermediates",
     "MaskRCNN",
     "MaskRCNNAnchorGenerator",
     "MaskRCNNBoxHead",
@@ -22,8 +23,7 @@ __all__ = [
     "MaskRCNNROIHeads",
     "MaskRCNNRPN",
     "MaskRCNNRPNHead",
-    "Stages",
-    "active_stages",
     "build_maskrcnn_resnet_fpn_backbone",
-    "record_stages",
+    "trace_inference",
+    "trace_losses",
 ]

@@ -1,12 +1,15 @@
-"""The losses of Mask R-CNN (arXiv:1703.06870, section 3): L = L_cls + L_box + L_mask, and the RPN's two."""
+"""The losses of Mask R-CNN (arXiv:1703.06870, section 3) and the accuracies that are logged beside them.
+
+Shape shorthand: M regions, F foreground regions among them, K classes (class K is the background), S the mask size.
+"""
 
 import torch
 import torch.nn.functional as F
 from fvcore.nn import smooth_l1_loss
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
-from d2_maskrcnn.modeling.box_coding import BoxCoder
-from d2_maskrcnn.modeling.precision import at_least_float32
+from d2_maskrcnn.modeling.box_coding import BoxCoder, at_least_float32
+from detectron2.utils.events import get_event_storage
 
 _IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
 BOX_LOSSES = ("smooth_l1", *_IOU_LOSSES)
@@ -20,15 +23,15 @@ def box_regression_loss(
     target: torch.Tensor,
     smooth_l1_beta: float = 0.0,
 ) -> torch.Tensor:
-    """Sum over foreground boxes of the distance between predicted and annotated boxes.
+    """Sum the regression losses of foreground boxes.
 
     Args:
-        kind: ``smooth_l1`` of the deltas (L1 where beta is 0), or ``giou`` (arXiv:1902.09630), ``diou`` or ``ciou``
-            (arXiv:1911.08287) of the decoded boxes.
-        deltas: (F, 4), predicted. reference: (F, 4), anchors or proposals. target: (F, 4), annotated boxes.
+        kind: ``smooth_l1`` of the deltas (L1 if ``smooth_l1_beta`` is 0), or ``giou`` (arXiv:1902.09630), ``diou`` or
+            ``ciou`` (both arXiv:1911.08287) of the decoded boxes.
+        deltas: (F, 4), predicted. reference: (F, 4), anchors or proposals. target: (F, 4), ground-truth boxes.
 
     Returns:
-        a scalar; 0, still connected to ``deltas``, when F is 0.
+        a scalar; 0 if F is 0, and still connected to ``deltas``.
     """
     deltas = at_least_float32(deltas)
     if kind == "smooth_l1":
@@ -38,28 +41,85 @@ def box_regression_loss(
 
 
 def objectness_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of binary cross entropies. Args: logits (R,); labels (R,), 1 object, 0 background. Returns a scalar."""
+    """Sum the binary cross entropies of anchors. Args: logits (R,); labels (R,), 1 object, 0 background."""
     logits = at_least_float32(logits)
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
 
 
 def classification_loss(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy. Args: logits (M, K + 1); classes (M,), K for background. Returns a scalar, 0 when M is 0."""
+    """Average the cross entropies of regions; 0 if M is 0. Args: logits (M, K + 1); classes (M,), K for background."""
     if classes.numel() == 0:
         return logits.sum() * 0.0
     return F.cross_entropy(at_least_float32(logits), classes)
 
 
 def mask_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Mean over pixels of the binary cross entropy of the true class's mask.
+    """Average the binary cross entropies of mask pixels; 0 if F is 0.
 
     Args:
-        logits: (F, S, S), already of the true class. targets: (F, S, S) bool.
-
-    Returns:
-        a scalar, 0 when F is 0.
+        logits: (F, S, S) of each region's ground-truth class. targets: (F, S, S) bool.
     """
     if targets.numel() == 0:
         return logits.sum() * 0.0
     logits = at_least_float32(logits)
     return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype))
+
+
+@torch.no_grad()
+def classification_accuracy(
+    logits: torch.Tensor, classes: torch.Tensor, num_classes: int
+) -> dict[str, torch.Tensor | float]:
+    """Compute the accuracies of the box head, under Detectron2's names.
+
+    Args:
+        logits: (M, K + 1). classes: (M,), ``num_classes`` (K) for background.
+
+    Returns:
+        fractions in [0, 1]; empty if M is 0, without the foreground's if F is 0.
+    """
+    if classes.numel() == 0:
+        return {}
+    predicted, foreground = logits.argmax(dim=1), classes < num_classes
+    correct = predicted == classes
+    values: dict[str, torch.Tensor | float] = {"fast_rcnn/cls_accuracy": correct.double().mean()}
+    number = int(foreground.sum())
+    if number > 0:
+        values["fast_rcnn/fg_cls_accuracy"] = (correct & foreground).sum() / number
+        values["fast_rcnn/false_negative"] = (predicted[foreground] == num_classes).sum() / number
+    return values
+
+
+@torch.no_grad()
+def mask_accuracy(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor | float]:
+    """Compute the pixel accuracies of the mask head, under Detectron2's names.
+
+    Args:
+        logits: (F, S, S) of each region's ground-truth class. targets: (F, S, S) bool.
+
+    Returns:
+        fractions in [0, 1]; empty if F is 0.
+    """
+    if targets.numel() == 0:
+        return {}
+    wrong = (logits > 0) != targets
+    number, positive = targets.numel(), targets.sum()
+    return {
+        "mask_rcnn/accuracy": 1 - wrong.sum() / number,
+        "mask_rcnn/false_positive": (wrong & ~targets).sum() / (number - positive).clamp(min=1),
+        "mask_rcnn/false_negative": (wrong & targets).sum() / positive.clamp(min=1),
+    }
+
+
+def put_scalars(values: dict[str, torch.Tensor | float]) -> None:
+    """Write scalars to the active event storage with a single transfer from the device.
+
+    Raises:
+        AssertionError: no event storage is active.
+    """
+    numbers = {name: value for name, value in values.items() if not isinstance(value, torch.Tensor)}
+    tensors = {name: value.detach().double() for name, value in values.items() if isinstance(value, torch.Tensor)}
+    if tensors:
+        numbers.update(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+    storage = get_event_storage()
+    for name in values:
+        storage.put_scalar(name, numbers[name])

@@ -1,6 +1,4 @@
-"""Assigns annotated boxes to anchors or proposals by their intersection over union (arXiv:1506.01497, section
-3.1.2).
-"""
+"""Assignment of ground-truth boxes to anchors or proposals by IoU (arXiv:1506.01497, section 3.1.2)."""
 
 from collections.abc import Sequence
 
@@ -10,22 +8,23 @@ from d2_maskrcnn.errors import UserError
 
 
 class Matcher:
-    """Gives each candidate the annotated box that overlaps it most, and a label by how much.
+    """Match each candidate box to the ground-truth box with the highest IoU, and label it by that IoU.
 
-    With thresholds t1 < t2 < ... the label is ``labels[0]`` below t1, ``labels[1]`` from t1 on, and so on; 1 means
-    object, 0 background, -1 neither.
+    With thresholds t1 < t2 < ... the label is ``labels[0]`` below t1, ``labels[1]`` in [t1, t2), and so on.
+
+    Args:
+        thresholds: ascending IoUs, above 0.
+        labels: one more than ``thresholds``: 1 object, 0 background, -1 ignored.
+        allow_low_quality_matches: whether the candidates with the highest IoU for a ground-truth box are labeled 1
+            even if that IoU is low.
+
+    Raises:
+        UserError: thresholds or labels are not as described.
     """
 
     def __init__(
         self, thresholds: Sequence[float], labels: Sequence[int], allow_low_quality_matches: bool = False
     ) -> None:
-        """Args: allow_low_quality_matches: whether each annotated box also makes the candidates that overlap *it*
-        most objects.
-
-        Raises:
-            UserError: thresholds that don't ascend or aren't positive, a number of labels other than one more, other
-                labels.
-        """
         ascending = all(low < high for low, high in zip((0.0, *thresholds), thresholds, strict=False))
         if not ascending or len(labels) != len(thresholds) + 1 or not set(labels) <= {-1, 0, 1}:
             raise UserError(
@@ -37,10 +36,13 @@ class Matcher:
         self.allow_low_quality_matches = allow_low_quality_matches
 
     def __call__(self, iou: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Args: iou: (G, R), annotated boxes x candidates.
+        """Match and label R candidates.
+
+        Args:
+            iou: (G, R), ground-truth boxes x candidates.
 
         Returns:
-            matches: (R,) int64, index of the annotated box that overlaps most (0 where there is none).
+            matches: (R,) int64, index of the ground-truth box with the highest IoU; 0 if G is 0.
             labels: (R,) int8.
         """
         if iou.shape[0] == 0:
@@ -51,7 +53,7 @@ class Matcher:
         for threshold, label in zip(self.thresholds, self.labels[1:], strict=True):
             labels[best >= threshold] = label
         if self.allow_low_quality_matches and iou.shape[1] > 0:
-            # The candidates keep the box that overlaps *them* most, which may be another one.
-            best_of_each_box = iou.max(dim=1, keepdim=True).values  # (G, 1)
-            labels[(iou == best_of_each_box).any(dim=0)] = 1
+            # Only the label changes: the match remains the candidate's own best box, which may be another one.
+            best_per_box = iou.max(dim=1, keepdim=True).values  # (G, 1)
+            labels[(iou == best_per_box).any(dim=0)] = 1
         return matches, labels

@@ -9,9 +9,7 @@ from torch import nn
 
 from d2_maskrcnn.config.validation import refuse_unsupported
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.modeling.intermediates import Stages, active_stages, record_stages
-from d2_maskrcnn.modeling.postprocessing import postprocess
-from d2_maskrcnn.modeling.training_events import muted_events
+from d2_maskrcnn.modeling.roi_heads.inference import postprocess
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
@@ -24,19 +22,27 @@ from detectron2.structures import ImageList, Instances
 
 Inputs = list[dict[str, Any]]
 Losses = dict[str, torch.Tensor]
-Detections = list[Instances] | list[dict[str, Instances]]
+Results = list[dict[str, Instances]]
 
 
 @META_ARCH_REGISTRY.register()
 class MaskRCNN(nn.Module):
-    """A backbone that gives feature maps, a proposal generator, and region heads.
+    """Detect objects and their masks by a backbone, a proposal generator and ROI heads.
 
-    Each element of the input list describes one image:
+    The inputs are a list with a dict per image:
 
     * ``image``: (3, H, W), uint8 or float in [0, 255], channels in the order of ``INPUT.FORMAT``.
-    * ``height``, ``width`` (optional): size of the output image; the input's own size if missing.
-    * ``instances`` (for losses): Instances of image size (H, W) with ``gt_boxes``, ``gt_classes`` and, with masks,
-      ``gt_masks`` (PolygonMasks or BitMasks).
+    * ``height``, ``width`` (optional): size of the output image in pixels; the size of ``image`` by default.
+    * ``instances`` (for the losses): Instances of image size (H, W) with ``gt_boxes`` (XYXY in pixels of ``image``),
+      ``gt_classes`` and, with a mask head, ``gt_masks`` (PolygonMasks or BitMasks).
+
+    Args:
+        pixel_mean, pixel_std: one value per channel, in the order of ``input_format``.
+        input_format: ``BGR`` or ``RGB``; not used here, but by the code that reads images.
+        channels_last: whether the convolutions' weights and activations are stored in NHWC order.
+
+    Raises:
+        UserError: ``pixel_mean`` and ``pixel_std`` differ in length.
     """
 
     pixel_mean: torch.Tensor
@@ -54,21 +60,11 @@ class MaskRCNN(nn.Module):
         input_format: str | None = None,
         channels_last: bool = False,
     ) -> None:
-        """Takes built parts.
-
-        Args:
-            pixel_mean, pixel_std: one value for each channel, in the order of ``input_format``.
-            input_format: ``BGR`` or ``RGB``; for whoever reads the images.
-            channels_last: whether weights and activations of convolutions lie in NHWC order.
-
-        Raises:
-            UserError: the two lists differ in length.
-        """
         super().__init__()
         if len(pixel_mean) != len(pixel_std):
             raise UserError(
-                f"MODEL.PIXEL_MEAN has {len(pixel_mean)} values and MODEL.PIXEL_STD {len(pixel_std)}: expected one for "
-                "each channel"
+                f"MODEL.PIXEL_MEAN has {len(pixel_mean)} values and MODEL.PIXEL_STD {len(pixel_std)}: expected one "
+                "value per channel in both"
             )
         self.backbone = backbone
         self.proposal_generator = proposal_generator
@@ -81,10 +77,10 @@ class MaskRCNN(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        """Builds the parts that ``cfg`` names.
+        """Build the components that ``cfg`` names.
 
         Raises:
-            UserError: ``cfg`` asks for something that this model has not got.
+            UserError: ``cfg`` enables something that this model does not implement.
         """
         refuse_unsupported(cfg)
         backbone = build_backbone(cfg)
@@ -100,75 +96,66 @@ class MaskRCNN(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model is; inputs are brought there."""
+        """The model's device, to which inputs are moved."""
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: Inputs, stages: Stages | None = None) -> Losses | Detections:
-        """In training mode :meth:`losses`, in evaluation mode :meth:`inference`.
-
-        Args:
-            stages: records what every stage computes; see :mod:`d2_maskrcnn.modeling.intermediates`.
-        """
-        with record_stages(stages) if stages is not None else nullcontext():
-            return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
+    def forward(self, batched_inputs: Inputs) -> Losses | Results | list[Instances]:
+        """Return :meth:`losses` in training mode and :meth:`inference` in evaluation mode."""
+        return self.losses(batched_inputs) if self.training else self.inference(batched_inputs)
 
     def losses(self, batched_inputs: Inputs) -> Losses:
-        """The five losses, also in evaluation mode (a validation loss).
+        """Compute the losses, in evaluation mode as well (a validation loss).
 
-        In evaluation mode no state is touched: norms use their running statistics, random sampling leaves the
-        generators as they were (and draws the same for the same input), and nothing is written to the event storage.
-        Gradients are as the caller
-        has them: use ``torch.no_grad()`` for a validation loss.
+        In evaluation mode the state of the process does not change: norms use their running statistics, random
+        sampling depends on the input only and leaves PyTorch's global generators as they were, and nothing is written
+        to the event storage. Gradients are tracked in both modes unless the caller uses ``torch.no_grad()``.
 
         Returns:
-            ``loss_rpn_cls``, ``loss_rpn_loc``, ``loss_cls``, ``loss_box_reg``, ``loss_mask``: scalars, already
-            weighted.
+            ``loss_rpn_cls``, ``loss_rpn_loc``, ``loss_cls``, ``loss_box_reg``, ``loss_mask``: weighted scalars.
 
         Raises:
-            UserError: an input has no annotations. FloatingPointError: the RPN gives infinite boxes.
+            UserError: an input has no annotations.
+            FloatingPointError: the RPN predicts infinite or NaN boxes.
         """
-        with nullcontext() if self.training else self._untouched_state():
+        with nullcontext() if self.training else _fixed_random_state(self.device):
             images = self.preprocess_image(batched_inputs)
-            targets = self._targets(batched_inputs)
+            targets = self.ground_truth(batched_inputs)
             features = self.backbone(images.tensor)
-            proposals, losses = self.proposal_generator(images, features, targets)
+            proposals, rpn_losses = self.proposal_generator(images, features, targets)
             _, roi_losses = self.roi_heads(images, features, proposals, targets)
-            losses = {**roi_losses, **losses}
-        if (recorder := active_stages()) is not None:
-            recorder.record(losses=losses)
-        return losses
+        return {**roi_losses, **rpn_losses}
 
     @torch.no_grad()
     def inference(
         self, batched_inputs: Inputs, detected_instances: list[Instances] | None = None, do_postprocess: bool = True
-    ) -> Detections:
-        """Detections of each image.
+    ) -> Results | list[Instances]:
+        """Detect the objects of each image.
 
         Args:
-            detected_instances: for each image ``pred_boxes`` (network's frame) and ``pred_classes``; then only
-                masks are added.
-            do_postprocess: whether to bring the results to the output's size.
+            detected_instances: per image ``pred_boxes`` (XYXY in pixels of ``image``) and ``pred_classes``; if given,
+                only masks are added to them.
+            do_postprocess: whether the results are scaled to the output image.
 
         Returns:
-            for each image ``{"instances": Instances}`` with ``pred_boxes``, ``scores``, ``pred_classes`` and
-            ``pred_masks`` (n, height, width) bool. Without post-processing the plain Instances in the network's
-            frame, ``pred_masks`` (n, 1, 28, 28) being probabilities inside each box.
+            per image ``{"instances": Instances}`` with ``pred_boxes``, ``scores``, ``pred_classes`` and ``pred_masks``
+            (n, height, width) bool. Without post-processing the plain Instances in the frame of ``image``, whose
+            ``pred_masks`` (n, 1, 28, 28) are probabilities inside each box.
         """
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         if detected_instances is None:
             proposals, _ = self.proposal_generator(images, features, None)
-            results, _ = self.roi_heads(images, features, proposals, None)
+            detections, _ = self.roi_heads(images, features, proposals, None)
         else:
             given = [instances.to(self.device) for instances in detected_instances]
-            results = self.roi_heads.forward_with_given_boxes(features, given)
-        return self._postprocess(results, batched_inputs) if do_postprocess else results
+            detections = self.roi_heads.forward_with_given_boxes(features, given)
+        return self.postprocess(detections, batched_inputs) if do_postprocess else detections
 
     def preprocess_image(self, batched_inputs: Inputs) -> ImageList:
-        """Normalised images, padded at the right and bottom with zeros to one size that the backbone can divide.
+        """Normalize the images and pad them with zeros, at the right and bottom, to a size that the backbone accepts.
 
         Raises:
-            UserError: no image, or one that is not (channels, H, W).
+            UserError: there is no image, or one is not (channels, H, W).
         """
         images = [_image(item, len(self.pixel_mean)).to(self.device, non_blocking=True) for item in batched_inputs]
         if not images:
@@ -181,11 +168,14 @@ class MaskRCNN(nn.Module):
         ).to(memory_format=self.memory_format)
         for slot, image in zip(batch, images, strict=True):
             slot[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std
-        if (stages := active_stages()) is not None:
-            stages.record(images=batch, image_sizes=sizes)
         return ImageList(batch, sizes)
 
-    def _targets(self, batched_inputs: Inputs) -> list[Instances]:
+    def ground_truth(self, batched_inputs: Inputs) -> list[Instances]:
+        """Return the ``instances`` of the inputs, on the model's device.
+
+        Raises:
+            UserError: an input has none.
+        """
         missing = [
             item.get("file_name", f"number {i}") for i, item in enumerate(batched_inputs) if "instances" not in item
         ]
@@ -195,23 +185,28 @@ class MaskRCNN(nn.Module):
             )
         return [item["instances"].to(self.device) for item in batched_inputs]
 
-    def _postprocess(self, results: list[Instances], batched_inputs: Inputs) -> list[dict[str, Instances]]:
-        outputs = []
-        for instances, item in zip(results, batched_inputs, strict=True):
+    @staticmethod
+    def postprocess(detections: list[Instances], batched_inputs: Inputs) -> Results:
+        """Scale each image's detections to its ``height`` x ``width``; see :func:`postprocess`."""
+        results = []
+        for instances, item in zip(detections, batched_inputs, strict=True):
             height, width = item.get("height", instances.image_size[0]), item.get("width", instances.image_size[1])
-            outputs.append({"instances": postprocess(instances, height, width)})
-        if (stages := active_stages()) is not None:
-            stages.record(results=[output["instances"] for output in outputs])
-        return outputs
+            results.append({"instances": postprocess(instances, height, width)})
+        return results
 
-    @contextmanager
-    def _untouched_state(self) -> Iterator[None]:
-        devices = [torch.cuda.current_device()] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), muted_events():
-            torch.default_generator.manual_seed(0)
-            if devices:
-                torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(0)
-            yield
+
+@contextmanager
+def _fixed_random_state(device: torch.device) -> Iterator[None]:
+    """Seed PyTorch's global generators with 0 and restore them afterwards.
+
+    Detectron2's interfaces of proposal generators and ROI heads have no argument for a generator.
+    """
+    cuda = [torch.cuda.current_device()] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(0)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(0)
+        yield
 
 
 def _image(item: dict[str, Any], channels: int) -> torch.Tensor:

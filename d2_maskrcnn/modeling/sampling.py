@@ -1,28 +1,34 @@
-"""Random subsets of labelled anchors or proposals, with a bounded share of objects (arXiv:1504.08083, section 2.3)."""
+"""Random sampling of labeled anchors or proposals with a limited share of objects (arXiv:1504.08083, section 2.3)."""
 
 import torch
 
 
 def sample_labels(
-    labels: torch.Tensor, num_samples: int, positive_fraction: float, background: int
+    labels: torch.Tensor,
+    num_samples: int,
+    positive_fraction: float,
+    background: int,
+    generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws up to ``num_samples`` elements of one image, at most ``positive_fraction`` of them objects, the rest
-    background.
+    """Sample up to ``num_samples`` elements of an image without replacement.
 
-    Where objects are too few, background fills up the number.
+    Background elements take the place of missing objects, but not the reverse.
 
     Args:
-        labels: (R,) integers; ``background`` is background, -1 is never drawn, all else is an object.
+        labels: (R,) integers: ``background`` for background, -1 for elements that are never sampled, any other value
+            for objects.
+        positive_fraction: maximum share of objects among ``num_samples``, in [0, 1].
+        generator: on the device of ``labels``; None for PyTorch's global one.
 
     Returns:
-        indices of the drawn objects and of the drawn background, each int64 (n,), in random order.
+        indices of the sampled objects and of the sampled background, each (n,) int64, in random order.
     """
     positive = ((labels != -1) & (labels != background)).nonzero().flatten()
     negative = (labels == background).nonzero().flatten()
     num_positive = min(positive.numel(), int(num_samples * positive_fraction))
     num_negative = min(negative.numel(), num_samples - num_positive)
-    return _draw(positive, num_positive), _draw(negative, num_negative)
+    return _sample(positive, num_positive, generator), _sample(negative, num_negative, generator)
 
 
-def _draw(indices: torch.Tensor, number: int) -> torch.Tensor:
-    return indices[torch.randperm(indices.numel(), device=indices.device)[:number]]
+def _sample(indices: torch.Tensor, number: int, generator: torch.Generator | None) -> torch.Tensor:
+    return indices[torch.randperm(indices.numel(), device=indices.device, generator=generator)[:number]]

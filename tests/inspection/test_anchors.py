@@ -48,7 +48,7 @@ def test_anchors_of_each_level_are_those_of_its_grid(observation):
 def test_labels_follow_the_paper(observation, cfg):
     """Counted anew from the overlaps: Ren et al. 2015, section 3.1.2."""
     found = inspect_anchors(observation)
-    anchors = np.concatenate([level.numpy() for level in observation.stages.anchors])
+    anchors = np.concatenate([level.numpy() for level in observation.intermediates.anchors])
     iou = plain_iou(anchors, observation.gt_boxes().numpy())
     best = iou.max(axis=1)
     low, high = cfg.MODEL.RPN.IOU_THRESHOLDS
@@ -87,9 +87,11 @@ def test_steps_and_their_recall(observation, cfg):
 
 
 def test_the_top_anchors_are_the_best_scored(observation):
-    logits = observation.stages.rpn_logits[0][0].numpy()
+    logits = observation.intermediates.rpn_logits[0][0].numpy()
     chosen = inspect_anchors(observation).steps[1].boxes[:5].numpy()
-    np.testing.assert_array_equal(chosen, observation.stages.anchors[0].numpy()[np.argsort(-logits, kind="stable")[:5]])
+    np.testing.assert_array_equal(
+        chosen, observation.intermediates.anchors[0].numpy()[np.argsort(-logits, kind="stable")[:5]]
+    )
 
 
 def test_without_annotation_there_are_counts_but_no_labels(blind_observation):

@@ -8,28 +8,28 @@ from d2_maskrcnn.inspection.boxes import draw_boxes, inspect_boxes, refinement_s
 
 def test_counts(observation, cfg):
     found = inspect_boxes(observation)
-    probabilities = observation.stages.class_probs[0].numpy()
+    probabilities = observation.intermediates.class_probs[0].numpy()
     assert found.regions == len(probabilities) == sum(found.per_level.values())
     assert found.foreground_regions == (probabilities.argmax(axis=1) < 4).sum()
     assert found.candidates == (probabilities[:, :4] > cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST).sum() > 0
-    assert found.kept == len(observation.stages.detections[0]) == len(found.detections) > 0
+    assert found.kept == len(observation.intermediates.detections[0]) == len(found.detections) > 0
     assert sum(found.kept_per_class.values()) == found.kept
     assert sum(found.candidates_per_class.values()) == found.candidates
 
 
 def test_each_pair_is_a_proposal_and_its_own_decoded_box(observation):
     """Decoded anew from the deltas: Girshick et al. 2014, appendix C, with the config's weights 10, 10, 5, 5."""
-    stages = observation.stages
+    intermediates = observation.intermediates
     for pair in inspect_boxes(observation).detections:
-        x0, y0, x1, y1 = stages.rois[0].proposal_boxes.tensor[pair.roi].tolist()
-        dx, dy, dw, dh = stages.box_deltas[pair.roi].numpy().reshape(-1, 4)[pair.class_index] / [10, 10, 5, 5]
+        x0, y0, x1, y1 = intermediates.rois[0].proposal_boxes.tensor[pair.roi].tolist()
+        dx, dy, dw, dh = intermediates.box_deltas[pair.roi].numpy().reshape(-1, 4)[pair.class_index] / [10, 10, 5, 5]
         width, height = x1 - x0, y1 - y0
         cx, cy = x0 + width / 2 + dx * width, y0 + height / 2 + dy * height
         half = np.array([width * np.exp(dw), height * np.exp(dh)]) / 2
         expected = np.clip([cx - half[0], cy - half[1], cx + half[0], cy + half[1]], 0, 64)
         np.testing.assert_allclose(pair.after, expected, atol=2e-3)
         np.testing.assert_allclose(pair.before, [x0, y0, x1, y1], atol=1e-3)
-        assert pair.score == pytest.approx(float(stages.class_probs[0][pair.roi, pair.class_index]))
+        assert pair.score == pytest.approx(float(intermediates.class_probs[0][pair.roi, pair.class_index]))
         side = np.sqrt(width * height)
         level = int(np.clip(np.floor(4 + np.log2(side / 224 + 1e-8)), 2, 5))
         assert pair.level == f"p{level}"

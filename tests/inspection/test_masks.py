@@ -8,7 +8,7 @@ from d2_maskrcnn.inspection.masks import draw_masks, inspect_masks, mask_targets
 
 
 def test_placed_masks_are_the_results(observation):
-    results = observation.stages.results[0]
+    results = observation.intermediates.results[0]
     found = inspect_masks(observation)
     assert len(found) == len(results) > 0
     for finding in found:
@@ -22,7 +22,7 @@ def test_placed_masks_are_the_results(observation):
 
 def test_resized_probabilities_are_those_of_bilinear_sampling(observation):
     height, width = observation.output_size
-    boxes = observation.stages.results[0].pred_boxes.tensor.double()
+    boxes = observation.intermediates.results[0].pred_boxes.tensor.double()
     ys, xs = torch.meshgrid(torch.arange(height).double() + 0.5, torch.arange(width).double() + 0.5, indexing="ij")
     for finding in inspect_masks(observation):
         x0, y0, x1, y1 = boxes[finding.detection]
@@ -35,7 +35,7 @@ def test_resized_probabilities_are_those_of_bilinear_sampling(observation):
 
 
 def test_probabilities_are_the_sigmoid_of_the_logits_of_the_class(observation):
-    logits = observation.stages.mask_logits.numpy()
+    logits = observation.intermediates.mask_logits.numpy()
     for finding in inspect_masks(observation):
         expected = 1 / (1 + np.exp(-logits[finding.detection, finding.class_index]))
         np.testing.assert_allclose(finding.probabilities, expected, rtol=1e-5)
@@ -43,7 +43,7 @@ def test_probabilities_are_the_sigmoid_of_the_logits_of_the_class(observation):
 
 def test_iou_with_the_annotation(observation):
     truth = observation.truth
-    results = observation.stages.results[0]
+    results = observation.intermediates.results[0]
     for finding in inspect_masks(observation):
         mask = results.pred_masks[finding.detection].numpy()
         ious = [

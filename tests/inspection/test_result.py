@@ -8,7 +8,7 @@ import torch
 
 from d2_maskrcnn.inspection.ground_truth import Truth
 from d2_maskrcnn.inspection.result import draw_result, inspect_result, result_scene
-from d2_maskrcnn.modeling.intermediates import Stages
+from d2_maskrcnn.modeling.intermediates import Intermediates
 from detectron2.structures import Boxes, Instances
 
 NAMES = ["cat", "dog"]
@@ -26,13 +26,14 @@ def observed(observation, found, truth):
     results.pred_boxes = Boxes(torch.tensor([f[0] for f in found], dtype=torch.float32).reshape(-1, 4))
     results.pred_classes = torch.tensor([f[1] for f in found], dtype=torch.int64)
     results.scores = torch.tensor([f[2] for f in found], dtype=torch.float32)
-    stages = Stages()
-    stages.record(results=[results])
+    intermediates = Intermediates(results=[results])
     boxes = np.array([t[0] for t in truth], dtype=np.float32).reshape(-1, 4)
     masks = np.stack([rectangle(*t[0]) for t in truth]) if truth else np.zeros((0, 40, 40), bool)
     annotated = Truth(boxes, np.array([t[1] for t in truth], int), masks, np.array([t[2] for t in truth], bool))
     image = np.zeros((40, 40, 3), np.uint8)
-    return replace(observation, stages=stages, truth=annotated, class_names=NAMES, output_size=(40, 40), image=image)
+    return replace(
+        observation, intermediates=intermediates, truth=annotated, class_names=NAMES, output_size=(40, 40), image=image
+    )
 
 
 A, B, C = [0, 0, 10, 10], [20, 20, 30, 30], [0, 20, 10, 40]
@@ -76,5 +77,5 @@ def test_no_detections_still_draws(observation):
 def test_without_annotation_nothing_is_judged(blind_observation):
     findings = inspect_result(blind_observation, 0.0)
     assert findings.annotated is None and findings.verdicts == [] and findings.counts == {}
-    assert findings.shown == findings.detections == len(blind_observation.stages.results[0])
+    assert findings.shown == findings.detections == len(blind_observation.intermediates.results[0])
     assert set(draw_result(blind_observation)) == {"result"}

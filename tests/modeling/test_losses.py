@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from d2_maskrcnn.modeling.box_coding import BoxCoder
-from d2_maskrcnn.modeling.losses import BOX_LOSSES, box_regression_loss, classification_loss, mask_loss, objectness_loss
+from d2_maskrcnn.modeling.losses import (
+    BOX_LOSSES,
+    box_regression_loss,
+    classification_accuracy,
+    classification_loss,
+    mask_accuracy,
+    mask_loss,
+    objectness_loss,
+    put_scalars,
+)
+from detectron2.utils.events import EventStorage
 
 CODER = BoxCoder((1.0, 1.0, 1.0, 1.0))
 REFERENCE = torch.tensor([[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 25.0, 45.0]])
@@ -21,7 +31,7 @@ def test_no_boxes(kind):
 
 
 @pytest.mark.parametrize("kind", BOX_LOSSES)
-def test_zero_for_the_right_boxes(kind):
+def test_zero_for_correct_boxes(kind):
     loss = box_regression_loss(kind, CODER, CODER.encode(REFERENCE, TARGET), REFERENCE, TARGET)
     assert loss.item() == pytest.approx(0.0, abs=1e-5)
 
@@ -46,7 +56,7 @@ def test_giou_by_hand():
 
 
 def test_diou_by_hand():
-    # Centres are sqrt(5) apart, the enclosing box's diagonal is sqrt(12^2 + 11^2).
+    # The centers are sqrt(5) apart, the enclosing box's diagonal is sqrt(12^2 + 11^2).
     expected = 1 - 72 / 128 + 5 / (12**2 + 11**2)
     loss = box_regression_loss("diou", CODER, torch.zeros(1, 4), REFERENCE[:1], TARGET[:1])
     assert loss.item() == pytest.approx(expected, rel=1e-5)
@@ -54,7 +64,7 @@ def test_diou_by_hand():
     assert same_shape.item() == pytest.approx(expected, rel=1e-5)  # no penalty for the aspect ratio
 
 
-# Not ciou: the paper holds the weight of its aspect-ratio term constant in the gradient (section 3.3).
+# Without ciou: the paper treats the weight of its aspect-ratio term as a constant in the gradient (section 3.3).
 @pytest.mark.parametrize("kind", ["smooth_l1", "giou", "diou"])
 def test_gradients_of_box_losses(kind):
     reference, target = REFERENCE.double(), TARGET.double()
@@ -91,3 +101,17 @@ def test_half_precision_is_widened():
         classification_loss(torch.zeros(3, 4, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.int64)).dtype
         == torch.float32
     )
+
+
+def test_scalars_and_tensors_are_logged():
+    with EventStorage() as storage:
+        put_scalars({})
+        put_scalars({"a": 2, "b": torch.tensor(3), "c": torch.tensor(0.5, requires_grad=True)})
+        assert {name: value for name, (value, _) in storage.latest().items()} == {"a": 2.0, "b": 3.0, "c": 0.5}
+
+
+def test_accuracies_without_regions():
+    assert classification_accuracy(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 3) == {}
+    assert mask_accuracy(torch.zeros(0, 28, 28), torch.zeros(0, 28, 28, dtype=torch.bool)) == {}
+    background_only = classification_accuracy(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]), 1)
+    assert background_only == {"fast_rcnn/cls_accuracy": 0.5}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2_maskrcnn.modeling import Stages
+from d2_maskrcnn.modeling import trace_inference
 from detectron2.utils.events import EventStorage
 
 VARIANTS = ("plain", "options", "batchnorm", "ciou", "boxes_only")
@@ -30,23 +30,22 @@ def reference(data_dir):
 @pytest.mark.parametrize(("variant", "channels_last"), INFERENCE)
 def test_inference(narrow, reference, variant, channels_last):
     model = narrow.model(variant, D2_MASKRCNN__CHANNELS_LAST=channels_last).eval()
-    stages = Stages()
-    outputs = model(narrow.inputs(), stages=stages)
+    trace = trace_inference(model, narrow.inputs())
     if f"{variant}/p3" in reference:
-        assert narrow.relative_error(stages.features["p3"], reference[f"{variant}/p3"]) < 1e-4
+        assert narrow.relative_error(trace.features["p3"], reference[f"{variant}/p3"]) < 1e-4
     for i in range(2):
-        proposals, found = stages.proposals[i], stages.detections[i]
+        proposals, detections = trace.proposals[i], trace.detections[i]
         index = narrow.pair_boxes(proposals.proposal_boxes.tensor, reference[f"{variant}/proposals{i}"], 0.01)
         assert narrow.relative_error(proposals.objectness_logits[index], reference[f"{variant}/logits{i}"]) < 1e-4
-        index = narrow.pair_boxes(found.pred_boxes.tensor, reference[f"{variant}/boxes{i}"], 0.01)
-        assert found.pred_classes[index].tolist() == reference[f"{variant}/classes{i}"].tolist()
-        assert narrow.relative_error(found.scores[index], reference[f"{variant}/scores{i}"]) < 1e-4
+        index = narrow.pair_boxes(detections.pred_boxes.tensor, reference[f"{variant}/boxes{i}"], 0.01)
+        assert detections.pred_classes[index].tolist() == reference[f"{variant}/classes{i}"].tolist()
+        assert narrow.relative_error(detections.scores[index], reference[f"{variant}/scores{i}"]) < 1e-4
         if variant == "boxes_only":
-            assert not found.has("pred_masks")
+            assert not detections.has("pred_masks")
             continue
         probabilities = torch.from_numpy(reference[f"{variant}/mask_probs{i}"])
-        assert (found.pred_masks[index][:4] - probabilities).abs().max() < 1e-4
-        result = outputs[i]["instances"]
+        assert (detections.pred_masks[index][:4] - probabilities).abs().max() < 1e-4
+        result = trace.results[i]
         expected = np.unpackbits(reference[f"{variant}/post_masks_packed{i}"], axis=-1)[..., : result.image_size[1]]
         index = narrow.pair_boxes(result.pred_boxes.tensor, reference[f"{variant}/post_boxes{i}"], 0.02)
         different = result.pred_masks[index].numpy() != expected.astype(bool)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from d2_maskrcnn.config import add_d2_maskrcnn_config, use_d2_maskrcnn_components
-from d2_maskrcnn.modeling import Stages
+from d2_maskrcnn.modeling import trace_inference
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
@@ -52,8 +52,7 @@ class Run:
         weights = {name[8:]: value for name, value in reference.items() if name.startswith("weights/")}
         self.model.load_state_dict(weights, strict=True)
         self.inputs = reference_inputs(reference)
-        self.stages = Stages()
-        self.outputs = self.model.eval()(self.inputs, stages=self.stages)
+        self.trace = trace_inference(self.model.eval(), self.inputs)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["channels_last", "contiguous"])
@@ -62,18 +61,18 @@ def run(request, shared_dir, reference):
 
 
 def test_images_and_features(run, reference, narrow):
-    assert narrow.relative_error(run.stages.images, reference["stage/images"]) < 1e-6
+    assert narrow.relative_error(run.trace.images, reference["stage/images"]) < 1e-6
     for name in ("p2", "p3", "p4", "p5", "p6"):
-        assert narrow.relative_error(run.stages.features[name], reference[f"stage/features/{name}"]) < 1e-4
+        assert narrow.relative_error(run.trace.features[name], reference[f"stage/features/{name}"]) < 1e-4
 
 
 def test_anchors_are_exact(run, reference):
-    for level, anchors in enumerate(run.stages.anchors):
+    for level, anchors in enumerate(run.trace.anchors):
         assert torch.equal(anchors, reference[f"stage/anchors/{level}"])
 
 
 def test_rpn_logits_and_deltas(run, reference, narrow):
-    for level, (logits, deltas) in enumerate(zip(run.stages.rpn_logits, run.stages.rpn_deltas, strict=True)):
+    for level, (logits, deltas) in enumerate(zip(run.trace.rpn_logits, run.trace.rpn_deltas, strict=True)):
         expected = reference[f"stage/rpn_logits/{level}"].permute(0, 2, 3, 1).flatten(1)
         assert narrow.relative_error(logits, expected) < 1e-4
         expected = reference[f"stage/rpn_deltas/{level}"].permute(0, 2, 3, 1).reshape(2, -1, 4)
@@ -81,7 +80,7 @@ def test_rpn_logits_and_deltas(run, reference, narrow):
 
 
 def test_the_same_proposals(run, reference, narrow):
-    for i, proposals in enumerate(run.stages.proposals):
+    for i, proposals in enumerate(run.trace.proposals):
         index = narrow.pair_boxes(proposals.proposal_boxes.tensor, reference[f"stage/proposals{i}/boxes"], 0.02)
         logits = proposals.objectness_logits
         assert narrow.relative_error(logits[index], reference[f"stage/proposals{i}/logits"]) < 1e-4
@@ -89,31 +88,30 @@ def test_the_same_proposals(run, reference, narrow):
 
 
 def test_pooled_boxes_and_box_head(run, reference, narrow):
-    stages = run.stages
+    trace = run.trace
     first = [narrow.pair_boxes(p.proposal_boxes.tensor, reference[f"stage/proposals{i}/boxes"], 0.02)[:50]
-             for i, p in enumerate(stages.proposals)]  # fmt: skip
-    index = torch.cat([first[0], first[1] + len(stages.proposals[0])])
-    assert narrow.relative_error(stages.box_pooled[index], reference["stage/box_pooled_first50"]) < 1e-4
-    assert narrow.relative_error(stages.class_logits[index], reference["stage/box_cls_first50"]) < 1e-4
-    assert narrow.relative_error(stages.box_deltas[index], reference["stage/box_reg_first50"]) < 1e-4
+             for i, p in enumerate(trace.proposals)]  # fmt: skip
+    index = torch.cat([first[0], first[1] + len(trace.proposals[0])])
+    assert narrow.relative_error(trace.box_pooled[index], reference["stage/box_pooled_first50"]) < 1e-4
+    assert narrow.relative_error(trace.class_logits[index], reference["stage/box_cls_first50"]) < 1e-4
+    assert narrow.relative_error(trace.box_deltas[index], reference["stage/box_reg_first50"]) < 1e-4
 
 
 def test_the_same_detections(run, reference, narrow):
-    for i, found in enumerate(run.stages.detections):
-        index = narrow.pair_boxes(found.pred_boxes.tensor, reference[f"output{i}/boxes"], 0.02)
-        assert torch.equal(found.pred_classes[index], reference[f"output{i}/classes"])
-        assert narrow.relative_error(found.scores[index], reference[f"output{i}/scores"]) < 1e-4
-        assert (found.pred_masks[index] - reference[f"output{i}/mask_probs"]).abs().max() < 1e-4
+    for i, detections in enumerate(run.trace.detections):
+        index = narrow.pair_boxes(detections.pred_boxes.tensor, reference[f"output{i}/boxes"], 0.02)
+        assert torch.equal(detections.pred_classes[index], reference[f"output{i}/classes"])
+        assert narrow.relative_error(detections.scores[index], reference[f"output{i}/scores"]) < 1e-4
+        assert (detections.pred_masks[index] - reference[f"output{i}/mask_probs"]).abs().max() < 1e-4
 
 
 def test_post_processing(run, reference, narrow):
-    for i, output in enumerate(run.outputs):
-        found = output["instances"]
-        assert found.image_size == tuple(reference[f"output{i}/post_size"].tolist())
-        index = narrow.pair_boxes(found.pred_boxes.tensor, reference[f"output{i}/post_boxes"], 0.04)
+    for i, detections in enumerate(run.trace.results):
+        assert detections.image_size == tuple(reference[f"output{i}/post_size"].tolist())
+        index = narrow.pair_boxes(detections.pred_boxes.tensor, reference[f"output{i}/post_boxes"], 0.04)
         packed = reference[f"output{i}/post_masks_packed"].numpy()
-        expected = np.unpackbits(packed, axis=-1)[..., : found.image_size[1]].astype(bool)
-        different = found.pred_masks[index].numpy() != expected
+        expected = np.unpackbits(packed, axis=-1)[..., : detections.image_size[1]].astype(bool)
+        different = detections.pred_masks[index].numpy() != expected
         assert different.mean() < 1e-3
         assert different.sum() < 1e-3 * expected.sum()  # of the pixels that are set, too
 

@@ -1,10 +1,9 @@
-"""A convolution with its normalisation and ReLU, the normalisation folded into the weights wherever it is a fixed
-affine.
+"""Convolution with normalization and ReLU; a constant normalization is folded into the convolution's weights.
 
-Frozen batch norm always is ``y = x * scale + shift`` with constants, and so is batch norm in evaluation mode. Then
-``norm(conv(x, w)) = conv(x, w * scale) + shift``: one pass less over the activations. That is done where no gradient of
-the weights is wanted: in inference, and in training for the frozen layers. The names of parameters and buffers stay
-those of a separate norm.
+Frozen batch norm, and batch norm in evaluation mode, compute ``y = x * scale + shift`` with constants. Therefore
+``norm(conv(x, w)) = conv(x, w * scale) + shift``, which saves a pass over the activations. Folding is used where the
+weights need no gradient: in inference, and in training for frozen layers. Parameters and buffers keep the names of a
+separate norm.
 """
 
 from typing import Any
@@ -14,21 +13,25 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from detectron2.layers import FrozenBatchNorm2d, get_norm
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 
 _Sources = tuple[tuple[torch.Tensor, int], ...]
 _Folded = tuple[torch.Tensor, torch.Tensor]
 
 
 class ConvNorm(nn.Conv2d):
-    """``relu(norm(conv(x)) + residual)``; norm, residual and ReLU are each optional.
+    """Compute ``relu(norm(conv(x)) + residual)``; norm, residual and ReLU are optional.
 
-    The convolution has a bias exactly where it has no norm. The norm is the submodule ``norm``.
+    The padding keeps the size at stride 1, for odd kernels. The convolution has a bias only if it has no norm.
+
+    Args:
+        norm: a name that Detectron2's ``get_norm`` knows; empty for none. The norm is the submodule ``norm``.
+        relu: whether a ReLU comes last.
 
     Attributes:
-        keep_folded: whether folded weights are kept for the next call. By default only on accelerators, where launching
-            a few small kernels for each layer costs more than the memory; on a CPU, folding a whole ResNet-101 takes
-            under 1% of its time.
+        keep_folded: whether folded weights are cached between calls. None caches them only on accelerators, where
+            launching a few small kernels per layer costs more than the memory; on a CPU, folding a whole ResNet-101
+            takes less than 1% of its time.
     """
 
     keep_folded: bool | None = None
@@ -45,12 +48,6 @@ class ConvNorm(nn.Conv2d):
         norm: str = "",
         relu: bool = False,
     ) -> None:
-        """Builds it with "same" padding for odd kernels.
-
-        Args:
-            norm: a name that Detectron2's ``get_norm`` knows; empty for none.
-            relu: whether a ReLU ends it.
-        """
         super().__init__(
             in_channels,
             out_channels,
@@ -66,7 +63,7 @@ class ConvNorm(nn.Conv2d):
         self._cache: tuple[_Sources, _Folded] | None = None
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """Args: x (N, in, H, W); residual (N, out, H', W'), added before the ReLU. Returns (N, out, H', W')."""
+        """Map (N, in, H, W) to (N, out, H', W'). Args: residual: (N, out, H', W'), added before the ReLU."""
         folded = self._folded()
         if folded is not None:
             x = self._conv_forward(x, *folded)
@@ -80,17 +77,16 @@ class ConvNorm(nn.Conv2d):
         if self.norm is None:
             return x
         if x.numel() == 0 and isinstance(self.norm, nn.BatchNorm2d):
-            # No region to take statistics of. The running ones keep the graph whole, so every parameter gets a
-            # gradient (of 0).
+            # An empty batch has no statistics. With the running ones every parameter still gets a gradient (of 0).
             norm = self.norm
             return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
         return self.norm(x)
 
     def _folded(self) -> _Folded | None:
-        """Weight (out, in/groups, k, k) and bias (out,) with the norm folded in; None where that cannot be done.
+        """Return weight (out, in/groups, k, k) and bias (out,) with the norm folded in; None if it cannot be.
 
-        Where they are kept (:attr:`keep_folded`), a changed source is noticed by the tensor's identity and its version
-        counter, which every in-place change raises (loading weights, an optimizer's step).
+        The cache is valid while its sources are the same tensors with the same version counters, which every in-place
+        change raises (loading weights, an optimizer step).
         """
         if not _is_fixed_affine(self.norm):
             return None
@@ -113,7 +109,7 @@ class ConvNorm(nn.Conv2d):
         return self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
     def train(self, mode: bool = True) -> "ConvNorm":
-        """As in ``nn.Module``; the folded weights are dropped, so that training does not hold them in memory."""
+        """Set the mode as ``nn.Module`` does, and free the cached weights, which training does not need."""
         self._cache = None
         return super().train(mode)
 
@@ -133,3 +129,14 @@ def _is_fixed_affine(norm: nn.Module | None) -> bool:
 
 def _same(old: _Sources, new: _Sources) -> bool:
     return all(a is b and version_a == version_b for (a, version_a), (b, version_b) in zip(old, new, strict=True))
+
+
+def channels_of(shape: ShapeSpec) -> int:
+    """Return the number of channels.
+
+    Raises:
+        ValueError: the component that made ``shape`` left it out.
+    """
+    if shape.channels is None:
+        raise ValueError(f"a feature map without channels: {shape}")
+    return shape.channels

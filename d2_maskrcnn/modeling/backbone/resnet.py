@@ -1,6 +1,6 @@
-"""ResNet-50, -101 and -152 (He et al. 2016, arXiv:1512.03385, section 4.1 and table 1), and with groups ResNeXt."""
+"""ResNet-50, -101 and -152 (He et al. 2016, arXiv:1512.03385, section 4.1 and table 1); with groups, ResNeXt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,7 @@ from torch import nn
 
 from d2_maskrcnn.config.validation import require, require_norm
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
-from d2_maskrcnn.modeling.intermediates import active_stages
-from d2_maskrcnn.modeling.shapes import channels_of
+from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import Backbone
@@ -21,20 +19,24 @@ STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 
 class Stem(nn.Module):
-    """7x7 convolution of stride 2, then 3x3 max pooling of stride 2: (N, in, H, W) -> (N, out, H/4, W/4)."""
+    """Apply a 7x7 convolution of stride 2 and 3x3 max pooling of stride 2."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
         self.conv1 = ConvNorm(in_channels, out_channels, 7, stride=2, norm=norm, relu=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Map (N, in, H, W) to (N, out, H/4, W/4)."""
         return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Widths and strides of one bottleneck block. ``stride_in_1x1``: the stride is in the first 1x1, not in the 3x3."""
+    """Widths and strides of a bottleneck block.
+
+    Attributes:
+        stride_in_1x1: whether the first 1x1 convolution has the stride, rather than the 3x3.
+    """
 
     in_channels: int
     bottleneck_channels: int
@@ -46,7 +48,7 @@ class BlockShape:
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut: (N, in, H, W) -> (N, out, H/stride, W/stride)."""
+    """Apply 1x1, 3x3 and 1x1 convolutions and add a shortcut."""
 
     def __init__(self, shape: BlockShape, norm: str) -> None:
         super().__init__()
@@ -62,24 +64,22 @@ class Bottleneck(nn.Module):
         self.conv3 = ConvNorm(width, s.out_channels, 1, norm=norm, relu=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Map (N, in, H, W) to (N, out, H/stride, W/stride)."""
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return self.conv3(self.conv2(self.conv1(x)), residual=shortcut)
 
 
 class ResNet(Backbone):
-    """Stem and stages ``res2`` ... ``res5``, built as far as ``out_features`` needs them.
+    """Apply the stem and the stages ``res2`` ... ``res5``, as far as they are needed for ``out_features``.
 
-    Takes normalised images (N, 3, H, W); gives a dict from each name in ``out_features`` to (N, C, H/stride,
-    W/stride).
+    Args:
+        stages: name -> blocks, in order. shapes: channels and stride of the outputs of the stem and of every stage.
+        out_features: names of the stages (or ``stem``) whose outputs are returned.
     """
 
     def __init__(
         self, stem: Stem, stages: dict[str, nn.Sequential], shapes: dict[str, ShapeSpec], out_features: list[str]
     ) -> None:
-        """Args: stages: name -> blocks, in order; shapes: channels and stride of the stem's and every stage's
-        output.
-        """
         super().__init__()
         self.stem = stem
         self.stage_names = tuple(stages)
@@ -92,26 +92,22 @@ class ResNet(Backbone):
                 c2_msra_fill(module)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See the class."""
-        stages = active_stages()
-        wanted = self._out_features if stages is None else ("stem", *self.stage_names)
+        """Map normalized images (N, 3, H, W) to a dict: name -> (N, C, H/stride, W/stride)."""
         outputs = {}
         for name in ("stem", *self.stage_names):
             x = self.get_submodule(name)(x)
-            if name in wanted:  # the others can be freed
+            if name in self._out_features:
                 outputs[name] = x
-        if stages is not None:
-            stages.record(bottom_up=outputs)
         return {name: outputs[name] for name in self._out_features}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
-        """Channels and stride of each feature map that ``forward`` returns."""
+        """Return channels and stride of each feature map that ``forward`` returns."""
         return {name: self._shapes[name] for name in self._out_features}
 
     def freeze(self, freeze_at: int) -> None:
-        """Makes the stem (1) and the stages res2 (2) ... up to ``freeze_at`` constants; 0 freezes nothing.
+        """Freeze the stem (1) and the stages res2 (2), res3 (3), ... up to ``freeze_at``; 0 freezes nothing.
 
-        Batch norms in them become frozen ones, which use and keep the running statistics.
+        Their batch norms are replaced by frozen ones, which keep the running statistics.
         """
         frozen = [self.stem, *(self.get_submodule(name) for name in self.stage_names)][: max(freeze_at, 0)]
         for part in frozen:
@@ -120,18 +116,18 @@ class ResNet(Backbone):
 
 
 def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
-    """The ResNet that ``cfg.MODEL.RESNETS`` describes, with its first ``FREEZE_AT`` stages frozen.
+    """Build the ResNet of ``cfg.MODEL.RESNETS``, with its first ``cfg.MODEL.BACKBONE.FREEZE_AT`` stages frozen.
 
     Raises:
-        UserError: a depth, an option or a feature name that there isn't.
+        UserError: a depth, an option or a feature name is not supported.
     """
     node = cfg.MODEL.RESNETS
     depth = require(cfg, "MODEL.RESNETS.DEPTH", tuple(BLOCKS_PER_STAGE))
     require(cfg, "MODEL.RESNETS.RES5_DILATION", (1, 2))
     if any(node.DEFORM_ON_PER_STAGE):
         raise UserError(
-            "MODEL.RESNETS.DEFORM_ON_PER_STAGE asks for deformable convolutions, which this model has not got: set all "
-            "four to False"
+            f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {list(node.DEFORM_ON_PER_STAGE)}, but this model has no deformable "
+            "convolutions: set all four to False"
         )
     names = _needed_stages(node.OUT_FEATURES)
     channels = node.STEM_OUT_CHANNELS
@@ -164,14 +160,14 @@ def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
 
 
 def _start_as_identities(resnet: ResNet) -> None:
-    """Zeroes the weight of every block's last norm (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
+    """Zero the weight of every block's last norm (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
     for module in resnet.modules():
         if isinstance(module, Bottleneck):
             norm = module.conv3.norm
             if isinstance(norm, FrozenBatchNorm2d) or norm is None:
                 raise UserError(
-                    "D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL needs norms that learn: set MODEL.RESNETS.NORM to BN, "
-                    "SyncBN or GN"
+                    "D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL needs norms with trainable weights: set "
+                    "MODEL.RESNETS.NORM to BN, SyncBN or GN"
                 )
             nn.init.zeros_(norm.weight)
 
@@ -187,14 +183,6 @@ def _needed_stages(out_features: list[str]) -> tuple[str, ...]:
 
 
 def _build_stage(first: BlockShape, num_blocks: int, norm: str) -> nn.Sequential:
-    """``num_blocks`` bottlenecks; only the first one strides and changes the width."""
-    rest = BlockShape(
-        in_channels=first.out_channels,
-        bottleneck_channels=first.bottleneck_channels,
-        out_channels=first.out_channels,
-        stride=1,
-        dilation=first.dilation,
-        groups=first.groups,
-        stride_in_1x1=first.stride_in_1x1,
-    )
+    """Build ``num_blocks`` bottlenecks, of which only the first has a stride and changes the width."""
+    rest = replace(first, in_channels=first.out_channels, stride=1)
     return nn.Sequential(*(Bottleneck(first if index == 0 else rest, norm) for index in range(num_blocks)))

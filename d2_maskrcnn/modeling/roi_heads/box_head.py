@@ -1,4 +1,9 @@
-"""The box head: region features to a vector (arXiv:1612.03144, section 5.2), and the predictor of class and box."""
+"""Box head: pooled region features to a vector (arXiv:1612.03144, section 5.2), then class logits and box deltas.
+
+Shape shorthand: R regions of an image, M of all images, K classes, C channels, P the pooled size, D the vector's size.
+"""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -7,24 +12,27 @@ from torch import nn
 
 from d2_maskrcnn.config.validation import require_norm
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
-from d2_maskrcnn.modeling.shapes import area_of, channels_of
+from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
+from detectron2.structures import Instances
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
 class MaskRCNNBoxHead(nn.Module):
-    """3x3 convolutions, then fully connected layers, each with a ReLU."""
+    """Apply 3x3 convolutions, then fully connected layers, each with a ReLU.
+
+    Args:
+        input_shape: channels, height and width of the pooled features.
+        conv_dims, fc_dims: widths of the layers. norm: of the convolutions.
+
+    Raises:
+        UserError: there is no layer at all.
+    """
 
     @configurable
     def __init__(self, *, input_shape: ShapeSpec, conv_dims: list[int], fc_dims: list[int], norm: str = "") -> None:
-        """Args: input_shape: channels, height and width of the pooled features. norm: of the convolutions.
-
-        Raises:
-            UserError: no layer at all.
-        """
         super().__init__()
         if not conv_dims and not fc_dims:
             raise UserError("MODEL.ROI_BOX_HEAD.NUM_CONV and NUM_FC are both 0: expected at least one layer")
@@ -37,21 +45,19 @@ class MaskRCNNBoxHead(nn.Module):
             self.add_module(f"conv{index}", conv)
             self.convs.append(f"conv{index}")
             channels = dim
-        features = channels * area_of(input_shape)
+        features = channels * _area(input_shape)
         for index, dim in enumerate(fc_dims, start=1):
             fc = RegionLinear(features, dim)
             c2_xavier_fill(fc)
             self.add_module(f"fc{index}", fc)
             self.fcs.append(f"fc{index}")
             features = dim
-        flat = bool(fc_dims)
-        self._output_shape = (
-            ShapeSpec(channels=features) if flat else ShapeSpec(channels=channels, height=height, width=width)
-        )
+        pooled = ShapeSpec(channels=channels, height=height, width=width)
+        self._output_shape = ShapeSpec(channels=features) if fc_dims else pooled
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
-        """Reads ``cfg.MODEL.ROI_BOX_HEAD``."""
+        """Read ``cfg.MODEL.ROI_BOX_HEAD``."""
         node = cfg.MODEL.ROI_BOX_HEAD
         return {
             "input_shape": input_shape,
@@ -62,11 +68,11 @@ class MaskRCNNBoxHead(nn.Module):
 
     @property
     def output_shape(self) -> ShapeSpec:
-        """Channels of the vector; height and width as well where there is no fully connected layer."""
+        """Channels of the output; height and width as well if there is no fully connected layer."""
         return self._output_shape
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Args: x (M, C, P, P). Returns (M, D), or (M, C', P, P) where there is no fully connected layer."""
+        """Map (M, C, P, P) to (M, D), or to (M, C', P, P) if there is no fully connected layer."""
         for name in self.convs:
             x = self.get_submodule(name)(x)
         for name in self.fcs:
@@ -75,14 +81,16 @@ class MaskRCNNBoxHead(nn.Module):
 
 
 class BoxPredictor(nn.Module):
-    """Class logits and box deltas of regions, from the box head's output."""
+    """Predict class logits and box deltas of regions from the box head's output.
+
+    Args:
+        input_shape: the box head's output shape. num_classes: K, without the background.
+        class_agnostic: whether all classes share one box.
+    """
 
     def __init__(self, input_shape: ShapeSpec, num_classes: int, class_agnostic: bool = False) -> None:
-        """Args: num_classes: K, without the background. class_agnostic: one box for all classes instead of one for
-        each.
-        """
         super().__init__()
-        features = channels_of(input_shape) * area_of(input_shape)
+        features = channels_of(input_shape) * _area(input_shape)
         self.cls_score = nn.Linear(features, num_classes + 1)
         self.bbox_pred = nn.Linear(features, 4 if class_agnostic else 4 * num_classes)
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
@@ -90,19 +98,51 @@ class BoxPredictor(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Args: x (M, D) or (M, C, P, P). Returns logits (M, K + 1) and deltas (M, 4K), or (M, 4) when
-        class-agnostic.
-        """
+        """Map (M, D) or (M, C, P, P) to logits (M, K + 1) and deltas (M, 4K), or (M, 4) if class-agnostic."""
         x = x.flatten(1)
         return self.cls_score(x), self.bbox_pred(x)
 
 
 class RegionLinear(nn.Linear):
-    """A fully connected layer over whole regions."""
+    """Apply a fully connected layer to whole regions."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Args: x (M, C, P, P) or (M, D), which is flattened. Returns (M, D')."""
+        """Map (M, C, P, P) or (M, D) to (M, D')."""
         if x.dim() == 4 and x.device.type == "cpu" and not torch.is_grad_enabled():
-            # The same sums as a convolution over the region: oneDNN's is up to three times as fast as the CPU's BLAS.
+            # The same sums as a convolution over the region: oneDNN is up to three times as fast as the CPU's BLAS.
             return F.conv2d(x, self.weight.view(-1, *x.shape[1:]), self.bias).flatten(1)
         return super().forward(x.flatten(1))
+
+
+@dataclass
+class BoxPredictions:
+    """Regions and what the box head predicts for them.
+
+    Attributes:
+        rois: per image Instances with ``proposal_boxes`` and, in training, ``gt_classes``, ``gt_boxes``, ``gt_index``.
+        logits: (M, K + 1). deltas: (M, 4K), or (M, 4) if class-agnostic.
+    """
+
+    rois: list[Instances]
+    logits: torch.Tensor
+    deltas: torch.Tensor
+
+    def boxes(self) -> torch.Tensor:
+        """Return the regions' boxes (M, 4)."""
+        return torch.cat([item.proposal_boxes.tensor for item in self.rois])
+
+    def split(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Split values (M, ...) of all images into one tensor (R, ...) per image."""
+        return list(values.split([len(item) for item in self.rois]))
+
+
+def deltas_of_class(deltas: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Select the deltas of one class per region: (M, 4K or 4), (M,) -> (M, 4)."""
+    if deltas.shape[1] == 4:
+        return deltas
+    return deltas.unflatten(1, (-1, 4))[torch.arange(len(classes), device=classes.device), classes]
+
+
+def _area(shape: ShapeSpec) -> int:
+    """Height times width; 1 for a vector."""
+    return (shape.height or 1) * (shape.width or 1)

@@ -1,38 +1,92 @@
-"""The region heads: classify and refine each proposal, and give each detection a mask (arXiv:1703.06870, section 3).
+"""ROI heads: classify and refine proposals, and predict a mask per detection (arXiv:1703.06870, section 3).
 
-Shape shorthand: N images, R proposals of an image, M of all images, F the foreground ones among them, K classes,
-C channels, P the pooled size. Class K is the background.
+Shape shorthand: N images, R regions of an image, M of all images, F foreground regions among them, K classes (class K
+is the background), C channels, P the pooled size. Boxes are XYXY in pixels of the network's input image.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from d2_maskrcnn.config.validation import level_names, require
-from d2_maskrcnn.modeling.box_coding import BoxCoder
-from d2_maskrcnn.modeling.intermediates import active_stages
-from d2_maskrcnn.modeling.losses import BOX_LOSSES, box_regression_loss, classification_loss
+from d2_maskrcnn.modeling.backbone.conv_norm import channels_of
+from d2_maskrcnn.modeling.box_coding import BoxCoder, at_least_float32
+from d2_maskrcnn.modeling.losses import (
+    BOX_LOSSES,
+    box_regression_loss,
+    classification_accuracy,
+    classification_loss,
+    put_scalars,
+)
 from d2_maskrcnn.modeling.matcher import Matcher
-from d2_maskrcnn.modeling.precision import at_least_float32
-from d2_maskrcnn.modeling.roi_heads.box_head import BoxPredictor
-from d2_maskrcnn.modeling.roi_heads.inference import DetectionSettings, select_detections
-from d2_maskrcnn.modeling.roi_heads.mask_head import mask_targets
-from d2_maskrcnn.modeling.roi_heads.targets import append_gt, foreground_with_masks, label_rois
+from d2_maskrcnn.modeling.roi_heads.box_head import BoxPredictions, BoxPredictor, deltas_of_class
+from d2_maskrcnn.modeling.roi_heads.inference import DetectionSelection, DetectionSettings, select_detections
+from d2_maskrcnn.modeling.roi_heads.targets import (
+    append_gt,
+    foreground_with_masks,
+    label_rois,
+    mask_targets,
+    proposal_classes,
+)
 from d2_maskrcnn.modeling.sampling import sample_labels
-from d2_maskrcnn.modeling.shapes import channels_of
-from d2_maskrcnn.modeling.training_events import put_classification_events, put_events
 from d2_maskrcnn.ops import ROIPooler
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import build_box_head, build_mask_head
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.utils.events import has_event_storage
+
+
+@dataclass
+class ROIInference:
+    """Everything that the ROI heads compute for detection.
+
+    Attributes:
+        predictions: of the proposals. selection: the detections, with ``pred_masks`` if there is a mask head.
+    """
+
+    predictions: BoxPredictions
+    selection: DetectionSelection
+
+
+@dataclass
+class ROITraining:
+    """Everything that the ROI heads compute for the losses.
+
+    Attributes:
+        classes: per image the class of every proposal before sampling: K background, -1 ignored. Ground-truth boxes
+            that were appended to the proposals come last.
+        predictions: of the sampled proposals.
+        rois: per image the sampled proposals; their boxes are refined if the mask head is trained on refined boxes.
+        mask_rois: per image the foreground regions whose masks are predicted. mask_targets: (F, 2P, 2P) bool. Both
+            None without a mask head.
+        losses: weighted scalars.
+    """
+
+    classes: list[torch.Tensor]
+    predictions: BoxPredictions
+    rois: list[Instances]
+    losses: dict[str, torch.Tensor]
+    mask_rois: list[Instances] | None = None
+    mask_targets: torch.Tensor | None = None
 
 
 @ROI_HEADS_REGISTRY.register()
 class MaskRCNNROIHeads(nn.Module):
-    """Box head and, unless switched off, mask head on pooled region features."""
+    """Apply the box head and, unless switched off, the mask head to pooled region features.
+
+    Args:
+        in_features: names of the feature levels to pool from, finest first.
+        batch_size_per_image: proposals per image that enter the losses. positive_fraction: maximum share of objects
+            among them, in [0, 1].
+        proposal_append_gt: whether ground-truth boxes are added to the proposals in training.
+        box_loss, smooth_l1_beta: see :func:`d2_maskrcnn.modeling.losses.box_regression_loss`.
+        train_on_pred_boxes: whether the mask head is trained on the refined boxes instead of the proposals.
+        mask_pooler, mask_head: None for boxes only.
+    """
 
     @configurable
     def __init__(
@@ -43,7 +97,7 @@ class MaskRCNNROIHeads(nn.Module):
         proposal_matcher: Matcher,
         batch_size_per_image: int,
         positive_fraction: float,
-        proposalappend_gt: bool,
+        proposal_append_gt: bool,
         box_pooler: ROIPooler,
         box_head: nn.Module,
         box_predictor: BoxPredictor,
@@ -56,21 +110,13 @@ class MaskRCNNROIHeads(nn.Module):
         mask_pooler: ROIPooler | None = None,
         mask_head: nn.Module | None = None,
     ) -> None:
-        """Takes built parts.
-
-        Args:
-            batch_size_per_image: proposals of an image that enter the losses. positive_fraction: share of objects
-                among them.
-            proposalappend_gt: whether the annotated boxes are proposals too, in training.
-            train_on_pred_boxes: whether the mask head is trained on the refined boxes instead of the proposals.
-        """
         super().__init__()
         self.in_features = tuple(in_features)
         self.num_classes = num_classes
         self.proposal_matcher = proposal_matcher
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
-        self.proposalappend_gt = proposalappend_gt
+        self.proposal_append_gt = proposal_append_gt
         self.box_pooler = box_pooler
         self.box_head = box_head
         self.box_predictor = box_predictor
@@ -80,12 +126,12 @@ class MaskRCNNROIHeads(nn.Module):
         self.box_loss_weight = box_loss_weight
         self.detection_settings = detection_settings
         self.train_on_pred_boxes = train_on_pred_boxes
-        self.mask_pooler = mask_pooler
+        self.mask_pooler: Any = mask_pooler
         self.mask_head: Any = mask_head
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        """Reads ``cfg.MODEL.ROI_HEADS``, ``ROI_BOX_HEAD``, ``ROI_MASK_HEAD`` and ``TEST.DETECTIONS_PER_IMAGE``."""
+        """Read ``cfg.MODEL.ROI_HEADS``, ``ROI_BOX_HEAD``, ``ROI_MASK_HEAD`` and ``TEST.DETECTIONS_PER_IMAGE``."""
         node, box = cfg.MODEL.ROI_HEADS, cfg.MODEL.ROI_BOX_HEAD
         in_features = level_names(cfg, "MODEL.ROI_HEADS.IN_FEATURES", input_shape)
         channels = channels_of(input_shape[in_features[0]])
@@ -98,7 +144,7 @@ class MaskRCNNROIHeads(nn.Module):
             "proposal_matcher": Matcher(node.IOU_THRESHOLDS, node.IOU_LABELS),
             "batch_size_per_image": node.BATCH_SIZE_PER_IMAGE,
             "positive_fraction": node.POSITIVE_FRACTION,
-            "proposalappend_gt": node.PROPOSAL_APPEND_GT,
+            "proposal_append_gt": node.PROPOSAL_APPEND_GT,
             "box_pooler": box_pooler,
             "box_head": box_head,
             "box_predictor": BoxPredictor(box_head.output_shape, node.NUM_CLASSES, box.CLS_AGNOSTIC_BBOX_REG),
@@ -125,124 +171,118 @@ class MaskRCNNROIHeads(nn.Module):
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """Losses where there are annotations, detections otherwise.
+        """Return the losses if ground truth is given, the detections otherwise.
 
         Args:
-            images: not used; Detectron2's region heads have it. features: name -> (N, C, Hi, Wi).
-            proposals: for each image Instances with ``proposal_boxes`` and ``objectness_logits``.
-            targets: for each image ``gt_boxes``, ``gt_classes`` and, with a mask head, ``gt_masks`` in the
-                network's frame.
+            images: not used, but part of the interface of Detectron2's ROI heads.
+            features: name -> (N, C, Hi, Wi).
+            proposals: per image Instances with ``proposal_boxes`` and ``objectness_logits``.
+            targets: per image ``gt_boxes``, ``gt_classes`` and, with a mask head, ``gt_masks``.
 
         Returns:
-            instances: with targets the sampled proposals, without them the detections, whose ``pred_masks`` (n, 1,
-            2P, 2P) are probabilities inside each box.
-            losses: ``loss_cls``, ``loss_box_reg``, ``loss_mask``; empty without targets.
+            instances: with ground truth the sampled proposals, otherwise the detections, whose ``pred_masks``
+                (n, 1, 2P, 2P) are probabilities inside each box.
+            losses: ``loss_cls``, ``loss_box_reg``, ``loss_mask``; empty without ground truth.
+        """
+        if targets is None:
+            return self.detect(features, proposals).selection.detections, {}
+        training = self.compute_losses(features, proposals, targets)
+        return training.rois, training.losses
+
+    def detect(self, features: dict[str, torch.Tensor], proposals: list[Instances]) -> ROIInference:
+        """Compute detections, with all intermediate tensors; for the arguments see :meth:`forward`."""
+        levels = self._levels(features)
+        predictions = self._predict_boxes(levels, proposals)
+        boxes = self.box_coder.decode(predictions.deltas, predictions.boxes()).unflatten(1, (-1, 4))  # (M, K or 1, 4)
+        selection = select_detections(
+            predictions.split(predictions.logits.softmax(dim=1)),
+            predictions.split(boxes),
+            [item.image_size for item in proposals],
+            self.detection_settings,
+        )
+        self._add_masks(levels, selection.detections)
+        return ROIInference(predictions, selection)
+
+    def compute_losses(
+        self,
+        features: dict[str, torch.Tensor],
+        proposals: list[Instances],
+        targets: list[Instances],
+        generator: torch.Generator | None = None,
+    ) -> ROITraining:
+        """Compute the losses, with all intermediate tensors; for the other arguments see :meth:`forward`.
+
+        Args:
+            generator: of the random sampling of proposals; None for PyTorch's global one.
         """
         levels = self._levels(features)
-        if targets is None:
-            detections = self._detect(levels, proposals)
-            return self._add_masks(levels, detections), {}
-        rois = self._sample_proposals(proposals, targets)
-        logits, deltas = self._predict_boxes(levels, rois)
-        losses = self._box_losses(logits, deltas, rois)
+        rois, classes = self._sample_proposals(proposals, targets, generator)
+        predictions = self._predict_boxes(levels, rois)
+        training = ROITraining(classes, predictions, rois, self._box_losses(predictions))
         if self.mask_head is not None:
-            if self.train_on_pred_boxes:
-                rois = self._with_predicted_boxes(deltas, rois)
-            losses.update(self._mask_losses(levels, rois, targets))
-        return rois, losses
+            self._add_mask_losses(levels, targets, training)
+        return training
 
     def forward_with_given_boxes(
         self, features: dict[str, torch.Tensor], instances: list[Instances]
     ) -> list[Instances]:
-        """Adds ``pred_masks`` to instances that have ``pred_boxes`` (network's frame) and ``pred_classes``."""
-        return self._add_masks(self._levels(features), instances)
+        """Add ``pred_masks`` to instances that have ``pred_boxes`` and ``pred_classes``, in place, and return them."""
+        self._add_masks(self._levels(features), instances)
+        return instances
 
     def _levels(self, features: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         return [features[name] for name in self.in_features]
 
-    def _predict_boxes(self, levels: list[torch.Tensor], rois: list[Instances]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (M, K + 1) and deltas (M, 4K or 4), float32."""
-        boxes = [item.proposal_boxes for item in rois]
-        pooled = self.box_pooler(levels, boxes)
-        logits, deltas = (at_least_float32(x) for x in self.box_predictor(self.box_head(pooled)))
-        if (stages := active_stages()) is not None:
-            roi_levels = self.box_pooler.assign_levels(_concatenated(boxes))
-            stages.record(rois=rois, roi_levels=roi_levels, box_pooled=pooled, class_logits=logits, box_deltas=deltas)
-        return logits, deltas
+    def _predict_boxes(self, levels: list[torch.Tensor], rois: list[Instances]) -> BoxPredictions:
+        pooled = self.box_pooler(levels, [item.proposal_boxes for item in rois])  # (M, C, P, P)
+        logits, deltas = self.box_predictor(self.box_head(pooled))
+        return BoxPredictions(rois, at_least_float32(logits), at_least_float32(deltas))
 
-    def _detect(self, levels: list[torch.Tensor], proposals: list[Instances]) -> list[Instances]:
-        logits, deltas = self._predict_boxes(levels, proposals)
-        boxes = self.box_coder.decode(deltas, _joined_boxes(proposals)).unflatten(1, (-1, 4))  # (M, K or 1, 4)
-        numbers = [len(item) for item in proposals]
-        sizes = [item.image_size for item in proposals]
-        probabilities = list(logits.softmax(dim=1).split(numbers))
-        return select_detections(probabilities, list(boxes.split(numbers)), sizes, self.detection_settings)
-
-    def _add_masks(self, levels: list[torch.Tensor], instances: list[Instances]) -> list[Instances]:
-        if self.mask_head is not None and self.mask_pooler is not None and instances:
-            pooled = self._pool_for_masks(levels, [item.pred_boxes for item in instances])
-            classes = torch.cat([item.pred_classes for item in instances])
-            masks = self.mask_head.probabilities(pooled, classes)
-            for item, item_masks in zip(instances, masks.split([len(item) for item in instances]), strict=True):
-                item.pred_masks = item_masks
-        if (stages := active_stages()) is not None:
-            stages.record(detections=instances)
-        return instances
-
-    def _pool_for_masks(self, levels: list[torch.Tensor], boxes: list[Boxes]) -> torch.Tensor:
-        assert self.mask_pooler is not None
-        pooled = self.mask_pooler(levels, boxes)
-        if (stages := active_stages()) is not None:
-            stages.record(mask_levels=self.mask_pooler.assign_levels(_concatenated(boxes)), mask_pooled=pooled)
-        return pooled
+    def _add_masks(self, levels: list[torch.Tensor], instances: list[Instances]) -> None:
+        if self.mask_head is None or not instances:
+            return
+        pooled = self.mask_pooler(levels, [item.pred_boxes for item in instances])  # (M, C, P, P)
+        classes = torch.cat([item.pred_classes for item in instances])
+        masks = self.mask_head.probabilities(pooled, classes)
+        for item, item_masks in zip(instances, masks.split([len(item) for item in instances]), strict=True):
+            item.pred_masks = item_masks
 
     @torch.no_grad()
-    def _sample_proposals(self, proposals: list[Instances], targets: list[Instances]) -> list[Instances]:
-        """A random part of each image's proposals, with ``gt_classes``, ``gt_boxes`` and ``gt_index`` (annotation
-        matched).
-        """
-        stages = active_stages()
-        if stages is not None:
-            stages.record(roi_labels=[])
-        sampled, foreground, background = [], 0, 0
+    def _sample_proposals(
+        self, proposals: list[Instances], targets: list[Instances], generator: torch.Generator | None
+    ) -> tuple[list[Instances], list[torch.Tensor]]:
+        """Return the sampled proposals of each image with their ground truth, and the classes of all proposals."""
+        sampled, all_classes, foreground, background = [], [], 0, 0
         for item, target in zip(proposals, targets, strict=True):
-            if self.proposalappend_gt:
+            if self.proposal_append_gt:
                 item = append_gt(item, target)
             matches, labels = self.proposal_matcher(pairwise_iou(target.gt_boxes, item.proposal_boxes))
-            classes = self._classes(matches, labels, target.gt_classes)
+            classes = proposal_classes(matches, labels, target.gt_classes, self.num_classes)
             positive, negative = sample_labels(
-                classes, self.batch_size_per_image, self.positive_fraction, background=self.num_classes
+                classes, self.batch_size_per_image, self.positive_fraction, self.num_classes, generator
             )
             sampled.append(label_rois(item, torch.cat((positive, negative)), classes, matches, target))
-            foreground += len(positive)
-            background += len(negative)
-            if stages is not None:
-                stages.append(roi_labels=classes)
-        number = max(len(sampled), 1)
-        put_events({"roi_head/num_fg_samples": foreground / number, "roi_head/num_bg_samples": background / number})
-        return sampled
+            all_classes.append(classes)
+            foreground, background = foreground + len(positive), background + len(negative)
+        if self.training and has_event_storage():
+            number = max(len(sampled), 1)
+            put_scalars(
+                {"roi_head/num_fg_samples": foreground / number, "roi_head/num_bg_samples": background / number}
+            )
+        return sampled, all_classes
 
-    def _classes(self, matches: torch.Tensor, labels: torch.Tensor, gt_classes: torch.Tensor) -> torch.Tensor:
-        """(R,) class of each proposal: its annotation's where it is an object, K for background, -1 for neither."""
-        if len(gt_classes) == 0:
-            return torch.full_like(matches, self.num_classes)
-        classes = gt_classes[matches]
-        classes[labels == 0] = self.num_classes
-        classes[labels == -1] = -1
-        return classes
-
-    def _box_losses(self, logits: torch.Tensor, deltas: torch.Tensor, rois: list[Instances]) -> dict[str, torch.Tensor]:
-        """``loss_cls`` is a mean over all M; ``loss_box_reg`` a sum over the F foreground ones, divided by M as
-        well.
-        """
-        classes = torch.cat([item.gt_classes for item in rois])
-        put_classification_events(logits, classes, self.num_classes)
+    def _box_losses(self, predictions: BoxPredictions) -> dict[str, torch.Tensor]:
+        """Average the classification loss over all M regions; divide the sum over F of the box loss by M as well."""
+        rois, logits, deltas = predictions.rois, predictions.logits, predictions.deltas
+        classes = torch.cat([item.gt_classes for item in rois])  # (M,)
+        if self.training and has_event_storage():
+            put_scalars(classification_accuracy(logits, classes, self.num_classes))
         foreground = (classes < self.num_classes).nonzero().flatten()  # (F,)
         box_loss = box_regression_loss(
             self.box_loss,
             self.box_coder,
-            self._deltas_of_class(deltas[foreground], classes[foreground]),
-            _joined_boxes(rois)[foreground],
+            deltas_of_class(deltas[foreground], classes[foreground]),
+            predictions.boxes()[foreground],
             torch.cat([item.gt_boxes.tensor for item in rois])[foreground],
             self.smooth_l1_beta,
         )
@@ -251,43 +291,24 @@ class MaskRCNNROIHeads(nn.Module):
             "loss_box_reg": box_loss / max(len(classes), 1) * self.box_loss_weight,
         }
 
-    @staticmethod
-    def _deltas_of_class(deltas: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-        """(F, 4K or 4), (F,) -> (F, 4)."""
-        if deltas.shape[1] == 4:
-            return deltas
-        return deltas.unflatten(1, (-1, 4))[torch.arange(len(classes), device=classes.device), classes]
+    def _add_mask_losses(self, levels: list[torch.Tensor], targets: list[Instances], training: ROITraining) -> None:
+        if self.train_on_pred_boxes:
+            training.rois = self._with_predicted_boxes(training.predictions)
+        foreground = [
+            foreground_with_masks(rois, target, self.num_classes)
+            for rois, target in zip(training.rois, targets, strict=True)
+        ]
+        pooled = self.mask_pooler(levels, [item.proposal_boxes for item in foreground])  # (F, C, P, P)
+        classes = torch.cat([item.gt_classes for item in foreground])
+        training.mask_rois, training.mask_targets = foreground, mask_targets(foreground, 2 * pooled.shape[-1])
+        training.losses.update(self.mask_head.losses(pooled, classes, training.mask_targets))
 
     @torch.no_grad()
-    def _with_predicted_boxes(self, deltas: torch.Tensor, rois: list[Instances]) -> list[Instances]:
-        """The same regions, their boxes refined by the deltas of their annotated class (not clipped)."""
+    def _with_predicted_boxes(self, predictions: BoxPredictions) -> list[Instances]:
+        """Replace the regions' boxes by those refined for the ground-truth class, not clipped."""
         refined = []
-        for item, item_deltas in zip(rois, deltas.split([len(item) for item in rois]), strict=True):
-            of_class = self._deltas_of_class(item_deltas, item.gt_classes.clamp(max=self.num_classes - 1))
-            boxes = Boxes(self.box_coder.decode(of_class, item.proposal_boxes.tensor))
-            fields = {**item.get_fields(), "proposal_boxes": boxes}
-            refined.append(Instances(item.image_size, **fields))
+        for item, deltas in zip(predictions.rois, predictions.split(predictions.deltas), strict=True):
+            class_deltas = deltas_of_class(deltas, item.gt_classes.clamp(max=self.num_classes - 1))
+            boxes = Boxes(self.box_coder.decode(class_deltas, item.proposal_boxes.tensor))
+            refined.append(Instances(item.image_size, **{**item.get_fields(), "proposal_boxes": boxes}))
         return refined
-
-    def _mask_losses(
-        self, levels: list[torch.Tensor], rois: list[Instances], targets: list[Instances]
-    ) -> dict[str, torch.Tensor]:
-        assert self.mask_head is not None
-        foreground = [foreground_with_masks(item, t, self.num_classes) for item, t in zip(rois, targets, strict=True)]
-        pooled = self._pool_for_masks(levels, [item.proposal_boxes for item in foreground])
-        classes = torch.cat([item.gt_classes for item in foreground])
-        wanted = mask_targets(foreground, 2 * pooled.shape[-1])
-        if (stages := active_stages()) is not None:
-            stages.record(mask_targets=wanted)
-        losses: dict[str, torch.Tensor] = self.mask_head.losses(pooled, classes, wanted)
-        return losses
-
-
-def _joined_boxes(instances: list[Instances]) -> torch.Tensor:
-    """(M, 4) proposal boxes of all images."""
-    return torch.cat([item.proposal_boxes.tensor for item in instances])
-
-
-def _concatenated(boxes: list[Boxes]) -> torch.Tensor:
-    """(M, 4) boxes of all images."""
-    return torch.cat([item.tensor for item in boxes])

@@ -1,52 +1,69 @@
-"""Proposals with what training asks of them: the annotation that each of them stands for."""
+"""Training targets of the ROI heads: the ground truth that each sampled proposal is compared with."""
 
 import torch
 
 from d2_maskrcnn.errors import UserError
 from detectron2.structures import Boxes, Instances
 
-# The logit of an annotated box among the proposals: as sure as a float32 probability can be.
+# Objectness logit of ground-truth boxes among the proposals: its sigmoid differs from 1 by 1e-10.
 _GT_LOGIT = 23.0259
 
 
 def append_gt(proposals: Instances, target: Instances) -> Instances:
-    """The proposals of an image, then its annotated boxes as sure proposals."""
+    """Append an image's ground-truth boxes to its proposals, with the highest objectness."""
     logits = proposals.objectness_logits
-    annotated = Instances(
+    gt = Instances(
         proposals.image_size,
         proposal_boxes=target.gt_boxes,
         objectness_logits=logits.new_full((len(target),), _GT_LOGIT),
     )
-    return Instances.cat([proposals, annotated])
+    return Instances.cat([proposals, gt])
+
+
+def proposal_classes(
+    matches: torch.Tensor, labels: torch.Tensor, gt_classes: torch.Tensor, num_classes: int
+) -> torch.Tensor:
+    """Return the class of each proposal: its ground truth's, ``num_classes`` for background, -1 if ignored.
+
+    Args:
+        matches, labels: (R,) each, of :class:`d2_maskrcnn.modeling.matcher.Matcher`. gt_classes: (G,).
+    """
+    if len(gt_classes) == 0:
+        return torch.full_like(matches, num_classes)
+    classes = gt_classes[matches]
+    classes[labels == 0] = num_classes
+    classes[labels == -1] = -1
+    return classes
 
 
 def label_rois(
-    proposals: Instances, chosen: torch.Tensor, classes: torch.Tensor, matches: torch.Tensor, target: Instances
+    proposals: Instances, sampled: torch.Tensor, classes: torch.Tensor, matches: torch.Tensor, target: Instances
 ) -> Instances:
-    """What the box head is trained on.
+    """Select the sampled proposals of an image and add their ground truth.
 
     Args:
-        proposals: R of an image. chosen: (n,) indices of the sampled ones. classes: (R,), the background included.
-        matches: (R,) index of the annotation that each overlaps most. target: the annotations.
+        proposals: R of an image. sampled: (n,) indices into them.
+        classes: (R,), see :func:`proposal_classes`. matches: (R,), indices into ``target``. target: ground truth.
 
     Returns:
-        the n sampled proposals with ``gt_classes``, ``gt_index`` and ``gt_boxes`` (meaningless for the background).
+        the n sampled proposals with ``gt_classes``, ``gt_index`` (the match) and ``gt_boxes``; the last two are
+        meaningless for the background.
     """
-    sampled = proposals[chosen]
-    sampled.gt_classes = classes[chosen]
-    sampled.gt_index = matches[chosen]
+    rois = proposals[sampled]
+    rois.gt_classes = classes[sampled]
+    rois.gt_index = matches[sampled]
     if len(target) > 0:
-        sampled.gt_boxes = target.gt_boxes[sampled.gt_index]
+        rois.gt_boxes = target.gt_boxes[rois.gt_index]
     else:
-        sampled.gt_boxes = Boxes(torch.zeros_like(sampled.proposal_boxes.tensor))
-    return sampled
+        rois.gt_boxes = Boxes(torch.zeros_like(rois.proposal_boxes.tensor))
+    return rois
 
 
 def foreground_with_masks(rois: Instances, target: Instances, num_classes: int) -> Instances:
-    """Only the foreground regions, with ``gt_masks``: masks are not fetched for the background.
+    """Select the foreground regions of an image and add their ``gt_masks``.
 
     Raises:
-        UserError: the annotations have no masks.
+        UserError: the ground truth has no masks.
     """
     foreground = rois[rois.gt_classes < num_classes]
     if len(foreground) > 0:
@@ -57,3 +74,21 @@ def foreground_with_masks(rois: Instances, target: Instances, num_classes: int) 
             )
         foreground.gt_masks = target.gt_masks[foreground.gt_index]
     return foreground
+
+
+def mask_targets(foreground: list[Instances], size: int) -> torch.Tensor:
+    """Crop the ground-truth masks to the regions' boxes and resize them to ``size`` x ``size``.
+
+    Args:
+        foreground: per image its foreground regions, with ``proposal_boxes`` and ``gt_masks``.
+
+    Returns:
+        (F, size, size) bool, the regions of all images one after the other.
+    """
+    targets = [
+        rois.gt_masks.crop_and_resize(rois.proposal_boxes.tensor, size) for rois in foreground if len(rois) > 0
+    ]  # each (Fi, size, size)
+    if not targets:
+        device = foreground[0].proposal_boxes.device if foreground else torch.device("cpu")
+        return torch.zeros((0, size, size), dtype=torch.bool, device=device)
+    return torch.cat(targets).to(torch.bool)

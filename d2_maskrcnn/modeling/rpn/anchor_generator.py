@@ -1,6 +1,4 @@
-"""Anchors: reference boxes of fixed sizes and shapes at every position of every feature level (arXiv:1506.01497,
-section 3.1).
-"""
+"""Anchors: boxes of fixed sizes and aspect ratios at every position of every level (arXiv:1506.01497, section 3.1)."""
 
 import math
 from collections import OrderedDict
@@ -15,13 +13,16 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ANCHOR_GENERATOR_REGISTRY
 from detectron2.structures import Boxes
 
-_CACHED_SIZES = 4
+_MAX_CACHED = 4
 
 
 def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> torch.Tensor:
-    """Anchors centred on the origin: (len(sizes) * len(aspect_ratios), 4) XYXY, ratios varying fastest.
+    """Compute the anchors of one position, centered on the origin.
 
-    An anchor of size s and ratio r has the area s * s and r times as much height as width.
+    An anchor of size s and aspect ratio r has the area s * s, and its height is r times its width.
+
+    Returns:
+        (len(sizes) * len(aspect_ratios), 4) XYXY, the aspect ratio varying fastest.
 
     >>> cell_anchors([32], [1.0]).tolist()
     [[-16.0, -16.0, 16.0, 16.0]]
@@ -37,9 +38,18 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> torc
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class MaskRCNNAnchorGenerator(nn.Module):
-    """Anchors of every level for a list of feature maps, in the network's frame.
+    """Generate the anchors of all feature levels, XYXY in pixels of the network's input image.
 
-    Those of the latest few feature-map sizes are kept: images of one size, or a few, cost nothing.
+    The anchors of the last few input sizes are cached.
+
+    Args:
+        sizes: per level the square roots of the anchors' areas, in pixels; a single list serves all levels.
+        aspect_ratios: per level height / width; a single list serves all levels.
+        strides: per level the pixels from one position to the next.
+        offset: shift of the first anchor's center, as a fraction of the stride, in [0, 1).
+
+    Raises:
+        UserError: the number of lists does not fit the levels, or the offset is out of range.
     """
 
     box_dim = 4
@@ -53,31 +63,20 @@ class MaskRCNNAnchorGenerator(nn.Module):
         strides: Sequence[int],
         offset: float = 0.0,
     ) -> None:
-        """Builds the cell anchors.
-
-        Args:
-            sizes: for each level the square roots of the anchors' areas, in pixels; one list serves all levels.
-            aspect_ratios: for each level height / width; one list serves all levels.
-            strides: pixels from one position to the next, for each level.
-            offset: shift of the first anchor's centre, as a fraction of the stride, in [0, 1).
-
-        Raises:
-            UserError: the numbers of levels disagree, or the offset is out of range.
-        """
         super().__init__()
         if not 0.0 <= offset < 1.0:
             raise UserError(f"MODEL.ANCHOR_GENERATOR.OFFSET is {offset}: expected 0 <= offset < 1")
         self.strides = tuple(strides)
         self.offset = offset
-        sizes = self._for_each_level(sizes, "SIZES")
-        aspect_ratios = self._for_each_level(aspect_ratios, "ASPECT_RATIOS")
-        # Not buffers: they belong to the config, not to the weights.
+        sizes = self._per_level(sizes, "SIZES")
+        aspect_ratios = self._per_level(aspect_ratios, "ASPECT_RATIOS")
+        # Not buffers: the config defines them, not the weights.
         self._cells = [cell_anchors(s, r) for s, r in zip(sizes, aspect_ratios, strict=True)]
         self._cache: OrderedDict[tuple, list[Boxes]] = OrderedDict()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
-        """Reads ``cfg.MODEL.ANCHOR_GENERATOR``; ``input_shape`` gives each level's stride."""
+        """Read ``cfg.MODEL.ANCHOR_GENERATOR``, and the strides from ``input_shape``."""
         node = cfg.MODEL.ANCHOR_GENERATOR
         return {
             "sizes": node.SIZES,
@@ -88,25 +87,24 @@ class MaskRCNNAnchorGenerator(nn.Module):
 
     @property
     def num_anchors(self) -> list[int]:
-        """Anchors at each position, for each level."""
+        """Anchors per position, of each level."""
         return [len(cells) for cells in self._cells]
 
     def forward(self, features: list[torch.Tensor]) -> list[Boxes]:
-        """Args: features: for each level (N, C, Hi, Wi).
+        """Return the anchors of the feature levels (N, C, Hi, Wi).
 
         Returns:
-            for each level Boxes (Hi*Wi*A, 4), float32, row by row, at each position in the order of
-            :func:`cell_anchors`.
-            They are shared between calls: don't change them in place.
+            per level Boxes (Hi*Wi*A, 4), float32, row by row, per position in the order of :func:`cell_anchors`. Do
+            not change them in place: later calls return the same objects.
         """
         key = (features[0].device, *(tuple(feature.shape[-2:]) for feature in features))
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        with torch.inference_mode(False):  # what is kept must be usable in training as well
+        with torch.inference_mode(False):  # the cache must be usable in training, too
             anchors = [self._level(i, feature) for i, feature in enumerate(features)]
         self._cache[key] = anchors
-        if len(self._cache) > _CACHED_SIZES:
+        if len(self._cache) > _MAX_CACHED:
             self._cache.popitem(last=False)
         return anchors
 
@@ -117,14 +115,14 @@ class MaskRCNNAnchorGenerator(nn.Module):
         xs = torch.arange(start, width * stride, step=stride, dtype=torch.float32, device=device)
         ys = torch.arange(start, height * stride, step=stride, dtype=torch.float32, device=device)
         y, x = torch.meshgrid(ys, xs, indexing="ij")  # each (Hi, Wi)
-        centres = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
-        return Boxes((centres + self._cells[index].to(device)).reshape(-1, 4))
+        centers = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
+        return Boxes((centers + self._cells[index].to(device)).reshape(-1, 4))
 
-    def _for_each_level(self, values: Sequence[Sequence[float]], key: str) -> list[Sequence[float]]:
+    def _per_level(self, values: Sequence[Sequence[float]], key: str) -> list[Sequence[float]]:
         levels = len(self.strides)
         if len(values) not in (1, levels) or any(len(level) == 0 for level in values):
             raise UserError(
-                f"MODEL.ANCHOR_GENERATOR.{key} has {len(values)} lists for {levels} feature levels: expected one "
-                "non-empty list, or one for each level"
+                f"MODEL.ANCHOR_GENERATOR.{key} has {len(values)} lists for {levels} feature levels: expected a single "
+                "list or one per level, each with one or more values"
             )
         return [values[0]] * levels if len(values) == 1 else list(values)

@@ -1,25 +1,26 @@
-"""From the RPN's logits and deltas to proposals (arXiv:1506.01497, section 3.3): top-scored, refined, clipped,
-suppressed.
+"""Proposals from the RPN's logits and deltas (arXiv:1506.01497, section 3.3): top-scored, refined, clipped, suppressed.
+
+Shape shorthand: N images, Ri anchors of level i, k = min(pre_nms_topk, Ri), K the sum of k over all levels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from d2_maskrcnn.modeling.box_coding import BoxCoder, clip_boxes
-from d2_maskrcnn.modeling.intermediates import Stages, active_stages
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 
 
 @dataclass(frozen=True)
 class ProposalSettings:
-    """How proposals are chosen.
+    """Settings of the proposal selection.
 
-    pre_nms_topk: anchors of each level and image that are refined. post_nms_topk: proposals of each image that
-        are kept.
-    nms_thresh: IoU above which the lower-scored one of the same level is dropped. min_size: pixels that both sides
-        must exceed.
+    Attributes:
+        pre_nms_topk: anchors per level and image that are refined, those with the highest logits.
+        post_nms_topk: maximum number of proposals per image.
+        nms_thresh: IoU in [0, 1] above which the lower-scored of two boxes of the same level is dropped.
+        min_size: pixels that both sides of a box must exceed.
     """
 
     pre_nms_topk: int
@@ -29,13 +30,29 @@ class ProposalSettings:
 
 
 @dataclass
-class _Candidates:
-    """Top-scored anchors of all images (N) and levels; k differs by level and the levels are joined to K."""
+class ProposalSelection:
+    """Proposals of N images, and the candidates that they were selected from.
 
-    boxes: torch.Tensor  # (N, K, 4)
-    logits: torch.Tensor  # (N, K)
-    levels: torch.Tensor  # (K,)
-    anchors: torch.Tensor  # (N, K), index into the level's anchors
+    Attributes:
+        anchors: per level (N, k) int64, indices of the level's top-scored anchors, best first.
+        logits: per level (N, k), the logits of these anchors.
+        boxes: per level (N, k, 4), these anchors refined by their deltas, not yet clipped.
+        clipped: per image the indices into its K candidates of those that are finite and large enough once clipped.
+        kept: per image the indices into ``clipped`` of the proposals, best first.
+        proposals: per image Instances with ``proposal_boxes`` (clipped to the image) and ``objectness_logits``.
+    """
+
+    anchors: list[torch.Tensor]
+    logits: list[torch.Tensor]
+    boxes: list[torch.Tensor]
+    clipped: list[torch.Tensor] = field(default_factory=list)
+    kept: list[torch.Tensor] = field(default_factory=list)
+    proposals: list[Instances] = field(default_factory=list)
+
+    def levels(self) -> torch.Tensor:
+        """Return the level index (K,) of each candidate of an image."""
+        device = self.logits[0].device
+        return torch.cat([torch.full((x.shape[1],), i, device=device) for i, x in enumerate(self.logits)])
 
 
 @torch.no_grad()
@@ -47,74 +64,46 @@ def select_proposals(
     coder: BoxCoder,
     settings: ProposalSettings,
     training: bool,
-) -> list[Instances]:
-    """Proposals of each image, best first.
-
-    Only the ``pre_nms_topk`` anchors of a level are decoded, not all of them.
+) -> ProposalSelection:
+    """Select the proposals of each image, best first.
 
     Args:
-        anchors: for each level (Ri, 4). logits: for each level (N, Ri). deltas: for each level (N, Ri, 4).
+        anchors: per level (Ri, 4). logits: per level (N, Ri). deltas: per level (N, Ri, 4).
         image_sizes: (height, width) of each image without padding.
-
-    Returns:
-        for each image Instances with ``proposal_boxes`` (clipped to the image) and ``objectness_logits``.
+        training: whether non-finite boxes and logits are an error; otherwise they are dropped.
 
     Raises:
-        FloatingPointError: in training, where a box or a score is infinite or not a number. Otherwise such ones are
-            dropped.
+        FloatingPointError: a box or logit is infinite or NaN in training.
     """
-    candidates = _decode_top(anchors, logits, deltas, coder, settings.pre_nms_topk)
-    valid = candidates.boxes.isfinite().all(dim=2) & candidates.logits.isfinite()  # (N, K)
-    if training and not bool(valid.all()):
-        raise FloatingPointError("The RPN's boxes or scores are infinite or not numbers: the training has diverged.")
-    stages = active_stages()
-    if stages is not None:
-        stages.record(clipped_proposals=[], proposals=[])
-    return [
-        _suppress(candidates, index, valid[index], image_size, settings, stages)
-        for index, image_size in enumerate(image_sizes)
-    ]
+    selection = refine_top_anchors(anchors, logits, deltas, coder, settings.pre_nms_topk)
+    boxes, scores = torch.cat(selection.boxes, dim=1), torch.cat(selection.logits, dim=1)  # (N, K, 4), (N, K)
+    levels = selection.levels()
+    finite = boxes.isfinite().all(dim=2) & scores.isfinite()  # (N, K)
+    if training and not bool(finite.all()):
+        raise FloatingPointError("The RPN predicts infinite or NaN boxes or scores: the training has diverged.")
+    for index, image_size in enumerate(image_sizes):
+        image_boxes = Boxes(clip_boxes(boxes[index], image_size))
+        clipped = (finite[index] & image_boxes.nonempty(settings.min_size)).nonzero().flatten()
+        image_boxes, image_scores = image_boxes[clipped], scores[index][clipped]
+        kept = batched_nms(image_boxes.tensor.float(), image_scores.float(), levels[clipped], settings.nms_thresh)
+        kept = kept[: settings.post_nms_topk]
+        selection.clipped.append(clipped)
+        selection.kept.append(kept)
+        selection.proposals.append(
+            Instances(image_size, proposal_boxes=image_boxes[kept], objectness_logits=image_scores[kept])
+        )
+    return selection
 
 
-def _decode_top(
+def refine_top_anchors(
     anchors: list[torch.Tensor], logits: list[torch.Tensor], deltas: list[torch.Tensor], coder: BoxCoder, topk: int
-) -> _Candidates:
-    top_logits, top_anchors, top_boxes = [], [], []
+) -> ProposalSelection:
+    """Decode the ``topk`` top-scored anchors of each level and image: the first step of :func:`select_proposals`."""
+    top_anchors, top_logits, top_boxes = [], [], []
     for level_anchors, level_logits, level_deltas in zip(anchors, logits, deltas, strict=True):
         best, index = level_logits.topk(min(topk, level_logits.shape[1]), dim=1)  # each (N, k)
-        chosen_deltas = level_deltas.gather(1, index.unsqueeze(2).expand(-1, -1, 4))  # (N, k, 4)
-        top_boxes.append(coder.decode(chosen_deltas, level_anchors[index]))
+        top_deltas = level_deltas.gather(1, index.unsqueeze(2).expand(-1, -1, 4))  # (N, k, 4)
+        top_boxes.append(coder.decode(top_deltas, level_anchors[index]))
         top_logits.append(best)
         top_anchors.append(index)
-    if (stages := active_stages()) is not None:
-        stages.record(topk_anchors=top_anchors, topk_boxes=top_boxes)
-    device = logits[0].device
-    levels = [torch.full((index.shape[1],), i, dtype=torch.int64, device=device) for i, index in enumerate(top_anchors)]
-    return _Candidates(
-        torch.cat(top_boxes, dim=1), torch.cat(top_logits, dim=1), torch.cat(levels), torch.cat(top_anchors, dim=1)
-    )
-
-
-def _suppress(
-    candidates: _Candidates,
-    index: int,
-    valid: torch.Tensor,
-    image_size: tuple[int, int],
-    settings: ProposalSettings,
-    stages: Stages | None,
-) -> Instances:
-    boxes = Boxes(clip_boxes(candidates.boxes[index], image_size))
-    usable = (valid & boxes.nonempty(settings.min_size)).nonzero().flatten()
-    boxes, logits, levels = boxes[usable], candidates.logits[index][usable], candidates.levels[usable]
-    keep = batched_nms(boxes.tensor.float(), logits.float(), levels, settings.nms_thresh)[: settings.post_nms_topk]
-    proposals = Instances(image_size, proposal_boxes=boxes[keep], objectness_logits=logits[keep])
-    if stages is not None:
-        clipped = Instances(
-            image_size,
-            proposal_boxes=boxes,
-            objectness_logits=logits,
-            level=levels,
-            anchor=candidates.anchors[index][usable],
-        )
-        stages.append(clipped_proposals=clipped, proposals=clipped[keep])
-    return proposals
+    return ProposalSelection(top_anchors, top_logits, top_boxes)

@@ -1,6 +1,7 @@
 """Region proposal network (Ren et al. 2015, arXiv:1506.01497, section 3.1).
 
-Shape shorthand: N images, L levels, A anchors at a position, Ri = Hi*Wi*A anchors of a level, R of all levels.
+Shape shorthand: N images, A anchors per position, Ri = Hi*Wi*A anchors of level i, R of all levels, G ground-truth
+boxes of an image, F sampled objects of all images.
 """
 
 from dataclasses import dataclass
@@ -11,36 +12,36 @@ from torch import nn
 
 from d2_maskrcnn.config.validation import level_names, require
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
-from d2_maskrcnn.modeling.box_coding import BoxCoder
-from d2_maskrcnn.modeling.intermediates import active_stages
-from d2_maskrcnn.modeling.losses import BOX_LOSSES, box_regression_loss, objectness_loss
+from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
+from d2_maskrcnn.modeling.box_coding import BoxCoder, at_least_float32
+from d2_maskrcnn.modeling.losses import BOX_LOSSES, box_regression_loss, objectness_loss, put_scalars
 from d2_maskrcnn.modeling.matcher import Matcher
-from d2_maskrcnn.modeling.precision import at_least_float32
-from d2_maskrcnn.modeling.rpn.proposals import ProposalSettings, select_proposals
+from d2_maskrcnn.modeling.rpn.proposals import ProposalSelection, ProposalSettings, select_proposals
 from d2_maskrcnn.modeling.sampling import sample_labels
-from d2_maskrcnn.modeling.shapes import channels_of
-from d2_maskrcnn.modeling.training_events import put_events
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, build_anchor_generator
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY, build_rpn_head
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.utils.events import has_event_storage
 
 
 @RPN_HEAD_REGISTRY.register()
 class MaskRCNNRPNHead(nn.Module):
-    """3x3 convolutions, then for each anchor one logit and four deltas; the same weights on all levels."""
+    """Predict one logit and four deltas per anchor by convolutions that all levels share.
+
+    Args:
+        num_anchors: anchors per position. box_dim: deltas per anchor.
+        conv_dims: widths of the 3x3 convolutions before the predictors; -1 keeps the input's width.
+
+    Raises:
+        UserError: there is no convolution, or a width is neither positive nor -1.
+    """
 
     @configurable
     def __init__(
         self, *, in_channels: int, num_anchors: int, box_dim: int = 4, conv_dims: tuple[int, ...] = (-1,)
     ) -> None:
-        """Args: conv_dims: widths of the 3x3 convolutions; -1 keeps the width of what comes in.
-
-        Raises:
-            UserError: no convolution, or a width that is none.
-        """
         super().__init__()
         if not conv_dims or any(dim == 0 or dim < -1 for dim in conv_dims):
             raise UserError(
@@ -51,8 +52,7 @@ class MaskRCNNRPNHead(nn.Module):
             width = channels if dim == -1 else dim
             convs.append(ConvNorm(channels, width, 3, relu=True))
             channels = width
-        # One convolution is `conv`, several are `conv.conv0`, `conv.conv1`, ...: the names in Detectron2's weight
-        # files.
+        # Detectron2's weight files name a single convolution `conv`, and several `conv.conv0`, `conv.conv1`, ...
         self.conv = convs[0] if len(convs) == 1 else nn.Sequential()
         if len(convs) > 1:
             for index, conv in enumerate(convs):
@@ -66,14 +66,18 @@ class MaskRCNNRPNHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> dict[str, object]:
-        """All levels share the weights, so they must have the same channels and the same number of anchors."""
+        """Read ``cfg.MODEL.RPN``.
+
+        Raises:
+            UserError: the levels differ in their channels or in their number of anchors per position.
+        """
         channels = {channels_of(shape) for shape in input_shape}
         anchor_generator: Any = build_anchor_generator(cfg, input_shape)
         num_anchors: set[int] = set(anchor_generator.num_anchors)
         if len(channels) != 1 or len(num_anchors) != 1:
             raise UserError(
                 f"the levels of MODEL.RPN.IN_FEATURES have {sorted(channels)} channels and {sorted(num_anchors)} "
-                "anchors at a position: expected the same on each, since they share the RPN's head"
+                "anchors per position: expected the same for every level, because they share the RPN head"
             )
         return {
             "in_channels": channels.pop(),
@@ -83,11 +87,7 @@ class MaskRCNNRPNHead(nn.Module):
         }
 
     def forward(self, features: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Args: features: for each level (N, C, Hi, Wi).
-
-        Returns:
-            for each level logits (N, A, Hi, Wi), and for each level deltas (N, A*4, Hi, Wi).
-        """
+        """Map feature levels (N, C, Hi, Wi) to logits (N, A, Hi, Wi) and deltas (N, A*4, Hi, Wi) per level."""
         logits, deltas = [], []
         for feature in features:
             hidden = self.conv(feature)
@@ -97,21 +97,58 @@ class MaskRCNNRPNHead(nn.Module):
 
 
 @dataclass
-class _AnchorTargets:
-    """What training asks of one image's anchors."""
+class AnchorLabels:
+    """Training labels of the R anchors of one image.
 
-    labels: torch.Tensor  # (R,) int8, sampled: 1 object, 0 background, -1 not used
-    matches: torch.Tensor  # (R,) int64, index into gt_boxes; meaningless where the label isn't 1
-    gt_boxes: torch.Tensor  # (G, 4)
+    Attributes:
+        labels: (R,) int8: 1 object, 0 background, -1 ignored. sampled: the same, -1 for anchors not sampled.
+        matches: (R,) int64, index of the ground-truth box with the highest IoU.
+        gt_boxes: (G, 4).
+    """
+
+    labels: torch.Tensor
+    sampled: torch.Tensor
+    matches: torch.Tensor
+    gt_boxes: torch.Tensor
 
     def object_boxes(self) -> torch.Tensor:
-        """The annotated boxes (F, 4) of the anchors labelled 1, in the anchors' order."""
-        return self.gt_boxes[self.matches[self.labels == 1]]
+        """Return the ground-truth boxes (F, 4) of the sampled objects, in the anchors' order."""
+        return self.gt_boxes[self.matches[self.sampled == 1]]
+
+
+@dataclass
+class RPNOutput:
+    """Everything that one forward pass of the RPN computes.
+
+    Attributes:
+        anchors: per level (Ri, 4). logits: per level (N, Ri). deltas: per level (N, Ri, 4).
+        labels: per image; empty without ground truth. losses: weighted; empty without ground truth.
+        selection: the proposals.
+    """
+
+    anchors: list[torch.Tensor]
+    logits: list[torch.Tensor]
+    deltas: list[torch.Tensor]
+    labels: list[AnchorLabels]
+    losses: dict[str, torch.Tensor]
+    selection: ProposalSelection
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class MaskRCNNRPN(nn.Module):
-    """Proposes regions that may hold an object: head, anchors, selection and, given annotations, two losses."""
+    """Propose regions that may contain an object, and compute the RPN's losses if ground truth is given.
+
+    Args:
+        in_features: names of the feature levels, finest first.
+        head: maps the levels to logits and deltas. anchor_generator: gives the anchors of the levels.
+        batch_size_per_image: anchors per image that enter the losses. positive_fraction: maximum share of objects
+            among them, in [0, 1].
+        train_settings, test_settings: selection of proposals with and without ground truth.
+        boundary_thresh: anchors that extend beyond the image by more than this many pixels are not trained on;
+            negative: all anchors are.
+        loss_weights: factors of ``loss_rpn_cls`` and ``loss_rpn_loc``; 1 if missing.
+        box_loss, smooth_l1_beta: see :func:`d2_maskrcnn.modeling.losses.box_regression_loss`.
+    """
 
     @configurable
     def __init__(
@@ -131,15 +168,6 @@ class MaskRCNNRPN(nn.Module):
         box_loss: str = "smooth_l1",
         smooth_l1_beta: float = 0.0,
     ) -> None:
-        """Takes built parts.
-
-        Args:
-            batch_size_per_image: anchors of an image that enter the loss. positive_fraction: share of objects among
-                them.
-            boundary_thresh: anchors that leave the image by more than this many pixels are not trained on;
-                negative: all are.
-            loss_weights: factor for ``loss_rpn_cls`` and ``loss_rpn_loc``; 1 where missing.
-        """
         super().__init__()
         self.in_features = tuple(in_features)
         self.rpn_head = head
@@ -157,7 +185,7 @@ class MaskRCNNRPN(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, object]:
-        """Reads ``cfg.MODEL.RPN``, ``PROPOSAL_GENERATOR`` and ``ANCHOR_GENERATOR``."""
+        """Read ``cfg.MODEL.RPN``, ``PROPOSAL_GENERATOR`` and ``ANCHOR_GENERATOR``."""
         node = cfg.MODEL.RPN
         in_features = level_names(cfg, "MODEL.RPN.IN_FEATURES", input_shape)
         shapes = [input_shape[name] for name in in_features]
@@ -188,87 +216,94 @@ class MaskRCNNRPN(nn.Module):
     def forward(
         self, images: ImageList, features: dict[str, torch.Tensor], gt_instances: list[Instances] | None = None
     ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """Proposes, and compares with the annotations where there are any.
+        """Return the proposals and the losses.
 
         Args:
             images: only their sizes are used. features: name -> (N, C, Hi, Wi).
-            gt_instances: for each image Instances with ``gt_boxes`` in the network's frame; None when only
-                proposals are wanted. Given, the settings for training apply, whatever the module's mode.
+            gt_instances: per image Instances with ``gt_boxes``, XYXY in pixels of the network's input image. If given,
+                the losses are computed and the training settings apply, whatever the module's mode.
 
         Returns:
-            proposals: see :func:`select_proposals`.
-            losses: ``loss_rpn_cls`` and ``loss_rpn_loc``, weighted; empty without annotations.
+            proposals: per image, see :class:`ProposalSelection`.
+            losses: ``loss_rpn_cls`` and ``loss_rpn_loc``, weighted; empty without ground truth.
+
+        Raises:
+            FloatingPointError: a box or score is infinite or NaN and ground truth is given.
+        """
+        output = self.propose(images.image_sizes, features, gt_instances)
+        return output.selection.proposals, output.losses
+
+    def propose(
+        self,
+        image_sizes: list[tuple[int, int]],
+        features: dict[str, torch.Tensor],
+        gt_instances: list[Instances] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> RPNOutput:
+        """Compute what :meth:`forward` returns, with all intermediate tensors.
+
+        Args:
+            generator: of the random sampling of anchors; None for PyTorch's global one.
         """
         levels = [features[name] for name in self.in_features]
         anchors = [boxes.tensor for boxes in self.anchor_generator(levels)]
         logit_maps, delta_maps = self.rpn_head(levels)
         # Position-major like the anchors: (N, A, Hi, Wi) -> (N, Ri), and (N, A*4, Hi, Wi) -> (N, Ri, 4).
-        logits = [at_least_float32(level.permute(0, 2, 3, 1).flatten(1)) for level in logit_maps]
-        deltas = [at_least_float32(level.permute(0, 2, 3, 1).reshape(len(level), -1, 4)) for level in delta_maps]
-        if (stages := active_stages()) is not None:
-            stages.record(anchors=anchors, rpn_logits=logits, rpn_deltas=deltas)
-        losses = {}
+        logits = [at_least_float32(x.permute(0, 2, 3, 1).flatten(1)) for x in logit_maps]
+        deltas = [at_least_float32(x.permute(0, 2, 3, 1).reshape(len(x), -1, 4)) for x in delta_maps]
+        labels: list[AnchorLabels] = []
+        losses: dict[str, torch.Tensor] = {}
         if gt_instances is not None:
-            targets = self._label_anchors(torch.cat(anchors), gt_instances)
-            losses = self._losses(torch.cat(anchors), torch.cat(logits, 1), torch.cat(deltas, 1), targets)
-        settings = self.test_settings if gt_instances is None else self.train_settings
-        proposals = select_proposals(
+            labels = self._label_anchors(torch.cat(anchors), gt_instances, generator)
+            losses = self._losses(torch.cat(anchors), torch.cat(logits, 1), torch.cat(deltas, 1), labels)
+        selection = select_proposals(
             anchors,
-            [level.detach() for level in logits],
-            [level.detach() for level in deltas],
-            images.image_sizes,
+            [x.detach() for x in logits],
+            [x.detach() for x in deltas],
+            image_sizes,
             self.box_coder,
-            settings,
+            self.test_settings if gt_instances is None else self.train_settings,
             training=gt_instances is not None,
         )
-        return proposals, losses
+        return RPNOutput(anchors, logits, deltas, labels, losses, selection)
 
     @torch.no_grad()
-    def _label_anchors(self, anchors: torch.Tensor, gt_instances: list[Instances]) -> list[_AnchorTargets]:
-        """Matches, then samples: for each image labels and matches of all R anchors."""
-        stages = active_stages()
-        if stages is not None:
-            stages.record(anchor_labels=[], sampled_anchor_labels=[], anchor_matches=[])
-        targets = []
+    def _label_anchors(
+        self, anchors: torch.Tensor, gt_instances: list[Instances], generator: torch.Generator | None
+    ) -> list[AnchorLabels]:
+        """Match the anchors (R, 4) with each image's ground truth, then sample from them."""
+        output = []
         for instances in gt_instances:
             matches, labels = self.anchor_matcher(pairwise_iou(instances.gt_boxes, Boxes(anchors)))
             if self.boundary_thresh >= 0:
                 inside = Boxes(anchors).inside_box(instances.image_size, self.boundary_thresh)
                 labels[~inside] = -1
-            positive, negative = sample_labels(labels, self.batch_size_per_image, self.positive_fraction, background=0)
+            positive, negative = sample_labels(
+                labels, self.batch_size_per_image, self.positive_fraction, background=0, generator=generator
+            )
             sampled = torch.full_like(labels, -1)
             sampled[positive] = 1
             sampled[negative] = 0
-            targets.append(_AnchorTargets(sampled, matches, instances.gt_boxes.tensor))
-            if stages is not None:
-                stages.append(anchor_labels=labels, sampled_anchor_labels=sampled, anchor_matches=matches)
-        return targets
+            output.append(AnchorLabels(labels, sampled, matches, instances.gt_boxes.tensor))
+        return output
 
     def _losses(
-        self, anchors: torch.Tensor, logits: torch.Tensor, deltas: torch.Tensor, targets: list[_AnchorTargets]
+        self, anchors: torch.Tensor, logits: torch.Tensor, deltas: torch.Tensor, labels: list[AnchorLabels]
     ) -> dict[str, torch.Tensor]:
-        """Args: anchors (R, 4), logits (N, R), deltas (N, R, 4). Both losses are divided by the anchors asked for."""
-        labels = torch.stack([target.labels for target in targets])  # (N, R)
-        image, anchor = (labels == 1).nonzero(as_tuple=True)  # each (F,)
-        target_boxes = torch.cat([target.object_boxes() for target in targets])  # (F, 4)
-        used = labels >= 0
-        number = self.batch_size_per_image * len(targets)
-        losses = {
-            "loss_rpn_cls": objectness_loss(logits[used], labels[used]) / number,
-            "loss_rpn_loc": box_regression_loss(
-                self.box_loss,
-                self.box_coder,
-                deltas[image, anchor],
-                anchors[anchor],
-                target_boxes,
-                self.smooth_l1_beta,
-            )
-            / number,
-        }
-        put_events(
-            {
-                "rpn/num_pos_anchors": image.numel() / len(targets),
-                "rpn/num_neg_anchors": (labels == 0).sum() / len(targets),
-            }
+        """Compute the losses, divided by N * batch_size_per_image, of logits (N, R) and deltas (N, R, 4)."""
+        sampled = torch.stack([image.sampled for image in labels])  # (N, R)
+        image, anchor = (sampled == 1).nonzero(as_tuple=True)  # each (F,)
+        gt_boxes = torch.cat([image_labels.object_boxes() for image_labels in labels])  # (F, 4)
+        used = sampled >= 0
+        loss_cls = objectness_loss(logits[used], sampled[used])
+        loss_loc = box_regression_loss(
+            self.box_loss, self.box_coder, deltas[image, anchor], anchors[anchor], gt_boxes, self.smooth_l1_beta
         )
+        if self.training and has_event_storage():
+            background = (sampled == 0).sum()
+            put_scalars(
+                {"rpn/num_pos_anchors": len(image) / len(labels), "rpn/num_neg_anchors": background / len(labels)}
+            )
+        normalizer = self.batch_size_per_image * len(labels)
+        losses = {"loss_rpn_cls": loss_cls / normalizer, "loss_rpn_loc": loss_loc / normalizer}
         return {name: loss * self.loss_weights.get(name, 1.0) for name, loss in losses.items()}

@@ -5,7 +5,7 @@ import pytest
 import torch
 from pycocotools import mask as mask_util
 
-from d2_maskrcnn.modeling.postprocessing import postprocess
+from d2_maskrcnn.modeling.roi_heads.inference import postprocess
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils.colormap import colormap, random_color, random_colors

@@ -16,13 +16,13 @@ POOLED = ShapeSpec(channels=4, height=7, width=7)
 def test_shapes(number, convs, fcs, norm, output, grad):
     head = MaskRCNNBoxHead(input_shape=POOLED, conv_dims=convs, fc_dims=fcs, norm=norm).eval()
     with torch.set_grad_enabled(grad):
-        found = head(torch.randn(number, 4, 7, 7))
-    assert found.shape == (number, *output)
+        output_tensor = head(torch.randn(number, 4, 7, 7))
+    assert output_tensor.shape == (number, *output)
     shape = head.output_shape
     assert tuple(n for n in (shape.channels, shape.height, shape.width) if n is not None) == output
 
 
-def test_names_are_those_of_the_zoo():
+def test_parameter_names_of_the_zoo():
     head = MaskRCNNBoxHead(input_shape=POOLED, conv_dims=[8], fc_dims=[6, 5])
     assert list(head.state_dict()) == [
         f"{layer}.{part}" for layer in ("conv1", "fc1", "fc2") for part in ("weight", "bias")
@@ -31,7 +31,7 @@ def test_names_are_those_of_the_zoo():
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_same_with_and_without_gradient(memory_format):
-    """Without a gradient the first layer is computed as a convolution."""
+    """Without gradients the first layer is computed as a convolution."""
     torch.manual_seed(0)
     head = MaskRCNNBoxHead(input_shape=POOLED, conv_dims=[], fc_dims=[16, 12])
     x = torch.randn(5, 4, 7, 7).to(memory_format=memory_format)

@@ -2,9 +2,7 @@ import pytest
 import torch
 
 from d2_maskrcnn.modeling import MaskRCNNMaskHead
-from d2_maskrcnn.modeling.roi_heads.mask_head import mask_targets
 from detectron2.layers import ShapeSpec
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 POOLED = ShapeSpec(channels=4, height=14, width=14)
@@ -51,6 +49,13 @@ def test_losses():
     )
 
 
+def test_no_events_in_evaluation_mode():
+    inputs = torch.randn(1, 4, 14, 14), torch.tensor([1]), torch.ones(1, 28, 28, dtype=torch.bool)
+    with EventStorage() as storage:
+        head().eval().losses(*inputs)
+        assert storage.latest() == {}
+
+
 def test_no_foreground():
     model = head(norm="BN").train()
     with EventStorage() as storage:
@@ -67,7 +72,7 @@ def test_no_foreground():
     ("conv_dims", "norm", "names"),
     [((8,), "", []), ((8, 8, 8), "", ["mask_fcn1", "mask_fcn2"]), ((32, 32), "GN", ["mask_fcn1"])],
 )
-def test_names_are_those_of_the_zoo(conv_dims, norm, names):
+def test_parameter_names_of_the_zoo(conv_dims, norm, names):
     state = list(head(conv_dims=conv_dims, norm=norm).state_dict())
     parts = ["weight", "norm.weight", "norm.bias"] if norm else ["weight", "bias"]
     expected = [f"{name}.{part}" for name in names for part in parts]
@@ -78,27 +83,3 @@ def test_initialisation():
     model = head(num_classes=80, conv_dims=(64, 64))
     assert model.predictor.weight.std().item() == pytest.approx(0.001, rel=0.1)
     assert model.deconv.bias.abs().sum() == 0 == model.predictor.bias.abs().sum()
-
-
-@pytest.mark.parametrize("kind", ["bitmask", "polygon"])
-def test_targets(narrow, kind):
-    """The annotation is the left two thirds of its box."""
-    box = [10.0, 20.0, 40.0, 50.0]
-    region = Instances((64, 64))
-    region.proposal_boxes = Boxes(torch.tensor([box, [10.0, 20.0, 30.0, 50.0], [30.0, 20.0, 40.0, 50.0]]))
-    masks = narrow.rectangles([box], 64, 64, kind)
-    region.gt_masks = masks[torch.tensor([0, 0, 0])]
-    empty = Instances((64, 64))
-    empty.proposal_boxes = Boxes(torch.zeros(0, 4))
-    targets = mask_targets([empty, region, empty], 30)
-    assert targets.shape == (3, 30, 30) and targets.dtype == torch.bool
-    assert abs(targets[0].float().mean().item() - 2 / 3) < 0.05
-    assert targets[1].float().mean() > 0.95 and targets[2].float().mean() < 0.05
-    assert bool(targets[0][:, :18].all()) and not bool(targets[0][:, 22:].any())
-
-
-def test_no_targets():
-    empty = Instances((64, 64))
-    empty.proposal_boxes = Boxes(torch.zeros(0, 4))
-    assert mask_targets([], 28).shape == (0, 28, 28)
-    assert mask_targets([empty], 28).shape == (0, 28, 28)

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from d2_maskrcnn.modeling import record_stages
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_roi_heads
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
@@ -54,7 +53,7 @@ FAR = [50, 0, 60, 10]
         ([proposals(A, FAR), proposals(B)], [target(), target(A)]),
         ([proposals(A, FAR), proposals(B)], [target(A), target(B, A)]),
     ],
-    ids=["nothing", "nothing, not even masks", "one unannotated", "no overlap", "both"],
+    ids=["no objects", "no objects, no masks", "objects in one image", "no overlap", "objects in both"],
 )
 def test_losses_and_gradients(narrow, given, targets, append_gt):
     model = heads(narrow, MODEL__ROI_HEADS__PROPOSAL_APPEND_GT=append_gt)
@@ -78,7 +77,7 @@ def test_sampled_labels(narrow):
     assert rois[1].gt_classes.tolist() == [3] and rois[1].gt_boxes.tensor.abs().sum() == 0
 
 
-def test_numbers_of_samples(narrow):
+def test_number_of_samples(narrow):
     model = heads(narrow, MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=8, MODEL__ROI_HEADS__POSITIVE_FRACTION=0.25)
     many = proposals(*[A] * 10, *[FAR] * 10)
     with EventStorage() as storage:
@@ -91,10 +90,10 @@ def test_numbers_of_samples(narrow):
 
 def test_classification_events(narrow):
     model = heads(narrow)
-    with EventStorage() as storage, record_stages() as stages:
-        model(IMAGES, features(), [proposals(A, FAR), proposals(B)], [target(A), target(B)])
-    classes = torch.cat([rois.gt_classes for rois in stages.rois])
-    predicted = stages.class_logits.argmax(1)
+    with EventStorage() as storage:
+        training = model.compute_losses(features(), [proposals(A, FAR), proposals(B)], [target(A), target(B)])
+    classes = torch.cat([rois.gt_classes for rois in training.rois])
+    predicted = training.predictions.logits.argmax(1)
     latest = {name: value for name, (value, _) in storage.latest().items()}
     foreground = classes < 3
     assert latest["fast_rcnn/cls_accuracy"] == pytest.approx((predicted == classes).double().mean().item())
@@ -104,14 +103,30 @@ def test_classification_events(narrow):
     assert latest["fast_rcnn/false_negative"] == pytest.approx((predicted[foreground] == 3).double().mean().item())
 
 
+def test_sampling_with_a_generator(narrow):
+    model = heads(narrow, MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=4, MODEL__ROI_HEADS__PROPOSAL_APPEND_GT=False)
+    many = [proposals(*[[x, 0, x + 8, 8] for x in range(40)])]
+    levels = {name: feature[:1] for name, feature in features().items()}
+    boxes = []
+    for seed in (0, 0, 1):
+        training = model.compute_losses(levels, many, [target()], torch.Generator().manual_seed(seed))
+        boxes.append(training.rois[0].proposal_boxes.tensor.tolist())
+    assert boxes[0] == boxes[1] != boxes[2]
+
+
+def test_no_events_in_evaluation_mode(narrow):
+    with EventStorage() as storage:
+        heads(narrow).eval()(IMAGES, features(), [proposals(A, FAR), proposals(B)], [target(A), target(B)])
+        assert storage.latest() == {}
+
+
 def test_ignored_proposals(narrow):
     model = heads(narrow, MODEL__ROI_HEADS__IOU_THRESHOLDS=[0.3, 0.9], MODEL__ROI_HEADS__IOU_LABELS=[0, -1, 1],
                   MODEL__ROI_HEADS__PROPOSAL_APPEND_GT=False)  # fmt: skip
     half = [4, 4, 30, 20]
-    with record_stages() as stages:
-        rois, _ = model(IMAGES, features(), [proposals(half, A, FAR), proposals(FAR)], [target(A), target()])
-    assert stages.roi_labels[0].tolist() == [-1, 0, 3]
-    assert sorted(rois[0].gt_classes.tolist()) == [0, 3]
+    training = model.compute_losses(features(), [proposals(half, A, FAR), proposals(FAR)], [target(A), target()])
+    assert training.classes[0].tolist() == [-1, 0, 3]
+    assert sorted(training.rois[0].gt_classes.tolist()) == [0, 3]
 
 
 @pytest.mark.parametrize(
@@ -119,9 +134,9 @@ def test_ignored_proposals(narrow):
 )
 def test_inference(narrow, given):
     model = heads(narrow, MODEL__ROI_HEADS__SCORE_THRESH_TEST=0.0).eval()
-    found, losses = model(IMAGES, features(), given)
+    detections, losses = model(IMAGES, features(), given)
     assert losses == {}
-    for item, regions in zip(found, given, strict=True):
+    for item, regions in zip(detections, given, strict=True):
         assert item.image_size == (64, 64)
         assert item.pred_masks.shape == (len(item), 1, 28, 28)
         assert (len(item) > 0) == (len(regions) > 0)
@@ -129,8 +144,8 @@ def test_inference(narrow, given):
 
 def test_without_mask_head(narrow):
     model = heads(narrow, "boxes_only").eval()
-    found, _ = model(IMAGES, features(), [proposals(A), proposals()])
-    assert not found[0].has("pred_masks")
+    detections, _ = model(IMAGES, features(), [proposals(A), proposals()])
+    assert not detections[0].has("pred_masks")
     _, losses = model(IMAGES, features(), [proposals(A), proposals()], [target(A, masks=False), target(masks=False)])
     assert set(losses) == {"loss_cls", "loss_box_reg"}
 
@@ -138,15 +153,15 @@ def test_without_mask_head(narrow):
 def test_masks_for_given_boxes(narrow):
     model = heads(narrow, MODEL__ROI_HEADS__SCORE_THRESH_TEST=0.0).eval()
     with torch.no_grad():
-        found, _ = model(IMAGES, features(), [proposals(A, B), proposals(FAR)])
-        given = [Instances(f.image_size, pred_boxes=f.pred_boxes, pred_classes=f.pred_classes) for f in found]
+        detections, _ = model(IMAGES, features(), [proposals(A, B), proposals(FAR)])
+        given = [Instances(f.image_size, pred_boxes=f.pred_boxes, pred_classes=f.pred_classes) for f in detections]
         again = model.forward_with_given_boxes(features(), given)
-    assert sum(len(f) for f in found) > 0
-    for a, b in zip(found, again, strict=True):
+    assert sum(len(f) for f in detections) > 0
+    for a, b in zip(detections, again, strict=True):
         torch.testing.assert_close(a.pred_masks, b.pred_masks)
 
 
-def test_mask_head_is_trained_on_refined_boxes_if_asked(narrow):
+def test_mask_head_trained_on_refined_boxes(narrow):
     given, targets = [proposals(A), proposals(B)], [target(A), target(B)]
     boxes = []
     for refined in (False, True):

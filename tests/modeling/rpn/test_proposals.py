@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from d2_maskrcnn.modeling import record_stages
 from d2_maskrcnn.modeling.box_coding import BoxCoder
 from d2_maskrcnn.modeling.rpn.proposals import ProposalSettings, select_proposals
 
@@ -21,20 +20,24 @@ def select(logits=None, deltas=None, training=False, **settings):
     settings = ProposalSettings(
         **{"pre_nms_topk": 10, "post_nms_topk": 10, "nms_thresh": 0.7, "min_size": 0, **settings}
     )
-    return select_proposals(ANCHORS, logits, deltas, [(40, 50)], CODER, settings, training)[0]
+    return select_proposals(ANCHORS, logits, deltas, [(40, 50)], CODER, settings, training).proposals[0]
 
 
-def test_nothing_is_left():
-    found = select(min_size=100)
-    assert len(found) == 0 and found.proposal_boxes.tensor.shape == (0, 4) and found.objectness_logits.shape == (0,)
+def test_no_proposals():
+    proposals = select(min_size=100)
+    assert (
+        len(proposals) == 0
+        and proposals.proposal_boxes.tensor.shape == (0, 4)
+        and proposals.objectness_logits.shape == (0,)
+    )
 
 
 def test_clipped_sorted_and_suppressed_by_level():
-    found = select()
-    # The anchor outside the image is gone, its neighbour (IoU 9/11) suppressed, the other level's twin kept.
-    assert found.objectness_logits.tolist() == [4.0, 3.0, 1.0, 0.5]
-    assert found.proposal_boxes.tensor.tolist()[-1] == [25.0, 25.0, 50.0, 40.0]
-    assert found.image_size == (40, 50)
+    proposals = select()
+    # Dropped: the anchor outside the image, and the one with IoU 9/11. Kept: the same box on the other level.
+    assert proposals.objectness_logits.tolist() == [4.0, 3.0, 1.0, 0.5]
+    assert proposals.proposal_boxes.tensor.tolist()[-1] == [25.0, 25.0, 50.0, 40.0]
+    assert proposals.image_size == (40, 50)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +45,7 @@ def test_clipped_sorted_and_suppressed_by_level():
     [
         ({"nms_thresh": 0.9}, [4.0, 3.0, 2.0, 1.0, 0.5]),
         ({"post_nms_topk": 2}, [4.0, 3.0]),
-        ({"pre_nms_topk": 1}, [4.0]),  # the first level's best one lies outside the image
+        ({"pre_nms_topk": 1}, [4.0]),  # the best anchor of the first level is outside the image
         ({"min_size": 10}, [0.5]),  # both sides must exceed it
         ({"min_size": 9.9}, [4.0, 3.0, 1.0, 0.5]),
     ],
@@ -59,14 +62,14 @@ def test_deltas_move_the_boxes():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("where", ["logits", "deltas"])
-def test_not_finite(value, where):
+def test_non_finite_values(value, where):
     logits, deltas = [level.clone() for level in LOGITS], [torch.zeros(1, 4, 4), torch.zeros(1, 2, 4)]
     if where == "logits":
         logits[0][0, 0] = value
     else:
         deltas[0][0, 0, 0] = value
-    found = select(logits, deltas)
-    assert found.objectness_logits.tolist() == [4.0, 2.0, 1.0, 0.5]
+    proposals = select(logits, deltas)
+    assert proposals.objectness_logits.tolist() == [4.0, 2.0, 1.0, 0.5]
     with pytest.raises(FloatingPointError, match="diverged"):
         select(logits, deltas, training=True)
 
@@ -78,11 +81,11 @@ def test_decoding_only_the_best_changes_nothing():
     anchors = [torch.cat((corner, corner + 40), dim=1)]
     logits, deltas = torch.randn(2, 300, generator=generator), 0.2 * torch.randn(2, 300, 4, generator=generator)
     settings = ProposalSettings(50, 50, 1.0, 0)
-    found = select_proposals(anchors, [logits], [deltas], [(220, 220)] * 2, CODER, settings, False)
+    proposals = select_proposals(anchors, [logits], [deltas], [(220, 220)] * 2, CODER, settings, False).proposals
     for i in range(2):
         boxes = CODER.decode(deltas[i], anchors[0]).clamp(0, 220)
         order = logits[i].argsort(descending=True)[:50]
-        torch.testing.assert_close(found[i].proposal_boxes.tensor, boxes[order])
+        torch.testing.assert_close(proposals[i].proposal_boxes.tensor, boxes[order])
 
 
 def test_no_gradient_flows():
@@ -90,11 +93,14 @@ def test_no_gradient_flows():
     assert not select(logits).objectness_logits.requires_grad
 
 
-def test_recorded():
-    with record_stages() as stages:
-        found = select(post_nms_topk=2)
-    assert [index.tolist() for index in stages.topk_anchors] == [[[3, 0, 1, 2]], [[0, 1]]]
-    assert stages.topk_boxes[0][0, 0].tolist() == [-50.0, -50.0, -40.0, -40.0]  # not clipped yet
-    assert len(stages.clipped_proposals[0]) == 5
-    assert torch.equal(stages.proposals[0].proposal_boxes.tensor, found.proposal_boxes.tensor)
-    assert stages.proposals[0].level.tolist() == [1, 0] and stages.proposals[0].anchor.tolist() == [0, 0]
+def test_candidates():
+    deltas = [torch.zeros(1, 4, 4), torch.zeros(1, 2, 4)]
+    settings = ProposalSettings(pre_nms_topk=10, post_nms_topk=2, nms_thresh=0.7, min_size=0)
+    selection = select_proposals(ANCHORS, LOGITS, deltas, [(40, 50)], CODER, settings, False)
+    assert [index.tolist() for index in selection.anchors] == [[[3, 0, 1, 2]], [[0, 1]]]
+    assert selection.boxes[0][0, 0].tolist() == [-50.0, -50.0, -40.0, -40.0]  # not clipped yet
+    assert selection.levels().tolist() == [0, 0, 0, 0, 1, 1]
+    assert selection.clipped[0].tolist() == [1, 2, 3, 4, 5]
+    kept = selection.clipped[0][selection.kept[0]]
+    assert kept.tolist() == [4, 1]
+    assert torch.equal(selection.proposals[0].objectness_logits, torch.cat(selection.logits, dim=1)[0, kept])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from d2_maskrcnn.modeling import MaskRCNNRPN, MaskRCNNRPNHead, record_stages
+from d2_maskrcnn.modeling import MaskRCNNRPN, MaskRCNNRPNHead
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_proposal_generator
 from detectron2.structures import Boxes, ImageList, Instances
@@ -26,7 +26,7 @@ def images(size=64):
     return ImageList(torch.zeros(2, 3, size, size), [(size, size), (size - 8, size)])
 
 
-def annotated(*boxes, size=64):
+def ground_truth(*boxes, size=64):
     instances = Instances((size, size))
     instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
     return instances
@@ -35,11 +35,11 @@ def annotated(*boxes, size=64):
 @pytest.mark.parametrize(
     "targets",
     [
-        [annotated(), annotated()],
-        [annotated([4, 4, 20, 20]), annotated()],
-        [annotated([4, 4, 20, 20], [30, 30, 60, 62]), annotated([1, 1, 50, 50])],
+        [ground_truth(), ground_truth()],
+        [ground_truth([4, 4, 20, 20]), ground_truth()],
+        [ground_truth([4, 4, 20, 20], [30, 30, 60, 62]), ground_truth([1, 1, 50, 50])],
     ],
-    ids=["no annotation", "one image without", "both"],
+    ids=["no objects", "objects in one image", "objects in both"],
 )
 def test_losses_and_gradients(narrow, targets):
     model = rpn(narrow)
@@ -60,44 +60,42 @@ def test_inference_gives_no_losses(narrow):
         assert boxes.min() >= 0 and boxes[:, 3].max() <= size[0]
 
 
-def test_training_settings_follow_the_annotations_not_the_mode(narrow):
+def test_ground_truth_selects_the_training_settings_in_any_mode(narrow):
     model = rpn(
         narrow, MODEL__RPN__POST_NMS_TOPK_TRAIN=7, MODEL__RPN__POST_NMS_TOPK_TEST=5, MODEL__RPN__NMS_THRESH=0.99
     )
-    assert [len(p) for p in model.eval()(images(), features(), [annotated(), annotated()])[0]] == [7, 7]
+    assert [len(p) for p in model.eval()(images(), features(), [ground_truth(), ground_truth()])[0]] == [7, 7]
     assert [len(p) for p in model.eval()(images(), features())[0]] == [5, 5]
 
 
 def test_labels_by_hand(narrow):
-    """Every anchor's label from its IoU with the annotation, computed one by one."""
+    """Compute every anchor's label from its IoU with the ground-truth box."""
     model = rpn(narrow)
     box = [8.0, 8.0, 24.0, 24.0]
-    with record_stages() as stages:
-        model(images(), features(), [annotated(box), annotated()])
-    anchors, labels = torch.cat(stages.anchors), stages.anchor_labels[0]
+    output = model.propose(images().image_sizes, features(), [ground_truth(box), ground_truth()])
+    anchors, labels = torch.cat(output.anchors), output.labels[0].labels
     ious = []
     for x0, y0, x1, y1 in anchors.tolist():
         inner = max(min(x1, box[2]) - max(x0, box[0]), 0) * max(min(y1, box[3]) - max(y0, box[1]), 0)
         ious.append(inner / ((x1 - x0) * (y1 - y0) + 256 - inner))
     for iou, label in zip(ious, labels.tolist(), strict=True):
         assert label == (1 if iou >= 0.7 or iou == max(ious) else 0 if iou < 0.3 else -1)
-    assert bool((stages.anchor_labels[1] == 0).all())
+    assert bool((output.labels[1].labels == 0).all())
 
 
-def test_anchors_outside_are_ignored_if_asked(narrow):
+def test_boundary_threshold_ignores_anchors_outside(narrow):
     model = rpn(narrow, MODEL__RPN__BOUNDARY_THRESH=0)
-    with record_stages() as stages:
-        model(images(), features(), [annotated([8, 8, 24, 24]), annotated()])
-    anchors = torch.cat(stages.anchors)
+    output = model.propose(images().image_sizes, features(), [ground_truth([8, 8, 24, 24]), ground_truth()])
+    anchors, (first, second) = torch.cat(output.anchors), output.labels
     outside = (anchors[:, :2] < 0).any(1) | (anchors[:, 2:] >= 64).any(1)
-    assert bool((stages.anchor_labels[0][outside] == -1).all()) and bool((stages.anchor_labels[1][~outside] == 0).all())
+    assert bool((first.labels[outside] == -1).all()) and bool((second.labels[~outside] == 0).all())
 
 
 def test_sampling(narrow):
     model = rpn(narrow, MODEL__RPN__BATCH_SIZE_PER_IMAGE=10, MODEL__RPN__POSITIVE_FRACTION=0.5)
-    with record_stages() as stages, EventStorage() as storage:
-        model(images(), features(), [annotated([8, 8, 24, 24]), annotated()])
-    sampled = stages.sampled_anchor_labels
+    with EventStorage() as storage:
+        output = model.propose(images().image_sizes, features(), [ground_truth([8, 8, 24, 24]), ground_truth()])
+    sampled = [image.sampled for image in output.labels]
     assert [int((s >= 0).sum()) for s in sampled] == [10, 10]
     positives = int((sampled[0] == 1).sum())
     assert 1 <= positives <= 5 and int((sampled[1] == 1).sum()) == 0
@@ -105,8 +103,25 @@ def test_sampling(narrow):
     assert latest == {"rpn/num_pos_anchors": positives / 2, "rpn/num_neg_anchors": (20 - positives) / 2}
 
 
+def test_sampling_with_a_generator(narrow):
+    model = rpn(narrow, MODEL__RPN__BATCH_SIZE_PER_IMAGE=10)
+    sampled = []
+    for seed in (0, 0, 1):
+        output = model.propose(
+            images().image_sizes, features(), [ground_truth(), ground_truth()], torch.Generator().manual_seed(seed)
+        )
+        sampled.append(output.labels[0].sampled.tolist())
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_no_events_in_evaluation_mode(narrow):
+    with EventStorage() as storage:
+        rpn(narrow).eval()(images(), features(), [ground_truth([8, 8, 24, 24]), ground_truth()])
+        assert storage.latest() == {}
+
+
 def test_loss_weights(narrow):
-    targets = [annotated([8, 8, 24, 24]), annotated([1, 1, 50, 50])]
+    targets = [ground_truth([8, 8, 24, 24]), ground_truth([1, 1, 50, 50])]
     plain = rpn(narrow)(images(), features(), targets)[1]
     weighted = rpn(narrow, MODEL__RPN__LOSS_WEIGHT=2.0, MODEL__RPN__BBOX_REG_LOSS_WEIGHT=3.0)(
         images(), features(), targets
@@ -115,12 +130,12 @@ def test_loss_weights(narrow):
     assert weighted["loss_rpn_loc"].item() == pytest.approx(6 * plain["loss_rpn_loc"].item())
 
 
-def test_diverged(narrow):
+def test_non_finite_boxes(narrow):
     model = rpn(narrow)
     with torch.no_grad():
         model.rpn_head.anchor_deltas.bias.fill_(float("nan"))
     with pytest.raises(FloatingPointError):
-        model(images(), features(), [annotated([8, 8, 24, 24]), annotated()])
+        model(images(), features(), [ground_truth([8, 8, 24, 24]), ground_truth()])
     assert [len(p) for p in model(images(), features())[0]] == [0, 0]
 
 
@@ -145,7 +160,7 @@ def test_head(dims, names, width):
 
 
 def test_logits_belong_to_their_anchors(narrow):
-    """A head that answers with the position: the flattened logits must follow the anchors' order."""
+    """Flatten the outputs of a head that predicts each output's own index: the order must be that of the anchors."""
     model = rpn(narrow)
     assert isinstance(model, MaskRCNNRPN)
     height, width = 4, 6
@@ -157,13 +172,10 @@ def test_logits_belong_to_their_anchors(narrow):
             return [logits] * len(levels), [deltas] * len(levels)
 
     model.rpn_head = Positions()
-    with record_stages() as stages:
-        model(ImageList(torch.zeros(1, 3, 16, 24), [(16, 24)]), {n: torch.zeros(1, 16, height, width) for n in SHAPES})
+    output = model.propose([(16, 24)], {name: torch.zeros(1, 16, height, width) for name in SHAPES})
     for a in range(3):
         for y in range(height):
             for x in range(width):
                 row = (y * width + x) * 3 + a
-                assert stages.rpn_logits[0][0, row] == (a * height + y) * width + x
-                assert stages.rpn_deltas[0][0, row].tolist() == [
-                    ((4 * a + k) * height + y) * width + x for k in range(4)
-                ]
+                assert output.logits[0][0, row] == (a * height + y) * width + x
+                assert output.deltas[0][0, row].tolist() == [((4 * a + k) * height + y) * width + x for k in range(4)]
