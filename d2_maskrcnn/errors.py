@@ -1,9 +1,10 @@
 """Report bad input in one line, and turn the end of a program into an exit status."""
 
+import contextlib
 import difflib
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
@@ -43,6 +44,20 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     by_lower = {each.lower(): each for each in known}
     nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return f" Did you mean {by_lower[nearest[0]]}?" if nearest else ""
+
+
+@contextlib.contextmanager
+def warn_on_failure(action: str) -> Iterator[None]:
+    """Turn an exception inside the block into one warning: for figures, images and logs, which must not end a run.
+
+    Args:
+        action: what the block does, such as ``drawing a.png``.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever fails in an optional output, the run has results that must not be lost
+        logger.warning("%s failed (%s: %s): left out", action, type(error).__name__, one_line(error))
+        logger.debug("%s failed", action, exc_info=True)
 
 
 def run_main(main: Callable[[], object]) -> int:
