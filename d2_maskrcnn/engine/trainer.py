@@ -13,7 +13,7 @@ from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.config.validation import check_values
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
 from d2_maskrcnn.distributed import distribute
-from d2_maskrcnn.engine.hooks.best_checkpoint import build_judges
+from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint, build_judges
 from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage
 from d2_maskrcnn.engine.hooks.resumable import (
     DrawPredictions,
@@ -31,8 +31,7 @@ from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.evaluation.evaluator import FigureEvaluator
 from d2_maskrcnn.evaluation.tta import TestTimeAugmentation
 from d2_maskrcnn.evaluation.validation_loss import Evaluate, validation_losses
-from d2_maskrcnn.loggers.wandb_logging import WandbResults, WandbWriter
-from d2_maskrcnn.loggers.wandb_session import WandbSession
+from d2_maskrcnn.loggers.wandb import WandbHook, WandbRun, WandbWriter
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
@@ -86,7 +85,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer = build_checkpointer(self.cfg, model, trainer=weakref.proxy(self), **states)
         wandb = self.cfg.D2_MASKRCNN.WANDB
         use_wandb = wandb.ENABLED and wandb.MODE != "disabled" and comm.is_main_process()
-        self.wandb_session = WandbSession(self.cfg) if use_wandb else None
+        self.wandb_run = WandbRun(self.cfg) if use_wandb else None
         self.resumed = False
         self.register_hooks(self.build_hooks())
 
@@ -120,24 +119,26 @@ class Trainer(DefaultTrainer):
         """
         cfg, is_main = self.cfg, comm.is_main_process()
         evaluates = bool(cfg.DATASETS.TEST)
+        judges = build_judges(cfg) if evaluates else []
+        best = next((hook for hook in judges if isinstance(hook, BestCheckpoint)), None)
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._build_precise_bn_hook() if cfg.TEST.PRECISE_BN.ENABLED else None,
             UpdateAverage(self.average) if self.average else None,
             Evaluate(self._evaluate) if evaluates else None,
-            *(build_judges(cfg) if evaluates else []),
+            *judges,
             EvaluateAtEnd("tta", self._evaluate_augmented) if evaluates and cfg.TEST.AUG.ENABLED else None,
             SaveCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
             DrawPredictions() if is_main else None,
-            WandbResults(self.wandb_session) if self.wandb_session else None,
+            WandbHook(self.wandb_run, best) if self.wandb_run else None,
             self._build_inspection() if cfg.D2_MASKRCNN.INSPECT.ENABLED and is_main else None,
             WriteEvents(self.build_writers(), period=cfg.D2_MASKRCNN.LOG_PERIOD) if is_main else None,
         ]
 
     def build_writers(self) -> list[EventWriter]:
         """W&B where it is switched on, then Detectron2's: terminal, ``metrics.json``, TensorBoard."""
-        own = [WandbWriter(self.wandb_session)] if self.wandb_session else []
+        own = [WandbWriter(self.wandb_run)] if self.wandb_run else []
         return [*own, *super().build_writers()]
 
     def _build_precise_bn_hook(self) -> HookBase:
@@ -240,8 +241,8 @@ class Trainer(DefaultTrainer):
                 try:
                     self.after_train()  # self.iter == self.max_iter tells the hooks that training came to its end
                 finally:
-                    if self.wandb_session is not None:
-                        self.wandb_session.finish()
+                    if self.wandb_run is not None:
+                        self.wandb_run.finish()
         if self.iter < self.max_iter:
             self._save_and_leave()
         results = getattr(self, "_last_eval_results", None)

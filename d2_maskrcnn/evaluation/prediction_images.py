@@ -1,7 +1,7 @@
-"""Images of what a model finds: the annotation on the left, the predictions on the right."""
+"""Draw the ground truth of test images beside the predictions of a model."""
 
 import logging
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,31 @@ from PIL import Image
 from torch import nn
 
 from d2_maskrcnn.data import MaskRCNNMapper
+from d2_maskrcnn.data.image_reading import read_image
+from d2_maskrcnn.errors import warn_on_failure
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import CropMasks
-from d2_maskrcnn.structures.masks import decode_segmentation
+from d2_maskrcnn.structures.masks import Window, decode_segmentation
 from d2_maskrcnn.visualization import Annotator
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.evaluation import inference_context
-from detectron2.structures import Instances
+from detectron2.structures import BoxMode
+
+Record = dict[str, Any]
+
+# Small images are enlarged until their shorter side has MIN_SIDE pixels, so that labels are readable, unless the longer
+# one would exceed MAX_SIDE.
+MIN_SIDE, MAX_SIDE = 384, 2048
+JPEG_MAX_SIDE = 65_500
 
 logger = logging.getLogger(__name__)
 
-# Boxes (N, 4) XYXY in the image's pixels, masks (N, H, W) bool, classes and scores, each of length N.
-Objects = tuple[torch.Tensor, torch.Tensor, list[int], list[float]]
-
-MIN_SIDE = 384  # small images are enlarged to this, so that boxes and labels can be read
-
 
 def draw_test_sets(cfg: CfgNode, model: nn.Module) -> None:
-    """:func:`draw_predictions` of ``DATASETS.TEST`` in ``OUTPUT_DIR/predictions``, or a folder there for each of
-    several datasets.
+    """Draw predictions on ``DATASETS.TEST`` into ``OUTPUT_DIR/predictions``, with a subfolder for each of several sets.
+
+    See :func:`draw_predictions`.
     """
     names = list(cfg.DATASETS.TEST)
     for name in names:
@@ -42,74 +46,102 @@ def draw_test_sets(cfg: CfgNode, model: nn.Module) -> None:
 def draw_predictions(
     cfg: CfgNode, model: nn.Module, dataset_name: str, folder: Path, count: int = 8, threshold: float = 0.5
 ) -> list[Path]:
-    """Runs ``model`` on the first images of a dataset and writes one JPEG for each.
+    """Draw the first images of a dataset, with the ground truth on the left and predictions on the right.
 
     Args:
-        cfg: the config the model was built from.
-        model: takes a list of dicts; its training mode is left as it was.
+        cfg: the config that the model was built from.
+        model: takes a list of dicts; its training mode is restored.
         dataset_name: a registered dataset.
-        folder: where ``<image>.jpg`` go; made if needed.
+        folder: where the JPEG files are written; created if needed.
         count: images to draw.
-        threshold: detections with a lower score are left out; in [0, 1].
+        threshold: predictions with a lower score are not drawn; in [0, 1].
 
     Returns:
-        The files written.
+        The files, named after the images (see :func:`unique_names`). An image that cannot be drawn is left out with a
+        warning.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    mapper = MaskRCNNMapper(cfg, is_train=False)
-    names = MetadataCatalog.get(dataset_name).get("thing_classes")
+    class_names = MetadataCatalog.get(dataset_name).get("thing_classes") or ()
+    records = DatasetCatalog.get(dataset_name)[:count]
+    names = unique_names([str(Path(record["file_name"]).with_suffix("")) for record in records])
     written = []
-    with inference_context(model), torch.no_grad():
-        for record in DatasetCatalog.get(dataset_name)[:count]:
-            found = model([mapper(record)])[0]["instances"].to("cpu")
-            image = read_image(record["file_name"], "BGR")  # (H, W, 3) uint8
-            boxes, masks, classes, scores = annotated(record)
-            left = _draw(image, boxes, masks, classes, [math.nan] * len(scores), names)
-            right = _draw(image, *detected(found, threshold), names)
-            path = folder / f"{Path(record['file_name']).stem}.jpg"
-            Image.fromarray(np.concatenate([left, right], axis=1)[:, :, ::-1]).save(path, quality=90)
+    for record, name in zip(records, names, strict=True):
+        with warn_on_failure(f"Drawing predictions on {record['file_name']}"):
+            panels = [
+                _draw(read_image(record["file_name"], "BGR"), detections, class_names)
+                for detections in predict_record(cfg, model, record, threshold)
+            ]
+            axis = 1 if 2 * panels[0].shape[1] <= JPEG_MAX_SIDE else 0
+            path = folder / f"{name}.jpg"
+            Image.fromarray(np.concatenate(panels, axis=axis)[:, :, ::-1]).save(path, quality=90)
             written.append(path)
-    logger.info("Wrote %d images (annotation left, prediction right) to %s", len(written), folder)
+    logger.info("Wrote %d images (ground truth left, predictions right) to %s", len(written), folder)
     return written
 
 
-def annotated(record: dict[str, Any]) -> Objects:
-    """The objects of a record, without crowd regions; their scores are 1."""
+@torch.no_grad()
+def predict_record(cfg: CfgNode, model: nn.Module, record: Record, threshold: float) -> tuple[Detections, Detections]:
+    """Run a model on the image of a dataset record.
+
+    Args:
+        cfg: the config that the model was built from.
+        model: takes a list of dicts; its training mode is restored.
+        record: in Detectron2's standard dataset format.
+        threshold: least score of the predictions that are returned, in [0, 1].
+
+    Returns:
+        The ground truth, see :func:`ground_truth_of`, and the predictions, both in the frame of the original image.
+    """
+    with inference_context(model):
+        output = model([MaskRCNNMapper(cfg, is_train=False)(record)])[0]
+    predictions = Detections.from_instances(output["instances"].to("cpu"))
+    return ground_truth_of(record), predictions[predictions.scores >= threshold]
+
+
+def ground_truth_of(record: Record) -> Detections:
+    """Convert the annotations of a dataset record, without crowd regions; scores are NaN."""
     annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
-    boxes = torch.tensor([a["bbox"] for a in annotations], dtype=torch.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]  # COCO's boxes are XYWH
+    boxes = [BoxMode.convert(a["bbox"], a.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS) for a in annotations]
     size = (record["height"], record["width"])
-    masks = [torch.from_numpy(decode_segmentation(a.get("segmentation"), *size)) for a in annotations]
-    stacked = torch.stack(masks) if masks else torch.zeros((0, *size), dtype=torch.bool)
-    return boxes, stacked, [a["category_id"] for a in annotations], [1.0] * len(annotations)
-
-
-def detected(found: Instances, threshold: float) -> Objects:
-    """What a model found with at least the score ``threshold``, in the image's frame; empty masks if it has none."""
-    found = found[found.scores >= threshold]
-    masks = found.pred_masks if found.has("pred_masks") else torch.zeros((len(found), *found.image_size)).bool()
-    return found.pred_boxes.tensor, masks, found.pred_classes.tolist(), found.scores.tolist()
-
-
-def _draw(
-    image: np.ndarray,
-    boxes: torch.Tensor,
-    masks: torch.Tensor,
-    classes: list[int],
-    scores: list[float],
-    names: list[str] | None,
-) -> np.ndarray:
-    """Draws on a copy of ``image`` ((H, W, 3) uint8 BGR), enlarged towards ``MIN_SIDE`` where it is smaller."""
-    scale = max(1, round(MIN_SIDE / min(image.shape[:2])))
-    image = image.repeat(scale, 0).repeat(scale, 1)
-    size = image.shape[:2]
-    large = masks.numpy().repeat(scale, 1).repeat(scale, 2)
-    found = Detections(
-        boxes.numpy() * scale,
-        np.array(scores, np.float32),
-        np.array(classes, np.int64),
+    crops = [CropMasks.from_images(decode_segmentation(a.get("segmentation"), *size)[None], size) for a in annotations]
+    return Detections(
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.full(len(annotations), np.nan, np.float32),
+        np.array([a["category_id"] for a in annotations], np.int64),
         size,
-        CropMasks.from_images(large, size),
+        CropMasks([crop.windows[0] for crop in crops], [crop.bitmaps[0] for crop in crops], size),
     )
-    Annotator(names or ()).draw(image, found)
-    return image
+
+
+def unique_names(files: Sequence[str]) -> list[str]:
+    """Name image files for output: by their base names, or by as many folders as it takes to make them differ.
+
+    Names differ on case-insensitive file systems too. Parts are joined by ``_``; where even whole paths are equal then,
+    names begin with the image's position.
+
+    >>> unique_names(["a/x.png", "b/x.png"])
+    ['a_x.png', 'b_x.png']
+    """
+    parts = [Path(file).parts for file in files]
+    for depth in range(1, max(map(len, parts), default=1) + 1):
+        names = ["_".join(part.strip("/\\:") for part in each[-depth:]) for each in parts]
+        if len({name.lower() for name in names}) == len(names):
+            return names
+    return [f"{position:04d}_{each[-1]}" for position, each in enumerate(parts)]
+
+
+def _draw(image: np.ndarray, detections: Detections, class_names: Sequence[str]) -> np.ndarray:
+    """Draw on a copy of ``image`` ((H, W, 3) uint8 BGR), enlarged by a whole factor if it is small."""
+    scale = max(1, min(round(MIN_SIDE / min(image.shape[:2])), MAX_SIDE // max(image.shape[:2])))
+    enlarged = image.repeat(scale, 0).repeat(scale, 1)
+    masks = None
+    if detections.masks is not None:
+        crops = [detections.masks.crop(index) for index in range(len(detections))]
+        masks = CropMasks(
+            [Window(*(side * scale for side in window)) for window, _ in crops],
+            [bitmap.repeat(scale, 0).repeat(scale, 1) for _, bitmap in crops],
+            enlarged.shape[:2],
+        )
+    drawn = Detections(detections.boxes * scale, detections.scores, detections.classes, enlarged.shape[:2], masks)
+    Annotator(class_names).draw(enlarged, drawn)
+    return enlarged

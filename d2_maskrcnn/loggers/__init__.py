@@ -1,1 +1,1 @@
-"""Experiment loggers."""
+"""Log a training to experiment trackers."""

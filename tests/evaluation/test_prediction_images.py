@@ -2,38 +2,63 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2_maskrcnn.config.loading import load_config
-from d2_maskrcnn.data import register_own_data
-from d2_maskrcnn.evaluation.prediction_images import annotated, draw_predictions
+from d2_maskrcnn.evaluation.prediction_images import draw_predictions, ground_truth_of, unique_names
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
+
+SQUARE = {"bbox": [1, 2, 3, 1], "category_id": 2, "segmentation": [[1, 2, 4, 2, 4, 3, 1, 3]], "iscrowd": 0}
 
 
 @pytest.fixture
-def cfg(repo_dir, tiny_opts):
-    cfg = load_config(str(repo_dir / "configs" / "quickstart.yaml"), tiny_opts)
-    register_own_data(cfg)
-    return cfg
+def register(request):
+    """``register(records)``: the name of a dataset that is removed after the test."""
+
+    def add(records):
+        name = f"test_{len(added)}"
+        DatasetCatalog.register(name, lambda: records)
+        added.append(name)
+        return name
+
+    added = []
+    yield add
+    for name in added:
+        DatasetCatalog.remove(name)
 
 
-def test_no_annotation():
-    boxes, masks, classes, scores = annotated({"height": 4, "width": 5})
-    assert boxes.shape == (0, 4) and masks.shape == (0, 4, 5) and classes == scores == []
+@pytest.mark.parametrize("record", [{}, {"annotations": []}])
+def test_record_without_annotations(record):
+    ground_truth = ground_truth_of({"height": 4, "width": 5, **record})
+    assert ground_truth.boxes.shape == (0, 4) and len(ground_truth.masks) == len(ground_truth) == 0
 
 
-def test_annotations_of_a_record_leave_crowds_out():
-    square = {"bbox": [1, 2, 3, 1], "category_id": 2, "segmentation": [[1, 2, 4, 2, 4, 3, 1, 3]], "iscrowd": 0}
-    boxes, masks, classes, _ = annotated({"height": 4, "width": 5, "annotations": [square, {**square, "iscrowd": 1}]})
-    assert boxes.tolist() == [[1, 2, 4, 3]] and classes == [2]
-    assert masks[0].nonzero().tolist() == [[2, 1], [2, 2], [2, 3]]
+def test_ground_truth_of_a_record_leaves_crowds_out():
+    record = {"height": 4, "width": 5, "annotations": [SQUARE, {**SQUARE, "iscrowd": 1}]}
+    ground_truth = ground_truth_of(record)
+    assert ground_truth.boxes.tolist() == [[1, 2, 4, 3]] and ground_truth.classes.tolist() == [2]
+    assert np.argwhere(ground_truth.masks.image(0)).tolist() == [[2, 1], [2, 2], [2, 3]]
 
 
-def test_images_show_the_annotation_beside_the_prediction(cfg, tmp_path):
+def test_ground_truth_boxes_follow_their_box_mode():
+    modes = {BoxMode.XYWH_ABS: [1, 2, 3, 1], BoxMode.XYXY_ABS: [1, 2, 4, 3]}
+    annotations = [{**SQUARE, "bbox": box, "bbox_mode": mode} for mode, box in modes.items()]
+    ground_truth = ground_truth_of({"height": 4, "width": 5, "annotations": annotations})
+    assert ground_truth.boxes.tolist() == [[1, 2, 4, 3]] * 2
+
+
+def test_object_without_a_mask():
+    annotation = {key: value for key, value in SQUARE.items() if key != "segmentation"}
+    ground_truth = ground_truth_of({"height": 4, "width": 5, "annotations": [annotation]})
+    assert len(ground_truth) == 1 and not ground_truth.masks.image(0).any()
+
+
+def test_images_show_the_ground_truth_beside_predictions(tiny_cfg, tmp_path):
+    cfg = tiny_cfg()
     model = build_model(cfg).train()
     name = cfg.DATASETS.TEST[0]
     written = draw_predictions(cfg, model, name, tmp_path / "images", count=2, threshold=0.0)
     assert model.training
-    assert [path.stem for path in written] == ["000001", "000002"]
+    assert [path.name for path in written] == ["000001.jpg", "000002.jpg"]
     for path, record in zip(written, DatasetCatalog.get(name)[:2], strict=True):
         with Image.open(path) as file:
             shown = np.array(file)
@@ -43,3 +68,56 @@ def test_images_show_the_annotation_beside_the_prediction(cfg, tmp_path):
         left = np.abs(shown[:, :384].astype(int) - plain).max(axis=2) > 60
         x0, y0, w, h = (int(v * 6) for v in record["annotations"][0]["bbox"])
         assert left[y0 : y0 + h, x0 : x0 + w].any()  # something is drawn where the first annotation lies
+
+
+def test_images_of_equal_names_do_not_overwrite_each_other(tiny_cfg, register, tmp_path):
+    files = [tmp_path / "data" / folder / "img" / name for folder in "ab" for name in ("x.png", "x.jpg", "y.png")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64)).save(file)
+    name = register([{"file_name": str(f), "height": 64, "width": 64, "image_id": i} for i, f in enumerate(files)])
+    cfg = tiny_cfg()
+    written = draw_predictions(cfg, build_model(cfg), name, tmp_path / "images")
+    assert len(written) == len({str(path).lower() for path in written}) == 6 and all(p.is_file() for p in written)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((6000, 64), (12000, 64)), ((34_000, 64), (34_000, 128))])
+def test_strips_are_not_enlarged_beyond_what_jpeg_can_store(tiny_cfg, register, tmp_path, size, expected):
+    Image.new("RGB", size).save(tmp_path / "strip.png")
+    record = {"file_name": str(tmp_path / "strip.png"), "width": size[0], "height": size[1], "image_id": 1}
+    cfg = tiny_cfg()
+    (written,) = draw_predictions(cfg, build_model(cfg), register([record]), tmp_path / "images")
+    with Image.open(written) as file:
+        assert file.size == expected
+
+
+def test_image_that_cannot_be_drawn_is_a_warning(tiny_cfg, register, tmp_path, caplog):
+    for name, size in (("long.png", (66_000, 8)), ("good.png", (64, 64))):
+        Image.new("RGB", size).save(tmp_path / name)
+    sizes = {"long.png": (66_000, 8), "good.png": (64, 64), "missing.png": (64, 64)}
+    records = [
+        {"file_name": str(tmp_path / name), "width": width, "height": height, "image_id": name}
+        for name, (width, height) in sizes.items()
+    ]
+    cfg = tiny_cfg()
+    written = draw_predictions(cfg, build_model(cfg), register(records), tmp_path / "images")
+    assert [path.name for path in written] == ["good.jpg"]
+    for name in ("long.png", "missing.png"):
+        assert f"{tmp_path / name} failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        ([], []),
+        (["/d/a.png", "/d/b.png"], ["a.png", "b.png"]),
+        (["/a/img/x", "/b/img/x"], ["a_img_x", "b_img_x"]),
+        (["a/x", "b/X"], ["a_x", "b_X"]),
+        (["a_b/x", "a/b_x", "c/x"], ["a_b_x", "a_b_x"]),
+    ],
+)
+def test_unique_names(files, names):
+    found = unique_names(files)
+    if len(set(names)) == len(files):
+        assert found == names
+    assert len({name.lower() for name in found}) == len(files)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from d2_maskrcnn.config.validation import MODES
-from d2_maskrcnn.engine.hooks.ema import save_average
+from d2_maskrcnn.engine.hooks.ema import SUFFIX, save_average
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.evaluation.metric_names import describe_metrics, resolve_metric, warn_of_direction
 from d2_maskrcnn.evaluation.validation_loss import evaluation_is_due, shared_metric
@@ -131,6 +131,12 @@ class BestCheckpoint(MetricHook):
         self.trainer.checkpointer.save(
             BEST_NAME, iteration=self.best_iter, best_metric={"name": self.metric, "value": value}
         )
+
+    def files(self) -> list[Path]:
+        """Return the best checkpoint's files that exist: the weights, then their moving average."""
+        suffixes = ("", SUFFIX) if self.trainer.average else ("",)
+        paths = [Path(self.trainer.cfg.OUTPUT_DIR) / f"{BEST_NAME}{suffix}.pth" for suffix in suffixes]
+        return [path for path in paths if path.is_file()]
 
 
 class EarlyStopping(MetricHook):
