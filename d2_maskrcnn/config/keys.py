@@ -144,6 +144,15 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     node.WANDB.SCORE_THRESHOLD = 0.5
 
 
+def plugin_node(cfg: CfgNode) -> CfgNode:
+    """Return the node ``D2_MASKRCNN`` of ``cfg``, or one with its defaults where a config of Detectron2 has none."""
+    if "D2_MASKRCNN" in cfg:
+        return cfg.D2_MASKRCNN
+    defaults = CfgNode()
+    add_d2_maskrcnn_config(defaults)
+    return defaults.D2_MASKRCNN
+
+
 def get_value(cfg: CfgNode, key: str) -> Any:
     """Return the value under a dotted key.
 

@@ -184,12 +184,8 @@ def refuse_unsupported(cfg: CfgNode) -> None:
     """Checks the switches that no single component looks at.
 
     Raises:
-        UserError: one of them asks for something that this model has not got, or the plugin's own node is missing.
+        UserError: one of them asks for something that this model has not got.
     """
-    if "D2_MASKRCNN" not in cfg:
-        raise UserError(
-            "the config has no node D2_MASKRCNN: call d2_maskrcnn.add_d2_maskrcnn_config(cfg) after get_cfg()"
-        )
     for key, meaning in _OFF.items():
         if get_value(cfg, key):
             raise UserError(f"{key} is True, but this model has no {meaning}: set it to False")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.config.validation import refuse_unsupported
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.roi_heads.inference import postprocess
@@ -91,7 +92,7 @@ class MaskRCNN(nn.Module):
             "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
             "input_format": cfg.INPUT.FORMAT,
-            "channels_last": cfg.D2_MASKRCNN.CHANNELS_LAST,
+            "channels_last": plugin_node(cfg).CHANNELS_LAST,
         }
 
     @property

@@ -1,8 +1,11 @@
 """The embedded engine: an independently written subset of Detectron2's API.
 
-It stands in for Detectron2 where none is installed; ``d2_maskrcnn`` puts it on ``sys.path`` under this name. Only
-what training, evaluating and running this project's Mask R-CNN needs is here, and importing this package imports
-nothing heavy.
+It takes the place of Detectron2 where that is not installed; ``d2_maskrcnn`` puts it on ``sys.path`` under this name.
+Importing this package imports nothing heavy.
 """
 
+from detectron2._names import install as _install
+
 __version__ = "0.6+embedded"
+
+_install()

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
+from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.config.validation import require, require_norm
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
@@ -153,7 +154,7 @@ def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         channels, stride = block.out_channels, stride * first_stride
         shapes[name] = ShapeSpec(channels=channels, stride=stride)
     resnet = ResNet(stem, stages, shapes, node.OUT_FEATURES)
-    if cfg.D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL:
+    if plugin_node(cfg).RESNETS.ZERO_INIT_RESIDUAL:
         _start_as_identities(resnet)
     resnet.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
     return resnet

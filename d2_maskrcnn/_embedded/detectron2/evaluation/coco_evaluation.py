@@ -46,7 +46,8 @@ class COCOEvaluator(DatasetEvaluator):
             and masks if ``MODEL.MASK_ON``.
         distributed: gather the predictions of all processes and evaluate in the main one; False evaluates this
             process's.
-        output_dir: gets ``coco_instances_results.json``; None writes nothing.
+        output_dir: gets ``coco_instances_results.json`` (the dataset's category ids) and ``instances_predictions.pth``
+            (per image, the model's class numbers); None writes nothing.
         max_dets_per_image: the highest-scoring detections of each image and class that count; None: COCO's 100.
         use_fast_impl: for programs written for Detectron2, whose two implementations give the same numbers; here
             there is the fast one only.
@@ -131,7 +132,7 @@ class COCOEvaluator(DatasetEvaluator):
             return {}
         detections = [found for prediction in predictions for found in prediction.get("instances", [])]
         detections = self._with_dataset_ids(detections)
-        self._save(detections)
+        self._save(predictions, detections)
         if "annotations" not in self._coco_api.dataset:
             logger.info("%s has no annotations to evaluate against", self._metadata.json_file)
             return {}
@@ -164,10 +165,12 @@ class COCOEvaluator(DatasetEvaluator):
                 )
         return [{**detection, "category_id": to_dataset[detection["category_id"]]} for detection in detections]
 
-    def _save(self, detections: list[Detection]) -> None:
+    def _save(self, predictions: list[dict[str, Any]], detections: list[Detection]) -> None:
         if not self._output_dir:
             return
         PathManager.mkdirs(self._output_dir)
+        with PathManager.open(os.path.join(self._output_dir, "instances_predictions.pth"), "wb") as file:
+            torch.save(predictions, file)
         path = os.path.join(self._output_dir, "coco_instances_results.json")
         logger.info("Writing %d detections to %s", len(detections), path)
         with PathManager.open(path, "w") as file:

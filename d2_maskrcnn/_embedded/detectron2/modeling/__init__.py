@@ -1,9 +1,11 @@
 """Where models and their parts are registered, and built from a config. The models themselves come from plugins."""
 
+from detectron2._names import lookup
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, build_anchor_generator
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.meta_arch import META_ARCH_REGISTRY, build_model
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.proposal_generator import (
     PROPOSAL_GENERATOR_REGISTRY,
     RPN_HEAD_REGISTRY,
@@ -38,4 +40,7 @@ __all__ = [
     "build_proposal_generator",
     "build_roi_heads",
     "build_rpn_head",
+    "detector_postprocess",
 ]
+
+__getattr__ = lookup(__name__)

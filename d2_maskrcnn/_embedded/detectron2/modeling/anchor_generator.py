@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from detectron2._names import lookup
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
@@ -17,3 +18,6 @@ def build_anchor_generator(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Mod
         KeyError: no such name is registered.
     """
     return ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(cfg, input_shape)
+
+
+__getattr__ = lookup(__name__)

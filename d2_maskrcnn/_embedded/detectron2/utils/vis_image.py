@@ -30,8 +30,8 @@ class VisImage:
     def _setup_figure(self, img: np.ndarray) -> None:
         self.fig = Figure(frameon=False)
         self.dpi = self.fig.get_dpi()
-        # Half a pixel more than wanted: the canvas cuts fractions off, and division must not cost a row.
-        sides = (round(side * self.scale) + 0.5 for side in (self.width, self.height))
+        # The canvas drops fractions of pixels; the small excess keeps the division by dpi from dropping a whole one.
+        sides = (side * self.scale + 0.01 for side in (self.width, self.height))
         self.fig.set_size_inches([side / self.dpi for side in sides])
         self.canvas = FigureCanvasAgg(self.fig)
         self.ax = self.fig.add_axes((0.0, 0.0, 1.0, 1.0))

@@ -6,12 +6,14 @@ from detectron2.engine.hooks.precise_bn import PreciseBN
 from detectron2.engine.hooks.profilers import AutogradProfiler, TorchProfiler
 from detectron2.engine.hooks.progress import CallbackHook, IterationTimer, PeriodicWriter
 from detectron2.engine.hooks.schedule import LRScheduler
+from detectron2.engine.train_loop import HookBase
 
 __all__ = [
     "AutogradProfiler",
     "BestCheckpointer",
     "CallbackHook",
     "EvalHook",
+    "HookBase",
     "IterationTimer",
     "LRScheduler",
     "PeriodicCheckpointer",

@@ -5,6 +5,7 @@ from abc import ABCMeta, abstractmethod
 import torch
 from torch import nn
 
+from detectron2._names import lookup
 from detectron2.layers import ShapeSpec
 
 
@@ -39,3 +40,6 @@ class Backbone(nn.Module, metaclass=ABCMeta):
             name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
             for name in self._out_features
         }
+
+
+__getattr__ = lookup(__name__)

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from detectron2._names import lookup
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
@@ -18,3 +19,6 @@ def build_mask_head(cfg: CfgNode, input_shape: ShapeSpec) -> nn.Module:
         KeyError: no such name is registered.
     """
     return ROI_MASK_HEAD_REGISTRY.get(cfg.MODEL.ROI_MASK_HEAD.NAME)(cfg, input_shape)
+
+
+__getattr__ = lookup(__name__)

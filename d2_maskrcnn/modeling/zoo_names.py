@@ -1,0 +1,45 @@
+"""Register this plugin's components under the names in Detectron2's configs, where Detectron2 itself is not installed.
+
+So an unmodified config of the model zoo, and a program that mixes parts of its own with Detectron2's, build this
+plugin's model on the embedded engine. On an installed Detectron2 those names stay Detectron2's.
+"""
+
+from d2_maskrcnn._bootstrap import engine_info
+from d2_maskrcnn.modeling.backbone.fpn import FPN, build_maskrcnn_resnet_fpn_backbone
+from d2_maskrcnn.modeling.backbone.resnet import ResNet, build_resnet
+from d2_maskrcnn.modeling.meta_arch import MaskRCNN
+from d2_maskrcnn.modeling.roi_heads.box_head import BoxPredictor, MaskRCNNBoxHead
+from d2_maskrcnn.modeling.roi_heads.mask_head import MaskRCNNMaskHead
+from d2_maskrcnn.modeling.roi_heads.roi_heads import MaskRCNNROIHeads
+from d2_maskrcnn.modeling.rpn.anchor_generator import MaskRCNNAnchorGenerator
+from d2_maskrcnn.modeling.rpn.rpn import MaskRCNNRPN, MaskRCNNRPNHead
+from d2_maskrcnn.ops import ROIPooler
+from detectron2 import modeling
+from detectron2.modeling import proposal_generator, roi_heads
+
+# Detectron2's registry -> its name of a component -> ours.
+REGISTERED = (
+    (modeling.META_ARCH_REGISTRY, "GeneralizedRCNN", MaskRCNN),
+    (modeling.BACKBONE_REGISTRY, "build_resnet_backbone", build_resnet),
+    (modeling.BACKBONE_REGISTRY, "build_resnet_fpn_backbone", build_maskrcnn_resnet_fpn_backbone),
+    (modeling.ANCHOR_GENERATOR_REGISTRY, "DefaultAnchorGenerator", MaskRCNNAnchorGenerator),
+    (modeling.PROPOSAL_GENERATOR_REGISTRY, "RPN", MaskRCNNRPN),
+    (proposal_generator.RPN_HEAD_REGISTRY, "StandardRPNHead", MaskRCNNRPNHead),
+    (modeling.ROI_HEADS_REGISTRY, "StandardROIHeads", MaskRCNNROIHeads),
+    (roi_heads.ROI_BOX_HEAD_REGISTRY, "FastRCNNConvFCHead", MaskRCNNBoxHead),
+    (roi_heads.ROI_MASK_HEAD_REGISTRY, "MaskRCNNConvUpsampleHead", MaskRCNNMaskHead),
+)
+
+
+def register_zoo_names() -> None:
+    """Register the components, and let ``detectron2.modeling`` give them out by name. Only once per process."""
+    from detectron2._names import provide
+
+    for registry, name, component in REGISTERED:
+        registry._do_register(name, component)
+        provide(**{name: component})
+    provide(FPN=FPN, ResNet=ResNet, ROIPooler=ROIPooler, FastRCNNOutputLayers=BoxPredictor)
+
+
+if engine_info().name == "embedded":
+    register_zoo_names()
