@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 from iopath.common.file_io import get_cache_dir
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.weights.readers import check_whole
+from d2_maskrcnn.weights.formats import check_whole
 
 ZOO_PREFIX = "detectron2://"
 ZOO_ADDRESS = "https://dl.fbaipublicfiles.com/detectron2/"

@@ -1,4 +1,4 @@
-"""Reads weight files. What a file is, is decided by its first bytes; its name is only used in messages."""
+"""Read weight files and checkpoints exactly as they were written, or refuse them; nothing in them is run."""
 
 import copy
 import importlib
@@ -8,8 +8,7 @@ import os
 import pickle
 import re
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,183 +16,136 @@ import numpy as np
 import torch
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.weights.safe_pickle import load_pickle, named_imports, scan_pickle
+from d2_maskrcnn.weights.formats import EXPECTED, check_zip, damaged, file_kind
+from d2_maskrcnn.weights.safe_pickle import load_pickle, scan_opcodes
 
-EXPECTED = "a .pth file of torch.save, a .pkl of the model zoo, or .safetensors"
-# Where other programs keep the state dict in their checkpoints.
+# Where other programs store the state dict in their checkpoints.
 _MODEL_KEYS = ("model", "state_dict", "model_state_dict", "model_state")
-# How torch.save began its files before they were zip archives: a pickled magic number.
-_TORCH_LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-_NOT_WEIGHTS = (
-    (b"<", "a web page or XML (a download link that led to a page?)"),
-    (b"version https://git-lfs", "a Git LFS pointer (run `git lfs pull`)"),
-    (b"{", "JSON text"),
-    (b"\x1f\x8b", "a gzip archive (unpack it)"),
-    (b"\x89PNG", "a PNG image"),
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"%PDF", "a PDF document"),
-    (b"\x89HDF", "an HDF5 file (Keras?)"),
-)
+# Bytes per element of each storage class that torch.save writes; UntypedStorage counts bytes.
+_ITEM_SIZES = {
+    f"{kind}Storage": size
+    for size, kinds in {
+        1: "Untyped Byte Char Bool QInt8 QUInt8 QUInt4x2 QUInt2x4",
+        2: "Half BFloat16 Short",
+        4: "Float Int QInt32",
+        8: "Double Long ComplexFloat",
+        16: "ComplexDouble",
+    }.items()
+    for kind in kinds.split()
+}
+MAX_DEPTH = 64  # nesting of containers in a checkpoint
 
 
-def file_kind(path: str | os.PathLike[str]) -> str:
-    """What a file is: ``"torch_zip"``, ``"torch_legacy"``, ``"pickle"`` or ``"safetensors"``.
+def read_weights(path: str | os.PathLike[str], copy_states: Collection[str] | None = None) -> dict[str, Any]:
+    """Read a weight file or checkpoint.
+
+    The tensors of a ``.pth`` file are mapped from the file into memory, so those that nobody uses cost nothing.
+
+    Args:
+        path: a local file: ``.pth`` (torch.save), ``.pkl`` (the model zoo's, or Caffe2 blobs), or ``.safetensors``.
+        copy_states: entries beside "model" whose tensors get memory of their own, independent of the file; None for
+            all of them.
+
+    Returns:
+        ``{"model": {name: tensor or array}, ...}``, all on the CPU, names as in the file. A checkpoint's further
+        states (optimizer, iteration, ...) are entries beside "model". Caffe2 blobs get ``"__author__": "Caffe2"`` and
+        ``"matching_heuristics": True``.
 
     Raises:
-        UserError: there is no such file, it is empty, or it is something else (the message says what).
+        UserError: the file is missing, damaged, of another format, contains no weights or anything but dense tensors
+            and plain containers, or tries to import something.
     """
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, not a weight file: name the file in it ({EXPECTED}).")
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except FileNotFoundError:
-        raise UserError(
-            f"No weight file at {path}: check MODEL.WEIGHTS (expected {EXPECTED}).{_nearby(path)}"
-        ) from None
-    except OSError as error:
-        raise UserError(f"Cannot read the weight file {path}: {error.strerror}: check its permissions.") from error
-    kind = _kind_of(head)
-    if kind is None and head and path.suffix in (".pkl", ".pickle") and not _named_kind(head):
-        return "pickle"  # an unusual beginning: its reader says what it asks for
-    if kind is None:
-        raise UserError(f"{path} is not a weight file: it is {_describe(head)}; expected {EXPECTED}.")
-    return kind
-
-
-def _kind_of(head: bytes) -> str | None:
-    if head.startswith(b"PK\x03\x04"):
-        return "torch_zip"
-    if head.startswith(b"\x80") and _TORCH_LEGACY in head[:32]:
-        return "torch_legacy"
-    if len(head) > 8 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**40:
-        return "safetensors"
-    # Protocol 2 and later say so; Python 2's protocols 0 and 1 begin with a dict.
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "pickle"
-    if head.startswith((b"(dp", b"(d", b"}q", b"}(")):
-        return "pickle"
-    return None
-
-
-def _describe(head: bytes) -> str:
-    if not head:
-        return "empty"
-    return _named_kind(head) or f"of no known kind (it begins with {head[:12]!r})"
-
-
-def _named_kind(head: bytes) -> str | None:
-    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    return next((name for magic, name in _NOT_WEIGHTS if text.startswith(magic)), None)
-
-
-def _nearby(path: Path) -> str:
-    """Weight files beside the one that is missing."""
-    if not path.parent.is_dir():
-        return f" The folder {path.parent} does not exist either."
-    names = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".pth", ".pt", ".pkl", ".safetensors"))
-    return f" In that folder there are: {', '.join(names[:5])}." if names else ""
-
-
-def check_whole(path: str | os.PathLike[str]) -> None:
-    """Checks that a weight file is whole, without loading it: its kind, a zip archive's checksums, a pickle's end.
-
-    Raises:
-        UserError: it is not; the message says what was found.
-    """
     kind = file_kind(path)
-    if kind == "torch_zip":
-        _check_zip(Path(path))
-    elif kind == "pickle":
-        try:
-            scan_pickle(path)
-        except ValueError as error:
-            raise _broken(Path(path), str(error)) from error
-
-
-def _broken(path: Path, reason: str) -> UserError:
-    size = path.stat().st_size
-    reason = " ".join(reason.split())[:160]
-    return UserError(f"{path} is truncated or damaged ({size} bytes; {reason}): copy or download it again.")
-
-
-def _check_zip(path: Path) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name.rpartition("/")[2] for name in archive.namelist()]
-            bad = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, zlib.error) as error:
-        raise _broken(path, str(error)) from error
-    if bad is not None:
-        raise _broken(path, f"wrong checksum of {bad}")
-    if "data.pkl" not in names or "constants.pkl" in names:
-        what = "a TorchScript program" if "constants.pkl" in names else "a zip archive of other files"
-        raise UserError(f"{path} is not a weight file: it is {what}; expected {EXPECTED}.")
+    content = _READERS[kind](path)
+    _check_tensors(path, content)
+    checkpoint = _with_model(path, content, kind)
+    for key in checkpoint.keys() - {"model"}:
+        if copy_states is None or key in copy_states:
+            checkpoint[key] = copy.deepcopy(checkpoint[key])
+    return checkpoint
 
 
 def _read_torch_zip(path: Path) -> Any:
-    # Checksums first: memory mapping, which keeps a large file out of memory until its tensors are copied, skips them.
-    _check_zip(path)
-    return _own_memory(_torch_load(path, mmap=True))
+    sizes = check_zip(path)  # memory mapping does not check anything
+    content = _torch_load(path, path, mmap=True)
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        _check_storages(path, archive.read(name), sizes)
+    return content
 
 
-def _torch_load(path: Path, mmap: bool) -> Any:
+def _read_torch_legacy(path: Path) -> Any:
+    # In memory: given a file, torch would first try an even older format, a tar archive, whatever the first bytes say.
+    stream = io.BytesIO(path.read_bytes())
+    content = _torch_load(path, stream, mmap=False)
+    if stream.read(1):
+        raise UserError(f"{path} is refused: something follows the weights in it; save it with torch.save.")
+    return content
+
+
+def _torch_load(path: Path, source: Any, mmap: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        raise _refused_or_broken(path, str(error)) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
-        raise _broken(path, str(error)) from error
+        raise _refused_or_damaged(path, str(error)) from None
+    except Exception as error:  # torch.load lets the pickle's own faults through, which can be of any type
+        raise damaged(path, error or type(error).__name__) from error
 
 
-def _refused_or_broken(path: Path, message: str) -> UserError:
+def _refused_or_damaged(path: Path, message: str) -> UserError:
     blocked = re.findall(r"GLOBAL ([A-Za-z_][\w.]*)", message)
-    if "Unsupported operand" in message and not blocked:  # an opcode of a later protocol than torch.save's
-        blocked = [name for name in _torch_imports(path) if not name.startswith(("torch.", "collections."))]
-        if not blocked:
-            return UserError(
-                f"{path}: refused, nothing in it was run: it was written with a pickle protocol that tensors-only "
-                "loading does not know: save it again with torch.save and its default pickle_protocol."
-            )
-    if not blocked:
-        return _broken(path, message)
+    if not blocked and "Unsupported operand" not in message:
+        return damaged(path, message)
+    reason = f"it tries to import {blocked[0]!r:.120}" if blocked else "its pickle is not of torch.save's protocol"
     return UserError(
-        f"{path}: refused, nothing in it was run: it tries to import {blocked[0]!r:.120}, but a weight file may hold "
-        "only tensors and plain containers: save the model's state_dict() with torch.save."
+        f"{path}: refused, no code in it was run: {reason}, but a weight file may contain only tensors and plain "
+        "containers. Save the model's state_dict() with torch.save."
     )
 
 
-def _torch_imports(path: Path) -> list[str]:
-    """What the main pickle of a torch.save file would import; the old format has three small ones before it."""
+class _StorageFinder(pickle.Unpickler):
+    """Find the storages that a ``data.pkl`` refers to, without loading any.
+
+    Attributes:
+        sizes: size in bytes that the pickle claims of each record.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content))
+        self.sizes: dict[str, int] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _ITEM_SIZES[name] if name.endswith("Storage") else _Inert
+
+    def persistent_load(self, pid: Any) -> Any:
+        _, itemsize, key, _, count = pid
+        self.sizes[f"data/{key}"] = max(itemsize * count, self.sizes.get(f"data/{key}", 0))
+        return _Inert()
+
+
+class _Inert(dict):
+    """Takes the place of every object in a pickle."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _check_storages(path: Path, pickled: bytes, sizes: Mapping[str, int]) -> None:
+    """Check that each storage has the size of its record; a larger one would be read from its neighbors."""
+    finder = _StorageFinder(pickled)
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-                return named_imports(io.BytesIO(archive.read(name)))
-        with path.open("rb") as file:
-            return [name for _ in range(4) for name in named_imports(file)]
-    except ValueError:
-        return []
-
-
-def _own_memory(checkpoint: Any) -> Any:
-    """Copies the tensors outside "model": what an optimizer keeps must not hang on the (perhaps later removed) file."""
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("model"), Mapping):
-        return checkpoint
-    return {key: value if key == "model" else _clone_tensors(value) for key, value in checkpoint.items()}
-
-
-def _clone_tensors(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        clone = copy.copy(value)  # keeps the kind of dict and its attributes (torch's ``_metadata``)
-        clone.update((key, _clone_tensors(item)) for key, item in value.items())
-        return clone
-    if type(value) in (list, tuple):
-        return type(value)(_clone_tensors(item) for item in value)
-    return value
+        for _ in scan_opcodes(io.BytesIO(pickled)):
+            pass
+        finder.load()
+    except Exception as error:  # a damaged pickle can raise anything
+        raise damaged(path, error) from error
+    for name, size in finder.sizes.items():
+        if size != sizes.get(name):
+            raise damaged(path, f"a tensor of {size} bytes in the record {name} of {sizes.get(name)} bytes")
 
 
 def _read_safetensors(path: Path) -> Any:
@@ -203,42 +155,22 @@ def _read_safetensors(path: Path) -> Any:
     loader = importlib.import_module("safetensors.torch")
     try:
         return loader.load_file(str(path))
-    except safetensors.SafetensorError as error:
-        raise _broken(path, str(error)) from error
+    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:  # KeyError: a dtype torch lacks
+        raise damaged(path, error) from error
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
     "torch_zip": _read_torch_zip,
-    "torch_legacy": lambda path: _torch_load(path, mmap=False),
+    "torch_legacy": _read_torch_legacy,
     "pickle": load_pickle,
     "safetensors": _read_safetensors,
 }
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a weight file or checkpoint; nothing in it is run.
-
-    Args:
-        path: a local file: ``.pth`` (torch.save), ``.pkl`` (the model zoo's, or Caffe2 blobs), or ``.safetensors``.
-
-    Returns:
-        ``{"model": {name: tensor or array}, ...}``, all on the CPU, names as in the file. A checkpoint's further
-        states (optimizer, iteration, ...) stay beside "model"; Caffe2 blobs get ``"__author__": "Caffe2"`` and
-        ``"matching_heuristics": True``.
-
-    Raises:
-        UserError: the file is missing, empty, truncated, of another kind, holds no weights, or asks to import
-        something.
-    """
-    path = Path(path)
-    kind = file_kind(path)
-    return _with_model(path, _READERS[kind](path), kind)
-
-
 def _with_model(path: Path, data: Any, kind: str) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise UserError(
-            f"{path} holds a {type(data).__name__}, not weights: expected a dict of named tensors ({EXPECTED})."
+            f"{path} contains a {type(data).__name__}, not weights; expected a dict of named tensors ({EXPECTED})."
         )
     data = dict(data)
     checkpoint: dict[str, Any]
@@ -250,7 +182,7 @@ def _with_model(path: Path, data: Any, kind: str) -> dict[str, Any]:
         checkpoint = {"model": _only_arrays(data), "__author__": "Caffe2", "matching_heuristics": True}
     else:
         checkpoint = {"model": data}
-    _check_tensors(path, checkpoint["model"])
+    _check_state(path, checkpoint["model"])
     return checkpoint
 
 
@@ -258,12 +190,50 @@ def _only_arrays(blobs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: blob for name, blob in blobs.items() if isinstance(blob, np.ndarray)}
 
 
-def _check_tensors(path: Path, state: Mapping[str, Any]) -> None:
+def _check_state(path: Path, state: Mapping[str, Any]) -> None:
     if not state:
-        raise UserError(f"{path} holds no weights: its dict of tensors is empty; expected {EXPECTED}.")
+        raise UserError(f"{path} contains no weights: its dict of tensors is empty; expected {EXPECTED}.")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor | np.ndarray):
             raise UserError(
-                f"{path} holds no weights: {name!r:.60} is a {type(value).__name__}, not a tensor (keys: "
+                f"{path} contains no weights: {name!r:.60} is a {type(value).__name__}, not a tensor (keys: "
                 f"{', '.join(map(str, list(state)[:6]))}); expected {EXPECTED}."
             )
+
+
+def _check_tensors(path: Path, content: Any) -> None:
+    """Refuse tensors that are not dense numbers in the file: sparse, quantized, without data, or expanded."""
+    for name, tensor in _named_tensors(path, content, set()):
+        problem = _problem_of(tensor)
+        if problem:
+            raise UserError(f"{path} is refused: the tensor {name} is {problem}; expected dense tensors.")
+
+
+def _named_tensors(
+    path: Path, value: Any, seen: set[int], name: str = "", depth: int = 0
+) -> Iterator[tuple[str, torch.Tensor]]:
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if depth > MAX_DEPTH:
+        raise UserError(f"{path} is refused: its containers are nested deeper than {MAX_DEPTH}.")
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _named_tensors(path, item, seen, f"{name}.{key}" if name else str(key), depth + 1)
+
+
+def _problem_of(tensor: torch.Tensor) -> str:
+    if tensor.layout != torch.strided:
+        return f"sparse ({tensor.layout})"
+    if tensor.is_quantized:
+        return f"quantized ({tensor.dtype})"
+    if tensor.device.type != "cpu":
+        return "without data" if tensor.is_meta else f"on the device {tensor.device}"
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return f"of the class {type(tensor).__name__}"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"expanded to the shape {tuple(tensor.shape)} from fewer elements"
+    return ""

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.weights.readers import check_whole
+from d2_maskrcnn.weights.formats import check_whole
 
 LAST_CHECKPOINT = "last_checkpoint"
 _PERIODIC = re.compile(r"model_(\d+|final)\.pth")  # what periodic saving writes; weights of other origin may lie beside

@@ -191,7 +191,7 @@ def test_the_weights_of_another_model_change_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ["nowhere.pth", "nowhere/model.pkl"])
 def test_a_missing_file(tmp_path, name):
-    with pytest.raises(UserError, match="No weight file at"):
+    with pytest.raises(UserError, match="file not found"):
         MaskRCNNCheckpointer(Heads(2)).load(str(tmp_path / name))
 
 
@@ -373,4 +373,4 @@ def test_two_processes(tmp_path, repo_dir):
         lines = dict(line.split(" ", 2)[1:] for line in output.splitlines() if line.startswith(f"{rank} "))
         assert lines["shared"] == "1" and lines["equal"] == "True"
         assert "Only processes [0] of 2 see a checkpoint in OUTPUT_DIR" in lines["own"]
-        assert lines["load"].startswith("Process 1: No weight file at")
+        assert lines["load"].startswith("Process 1: Weight file ")

@@ -8,7 +8,8 @@ import torch
 
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.weights import readers
-from d2_maskrcnn.weights.readers import check_whole, file_kind, read_weights
+from d2_maskrcnn.weights.formats import check_whole, file_kind
+from d2_maskrcnn.weights.readers import read_weights
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.zeros(0)}
 
@@ -25,7 +26,7 @@ def assert_same(loaded, state=STATE):
 
 @pytest.fixture
 def save(tmp_path):
-    """Writes a torch file, a pickle or bytes, and gives the path."""
+    """``save(content, name)``: write a torch file, a pickle or bytes, and return the path."""
 
     def save(content, name="weights.pth", **options):
         path = tmp_path / name
@@ -56,7 +57,7 @@ def test_a_modules_state_dict(save):
     assert_same(read_weights(str(save(state)))["model"], state)
 
 
-def test_a_checkpoints_other_states_come_along(save):
+def test_the_other_states_of_a_checkpoint(save):
     parameter = torch.nn.Parameter(torch.ones(3))
     optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
     parameter.sum().backward()
@@ -64,7 +65,7 @@ def test_a_checkpoints_other_states_come_along(save):
     data = {"model": STATE, "optimizer": optimizer.state_dict(), "iteration": 7, "metadata": {"thing_classes": ["a"]}}
     path = save(data)
     loaded = read_weights(path)
-    path.unlink()  # nothing that training keeps may hang on the file
+    path.unlink()  # training must not depend on the file
     assert loaded["iteration"] == 7 and loaded["metadata"] == {"thing_classes": ["a"]}
     optimizer.load_state_dict(loaded["optimizer"])
     buffer = optimizer.state[parameter]["momentum_buffer"]
@@ -81,7 +82,7 @@ def test_the_zoos_pickles(save, protocol):
     check_whole(path)
 
 
-def test_matching_heuristics_come_along(save):
+def test_matching_heuristics_are_kept(save):
     assert read_weights(save({"model": arrays(), "matching_heuristics": True}, "x.pkl"))["matching_heuristics"] is True
 
 
@@ -93,14 +94,14 @@ def test_caffe2_blobs(save, msra_blobs, wrap):
     assert_same(loaded["model"], blobs)
 
 
-def test_the_content_counts_and_not_the_name(save):
+def test_the_format_is_decided_by_the_content(save):
     assert_same(read_weights(save(pickle.dumps({"model": arrays()}), "model.pth"))["model"])
     torch_file = save({"model": STATE})
     assert_same(read_weights(torch_file.rename(torch_file.with_suffix(".pkl")))["model"])
 
 
-def test_a_second_models_state_has_its_own_memory(save):
-    """As an averaged model's: it must not hang on the file either, and keeps torch's versions of modules."""
+def test_a_second_state_dict_has_its_own_memory(save):
+    """An averaged model must not depend on the file either, and keeps torch's module versions."""
     state = torch.nn.BatchNorm2d(2).state_dict()
     path = save({"model": STATE, "averaged": state})
     loaded = read_weights(path)
@@ -110,7 +111,7 @@ def test_a_second_models_state_has_its_own_memory(save):
     assert loaded["averaged"]._metadata == state._metadata
 
 
-def test_everything_comes_to_the_cpu_and_can_be_changed(save):
+def test_tensors_are_on_the_cpu_and_writable(save):
     path = save({"model": STATE})
     before = path.read_bytes()
     loaded = read_weights(path)["model"]
@@ -131,11 +132,11 @@ def test_everything_comes_to_the_cpu_and_can_be_changed(save):
         (b"\x1f\x8b\x08\x00aaaa", "gzip"),
         (b"\x89PNG\r\n\x1a\n", "PNG"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
-        (b"MODEL:\n  DEPTH: 50\n", r"no known kind \(it begins with b'MODEL"),
+        (b"MODEL:\n  DEPTH: 50\n", r"an unknown format \(it begins with b'MODEL"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
-def test_files_that_are_no_weights(save, content, what, suffix):
+def test_files_of_another_format(save, content, what, suffix):
     path = save(content, f"weights.{suffix}")
     for read in (read_weights, check_whole):
         with pytest.raises(UserError, match=what) as info:
@@ -144,9 +145,9 @@ def test_files_that_are_no_weights(save, content, what, suffix):
         assert "\n" not in str(info.value)
 
 
-def test_a_missing_file_names_its_neighbours(save):
+def test_a_missing_file_names_the_others_in_its_folder(save):
     path = save({"model": STATE}, "R-101.pth")
-    with pytest.raises(UserError, match=r"No weight file at .*R-50\.pth: check MODEL\.WEIGHTS.*there are: R-101\.pth"):
+    with pytest.raises(UserError, match=r"R-50\.pth: file not found; check MODEL\.WEIGHTS.*contains R-101\.pth"):
         read_weights(path.with_name("R-50.pth"))
     with pytest.raises(UserError, match=r"folder .*nowhere does not exist"):
         read_weights(path.parent / "nowhere" / "x.pth")
@@ -154,11 +155,11 @@ def test_a_missing_file_names_its_neighbours(save):
         read_weights(path.parent)
 
 
-def test_a_file_that_may_not_be_read(save):
+def test_a_file_without_read_permission(save):
     path = save({"model": STATE})
     path.chmod(0)
     if os.access(path, os.R_OK):
-        pytest.skip("this user may read everything")
+        pytest.skip("this user can read every file")
     with pytest.raises(UserError, match="Permission denied"):
         read_weights(path)
 
@@ -183,7 +184,7 @@ def test_truncated_pickles(save, keep):
 
 
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.8])
-def test_a_flipped_bit_is_found(save, place):
+def test_a_flipped_bit_is_detected(save, place):
     path = save({"model": {"w": torch.rand(5000)}})
     content = bytearray(path.read_bytes())
     content[int(len(content) * place)] ^= 1
@@ -206,10 +207,10 @@ class Evil:
     [("x.pth", {}), ("x.pth", {"_use_new_zipfile_serialization": False}), ("x.pkl", {}), ("x.pkl", {"protocol": 0})],
 )
 @pytest.mark.parametrize("nested", [False, True])
-def test_nothing_in_a_file_is_run(save, tmp_path, name, options, nested):
+def test_no_code_in_a_file_is_run(save, tmp_path, name, options, nested):
     marker = tmp_path / "was_run"
     path = save({"model": {"w": [Evil(marker)] if nested else Evil(marker)}}, name, **options)
-    with pytest.raises(UserError, match=rf"refused, nothing in it was run.*'{os.system.__module__}\.system'") as info:
+    with pytest.raises(UserError, match=rf"refused, no code in it was run.*'{os.system.__module__}\.system'") as info:
         read_weights(path)
     assert not marker.exists() and "\n" not in str(info.value)
 
@@ -220,14 +221,14 @@ def test_nothing_in_a_file_is_run(save, tmp_path, name, options, nested):
 def test_later_protocols(save, tmp_path, protocol, old_format):
     options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": not old_format}
     path = save({"model": {"w": Evil(tmp_path / "was_run")}}, **options)
-    with pytest.raises(UserError, match=rf"refused, nothing in it was run.*'{os.system.__module__}\.system'"):
+    with pytest.raises(UserError, match="refused, no code in it was run"):
         read_weights(path)
     assert not (tmp_path / "was_run").exists()
     path = save({"model": STATE}, **options)
     if protocol == 3:
         assert_same(read_weights(path)["model"])
     else:
-        with pytest.raises(UserError, match=r"refused.*default pickle_protocol"):
+        with pytest.raises(UserError, match=r"refused.*not of torch.save's protocol.*Save the model's state_dict"):
             read_weights(path)
 
 
@@ -236,7 +237,7 @@ def test_a_whole_pickled_module_is_refused_by_name(save):
         read_weights(save({"model": torch.nn.Conv2d(1, 1, 1)}))
 
 
-def test_a_program_is_refused(save, tmp_path):
+def test_torchscript_is_refused(save, tmp_path):
     path = tmp_path / "program.pt"
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
@@ -258,8 +259,8 @@ def test_another_zip_archive_is_refused(tmp_path):
         ({"model": {}}, "is empty"),
         ({"model": {"w": 3}}, "'w' is a int"),
         ({"epoch": 3, "lr": 0.1}, r"'epoch' is a int, not a tensor \(keys: epoch, lr\)"),
-        ([torch.ones(1)], "holds a list"),
-        (torch.ones(1), "holds a Tensor"),
+        ([torch.ones(1)], "contains a list"),
+        (torch.ones(1), "contains a Tensor"),
         ({3: torch.ones(1)}, "3 is a Tensor"),
     ],
 )
@@ -268,7 +269,7 @@ def test_files_without_weights(save, data, what):
         read_weights(save(data))
 
 
-def test_safetensors_ask_for_their_package(save, monkeypatch):
+def test_safetensors_need_their_package(save, monkeypatch):
     path = save((8).to_bytes(8, "little") + b"{}      ", "x.safetensors")
     assert file_kind(path) == "safetensors"
     if readers.importlib.util.find_spec("safetensors") is None:
