@@ -28,9 +28,9 @@ from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.predictor import Predictor, Resizer
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import BoxMasks
-from d2_maskrcnn.video.clip import Excerpt, Position
+from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.frame import Frame
-from d2_maskrcnn.video.run import Outputs, Work, run_video
+from d2_maskrcnn.video.run import Sinks, Work, run_video
 from d2_maskrcnn.video.sinks.video_file import VideoWriter
 from d2_maskrcnn.video.sources.video_file import VideoSource
 from d2_maskrcnn.video.workers import InProcess
@@ -99,8 +99,8 @@ def pipeline(args: argparse.Namespace, folder: Path) -> tuple[list[tuple[float, 
         cfg.MODEL.WEIGHTS = str(folder / "random.pth")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.threshold
     predictor, resizer = Predictor(cfg), Resizer(cfg)
-    excerpt = Excerpt(end=Position(args.frames, False))
-    frames = [(resizer(frame.image), frame.size) for frame in VideoSource(args.video, excerpt)]
+    clip = Clip(end=Position(args.frames, False))
+    frames = [(resizer(frame.image), frame.size) for frame in VideoSource(args.video, clip)]
     predictor.predict([frames[0][0]], [frames[0][1]])  # the first run sets things up
 
     rounds = []
@@ -109,10 +109,10 @@ def pipeline(args: argparse.Namespace, folder: Path) -> tuple[list[tuple[float, 
         with ThreadPoolExecutor(1) as thread:  # as in the pipeline: OpenMP behaves differently in the first thread
             found = list(thread.map(lambda frame: predictor.predict([frame[0]], [frame[1]])[0], frames))
         alone = (time.perf_counter() - begin) / len(frames)
-        source = VideoSource(args.video, excerpt)
+        source = VideoSource(args.video, clip)
         work = Work(InProcess(predictor), resizer, NAMES, [], threshold=args.threshold, tracking=True)
         begin = time.perf_counter()
-        done = run_video(source, work, Outputs(video=VideoWriter(folder / "drawn.mp4", source.info)))
+        done = run_video(source, work, Sinks(video=VideoWriter(folder / "drawn.mp4", source.info)))
         rounds.append((alone, (time.perf_counter() - begin) / done))
     return rounds, round(statistics.mean(len(item) for item in found))
 
@@ -160,7 +160,7 @@ def memory(folder: Path, frames: int) -> tuple[list[float], float]:
     cfg = load_config("", [])
     work = Work(StandIn(), Resizer(cfg), NAMES, [], tracking=True)  # type: ignore[arg-type]
     begin = time.perf_counter()
-    run_video(source, work, Outputs(video=watch))
+    run_video(source, work, Sinks(video=watch))
     seconds = (time.perf_counter() - begin) / frames
     with av.open(str(folder / "4k-drawn.mp4")) as container:
         assert container.streams.video[0].frames == frames

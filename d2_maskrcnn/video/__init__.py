@@ -1,1 +1,1 @@
-"""Detections shown in images, videos, streams and webcam images: sources, pipeline and outputs."""
+"""Process images, videos, streams and cameras: sources, pipeline and sinks."""

@@ -1,45 +1,67 @@
-"""What PyAV's containers, streams and images tell of a video."""
+"""Open media files and streams with PyAV and read their properties."""
 
 from typing import Any
 
-import av
 import numpy as np
 
 from d2_maskrcnn.errors import UserError
 
-FILE_RETRIES = 5  # how often a file's download that stalls or breaks off is taken up again
-# av.FFmpegError is not the base of everything that PyAV raises: a bad input gives OSError and ValueError too, and a
-# container that does not take a codec ValueError.
+try:
+    import av
+except ImportError as error:
+    raise UserError("Reading and writing videos needs PyAV: pip install 'd2_maskrcnn[demo]'.") from error
+
+LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "rtp://", "udp://", "srt://")
+DOWNLOAD_RETRIES = 5  # reconnects to a server when the download of a file stalls or breaks off
+# PyAV's errors don't share one base class: bad input also raises OSError and ValueError, as does a container that
+# doesn't support a codec.
 BROKEN = (av.error.FFmpegError, OSError, ValueError)
+# Transfer functions of HDR video, numbered as in ITU-T H.273, table 3.
+HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
+
+
+def is_remote(address: str) -> bool:
+    """Whether ``address`` is a URL rather than a local path."""
+    return "://" in address
+
+
+def media_url(path: object) -> str:
+    """Turn a local path into what FFmpeg opens as a file even if the name contains a colon (``10:30.mp4``)."""
+    return str(path) if is_remote(str(path)) else f"file:{path}"
 
 
 def to_bgr(image: Any) -> np.ndarray:
-    """A decoded image as (H, W, 3) uint8 BGR, upright as the stream's display matrix says."""
+    """Convert a decoded image to (H, W, 3) uint8 BGR, rotated upright according to the stream's display matrix."""
     pixels = image.to_ndarray(format="bgr24")
     return np.ascontiguousarray(np.rot90(pixels, quarter_turns(image)))
 
 
 def quarter_turns(image: Any) -> int:
-    """How far the display matrix turns the image: counterclockwise, like NumPy's."""
+    """Counterclockwise quarter turns that the display matrix demands, in NumPy's convention (``np.rot90``)."""
     return round((getattr(image, "rotation", 0) or 0) / 90) % 4
 
 
 def video_stream(container: Any, address: str) -> Any:
-    """The first video stream.
+    """Select the main video track as FFmpeg ranks them: default before others, cover images and previews last.
 
     Raises:
-        UserError: there is none, or its codec is unknown.
+        UserError: there is no video track, or its codec is unknown.
     """
-    if not container.streams.video:
-        raise UserError(f"Video {address}: there is no video in this file.")
-    stream = container.streams.video[0]
+    still = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    tracks = [stream for stream in container.streams.video if not stream.disposition & still]
+    if not tracks:
+        raise UserError(f"Video {address}: the file contains no video track.")
+    best = container.streams.best("video")
+    stream = best if best in tracks else tracks[0]
     if stream.codec_context is None:
-        raise UserError(f"Video {address}: its video codec is unknown to this build of FFmpeg; convert it to H.264.")
+        raise UserError(
+            f"Video {address}: this build of FFmpeg doesn't know the video codec; convert the file to H.264."
+        )
     return stream
 
 
-def has_packets(container: Any, stream: Any) -> bool:
-    """Whether anything can be read: not where the index is at the file's end and the server cannot go back."""
+def can_read(container: Any, stream: Any) -> bool:
+    """Whether a first packet can be read: False if the index is at the end of a file whose server cannot seek."""
     try:
         return next(container.demux(stream)).size > 0
     except (*BROKEN, StopIteration):
@@ -47,7 +69,7 @@ def has_packets(container: Any, stream: Any) -> bool:
 
 
 def network_options(address: str, timeout: float) -> dict[str, str]:
-    """FFmpeg's options for its protocols (https://ffmpeg.org/ffmpeg-protocols.html)."""
+    """FFmpeg's protocol options (https://ffmpeg.org/ffmpeg-protocols.html) for a URL; ``timeout`` in seconds."""
     if address.lower().startswith("rtsp"):
         return {"rtsp_transport": "tcp"}
     if not address.lower().startswith("http"):
@@ -56,19 +78,19 @@ def network_options(address: str, timeout: float) -> dict[str, str]:
         "rw_timeout": str(int(timeout * 1e6)),
         "multiple_requests": "1",
         "reconnect": "1",
-        "reconnect_max_retries": str(FILE_RETRIES),
+        "reconnect_max_retries": str(DOWNLOAD_RETRIES),
     }
 
 
 def duration_of(container: Any, stream: Any) -> float | None:
-    """Seconds that the stream, or else the container, says it lasts; None where neither does."""
+    """Duration in seconds as stated by the stream, else by the container; None if neither states one."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration else None
 
 
 def reason_of(error: BaseException) -> str:
-    """The part of PyAV's message that tells something."""
-    if isinstance(error, av.error.ExitError):  # what FFmpeg calls it when PyAV's time limit is over
-        return "no data came in time"
+    """The informative part of a PyAV error message."""
+    if isinstance(error, av.error.ExitError):  # FFmpeg's name for PyAV's own time limit
+        return "no data arrived in time"
     return getattr(error, "strerror", None) or str(error)

@@ -1,4 +1,4 @@
-"""What travels through the demo's pipeline."""
+"""Data that travels through the pipeline."""
 
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -11,19 +11,20 @@ from d2_maskrcnn.structures.detections import Detections
 
 @dataclass
 class Frame:
-    """An image, or a frame of a video, on its way from the source to the outputs.
+    """An image or a video frame on its way from a source to the sinks.
 
     Attributes:
-        image: (H, W, 3) uint8, BGR, contiguous; the detections are drawn into it.
-        index: number of the frame in its source, counted from 0, those left out included.
-        time: seconds since the beginning of what is shown; 0 for images.
-        name: file of an image, "" for frames of videos.
-        clock: seconds on the source's own clock, by which its sound goes.
-        pts, duration: the time and the length in units of the source's time base, for sources that have one.
-        found: the detections, from the model stage on.
-        shown_scores: (N,) what the labels say; None for the detections' own.
-        records: the detections as JSON's types, where a file wants them.
-        network_input: what the model is given: (3, H', W') uint8, resized; dropped after the model.
+        image: (H, W, 3) uint8, BGR, contiguous; the annotator draws into it.
+        index: frame number in the source, counted from 0 and including skipped frames; of an image its ``image_id``.
+        time: seconds since the first frame of the clip, strictly increasing; 0 for images.
+        name: path of an image, "" for video frames.
+        clock: seconds on the source's own clock, which its audio track uses.
+        pts, duration: ``time`` and the frame's length in units of the source's time base; None without a time base.
+        detections: set by the model stage.
+        label_scores: (N,) scores for the labels where they differ from those of the detections (tracking).
+        records: detections as JSON-compatible dicts, when a sink needs them.
+        network_input: (3, H', W') uint8, resized for the model; released after the model stage.
+        problem: why this frame could not be processed; "" if it was.
     """
 
     image: np.ndarray
@@ -33,10 +34,11 @@ class Frame:
     clock: float = 0.0
     pts: int | None = None
     duration: int | None = None
-    found: Detections | None = None
-    shown_scores: np.ndarray | None = None
+    detections: Detections | None = None
+    label_scores: np.ndarray | None = None
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
     network_input: Any = field(default=None, repr=False)
+    problem: str = ""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -46,15 +48,15 @@ class Frame:
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video source says of itself before its frames are read.
+    """Properties of a video source that are known before its frames are read.
 
     Attributes:
-        rate: frames per second of what is handed out.
-        time_base: seconds of one unit of ``Frame.pts``; None where frames only have a time.
-        frames: how many frames will come if nothing is amiss, or None: unknown, or endless.
-        live: whether frames come in their own time and stale ones may be dropped.
-        pixel_aspect: width of a pixel through its height.
-        audio_from: file or address whose sound belongs to the frames.
+        rate: frames per second after applying the clip's stride.
+        time_base: seconds per unit of ``Frame.pts``; None where frames only have a time.
+        frames: expected number of frames; None if unknown or endless.
+        live: whether frames arrive in real time, so that stale ones may be dropped.
+        pixel_aspect: width of a pixel divided by its height.
+        audio_from: file or URL of the audio that belongs to the frames.
     """
 
     rate: Fraction

@@ -1,8 +1,9 @@
-"""One run of the demo: from a source through the model and the drawing to the outputs."""
+"""Run a source through model, tracker and annotator into the sinks."""
 
 import logging
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import ExitStack, contextmanager
@@ -13,20 +14,24 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.predictor import Resizer
+from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.tracking import Tracker
 from d2_maskrcnn.video.frame import Frame, VideoInfo
 from d2_maskrcnn.video.pipeline import Pipeline, Stage
-from d2_maskrcnn.video.sinks.outputs import CocoResults, CsvRows, ImageFiles, JsonLines, Window, records_of
+from d2_maskrcnn.video.sinks.image_files import ImageFiles
+from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines, to_records
+from d2_maskrcnn.video.sinks.window import Window
 from d2_maskrcnn.video.sources.images import ImageSource
 from d2_maskrcnn.video.workers import InProcess, WorkerPool
 from d2_maskrcnn.visualization import Annotator
 
 logger = logging.getLogger(__name__)
 
-# Seconds for which a thread may keep the interpreter from the model's, whose many small operations ask for it each.
+# Seconds a thread may keep the interpreter from the model's thread, whose many small operations each request it.
 SWITCH_INTERVAL = 0.0005
+STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 class VideoLike(Protocol):
@@ -40,17 +45,21 @@ class VideoLike(Protocol):
 
 @dataclass
 class Work:
-    """What is done with each frame.
+    """Process frames: resize, detect, track, draw and convert to records.
 
     Attributes:
-        model: in this process or in several. resizer: prepares its input.
+        model: runs in this process or in several.
+        resizer: prepares the model's input.
         class_names, category_ids: of the model's classes.
-        threshold: score from which detections are shown.
-        classes: numbers of the classes that are wanted; None for all.
-        batch_size: images that the model gets together.
-        tracking: whether objects of a video get numbers.
-        draw, record: whether images, and whether records for files, are wanted.
-        side_by_side: batches that are with the model processes at a time.
+        threshold: minimum score of the detections that are shown and written.
+        classes: class numbers to keep; None for all.
+        batch_size: images per forward pass.
+        tracking: whether objects of a video get track ids.
+        draw, record: whether images, and whether records, are needed.
+        parallel: batches that are being processed at the same time.
+        rate: frames per second, for tracking live sources.
+        problems: messages about frames that could not be processed.
+        detections: number of detections so far.
     """
 
     model: InProcess | WorkerPool
@@ -63,10 +72,10 @@ class Work:
     tracking: bool = False
     draw: bool = True
     record: bool = False
-    side_by_side: int = 1
+    parallel: int = 1
     rate: float = 0.0
-    annotator: Annotator = field(init=False)
-    tracker: Tracker = field(init=False)
+    problems: list[str] = field(default_factory=list)
+    detections: int = 0
 
     def __post_init__(self) -> None:
         self.annotator = Annotator(self.class_names)
@@ -74,54 +83,75 @@ class Work:
         self._last_time: float | None = None
 
     def stages(self) -> list[Stage]:
-        """The pipeline's stages, in their order."""
-        stages = [Stage("prepare", self._prepare, droppable=True), Stage("model", self._detect, self.batch_size, True)]
-        if self.side_by_side > 1:
-            stages[1] = Stage("model", self._send, self.batch_size, True)
+        """The stages of the pipeline in order."""
+        stages = [Stage("resize", self._resize, droppable=True), Stage("model", self._detect, self.batch_size, True)]
+        if self.parallel > 1:
+            stages[1] = Stage("model", self._submit, self.batch_size, True)
             stages.append(Stage("collect", self._collect))
-        stages.append(Stage("draw", self._finish))
+        stages.append(Stage("finish", self._finish))
         return stages
 
-    def _prepare(self, frames: list[Frame]) -> list[Frame]:
+    def _resize(self, frames: list[Frame]) -> list[Frame]:
         for frame in frames:
             frame.network_input = self.resizer(frame.image)
         return frames
 
     def _detect(self, frames: list[Frame]) -> list[Frame]:
-        return self._collect(self._send(frames))
+        return self._collect(self._submit(frames))
 
-    def _send(self, frames: list[Frame]) -> list[Frame]:
-        future = self.model.submit([f.network_input for f in frames], [f.size for f in frames])
+    def _submit(self, frames: list[Frame]) -> list[Frame]:
+        inputs = [frame.network_input for frame in frames]
+        future = self.model.submit(inputs, [frame.size for frame in frames])
         for number, frame in enumerate(frames):
-            frame.network_input = (future, number)
+            frame.network_input = (future, number, frame.network_input)
         return frames
 
     def _collect(self, frames: list[Frame]) -> list[Frame]:
         for frame in frames:
-            future: Future[Any] = frame.network_input[0]
-            try:
-                found = future.result()[frame.network_input[1]]
-            except BrokenExecutor as error:
-                raise UserError("--parallel: a model process died (out of memory?): use fewer of them.") from error
+            future, number, network_input = frame.network_input
             frame.network_input = None
-            frame.found = found if self.classes is None else found[np.isin(found.classes, self.classes)]
+            try:
+                detections = self._result(future, number, network_input, frame)
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                height, width = frame.size
+                frame.problem = f"{frame.name or f'frame {frame.index}'} ({width}x{height}): out of memory; skipped."
+                logger.error("%s", one_line(frame.problem))
+                self.problems.append(frame.problem)
+                detections = Detections.empty(frame.size)
+            if self.classes is not None:
+                detections = detections[np.isin(detections.classes, self.classes)]
+            frame.detections = detections
         return frames
+
+    def _result(self, future: "Future[Any]", number: int, network_input: np.ndarray, frame: Frame) -> Detections:
+        """The detections of one frame of a batch; if the batch needs too much memory, the frame is retried alone."""
+        try:
+            return future.result()[number]
+        except BrokenExecutor as error:
+            raise UserError("A model process died (out of memory?): use fewer of them.") from error
+        except (MemoryError, RuntimeError) as error:
+            if self.batch_size == 1 or not _is_out_of_memory(error):
+                raise
+            return self.model.submit([network_input], [frame.size]).result()[0]
 
     def _finish(self, frames: list[Frame]) -> list[Frame]:
         for frame in frames:
-            assert frame.found is not None
+            assert frame.detections is not None
             if self.tracking:
-                frame.found, frame.shown_scores = self.tracker.update(frame.found, self._frames_since(frame))
+                frame.detections, frame.label_scores = self.tracker.update(frame.detections, self._frames_since(frame))
             else:
-                frame.found = frame.found[frame.found.scores >= self.threshold]
+                frame.detections = frame.detections[frame.detections.scores >= self.threshold]
+            self.detections += len(frame.detections)
             if self.draw:
-                self.annotator.draw(frame.image, frame.found, frame.shown_scores)
+                self.annotator.draw(frame.image, frame.detections, frame.label_scores)
             if self.record:
-                frame.records = records_of(frame, self.class_names, self.category_ids)
+                frame.records = to_records(frame, self.class_names, self.category_ids)
         return frames
 
     def _frames_since(self, frame: Frame) -> float:
-        """How many frames have passed since the last one, as the clock has it: live sources drop some."""
+        """Frames that have passed since the last processed one according to the clock: live sources drop some."""
         last, self._last_time = self._last_time, frame.time
         if last is None or not self.rate:
             return 1.0
@@ -129,8 +159,8 @@ class Work:
 
 
 @dataclass
-class Outputs:
-    """What a frame is given to at the end; made before the work begins, so that bad names are known early."""
+class Sinks:
+    """Everything that receives processed frames; created before the work starts, so that bad paths are known early."""
 
     image_files: ImageFiles | None = None
     video: Any = None
@@ -139,107 +169,120 @@ class Outputs:
     window: Window | None = None
 
     def write(self, frame: Frame) -> bool:
-        """Hands a frame to all; False if the person at the window has had enough."""
-        for writer in (self.image_files, self.video):
-            if writer is not None:
-                writer.write(frame)
-        for table in (self.json, self.csv):
-            if table is not None:
-                table.write(frame, frame.records)
+        """Pass a frame to all sinks; return False if the user has closed the window."""
+        for sink in (self.image_files, self.video, self.json, self.csv):
+            # A video keeps frames that could not be processed; an image or record of them would be wrong.
+            if sink is not None and (sink is self.video or not frame.problem):
+                sink.write(frame)
         return self.window is None or self.window.show(frame)
 
     def close_window(self) -> None:
-        """Takes the window away, if there is one."""
+        """Close the window, if there is one."""
         if self.window is not None:
             self.window.close()
             self.window = None
 
     def close(self) -> None:
-        """Finishes all files, even if one of them fails."""
+        """Complete all files, even if one of them fails."""
         with ExitStack() as stack:
             stack.callback(self.close_window)
-            for output in (self.image_files, self.video, self.json, self.csv):
-                if output is not None:
-                    stack.callback(output.close)
+            for sink in (self.image_files, self.video, self.json, self.csv):
+                if sink is not None:
+                    stack.callback(sink.close)
 
 
-def run_images(source: ImageSource, work: Work, outputs: Outputs) -> int:
-    """Detects and draws in images.
+def run_images(source: ImageSource, work: Work, sinks: Sinks) -> int:
+    """Process images.
 
     Returns:
-        how many images were done.
+        number of images processed.
 
     Raises:
-        UserError: some could not be read (the others are done), or an output failed. KeyboardInterrupt: Ctrl-C.
+        UserError: some could not be processed (the others are done), or a sink failed.
+        KeyboardInterrupt: the user stopped the run.
     """
-    done = _run(source, work, outputs, total=len(source), unit="image", live=False)
-    if source.broken:
-        raise UserError(f"{len(source.broken)} of {len(source)} images could not be read: {source.broken[0]}")
+    done = _run(source, work, sinks, total=len(source), unit="image", live=False)
+    problems = [*source.broken, *work.problems]
+    if problems:
+        raise UserError(f"{len(problems)} of {len(source)} images could not be processed, the first: {problems[0]}")
     return done
 
 
-def run_video(source: VideoLike, work: Work, outputs: Outputs) -> int:
-    """Detects, tracks and draws in a video, a stream or a camera's images.
+def run_video(source: VideoLike, work: Work, sinks: Sinks) -> int:
+    """Process a video, a stream or the images of a camera.
 
     Returns:
-        how many frames were done.
+        number of frames processed.
 
     Raises:
-        UserError: the source is broken (what came before is kept), or an output failed. KeyboardInterrupt: Ctrl-C.
+        UserError: the source is broken (the frames before are kept), or a sink failed.
+        KeyboardInterrupt: the user stopped the run.
     """
     info = source.info
     work.rate = float(info.rate)
-    done = _run(source, work, outputs, total=info.frames, unit="frame", live=info.live)
+    done = _run(source, work, sinks, total=info.frames, unit="frame", live=info.live)
     if source.problem:
         raise UserError(f"{getattr(source, 'address', 'Video')}: {source.problem}. {done} frames were written.")
+    if work.problems:
+        raise UserError(f"{len(work.problems)} of {done} frames have no detections, the first: {work.problems[0]}")
     return done
 
 
-def _run(source: Any, work: Work, outputs: Outputs, *, total: int | None, unit: str, live: bool) -> int:
-    capacity = 1 if work.side_by_side == 1 else 2 * work.side_by_side * work.batch_size
-    done = 0
+def _run(source: Any, work: Work, sinks: Sinks, *, total: int | None, unit: str, live: bool) -> int:
+    capacity = 1 if work.parallel == 1 else 2 * work.parallel * work.batch_size
+    done, start = 0, time.perf_counter()
     with ExitStack() as stack:
         stack.callback(work.model.close)
-        stack.callback(outputs.close)
+        stack.callback(sinks.close)
         pipeline = stack.enter_context(Pipeline(source, work.stages(), capacity, live))
-        interrupted = stack.enter_context(_ctrl_c(pipeline))
+        interrupted = stack.enter_context(_stop_signals(pipeline))
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(SWITCH_INTERVAL)
         bar = stack.enter_context(tqdm(total=total, unit=unit, dynamic_ncols=True, mininterval=0.5))
         for frame in pipeline:
-            if not outputs.write(frame):  # what the model has seen is still written, but shown no more
+            if not sinks.write(frame):  # what the model has processed is still written, but no longer shown
                 pipeline.interrupt()
-                outputs.close_window()
+                sinks.close_window()
             del frame
             done += 1
             bar.update()
             if live:
                 bar.set_postfix(dropped=pipeline.dropped, refresh=False)
+    seconds = time.perf_counter() - start
+    logger.info(
+        "%s%d %s%s, %d detections in %.1f s (%.2f %ss/s).",
+        "Interrupted; kept " if interrupted else "Done: ",
+        done, unit, "" if done == 1 else "s", work.detections, seconds, done / seconds, unit,
+    )  # fmt: skip
     if interrupted:
-        logger.warning("Interrupted: %d %ss are done and kept.", done, unit)
         raise KeyboardInterrupt
     return done
 
 
 @contextmanager
-def _ctrl_c(pipeline: Pipeline) -> Iterator[list[int]]:
-    """Lets the first Ctrl-C end the reading, so that files are finished; a second one ends at once.
+def _stop_signals(pipeline: Pipeline) -> Iterator[list[int]]:
+    """Let the first Ctrl-C, SIGTERM or SIGHUP end the reading, so that files are completed; a second ends at once.
 
     Yields:
-        a list that is not empty after a Ctrl-C.
+        a list that is not empty after a signal.
     """
-    pressed: list[int] = []
+    received: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        pressed.append(number)
+        received.append(number)
         pipeline.interrupt()
-        for name in handled:
+        for name in STOP_SIGNALS:
             signal.signal(name, signal.default_int_handler)
 
-    handled = (signal.SIGINT, signal.SIGTERM)
-    before: Sequence[Any] = [signal.signal(name, stop) for name in handled]
+    before: Sequence[Any] = [signal.signal(name, stop) for name in STOP_SIGNALS]
     try:
-        yield pressed
+        yield received
     finally:
-        for name, handler in zip(handled, before, strict=True):
+        for name, handler in zip(STOP_SIGNALS, before, strict=True):
             signal.signal(name, handler)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or Python failed to allocate memory: on CPUs PyTorch raises a plain RuntimeError."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text

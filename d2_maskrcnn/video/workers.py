@@ -1,4 +1,4 @@
-"""Several copies of the model, each in a process of its own: one for each GPU, or a few on the CPU."""
+"""Run the model in this process or in several: one per GPU, or a few on the CPU."""
 
 import multiprocessing
 import os
@@ -17,34 +17,38 @@ from d2_maskrcnn.predictor import Predictor
 from d2_maskrcnn.structures.detections import Detections
 from detectron2.config import CfgNode
 
-_wanted: tuple[CfgNode, str] | None = None  # config and precision, in a worker process
+_settings: tuple[CfgNode, str] | None = None  # config and precision, in a worker process
 
 
 class InProcess:
-    """The model in this process."""
+    """Run the model in this process."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
         self.class_names = predictor.class_names
 
     def submit(self, inputs: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> "Future[list[Detections]]":
-        """Runs the model; the result is there when this returns."""
+        """Run the model on a batch; the returned future is already done. See :meth:`Predictor.predict`."""
         done: Future[list[Detections]] = Future()
-        done.set_result(self._predictor.predict(inputs, sizes))
+        try:
+            done.set_result(self._predictor.predict(inputs, sizes))
+        except Exception as error:  # belongs to the caller of result(), as with a pool
+            done.set_exception(error)
         return done
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there are no processes to end."""
 
 
 class WorkerPool:
-    """Models in other processes.
+    """Run copies of the model in processes of their own.
 
     Args:
-        cfg, precision: see :class:`Predictor`. count: of processes.
+        cfg, precision: see :class:`Predictor`.
+        count: number of processes.
 
     Raises:
-        UserError: see :class:`Predictor`; or a process dies.
+        UserError: see :class:`Predictor`; or a process died while starting.
     """
 
     def __init__(self, cfg: CfgNode, precision: str, count: int) -> None:
@@ -54,50 +58,46 @@ class WorkerPool:
             devices.put(_device(str(cfg.MODEL.DEVICE), number))
         threads = max(1, (os.cpu_count() or 1) // count)
         self._pool = ProcessPoolExecutor(count, context, _start, (cfg.dump(), precision, devices, threads))
-        self.class_names: list[str] = self._wait(self._pool.submit(_class_names))
+        try:
+            self.class_names: list[str] = self._pool.submit(_class_names).result()
+        except BrokenProcessPool as error:
+            raise UserError("A model process died while it started; see its message above.") from error
 
     def submit(self, inputs: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> "Future[list[Detections]]":
-        """Sends a batch to whichever process is free."""
+        """Send a batch to a free process. See :meth:`Predictor.predict`."""
         return self._pool.submit(_predict, list(inputs), list(sizes))
 
     def close(self) -> None:
-        """Ends the processes; what they have not begun is dropped."""
+        """Terminate the processes; batches that haven't started are cancelled."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-
-    @staticmethod
-    def _wait(future: "Future[Any]") -> Any:
-        try:
-            return future.result()
-        except BrokenProcessPool as error:
-            raise UserError("--parallel: a model process died while it started; see its message above.") from error
 
 
 def default_count() -> int:
-    """One process for each GPU; two where there is none."""
+    """Number of model processes: one per GPU, two without a GPU."""
     return torch.cuda.device_count() or 2
 
 
 def _device(name: str, number: int) -> str:
-    """Processes are spread over the GPUs, unless one is named."""
+    """Distribute processes over the GPUs, unless the config names one of them."""
     if name == "cuda" and torch.cuda.device_count():
         return f"cuda:{number % torch.cuda.device_count()}"
     return name
 
 
 def _start(config: str, precision: str, devices: Any, threads: int) -> None:
-    """Only notes what is wanted: an error here would end the process without telling the caller why."""
-    global _wanted
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes; the first one sees to the ending
+    """Store the settings only: an exception in an initializer ends the process without telling the caller why."""
+    global _settings
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these
     torch.set_num_threads(threads)
     cfg = CfgNode.load_cfg(config)
     cfg.MODEL.DEVICE = devices.get()
-    _wanted = (cfg, precision)
+    _settings = (cfg, precision)
 
 
 @lru_cache(maxsize=1)
 def _predictor() -> Predictor:
-    assert _wanted is not None
-    return Predictor(*_wanted)
+    assert _settings is not None
+    return Predictor(*_settings)
 
 
 def _class_names() -> list[str]:

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from d2_maskrcnn.video.clip import Excerpt, Position
+from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.sinks.video_file import VideoWriter
 from d2_maskrcnn.video.sources.video_file import VideoSource
 from tests.video.conftest import frame_image, read_video
@@ -113,14 +113,14 @@ def test_sound_stays_with_the_image_where_the_two_begin_at_different_times(tmp_p
 @pytest.mark.parametrize("start", [Position(1, True), Position(10, False)])
 def test_sound_of_a_part(tmp_path, codec, start):
     source = film(tmp_path / "source.mkv", codec, sound=(1.5, 3.0))
-    copy(VideoSource(source, Excerpt(start, Position(2.5, True))), tmp_path / "v.mp4")
+    copy(VideoSource(source, Clip(start, Position(2.5, True))), tmp_path / "v.mp4")
     begin, end = heard(tmp_path / "v.mp4")
     assert begin == pytest.approx(0.5, abs=0.06) and end == pytest.approx(1.5, abs=0.06)
 
 
 def test_a_part_far_behind_the_beginning(tmp_path):
     source = film(tmp_path / "source.mp4", "aac", seconds=30, sound=(20.5, 30.0))
-    copy(VideoSource(source, Excerpt(Position(20, True), Position(22, True))), tmp_path / "v.mp4")
+    copy(VideoSource(source, Clip(Position(20, True), Position(22, True))), tmp_path / "v.mp4")
     begin, end = heard(tmp_path / "v.mp4")
     assert begin == pytest.approx(0.5, abs=0.06) and end == pytest.approx(2, abs=0.06)
 

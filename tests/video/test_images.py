@@ -19,7 +19,7 @@ def folder(tmp_path):
 
 
 def test_empty_folder(tmp_path):
-    with pytest.raises(UserError, match="no images in this folder"):
+    with pytest.raises(UserError, match="the folder contains no images"):
         find_images([str(tmp_path)])
 
 
@@ -38,7 +38,7 @@ def test_what_is_not_there(folder, name, said):
 
 def test_a_video_is_no_image(folder):
     (folder / "film.mp4").write_bytes(b"")
-    with pytest.raises(UserError, match="--video-input"):
+    with pytest.raises(UserError, match="is a video"):
         find_images([str(folder / "film.mp4")])
     assert "film.mp4" not in [p.name for p in find_images([str(folder)])]
 

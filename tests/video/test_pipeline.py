@@ -4,8 +4,7 @@ import weakref
 
 import pytest
 
-from d2_maskrcnn.video.channel import Channel, Closed
-from d2_maskrcnn.video.pipeline import Pipeline, Stage
+from d2_maskrcnn.video.pipeline import Channel, Closed, Pipeline, Stage
 
 PLUS = Stage("plus", lambda items: [item + 1 for item in items])
 

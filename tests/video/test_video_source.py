@@ -1,3 +1,4 @@
+import itertools
 from fractions import Fraction
 
 import av
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.video.clip import Excerpt, Position
+from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.frame import Frame, VideoInfo
 from d2_maskrcnn.video.sinks.video_file import VideoWriter
 from d2_maskrcnn.video.sources.video_file import VideoSource
@@ -46,7 +47,7 @@ def test_colours_are_right(make_video):
 )
 def test_excerpts(make_video, start, end, stride, expected):
     parse = lambda text: None if text is None else Position.parse(text)  # noqa: E731
-    source = VideoSource(str(make_video()), Excerpt(parse(start), parse(end), stride))
+    source = VideoSource(str(make_video()), Clip(parse(start), parse(end), stride))
     assert source.info.frames == len(list(expected))
     frames = list(source)
     assert [number_of(f.image) for f in frames] == [f.index for f in frames] == list(expected)
@@ -55,9 +56,9 @@ def test_excerpts(make_video, start, end, stride, expected):
 
 @pytest.mark.parametrize("start", ["20", "2s", "99s"])
 def test_nothing_lies_in_the_part_asked_for(make_video, start):
-    source = VideoSource(str(make_video()), Excerpt(Position.parse(start)))
+    source = VideoSource(str(make_video()), Clip(Position.parse(start)))
     assert source.info.frames == 0
-    with pytest.raises(UserError, match=r"no frame of its 2\.0 s lies in the part"):
+    with pytest.raises(UserError, match=r"no frame of its 2\.0 s lies between"):
         list(source)
 
 
@@ -73,7 +74,7 @@ def test_nothing_lies_in_the_part_asked_for(make_video, start):
     ],
 )
 def test_parts_without_frames(start, end, empty):
-    assert Excerpt(start and Position.parse(start), end and Position.parse(end)).is_empty == empty
+    assert Clip(start and Position.parse(start), end and Position.parse(end)).is_empty == empty
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "1:2:3:4", "nans"])
@@ -100,7 +101,7 @@ def test_sound_alone_is_no_video(tmp_path):
     with wave.open(str(tmp_path / "v.wav"), "wb") as file:
         file.setparams((1, 2, 8000, 0, "NONE", ""))
         file.writeframes(bytes(16000))
-    with pytest.raises(UserError, match="no video in this file"):
+    with pytest.raises(UserError, match="no video track"):
         VideoSource(str(tmp_path / "v.wav"))
 
 
@@ -135,7 +136,7 @@ def test_a_truncated_file_that_does_not_count_frames(make_video, tmp_path, suffi
     source = VideoSource(str(path))
     assert 0 < len(list(source)) < 40
     # Of the last packet a part may be there, which some versions of FFmpeg hand on.
-    assert "header says" in source.problem or "could not be decoded" in source.problem
+    assert "header states" in source.problem or "could not be decoded" in source.problem
 
 
 @pytest.mark.parametrize("stated", [12, 99])
@@ -215,3 +216,50 @@ def test_wide_pixels_of_turned_videos_are_tall(make_video, tmp_path):
         writer.write(Frame(np.zeros((64, 96, 3), np.uint8), 0))
     assert VideoSource(str(tmp_path / "wide.mp4")).info.pixel_aspect == Fraction(4, 3)
     assert VideoSource(turned(tmp_path / "wide.mp4", tmp_path / "v.mp4")).info.pixel_aspect == Fraction(3, 4)
+
+
+def write_tracks(path, tracks) -> None:
+    """Write one video track per (codec, pixel format, size, disposition, frames)."""
+    with av.open(str(path), "w") as container:
+        streams = []
+        for codec, pixels, size, disposition, frames in tracks:
+            stream = container.add_stream(codec, rate=10)
+            stream.height, stream.width = size
+            stream.pix_fmt, stream.disposition = pixels, disposition
+            streams.append((stream, size, frames))
+        for stream, size, frames in streams:
+            for index in range(frames):
+                image = av.VideoFrame.from_ndarray(frame_image(index, size), format="rgb24")
+                container.mux(stream.encode(image.reformat(format=stream.pix_fmt)))
+            container.mux(stream.encode(None))
+
+
+def test_the_default_track_is_read_not_the_preview(tmp_path):
+    preview = ("mjpeg", "yuvj420p", (48, 64), av.stream.Disposition(0), 1)
+    main = ("libx264", "yuv420p", (64, 96), av.stream.Disposition.default, 10)
+    write_tracks(tmp_path / "two.mkv", [preview, main])
+    frames = list(VideoSource(str(tmp_path / "two.mkv")))
+    assert len(frames) == 10 and frames[0].size == (64, 96)
+
+
+def test_whole_avi_files_whose_times_start_at_one(tmp_path):
+    """H.264 with B-frames in AVI: presentation times start at 1, decoding times at 0."""
+    with av.open(str(tmp_path / "v.avi"), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"bf": "2"})
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for index in range(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_image(index, (64, 96)), format="rgb24")))
+        container.mux(stream.encode(None))
+    source = VideoSource(str(tmp_path / "v.avi"))
+    frames = list(source)
+    assert len(frames) == 20 and source.problem == ""
+    assert all(a.time < b.time for a, b in itertools.pairwise(frames))
+
+
+def test_a_clock_that_restarts_is_continued(make_video, tmp_path):
+    """Two recordings, one after the other in a transport stream: the second begins at 0 again."""
+    path = tmp_path / "v.ts"
+    path.write_bytes(make_video(suffix=".ts").read_bytes() * 2)
+    times = [frame.time for frame in VideoSource(str(path))]
+    assert len(times) == 40
+    assert np.diff(times) == pytest.approx(np.full(39, 0.1), abs=0.02)

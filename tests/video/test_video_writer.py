@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -6,10 +8,8 @@ import numpy as np
 import pytest
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.video import open as video
-from d2_maskrcnn.video.clip import Excerpt, Position
+from d2_maskrcnn.video.clip import Clip
 from d2_maskrcnn.video.frame import Frame, VideoInfo
-from d2_maskrcnn.video.opencv_video import OpenCVSource, OpenCVWriter
 from d2_maskrcnn.video.sinks.video_file import VideoWriter
 from d2_maskrcnn.video.sources.video_file import VideoSource
 from tests.video.conftest import frame_image, number_of, read_video
@@ -74,7 +74,7 @@ def test_odd_sizes(tmp_path):
 
 
 def test_strides_keep_the_length(make_video, tmp_path):
-    copy(VideoSource(str(make_video()), Excerpt(stride=5)), tmp_path / "v.mp4")
+    copy(VideoSource(str(make_video()), Clip(stride=5)), tmp_path / "v.mp4")
     found = facts(tmp_path / "v.mp4")
     assert found["frames"] == 4 and found["seconds"] == pytest.approx(2)
 
@@ -115,28 +115,28 @@ def test_where_nothing_can_be_written(tmp_path):
         writer.write(Frame(np.zeros((64, 64, 3), np.uint8), 0))
 
 
-def test_opencv_stands_in(make_video, tmp_path):
-    source = OpenCVSource(str(make_video()))
-    assert source.info.frames == 20
-    writer = OpenCVWriter(tmp_path / "v.mp4", source.info)
-    for frame in source:
-        writer.write(frame)
-    writer.close()
-    assert [number_of(p) for p in read_video(tmp_path / "v.mp4")] == list(range(20))
-    with pytest.raises(UserError, match="cannot be opened"):
-        OpenCVSource(str(tmp_path / "none.mp4"))
+KILLED = """
+import os, signal, sys
+import numpy as np
+from fractions import Fraction
+from pathlib import Path
+import d2_maskrcnn
+from d2_maskrcnn.video.frame import Frame, VideoInfo
+from d2_maskrcnn.video.sinks.video_file import VideoWriter
+writer = VideoWriter(Path(sys.argv[1]), VideoInfo(Fraction(10)))
+for index in range(100):
+    writer.write(Frame(np.full((64, 96, 3), index * 2, np.uint8), index, time=index / 10))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
-def test_the_stand_in_without_frames(make_video):
-    source = OpenCVSource(str(make_video()), Excerpt(Position(50, False)))
-    with pytest.raises(UserError, match="no frame could be read in the part"):
-        list(source)
-    source = OpenCVSource(str(make_video()), Excerpt(Position(3, False), Position(6, False)))
-    assert len(list(source)) == 3 and source.problem == ""
+def test_a_killed_process_leaves_a_playable_file(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "v.mp4")], check=False, timeout=120)
+    assert len(read_video(tmp_path / "v.mp4")) >= 80  # the last second and the encoder's look-ahead are lost
 
 
-def test_the_stand_in_says_so(make_video, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(video, "HAS_PYAV", False)
-    source = video.open_video(str(make_video()))
-    video.open_writer(tmp_path / "v.mp4", source.info).close()
-    assert caplog.text.count("PyAV is not installed") == 2 and "pip install av" in caplog.text
+def test_names_with_a_colon(make_video, tmp_path):
+    (tmp_path / "10:30.mp4").write_bytes(make_video().read_bytes())
+    copy(VideoSource(str(tmp_path / "10:30.mp4")), tmp_path / "11:30.mp4")
+    assert len(read_video(f"file:{tmp_path / '11:30.mp4'}")) == 20
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["10:30.mp4", "11:30.mp4"]

@@ -1,1 +1,1 @@
-"""Where results go."""
+"""Write and show results."""

@@ -1,1 +1,1 @@
-"""Where images and frames come from."""
+"""Read images and frames."""

@@ -1,4 +1,4 @@
-"""Video files on web servers that only send whole files, from the beginning on."""
+"""Download a video whose web server cannot send parts of a file."""
 
 import logging
 import shutil
@@ -12,26 +12,26 @@ from d2_maskrcnn.errors import UserError
 logger = logging.getLogger(__name__)
 
 
-class FetchedFile:
-    """A copy of a file from a server, which goes away with this object.
+class DownloadedFile:
+    """A temporary copy of a file on a web server, deleted together with this object.
 
     Args:
-        address: ``http://`` or ``https://``.
-        timeout: seconds without data after which the server is given up.
+        address: ``http://`` or ``https://`` URL.
+        timeout: seconds without data after which the download fails.
 
     Attributes:
-        path: of the copy.
+        path: path of the copy.
 
     Raises:
-        UserError: it cannot be fetched.
+        UserError: the download failed.
     """
 
     def __init__(self, address: str, timeout: float) -> None:
-        logger.warning("The server of %s cannot send parts of it: the whole file is fetched first.", address)
+        logger.warning("%s: the server cannot send parts of the file; downloading all of it first.", address)
         self._folder = tempfile.TemporaryDirectory(prefix="d2_maskrcnn-")
         self.path = Path(self._folder.name) / f"video{PurePosixPath(urlsplit(address).path).suffix}"
         try:
             with urllib.request.urlopen(address, timeout=timeout) as answer, self.path.open("wb") as file:
                 shutil.copyfileobj(answer, file, 1 << 20)
         except (OSError, ValueError) as error:
-            raise UserError(f"Video {address} cannot be fetched ({error}).") from error
+            raise UserError(f"Video {address}: download failed ({error}).") from error

@@ -1,4 +1,4 @@
-"""Images from files, folders and globs, whatever their colour format and orientation."""
+"""Read images from files, folders and globs."""
 
 import glob
 import logging
@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from d2_maskrcnn.data.image_reading import FORMAT_NAMES, is_image_name, read_image
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.video.frame import Frame
 
 logger = logging.getLogger(__name__)
@@ -17,39 +17,55 @@ VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpe
 
 
 def find_images(inputs: Sequence[str]) -> list[Path]:
-    """The image files that ``inputs`` name: files as they are, folders and globs in alphabetical order.
+    """List the image files that ``inputs`` name, without duplicates.
+
+    Args:
+        inputs: files, taken as they are; folders and glob patterns, expanded in alphabetical order.
 
     Raises:
-        UserError: something is not there, or a folder or glob has no images.
+        UserError: a path doesn't exist, or a folder or pattern contains no images.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for item in inputs:
         path = Path(item).expanduser()
         if path.is_dir():
-            # Links that lead nowhere are kept, to be reported; hidden files are not meant for people.
+            # Broken links are kept, to be reported; hidden files are skipped.
             inside = sorted(p for p in path.iterdir() if not p.is_dir() and p.name[0] != "." and is_image_name(p))
             if not inside:
-                raise UserError(f"--input {item}: no images in this folder (known: {FORMAT_NAMES}).")
-            found.extend(inside)
+                raise UserError(f"Input {item}: the folder contains no images ({FORMAT_NAMES}).")
+            paths.extend(inside)
         elif path.exists():
             if path.suffix.lower() in VIDEO_SUFFIXES:
-                raise UserError(f"--input {item} is a video: use --video-input {item}.")
-            found.append(path)
+                raise UserError(f"Input {item} is a video; give it as the video input.")
+            paths.append(path)
         else:
-            found.extend(_expand(item))
-    return list(dict.fromkeys(found))
+            paths.extend(_expand(item))
+    return list(dict.fromkeys(paths))
 
 
-def is_file_type(path: Path) -> bool:
-    """Whether a name ends as those of some kind of image or video do, so that a folder of that name is a mistake."""
+def has_media_suffix(path: Path) -> bool:
+    """Whether the suffix belongs to any image or video format, so that a folder of this name is a mistake."""
     return path.suffix.lower() in Image.registered_extensions() or path.suffix.lower() in VIDEO_SUFFIXES
 
 
+def image_ids(names: Sequence[str]) -> list[int]:
+    """COCO image ids: the numbers in the file names (``000000001000.jpg``) if all are unique, else 1, 2, 3, ..."""
+    stems = [Path(name).stem for name in names]
+    if all(stem.isdecimal() and stem.isascii() for stem in stems):
+        numbers = [int(stem) for stem in stems]
+        if len(set(numbers)) == len(numbers):
+            return numbers
+    return list(range(1, len(names) + 1))
+
+
 class ImageSource:
-    """Frames from image files. A broken one is reported and left out; :attr:`broken` has the messages.
+    """Yield image files as frames. Unreadable ones are reported and skipped.
 
     Args:
         paths: the files.
+
+    Attributes:
+        broken: the messages about unreadable files, after the iteration.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -60,14 +76,14 @@ class ImageSource:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[Frame]:
-        for index, path in enumerate(self.paths):
+        for path, image_id in zip(self.paths, image_ids([str(path) for path in self.paths]), strict=True):
             try:
                 image = read_image(path, "BGR")
             except UserError as error:
-                logger.error("%s", error)
+                logger.error("%s", one_line(error))
                 self.broken.append(str(error))
                 continue
-            yield Frame(image, index, name=str(path))
+            yield Frame(image, image_id, name=str(path))
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -76,5 +92,5 @@ def _expand(pattern: str) -> list[Path]:
     if images:
         return images
     if any(sign in pattern for sign in "*?["):
-        raise UserError(f"--input {pattern!r}: no image matches ({len(matches)} other files do).")
-    raise UserError(f"--input {pattern}: there is no such file or folder.")
+        raise UserError(f"Input {pattern!r}: no image matches ({len(matches)} other files do).")
+    raise UserError(f"Input {pattern}: no such file or folder.")

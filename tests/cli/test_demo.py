@@ -59,7 +59,7 @@ def test_ids_of_coco_images_are_in_their_names(run_demo, images, tmp_path):
 
 def test_a_broken_image_does_not_stop_the_others(run_demo, images, tmp_path):
     (images / "a.jpg").write_bytes(b"no image")
-    with pytest.raises(UserError, match="1 of 3 images could not be read"):
+    with pytest.raises(UserError, match="1 of 3 images could not be processed"):
         run_demo("--input", images, "--output", tmp_path / "out", "--batch-size", "2")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.png", "c.webp"]
 
@@ -116,36 +116,49 @@ def test_model_processes_give_the_same(run_demo, make_video, tmp_path):
         (["--input", "none.jpg"], "no such file"),
         (["--video-input", "none.mp4"], "no such file"),
         (["--video-input", "{video}", "--start", "x"], "--start x"),
-        (["--video-input", "{video}", "--start", "5", "--end", "3"], "nothing is left"),
+        (["--video-input", "{video}", "--start", "5", "--end", "3"], "no frame is left"),
         (["--video-input", "{video}", "--start", "50"], "no frame of its 2.0 s"),
-        (["--video-input", "{video}", "--output", "{images}/v.webm"], "take no H.264"),
-        (["--video-input", "{video}", "--stride", "0"], "--stride 0"),
+        (["--video-input", "{video}", "--output", "{images}/v.webm"], "support H.264"),
         (["--video-input", "{video}", "--output", "{video}"], "would replace the input"),
-        (["--video-input", "{video}", "--output", "{images}/a.jpg"], "no video's name"),
-        (["--video-input", "{video}", "--output", "{images}/v.gif"], "no video's name"),
+        (["--video-input", "{video}", "--output", "{images}/a.jpg"], "no video name"),
+        (["--video-input", "{video}", "--output", "{images}/v.gif"], "no video name"),
         (
             ["--input", "{images}/a.jpg", "--output", "{images}/new.gif"],
             "expected a folder, or a file that ends in",
         ),
         (["--input", "{images}", "--output", "{images}"], "would replace the input"),
         (["--input", "{images}", "--output", "{images}/a.jpg"], "need a folder"),
-        (["--input", "{images}", "--save-json", "{images}/a.jpg"], "--overwrite"),
-        (["--input", "{images}", "--confidence-threshold", "2"], "--confidence-threshold 2"),
+        (["--input", "{images}", "--save-json", "{images}/a.jpg"], "already exists: overwrite"),
         (["--input", "{images}", "--classes", "circl"], "Did you mean circle?"),
         (["--input", "{images}", "--device", "gpu"], "MODEL.DEVICE is 'gpu'"),
-        (["--input", "{images}", "--batch-size", "0"], "--batch-size 0"),
-        (["--input", "{images}", "--save-csv", "/proc/none/r.csv"], "folder cannot be made"),
+        (["--input", "{images}", "--save-csv", "/proc/none/r.csv"], "folder cannot be created"),
     ],
 )
 def test_bad_input(demo_args, make_video, images, tmp_path, args, said):
     filled = [a.format(video=make_video(), images=images) for a in args]
     outputs = [] if {"--output", "--save-json", "--save-csv"} & set(args) else ["--output", str(tmp_path / "new")]
-    model = demo_args()
-    if "--confidence-threshold" in args:
-        model = [m for m in model if m not in ("--confidence-threshold", "0.15")]
     with pytest.raises(UserError) as raised:
-        cli.main([*filled, *outputs, *model])
+        cli.main([*filled, *outputs, *demo_args()])
     assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--stride", "0", "at least 1"),
+        ("--stride", "two", "whole number"),
+        ("--confidence-threshold", "2", "from 0 to 1"),
+        ("--confidence-threshold", "nan", "from 0 to 1"),
+        ("--batch-size", "100000", "from 1 to 1024"),
+        ("--parallel", "10000", "from 0 to 64"),
+        ("--timeout", "0", "at least"),
+    ],
+)
+def test_numbers_out_of_range(option, value, expected, capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["--input", "a.jpg", option, value])
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert option in message and value in message and expected in message
 
 
 def test_no_weights(repo_dir, images, tmp_path):
@@ -163,7 +176,7 @@ def test_weights_of_another_model(demo_args, images, tmp_path):
 def test_no_display(demo_args, images, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    with pytest.raises(UserError, match="--output"):
+    with pytest.raises(UserError, match="No display"):
         cli.main(demo_args("--input", images))
 
 
@@ -194,7 +207,7 @@ CLOSED_WINDOW = """
 import cv2, numpy as np
 import d2_maskrcnn
 from d2_maskrcnn.video.frame import Frame
-from d2_maskrcnn.video.sinks.outputs import Window
+from d2_maskrcnn.video.sinks.window import Window
 frame = Frame(np.zeros((64, 96, 3), np.uint8), 0)
 window = Window("shown", wait=False)
 assert window.show(frame) and window.show(frame)
@@ -227,7 +240,7 @@ def test_a_full_disk(run_demo, make_video, tmp_path, option):
 def test_outputs_are_replaced_when_told(run_demo, make_video, tmp_path):
     target = tmp_path / "v.mp4"
     target.write_bytes(b"precious")
-    with pytest.raises(UserError, match="--overwrite"):
+    with pytest.raises(UserError, match="already exists: overwrite"):
         run_demo("--video-input", make_video(), "--output", target)
     assert target.read_bytes() == b"precious"
     run_demo("--video-input", make_video(), "--output", target, "--overwrite")
@@ -259,7 +272,7 @@ def test_one_line_and_a_status(start_demo, tmp_path):
     process = start_demo("--video-input", "none.mp4", "--output", tmp_path / "v.mp4")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert errors.strip().splitlines()[-1] == "error: Video none.mp4: there is no such file."
+    assert errors.strip().splitlines()[-1] == "error: Video none.mp4: no such file."
     assert "Traceback" not in errors
 
 
@@ -276,7 +289,7 @@ def test_ctrl_c_finishes_the_files(start_demo, make_video, tmp_path):
     frames = len(read_video(tmp_path / "v.mp4"))
     assert 5 <= frames < 3000
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == frames
-    assert f"{frames} frames are done and kept" in errors
+    assert f"Interrupted; kept {frames} frames" in errors
 
 
 def test_options_keep_detectron2s_habits():

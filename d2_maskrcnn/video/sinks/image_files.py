@@ -1,0 +1,77 @@
+"""Write images to files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.video.frame import Frame
+from d2_maskrcnn.video.sinks.targets import check_target
+from d2_maskrcnn.video.sources.images import has_media_suffix
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+JPEG_QUALITY = 95
+
+
+class ImageFiles:
+    """Write each image to a file of the same base name; equal base names get a number.
+
+    Args:
+        names: paths of the input images.
+        output: a folder, or for one image a file.
+        overwrite: whether existing files may be replaced.
+        label: what the user calls ``output``, for messages.
+
+    Raises:
+        UserError: a file exists, isn't writable, or would replace its input.
+    """
+
+    def __init__(self, names: Sequence[str], output: Path, overwrite: bool, label: str = "Output") -> None:
+        self._targets = _targets(names, output, label)
+        for name, target in self._targets.items():
+            if target.exists() and target.resolve() == Path(name).resolve():
+                raise UserError(f"{label} {output} would replace the input {name}: choose another file or folder.")
+            check_target(target, overwrite, label)
+
+    def write(self, frame: Frame) -> None:
+        """Write one image.
+
+        Raises:
+            UserError: it cannot be encoded or written.
+        """
+        target = self._targets[frame.name]
+        options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if target.suffix.lower() in (".jpg", ".jpeg") else []
+        try:
+            ok, data = cv2.imencode(target.suffix, frame.image, options)
+        except cv2.error:  # JPEG and WebP limit the side of an image
+            ok = False
+        if not ok:
+            raise UserError(f"{target}: {frame.size[1]}x{frame.size[0]} pixels are too many for this format; use .png.")
+        try:
+            target.write_bytes(data.tobytes())
+        except OSError as error:
+            raise UserError(f"Cannot write {target} ({error.strerror}).") from error
+
+    def close(self) -> None:
+        """Do nothing: no file stays open."""
+
+
+def _targets(names: Sequence[str], output: Path, label: str) -> dict[str, Path]:
+    if len(names) == 1 and output.suffix.lower() in SUFFIXES and not output.is_dir():
+        return {names[0]: output}
+    if not output.exists() and has_media_suffix(output) and len(names) == 1:
+        raise UserError(f"{label} {output}: expected a folder, or a file that ends in {', '.join(SUFFIXES)}.")
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{label} {output} is a file, but {len(names)} images need a folder.")
+    targets: dict[str, Path] = {}
+    taken: set[Path] = set()
+    for name in names:
+        source = Path(name)
+        suffix = source.suffix if source.suffix.lower() in SUFFIXES else ".png"
+        target, number = output / f"{source.stem}{suffix}", 2
+        while target in taken:
+            target, number = output / f"{source.stem}_{number}{suffix}", number + 1
+        taken.add(target)
+        targets[name] = target
+    return targets

@@ -1,0 +1,152 @@
+"""Write detections as COCO results, JSON lines or CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.structures.masks import encode_rle
+from d2_maskrcnn.video.frame import Frame
+
+CSV_COLUMNS = ("frame", "time", "file", "track_id", "category_id", "category", "score", "x0", "y0", "x1", "y1", "area")
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates cells that begin with one of these
+
+
+class _TextFile:
+    """A text file that is flushed after every piece, so that what was written survives any failure."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # File names may contain bytes that aren't UTF-8; they are written as \\udcXX.
+            self._file: io.TextIOWrapper = path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+        except OSError as error:
+            raise UserError(f"Cannot write {path} ({error.strerror}).") from error
+
+    def _put(self, text: str) -> None:
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError as error:
+            raise UserError(f"Cannot write {self.path} ({error.strerror}).") from error
+
+    def close(self) -> None:
+        """Close the file.
+
+        Raises:
+            UserError: buffered text cannot be written.
+        """
+        try:
+            self._file.close()
+        except OSError as error:
+            raise UserError(f"Cannot write {self.path} ({error.strerror}).") from error
+
+
+class JsonLines(_TextFile):
+    """One JSON object per frame and line: ``{"frame", "time", "detections": [...]}``."""
+
+    def write(self, frame: Frame) -> None:
+        """Append the line of a frame."""
+        entry = {"frame": frame.index, "time": round(frame.time, 6), "detections": frame.records}
+        self._put(json.dumps(entry) + "\n")
+
+
+class CocoResults(_TextFile):
+    """COCO's result format: a list of detections, each with its ``image_id`` and ``file_name``.
+
+    That format has no place for images without detections, so ``<name>.images.json`` beside it lists every image that
+    was processed: ``{"id", "file_name", "width", "height", "detections"}``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._images: list[dict[str, Any]] = []
+        self._empty = True
+        self._put("[")
+
+    def write(self, frame: Frame) -> None:
+        """Append the detections of an image."""
+        height, width = frame.size
+        image = {"id": frame.index, "file_name": frame.name, "width": width, "height": height}
+        self._images.append({**image, "detections": len(frame.records)})
+        for record in frame.records:
+            entry = {"image_id": frame.index, "file_name": frame.name, **record}
+            self._put(("\n" if self._empty else ",\n") + json.dumps(entry))
+            self._empty = False
+
+    def close(self) -> None:
+        """Complete the list and write the list of images."""
+        self._put("\n]\n")
+        super().close()
+        images = _TextFile(self.path.with_suffix(".images.json"))
+        images._put(json.dumps(self._images, indent=1) + "\n")
+        images.close()
+
+
+class CsvRows(_TextFile):
+    """One row per detection in the columns :data:`CSV_COLUMNS`; an image without detections has one row as well."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._put_row(CSV_COLUMNS)
+
+    def write(self, frame: Frame) -> None:
+        """Append the rows of a frame."""
+        place = (frame.index, round(frame.time, 6), _text_cell(frame.name))
+        if frame.name and not frame.records:
+            self._put_row((*place, *[""] * (len(CSV_COLUMNS) - len(place))))
+        for record in frame.records:
+            x0, y0, width, height = record["bbox"]
+            box = (x0, y0, round(x0 + width, 2), round(y0 + height, 2))
+            label = (record["category_id"], _text_cell(record["category"]), record["score"])
+            self._put_row((*place, record.get("track_id", ""), *label, *box, record.get("area", "")))
+
+    def _put_row(self, values: Sequence[object]) -> None:
+        line = io.StringIO()
+        csv.writer(line).writerow(values)
+        self._put(line.getvalue())
+
+
+def _text_cell(text: str) -> str:
+    """Keep a spreadsheet from evaluating text as a formula (https://owasp.org/www-community/attacks/CSV_Injection)."""
+    return f"'{text}" if text.startswith(FORMULA_SIGNS) else text
+
+
+def to_records(frame: Frame, names: Sequence[str], ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Convert the detections of a frame to JSON-compatible dicts.
+
+    Args:
+        frame: with ``detections``.
+        names: class names; classes without one are named by their number.
+        ids: COCO category id of each class.
+
+    Returns:
+        For each detection ``category_id``, ``category``, ``bbox`` (XYWH, pixels), ``score`` and, where available,
+        ``segmentation`` (RLE), ``area`` (pixels) and ``track_id``.
+    """
+    detections = frame.detections
+    if detections is None:
+        return []
+    records = []
+    for index in range(len(detections)):
+        category = int(detections.classes[index])
+        x0, y0, x1, y1 = (round(float(side), 2) for side in detections.boxes[index])
+        record: dict[str, Any] = {
+            "category_id": ids[category],
+            "category": names[category] if category < len(names) else str(category),
+            "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+            "score": round(float(detections.scores[index]), 5),
+        }
+        if detections.track_ids is not None:
+            record["track_id"] = int(detections.track_ids[index])
+        if detections.masks is not None:
+            window, pixels = detections.masks.crop(index)  # computed once for both
+            record["segmentation"] = encode_rle(pixels, window, detections.image_size)
+            record["area"] = int(np.count_nonzero(pixels))
+        records.append(record)
+    return records
