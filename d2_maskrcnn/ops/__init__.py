@@ -1,4 +1,4 @@
-"""Operators: ROIAlign over all pyramid levels, and the pooler that a model uses it through."""
+"""Operators: ROIAlign over all levels of a feature pyramid, and the pooler module that uses it."""
 
 from d2_maskrcnn.ops.roi_align import ROIPooler, multilevel_roi_align
 

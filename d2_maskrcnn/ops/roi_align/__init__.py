@@ -1,4 +1,4 @@
-"""ROIAlign over all pyramid levels."""
+"""ROIAlign over all levels of a feature pyramid."""
 
 from d2_maskrcnn.ops.roi_align.operator import multilevel_roi_align
 from d2_maskrcnn.ops.roi_align.pooler import ROIPooler

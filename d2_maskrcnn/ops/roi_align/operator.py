@@ -1,4 +1,4 @@
-"""The operator ``d2_maskrcnn::multilevel_roi_align``: for callers, its gradient, its shape-only kernels."""
+"""The registered operator ``d2_maskrcnn::multilevel_roi_align``: schema, autograd, shapes and input checks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from d2_maskrcnn.ops.roi_align.backends import choose_backend
-from d2_maskrcnn.ops.roi_align.spec import PoolingSpec, coordinate_dtype
+from d2_maskrcnn.ops.roi_align.levels import PoolingSpec, coordinate_dtype
 
 FORWARD = "d2_maskrcnn::multilevel_roi_align"
 BACKWARD = "d2_maskrcnn::multilevel_roi_align_backward"
@@ -34,14 +34,14 @@ def multilevel_roi_align(
     canonical_box_size: float = 224.0,
     canonical_level: int = 2,
 ) -> torch.Tensor:
-    """ROIAlign (arXiv:1703.06870, section 3), each box from the pyramid level that fits its size (arXiv:1612.03144,
-    section 4.2).
+    """Pool each box from the pyramid level that fits its size.
 
-    A box is divided into a grid of bins; a bin is the mean of bilinear samples taken inside it. A sample up to one cell
-    outside the feature map has the border's value, one further out is zero. Boxes with coordinates that are not finite
-    give zeros. Interpolation weights and sums are float32 whatever the features are (float64 for float64 features or
-    boxes). Differentiable in the features, as often as wanted, not in the boxes. The same inputs give the same bits,
-    gradients included.
+    ROIAlign (arXiv:1703.06870, section 3) with the level assignment of FPN (arXiv:1612.03144, section 4.2). A box is
+    divided into a grid of bins; a bin is the mean of bilinear samples inside it. A sample up to one cell outside the
+    feature map takes the border's value, one further outside is zero. Boxes with non-finite coordinates give zeros.
+    Interpolation weights and sums are float32 whatever the features are (float64 for float64 features or boxes).
+    Differentiable in the features any number of times, not in the boxes. The same inputs give the same bits, gradients
+    included.
 
     >>> p2, p3 = torch.randn(1, 8, 50, 60), torch.randn(1, 8, 25, 30)
     >>> boxes = torch.tensor([[10.0, 20.0, 90.0, 80.0], [0.0, 0.0, 240.0, 200.0]])
@@ -49,16 +49,14 @@ def multilevel_roi_align(
     torch.Size([2, 8, 7, 7])
 
     Args:
-        features: for each level (N, C, Hi, Wi), finest first; float32, float64, bfloat16 or float16. Channels-last
-        memory is
-            read as it is; other memory is converted by backends that need it.
-        boxes: for each image (Mi, 4) XYXY, absolute pixels of the network's input frame.
+        features: (N, C, Hi, Wi) of each level, finest first; float32, float64, bfloat16 or float16. Channels-last
+            memory is read in place; other memory is converted by backends that need it.
+        boxes: (Mi, 4) XYXY of each image, in pixels of the network input.
         output_size: bins of a box along y and x, or one number for both.
         scales: feature cells per input pixel of each level (1 / stride).
-        sampling_ratio: samples along each side of a bin; 0 takes one for each cell that the bin covers, rounded up.
-        aligned: shifts boxes by half a cell, so that a feature's centre is where it should be (Detectron2's
-        ROIAlignV2).
-            False is the legacy operator, which also makes boxes at least one cell wide and high.
+        sampling_ratio: samples along each side of a bin; 0 takes one per cell that the bin covers, rounded up.
+        aligned: shift boxes by half a cell, so that pixels and cells coincide (Detectron2's ROIAlignV2). False is the
+            legacy operator, which also makes boxes at least one cell wide and high.
         canonical_box_size: side in pixels of the square box that belongs to ``canonical_level``.
         canonical_level: index of that level among ``features``: 2 for the FPN paper's k0 = 4 with P2 first.
 
@@ -66,8 +64,8 @@ def multilevel_roi_align(
         (sum of Mi, C, height, width) in the features' dtype and channels-last memory, image after image.
 
     Raises:
-        ValueError: the number of levels, scales, images, the shapes or the settings don't fit together.
-        TypeError: the features' dtypes differ or are not floating-point types that are supported.
+        ValueError: the numbers of levels, scales and images, the shapes or the settings do not match.
+        TypeError: the features' dtypes differ or are not supported.
     """
     size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
     _check_features(features, scales)
@@ -91,7 +89,7 @@ def multilevel_roi_align(
 def _check_features(features: Sequence[torch.Tensor], scales: Sequence[float]) -> None:
     if not features or len(features) != len(scales):
         raise ValueError(
-            f"{len(features)} feature levels and {len(scales)} scales: expected as many of both, at least one"
+            f"{len(features)} feature levels and {len(scales)} scales: expected the same number, at least one"
         )
     first = features[0]
     for feature in features:
@@ -201,7 +199,7 @@ def _save_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: list[to
 
 
 def _differentiate_backward(ctx: Any, grads: list[torch.Tensor]) -> tuple[Any, ...]:
-    # The gradient is linear in the bins' gradients, and the transpose of a transpose is the operator itself.
+    # The gradient is the transpose of the operator, so its own gradient is the operator.
     (boxes,) = ctx.saved_tensors
     pooled = torch.ops.d2_maskrcnn.multilevel_roi_align(list(grads), boxes, ctx.boxes_per_image, *ctx.settings)
     return pooled, None, None, None, None, *(None for _ in ctx.settings)

@@ -1,5 +1,6 @@
-"""The module through which a model pools its regions, with the interface of Detectron2's ``ROIPooler``."""
+"""The module with which a model pools its regions; its interface is that of Detectron2's ``ROIPooler``."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -17,7 +18,19 @@ POOLER_TYPES = {"ROIAlignV2": True, "ROIAlign": False}  # name in configs -> ali
 
 
 class ROIPooler(nn.Module):
-    """Pools each box from the pyramid level that fits its size, all levels and images in one call of our operator."""
+    """Pool each box from the pyramid level that fits its size, with one call for all levels and images.
+
+    Args:
+        output_size: bins of a box along y and x, or one number for both.
+        scales: feature cells per input pixel of each level (1 / stride): powers of two, each half of the previous one.
+        sampling_ratio: samples along each side of a bin; 0 takes one per cell that the bin covers, rounded up.
+        pooler_type: "ROIAlignV2", or "ROIAlign" for the legacy operator.
+        canonical_box_size: side in pixels of the square box that belongs to ``canonical_level``.
+        canonical_level: level k has stride 2**k (arXiv:1612.03144, equation 1).
+
+    Raises:
+        UserError: another type, or strides that are not those of a pyramid.
+    """
 
     def __init__(
         self,
@@ -28,18 +41,6 @@ class ROIPooler(nn.Module):
         canonical_box_size: float = 224,
         canonical_level: int = 4,
     ) -> None:
-        """Args:
-            output_size: bins of a box along y and x, or one number for both.
-            scales: feature cells per input pixel of each level (1 / stride): powers of two, each half of the one
-            before.
-            sampling_ratio: samples along each side of a bin; 0 takes one for each cell that the bin covers, rounded up.
-            pooler_type: "ROIAlignV2", or "ROIAlign" for the legacy operator.
-            canonical_box_size: side in pixels of the square box that belongs to ``canonical_level``.
-            canonical_level: level k has the stride 2**k (arXiv:1612.03144, equation 1).
-
-        Raises:
-            UserError: another type, or strides that are not those of a pyramid.
-        """  # fmt: skip
         super().__init__()
         if pooler_type not in POOLER_TYPES:
             raise UserError(f"POOLER_TYPE {pooler_type}: expected one of {', '.join(POOLER_TYPES)}")
@@ -56,15 +57,12 @@ class ROIPooler(nn.Module):
     def from_cfg(
         cls, cfg: CfgNode, head: str, input_shape: dict[str, ShapeSpec], in_features: Sequence[str]
     ) -> "ROIPooler":
-        """The pooler that ``POOLER_*`` under ``head`` (say ``MODEL.ROI_BOX_HEAD``) describes, over the levels
-        ``in_features``.
+        """Build the pooler that ``POOLER_*`` under ``head`` (such as ``MODEL.ROI_BOX_HEAD``) describes.
 
         Raises:
-            UserError: a value that is not supported; the message names the key.
+            UserError: an unsupported value; the message names the key.
         """
-        node = cfg
-        for key in head.split("."):
-            node = node[key]
+        node = functools.reduce(lambda node, key: node[key], head.split("."), cfg)
         strides = [input_shape[name].stride or 0 for name in in_features]
         try:
             return cls(
@@ -79,10 +77,14 @@ class ROIPooler(nn.Module):
             ) from error
 
     def forward(self, features: Sequence[torch.Tensor], box_lists: Sequence[Boxes]) -> torch.Tensor:
-        """Args: features: for each level (N, C, Hi, Wi). box_lists: for each image, XYXY in the network's input frame.
+        """Pool boxes.
+
+        Args:
+            features: (N, C, Hi, Wi) of each level.
+            box_lists: N boxes of each image, XYXY in pixels of the network input.
 
         Returns:
-            (M, C, height, width) in channels-last memory, the images' boxes one after the other.
+            (M, C, height, width) in channels-last memory, image after image.
         """
         return multilevel_roi_align(
             features,
@@ -96,22 +98,22 @@ class ROIPooler(nn.Module):
         )
 
     def assign_levels(self, boxes: torch.Tensor) -> torch.Tensor:
-        """Index (M,) among the levels of the one that each box (M, 4) is pooled from."""
+        """Return the index of the level that each box (M, 4) is pooled from, (M,) int64."""
         return assign_levels(boxes, len(self.scales), self.canonical_box_size, self.canonical_level - self.min_level)
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` says about it."""
+        """Return the settings shown by ``print(model)``."""
         names = ("output_size", "scales", "sampling_ratio", "aligned")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
 
 def finest_level(scales: Sequence[float]) -> int:
-    """-log2 of the first scale.
+    """Return the level k whose stride 2**k is that of the first scale.
 
     Raises:
-        UserError: the scales are not powers of two, each half of the one before.
+        UserError: the scales are not powers of two, each half of the previous one.
     """
     levels = [-math.log2(scale) if scale > 0 else math.nan for scale in scales]
     if not levels or math.isnan(levels[0]) or levels != [round(levels[0]) + i for i in range(len(levels))]:
-        raise UserError(f"scales {tuple(scales)}: expected powers of two, each half of the one before")
+        raise UserError(f"scales {tuple(scales)}: expected powers of two, each half of the previous one")
     return round(levels[0])

@@ -1,1 +1,1 @@
-"""CUDA kernels of ROIAlign, compiled with NVRTC at first use."""
+"""CUDA kernels of ROIAlign, compiled with NVRTC and checked against the portable path at first use."""

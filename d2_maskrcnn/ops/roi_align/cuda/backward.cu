@@ -1,17 +1,17 @@
-// Gradient of ROIAlign over all levels in one launch, without atomics: each feature cell gathers what it is owed.
+// Gradient of ROIAlign over all levels in one launch, without atomics: each feature cell gathers its gradient.
 //
-// A block owns a tile of cells of one level of one image, each of its warps a row of the tile, its lanes side by side along the
-// channels. The block goes through the image's boxes in order, keeps those of its level that reach its tile and works out their bins'
-// weights for the tile's rows and columns; then each warp adds what these bins owe to the warp's cells. So every sum is taken in one
-// order, whatever runs when, in memory of nothing but the gradients.
+// A block computes a tile of cells of one level of one image; each of its warps has a row of the tile, and the lanes of a warp have
+// neighboring channels. The block reads the image's boxes in order, lists those of its level that reach its tile and computes their
+// bins' weights for the tile's rows and columns; then each warp adds the contributions of these bins to its cells. Every sum is taken
+// in the same order on every run, and no memory is needed besides the gradients.
 
 #include "roi_align.cuh"
 
 #define PACK_BYTES 16
-#define TILE 8  // cells along each side of a tile; a warp for each row
+#define TILE 8  // cells along each side of a tile; one warp per row
 #define THREADS (TILE * WARP)
-#define BATCH 8       // boxes whose weights are worked out together
-#define KEPT_BINS 16  // of a box along an axis, whose weights are kept at a time
+#define BATCH 8       // boxes whose weights are computed together
+#define KEPT_BINS 16  // of a box along an axis whose weights are in shared memory at a time
 
 struct Tile {
   int level, image, y, x;  // y, x: of its first cell
@@ -19,7 +19,7 @@ struct Tile {
 
 __device__ inline Tile locate_tile(const Params& params, int index) {
   Tile tile;
-  tile.level = params.num_levels - 1;  // the coarsest first: they take longest
+  tile.level = params.num_levels - 1;  // the coarsest first, as its tiles take longest
   while (index < params.levels[tile.level].first_tile) --tile.level;
   const Level& level = params.levels[tile.level];
   const int tiles_down = (level.height + TILE - 1) / TILE;
@@ -30,7 +30,7 @@ __device__ inline Tile locate_tile(const Params& params, int index) {
   return tile;
 }
 
-// Whether samples of the box may touch cells from `first` to `first + TILE - 1`; false where the box is not a number.
+// Whether samples of the box may touch cells from `first` to `first + TILE - 1`; false for a box that is NaN.
 __device__ inline bool reaches(const Axis& axis, int bins, int first) {
   const Coord end = axis.start + axis.bin_length * (Coord)bins;
   const Coord low = smaller(axis.start, end), high = axis.start > end ? axis.start : end;
@@ -42,15 +42,15 @@ struct Listed {
   Box box;
 };
 
-// Puts the boxes among `begin` .. `begin + THREADS - 1` (before `end`) that reach the tile into `list`, in order; returns how many.
+// Writes the boxes from `begin` to `begin + THREADS - 1` (before `end`) that reach the tile into `list`, in order; returns their number.
 __device__ inline int list_boxes(
     const Params& params, const Tile& tile, int begin, int end, Listed* list, int* warp_counts) {
   const int index = begin + threadIdx.x, lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   Listed mine = {index, load_box(params, index < end ? index : begin)};
   const Box& box = mine.box;
-  const bool found = index < end && box.level == tile.level && reaches(box.y, params.bins_y, tile.y) &&
+  const bool reached = index < end && box.level == tile.level && reaches(box.y, params.bins_y, tile.y) &&
                      reaches(box.x, params.bins_x, tile.x);
-  const unsigned votes = __ballot_sync(FULL_MASK, found);
+  const unsigned votes = __ballot_sync(FULL_MASK, reached);
   if (lane == 0) warp_counts[warp] = __popc(votes);
   __syncthreads();
   int before = __popc(votes & ((1u << lane) - 1)), total = 0;
@@ -58,17 +58,17 @@ __device__ inline int list_boxes(
     if (i < warp) before += warp_counts[i];
     total += warp_counts[i];
   }
-  if (found) list[before] = mine;
+  if (reached) list[before] = mine;
   __syncthreads();
   return total;
 }
 
-// What KEPT_BINS bins of a box give to the rows and to the columns of a tile.
+// Weights of KEPT_BINS bins of a box for the rows and the columns of a tile.
 struct KeptWeights {
   Coord y[TILE][KEPT_BINS], x[TILE][KEPT_BINS];
 };
 
-// The block works out the weights of `count` boxes for their bins from (first_y, first_x) on.
+// Computes, with the whole block, the weights of `count` boxes for their bins from (first_y, first_x) on.
 __device__ inline void keep_weights(
     const Params& params, const Tile& tile, const Listed* list, int count, int first_y, int first_x, KeptWeights* kept) {
   const int of_an_axis = TILE * KEPT_BINS;
@@ -89,7 +89,7 @@ __device__ inline void keep_weights(
   __syncthreads();
 }
 
-// Adds what some bins of one box owe to the warp's cells: first along y for each column of bins, then along x. `bins` is the first.
+// Adds the contributions of some bins of one box to the warp's cells: along y for each column of bins, then along x. `bins` is the first.
 template <int COUNT>
 __device__ inline void add_bins(
     const Params& params, const KeptWeights& kept, const SCALAR* bins, bool active, Coord (&total)[TILE][COUNT]) {
@@ -104,25 +104,25 @@ __device__ inline void add_bins(
   if (!active) return;
   for (; columns != 0; columns &= columns - 1) {
     const int column = __ffs(columns) - 1;
-    Coord owed[COUNT] = {};
+    Coord partial[COUNT] = {};
     for (unsigned rest = rows; rest != 0; rest &= rest - 1) {
       const int row = __ffs(rest) - 1;
       const Coord weight = kept.y[row_of_tile][row];
       const Index place = (Index)(row * params.bins_x + column) * params.channels;
       const Pack<SCALAR, COUNT> pack = *(const Pack<SCALAR, COUNT>*)(bins + place);
 #pragma unroll
-      for (int c = 0; c < COUNT; ++c) owed[c] += weight * (Coord)widen(pack.items[c]);
+      for (int c = 0; c < COUNT; ++c) partial[c] += weight * (Coord)widen(pack.items[c]);
     }
 #pragma unroll
     for (int j = 0; j < TILE; ++j) {
       const Coord weight = kept.x[j][column];
 #pragma unroll
-      for (int c = 0; c < COUNT; ++c) total[j][c] += weight * owed[c];
+      for (int c = 0; c < COUNT; ++c) total[j][c] += weight * partial[c];
     }
   }
 }
 
-// Adds what the listed boxes owe to the warp's cells, in the list's order.
+// Adds the contributions of the listed boxes to the warp's cells, in the list's order.
 template <int COUNT>
 __device__ inline void add_boxes(
     const Params& params, const Tile& tile, const Listed* list, int count, int channel, KeptWeights* kept,
@@ -137,7 +137,7 @@ __device__ inline void add_boxes(
           const Index bin = ((Index)list[first + i].index * params.bins_y + y) * params.bins_x + x;
           add_bins<COUNT>(params, kept[i], params.bins + bin * params.channels + channel, active, total);
         }
-        __syncthreads();  // before the weights are written again
+        __syncthreads();  // before the weights are overwritten
       }
     }
   }
@@ -171,7 +171,7 @@ __device__ inline void gather_tile(const Params& params) {
   for (int begin = tile.image == 0 ? 0 : params.image_end[tile.image - 1]; begin < end; begin += THREADS) {
     const int count = list_boxes(params, tile, begin, end, list, warp_counts);
     add_boxes<COUNT>(params, tile, list, count, channel, kept, total);
-    __syncthreads();  // before the list is written again
+    __syncthreads();  // before the list is overwritten
   }
   if (y < params.levels[tile.level].height && channel < params.channels) store_row<COUNT>(params, tile, y, channel, total);
 }

@@ -1,10 +1,9 @@
 // ROIAlign over all levels of a feature pyramid in one launch.
 //
-// A block computes some bins of one box: first its threads work out the taps of the box's bins along each axis (cells with their
-// weights, in which samples that fall on the same cell are merged), then each warp computes one bin after the other, its lanes side by
-// side along the channels, as the sum over all pairs of a tap along y and a tap along x. Bins with many taps, which only a large
-// sampling ratio or a box far larger than its level's canonical size has, take another way: their taps lie in the warp's registers, and
-// those of many bins along an axis are not kept at all.
+// A block computes some bins of one box. First its threads compute the taps of the box's bins along each axis: cells with weights, with
+// samples of the same cell merged. Then each warp computes one bin after the other as the sum over all pairs of a tap along y and a tap
+// along x; its lanes have neighboring channels. Bins with many taps, which occur only with a large sampling ratio or a box far larger
+// than its level's canonical size, and boxes with many bins along an axis have their taps recomputed in registers instead.
 
 #include "roi_align.cuh"
 
@@ -19,8 +18,8 @@ struct Tap {
   Coord weight;
 };
 
-// How a bin's samples along an axis become taps: all cells from the first sample's to the last one's, or, where samples are so far
-// apart that these are more, the two cells of each sample.
+// How a bin's samples along an axis become taps: all cells from the first sample to the last one, or, if samples are so far apart that
+// these are more, the two cells of each sample.
 struct TapList {
   int first, count;
   bool by_sample;
@@ -51,11 +50,11 @@ __device__ inline Tap make_tap(const Params& params, const Axis& axis, int bin, 
     add_cell_weights(params, axis, bin, tap.cell, weight);
     tap.weight = weight[0];
   }
-  tap.cell = tap.cell < axis.size ? tap.cell : axis.size - 1;  // beyond the border, with weight zero
+  tap.cell = tap.cell < axis.size ? tap.cell : axis.size - 1;  // outside the border, with weight 0
   return tap;
 }
 
-// Taps of a box's bins along both axes, those along y first.
+// Taps of a box's bins along both axes in shared memory, those along y first.
 struct alignas(16) KeptTap {
   Index offset;  // of the cell's row, or of the cell in its row, in elements
   Coord weight;
@@ -63,7 +62,7 @@ struct alignas(16) KeptTap {
 struct KeptTaps {
   KeptTap taps[KEPT_BINS][KEPT_TAPS];
   int counts[KEPT_BINS];
-  int complete;  // whether every bin has found room
+  int complete;  // whether the taps of every bin fit
 };
 
 __device__ inline void keep_taps(const Params& params, const Box& box, KeptTaps& kept) {
@@ -78,7 +77,7 @@ __device__ inline void keep_taps(const Params& params, const Box& box, KeptTaps&
     const Axis& axis = along_y ? box.y : box.x;
     const int bin = along_y ? place : place - params.bins_y;
     const TapList list = list_taps(axis, bin);
-    if (list.count > KEPT_TAPS) kept.complete = 0;  // whichever thread writes it, it is the same
+    if (list.count > KEPT_TAPS) kept.complete = 0;  // every thread that writes it writes the same
     const Tap tap = make_tap(params, axis, bin, list, index);
     kept.taps[place][index].offset = tap.cell * (along_y ? level.row_stride : level.column_stride);
     kept.taps[place][index].weight = tap.weight;
@@ -94,7 +93,7 @@ __device__ inline void add_pack(const SCALAR* cell, Coord weight, Coord (&total)
   for (int c = 0; c < COUNT; ++c) total[c] += weight * (Coord)widen(pack.items[c]);
 }
 
-// One lane's channels of a bin whose taps are kept.
+// Sums one lane's channels of a bin whose taps are in shared memory.
 template <int COUNT>
 __device__ inline void sum_kept_taps(
     const Params& params, const KeptTaps& kept, int bin_y, int bin_x, const SCALAR* map, Coord (&total)[COUNT]) {
@@ -110,7 +109,7 @@ __device__ inline void sum_kept_taps(
   }
 }
 
-// The same for a bin with any number of taps: a lane works out one tap and hands it to the others.
+// The same for a bin with any number of taps: each lane computes one tap and shares it with the others.
 template <int COUNT>
 __device__ inline void sum_taps(
     const Params& params, const Box& box, int bin_y, int bin_x, const SCALAR* map, bool active, Coord (&total)[COUNT]) {
@@ -136,7 +135,7 @@ __device__ inline void sum_taps(
   }
 }
 
-// One bin: all its channels, a warp's share at a time.
+// Computes all channels of one bin, as many at a time as a warp has.
 template <int COUNT>
 __device__ inline void pool_bin(
     const Params& params, const Box& box, const KeptTaps& kept, int bin_y, int bin_x, const SCALAR* image, SCALAR* result) {
@@ -179,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(FORWARD_WARPS * WARP) forward_packe
   pool_box<PACK_BYTES / sizeof(SCALAR)>(params);
 }
 
-// Features with any strides: right for NCHW memory too, but slower.
+// Features with any strides, such as NCHW memory; slower.
 extern "C" __global__ void __launch_bounds__(FORWARD_WARPS * WARP) forward_strided(const __grid_constant__ Params params) {
   pool_box<1>(params);
 }

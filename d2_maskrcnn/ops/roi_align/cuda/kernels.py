@@ -1,4 +1,4 @@
-"""ROIAlign through our own CUDA kernels (``*.cu`` beside this file): one launch for all levels, each deterministic."""
+"""ROIAlign with our CUDA kernels (``*.cu`` beside this file): one deterministic launch for all levels."""
 
 import ctypes
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ import torch
 from d2_maskrcnn.ops.roi_align.cpu import as_table
 from d2_maskrcnn.ops.roi_align.cuda.nvrtc import (
     KernelError,
+    cache_entry,
     cached_cubin,
     call,
     import_bindings,
     nvrtc_version,
     supported_architectures,
 )
-from d2_maskrcnn.ops.roi_align.levels import level_thresholds
-from d2_maskrcnn.ops.roi_align.spec import PoolingSpec, coordinate_dtype
+from d2_maskrcnn.ops.roi_align.levels import PoolingSpec, coordinate_dtype, level_thresholds
 
 FOLDER = Path(__file__).resolve().parent
 HEADERS = (FOLDER / "roi_align.cuh", FOLDER / "scalars.cuh")
 SCALARS = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 COORDS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
-# As in the sources.
+# The same values as in the sources.
 MAX_LEVELS, MAX_IMAGES = 16, 64
 WARP, PACK_BYTES, TILE = 32, 16, 8
 FORWARD_WARPS, BINS_PER_BLOCK = 8, 32
@@ -33,7 +33,7 @@ FORWARD_WARPS, BINS_PER_BLOCK = 8, 32
 
 @cache
 def params_type(coords: torch.dtype) -> type[ctypes.Structure]:
-    """``struct Params`` of ``roi_align.cuh``, whose coordinates have the given type."""
+    """Return ``struct Params`` of ``roi_align.cuh`` for coordinates of the given type."""
     coord = COORDS[coords]
     strides = [(f"{name}_stride", ctypes.c_longlong) for name in ("image", "channel", "row", "column")]
     counts = [(name, ctypes.c_int) for name in ("height", "width", "first_tile", "tiles_across")]
@@ -57,14 +57,14 @@ def params_type(coords: torch.dtype) -> type[ctypes.Structure]:
 
 
 def compile_options(scalars: torch.dtype, coords: torch.dtype) -> list[str]:
-    """What NVRTC is told for features and coordinates of these types."""
+    """Return NVRTC's options for features and coordinates of these types."""
     coord = "double" if coords == torch.float64 else "float"
     size = ctypes.sizeof(params_type(coords))
     return ["--std=c++17", f"-DSCALAR={SCALARS[scalars]}", f"-DCOORD={coord}", f"-DPARAMS_SIZE={size}"]
 
 
 class Kernels(NamedTuple):
-    """Functions of cuda-bindings' driver, loaded on one device for one pair of types."""
+    """Kernels loaded on one device for one pair of types, as function handles of the CUDA driver."""
 
     forward_packed: Any
     forward_strided: Any
@@ -72,42 +72,51 @@ class Kernels(NamedTuple):
     backward_strided: Any
 
 
-@cache
-def unavailable(device: torch.device, scalars: torch.dtype, coords: torch.dtype) -> str | None:
-    """Why the kernels for these types can't run on ``device``, or None. The first call compiles and loads them."""
+def check_device(device: torch.device) -> None:
+    """Check that ``device`` can run CUDA kernels at all.
+
+    Raises:
+        KernelError: it cannot.
+    """
     if device.type != "cuda":
-        return f"the tensors are on the device {device}, not on a GPU"
+        raise KernelError(f"the tensors are on the device {device}, not on a GPU")
     if torch.version.cuda is None:
-        return "this PyTorch is not built for CUDA"
-    try:
-        load_kernels(device.index, scalars, coords)
-    except KernelError as error:
-        return str(error)
-    return None
+        raise KernelError("this PyTorch is not built for CUDA")
 
 
 @cache
 def load_kernels(device_index: int, scalars: torch.dtype, coords: torch.dtype) -> Kernels:
-    """Compiles the kernels (or takes them from the cache) and loads them on a device.
+    """Compile the kernels (or read them from the cache) and load them on a device.
 
     Raises:
-        KernelError: they can't be had; the message says why.
+        KernelError: they cannot be compiled or loaded.
     """
     driver = import_bindings("driver")
-    architecture = find_architecture(*torch.cuda.get_device_capability(device_index))
     functions: dict[str, Any] = {}
     with torch.cuda.device(device_index):
         torch.cuda.current_stream().synchronize()  # makes the device's context current in this thread
-        for part in ("forward", "backward"):
-            cubin = cached_cubin(FOLDER / f"{part}.cu", HEADERS, architecture, compile_options(scalars, coords))
+        for part, inputs in cubin_inputs(device_index, scalars, coords).items():
+            cubin = cached_cubin(*inputs)
             module = call(driver.cuModuleLoadData, cubin)  # kept for the life of the process
             for name in (f"{part}_packed", f"{part}_strided"):
                 functions[name] = call(driver.cuModuleGetFunction, module, name.encode())
     return Kernels(**functions)
 
 
+def cubin_inputs(device_index: int, scalars: torch.dtype, coords: torch.dtype) -> dict[str, tuple[Any, ...]]:
+    """Return the arguments of :func:`cached_cubin` for the forward and the backward kernels."""
+    architecture = find_architecture(*torch.cuda.get_device_capability(device_index))
+    options = compile_options(scalars, coords)
+    return {part: (FOLDER / f"{part}.cu", HEADERS, architecture, options) for part in ("forward", "backward")}
+
+
+def cubin_entries(device_index: int, scalars: torch.dtype, coords: torch.dtype) -> list[Path]:
+    """Return the cache entries of the kernels, whose names identify their code."""
+    return [cache_entry(*inputs) for inputs in cubin_inputs(device_index, scalars, coords).values()]
+
+
 def find_architecture(major: int, minor: int) -> int:
-    """The newest architecture that NVRTC compiles for and a GPU of compute capability ``major.minor`` runs.
+    """Return the newest architecture that NVRTC compiles for and a GPU of compute capability ``major.minor`` runs.
 
     Raises:
         KernelError: there is none.
@@ -122,7 +131,7 @@ def find_architecture(major: int, minor: int) -> int:
 def pool(
     features: Sequence[torch.Tensor], boxes: torch.Tensor, boxes_per_image: Sequence[int], spec: PoolingSpec
 ) -> torch.Tensor:
-    """Pools boxes (M, 4) from features [(N, C, Hi, Wi)]: (M, C, Ph, Pw) in channels-last memory."""
+    """Pool boxes from a feature pyramid; see :func:`d2_maskrcnn.ops.roi_align.cpu.pool`."""
     coords = coordinate_dtype(boxes, *features)
     channels, (height, width) = features[0].shape[1], spec.output_size
     pooled = features[0].new_empty((len(boxes), height, width, channels))
@@ -142,22 +151,22 @@ def gradients(
     boxes_per_image: Sequence[int],
     spec: PoolingSpec,
 ) -> list[torch.Tensor]:
-    """Gradients [(N, C, Hi, Wi)] of the features, in channels-last memory, from those of the bins (M, C, Ph, Pw)."""
+    """Compute the features' gradients; see :func:`d2_maskrcnn.ops.roi_align.cpu.gradients`."""
     coords = coordinate_dtype(boxes, grad)
     bins = as_table(grad)
-    found = [grad.new_empty((n, height, width, c)).permute(0, 3, 1, 2) for n, c, height, width in shapes]
+    results = [grad.new_empty((n, height, width, c)).permute(0, 3, 1, 2) for n, c, height, width in shapes]
     kernels = load_kernels(grad.device.index, grad.dtype, coords)
     boxes = boxes.to(coords).contiguous()
-    packed = all(map(is_packed, found)) and bins.data_ptr() % PACK_BYTES == 0
+    packed = all(map(is_packed, results)) and bins.data_ptr() % PACK_BYTES == 0
     kernel = kernels.backward_packed if packed else kernels.backward_strided
     lanes = WARP * (PACK_BYTES // grad.element_size() if packed else 1)
-    for params in pack_params(found, boxes, boxes_per_image, bins, spec):
+    for params in pack_params(results, boxes, boxes_per_image, bins, spec):
         launch(kernel, (params.num_tiles, -(-params.channels // lanes)), TILE * WARP, params, grad.device)
-    return found
+    return results
 
 
 def is_packed(feature: torch.Tensor) -> bool:
-    """Whether a level (N, C, H, W) can be read 16 bytes of channels at a time."""
+    """Return whether the channels of a level (N, C, H, W) can be read 16 bytes at a time."""
     items = PACK_BYTES // feature.element_size()
     steps = (feature.shape[1], feature.stride(0), feature.stride(2), feature.stride(3))
     channels_last = feature.stride(1) == 1 or feature.shape[1] == 1
@@ -171,8 +180,12 @@ def pack_params(
     bins: torch.Tensor,
     spec: PoolingSpec,
 ) -> list[ctypes.Structure]:
-    """Parameters of each launch: at most ``MAX_IMAGES`` images of ``levels`` [(N, C, Hi, Wi)], with their boxes and
-    bins.
+    """Return the parameters of each launch, which covers at most ``MAX_IMAGES`` images.
+
+    Args:
+        levels: (N, C, Hi, Wi) features, or their gradients.
+        boxes: (M, 4) contiguous, of the kernels' coordinate type.
+        bins: (M, Ph, Pw, C) memory of the pooled bins or their gradients.
 
     Raises:
         ValueError: more than ``MAX_LEVELS`` levels.
@@ -201,7 +214,7 @@ def pack_params(
 
 
 def pack_levels(params: Any, levels: Sequence[torch.Tensor], first_image: int, spec: PoolingSpec) -> None:
-    """Fills in the levels, from image ``first_image`` on."""
+    """Write the levels into ``params``, starting with image ``first_image``."""
     params.num_levels = len(levels)
     thresholds = [0.0, *level_thresholds(len(levels), spec.canonical_box_size, spec.canonical_level)]
     for level, tensor, scale, threshold in zip(params.levels, levels, spec.scales, thresholds, strict=False):
@@ -214,10 +227,10 @@ def pack_levels(params: Any, levels: Sequence[torch.Tensor], first_image: int, s
 
 
 def launch(kernel: Any, blocks: tuple[int, int], threads: int, params: ctypes.Structure, device: torch.device) -> None:
-    """Starts a kernel with one struct as its argument, on PyTorch's current stream of ``device``.
+    """Start a kernel with one struct as its argument, on PyTorch's current stream of ``device``.
 
     Raises:
-        KernelError: the driver refuses.
+        KernelError: the driver reports an error.
     """
     if min(blocks) == 0:
         return

@@ -1,6 +1,6 @@
-"""Compiles CUDA C++ at run time with NVRTC, which PyTorch's CUDA wheels bring along, and keeps the results on disk.
+"""Compile CUDA C++ at run time with NVRTC, which PyTorch's CUDA wheels include, and cache the results on disk.
 
-No nvcc, no host compiler, no CUDA headers, and for compiling not even a GPU.
+This needs no nvcc, no host compiler and no CUDA headers; compiling needs no GPU either.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ MAGIC = b"d2_maskrcnn kernel 1\n"
 
 
 class KernelError(RuntimeError):
-    """Our CUDA kernels can't be compiled, loaded or started; the message says why."""
+    """Our CUDA kernels cannot be compiled, loaded or started."""
 
 
 def import_bindings(name: str) -> Any:
-    """The module ``driver`` or ``nvrtc`` of cuda-bindings.
+    """Import the module ``driver`` or ``nvrtc`` of cuda-bindings.
 
     Raises:
         KernelError: the package is not installed.
@@ -31,7 +31,7 @@ def import_bindings(name: str) -> Any:
         return importlib.import_module(f"cuda.bindings.{name}")
     except ImportError as error:
         raise KernelError(
-            f"cuda-bindings can't be imported ({error}); older PyTorch does not bring it along: {_install_command()}"
+            f"cuda-bindings cannot be imported ({error}); older PyTorch does not install it: {_install_command()}"
         ) from error
 
 
@@ -41,14 +41,14 @@ def _install_command() -> str:
 
 
 def call(function: Any, *args: Any) -> Any:
-    """Calls a function of cuda-bindings and returns its value, or a tuple of its values.
+    """Call a function of cuda-bindings and return its value, or a tuple of its values.
 
     Raises:
-        KernelError: it reports an error, or the library that it belongs to can't be loaded.
+        KernelError: it reports an error, or its library cannot be loaded.
     """
     try:
         status, *values = function(*args)
-    except RuntimeError as error:  # how cuda-bindings reports a library that is not there
+    except RuntimeError as error:  # how cuda-bindings reports a missing library
         raise KernelError(f"{function.__name__}: {error}") from error
     if int(status) != 0:
         raise KernelError(f"{function.__name__} failed: {status!s}")
@@ -56,26 +56,26 @@ def call(function: Any, *args: Any) -> Any:
 
 
 def nvrtc_version() -> tuple[int, int]:
-    """Version of the NVRTC library that is used."""
+    """Return the version of the NVRTC library in use."""
     major, minor = call(import_bindings("nvrtc").nvrtcVersion)
     return major, minor
 
 
 def supported_architectures() -> list[int]:
-    """Compute capabilities that NVRTC can compile for, as 10 * major + minor."""
+    """Return the compute capabilities that NVRTC compiles for, as 10 * major + minor."""
     return list(call(import_bindings("nvrtc").nvrtcGetSupportedArchs))
 
 
 def compile_cubin(
     source: Path, headers: Sequence[Path], architecture: int, options: Sequence[str]
 ) -> tuple[bytes, str]:
-    """Compiles one file for ``sm_<architecture>``.
+    """Compile one file for ``sm_<architecture>``.
 
     Returns:
-        The cubin, and what the compiler had to say (warnings; empty if none).
+        The cubin and the compiler's warnings (empty if none).
 
     Raises:
-        KernelError: it does not compile; the message holds the compiler's.
+        KernelError: it does not compile; the message includes the compiler's.
     """
     nvrtc = import_bindings("nvrtc")
     texts = [header.read_bytes() for header in headers]
@@ -97,22 +97,18 @@ def compile_cubin(
 
 
 def _text(program: Any, get_size: Any, get: Any) -> bytes:
-    text = bytearray(call(get_size, program))  # not bytes: short ones are shared by the whole interpreter
+    text = bytearray(call(get_size, program))  # not bytes, of which the interpreter shares short ones
     call(get, program, text)
     return bytes(text)
 
 
 def cached_cubin(source: Path, headers: Sequence[Path], architecture: int, options: Sequence[str]) -> bytes:
-    """:func:`compile_cubin`, with the results kept in :func:`cache_folder`.
+    """Compile one file, or read the result from the cache.
 
-    An entry is found by everything that goes into it (sources, options, architecture, NVRTC's version) and is checked
-    before it is used; one that is damaged, or that another user could have written, is compiled again. Without a place
-    to write to, everything is compiled in each process.
+    An entry is verified before it is used; one that is damaged, or that another user could have written, is compiled
+    again. If the cache cannot be written, every process compiles.
     """
-    parts = [path.name.encode() + b"\0" + path.read_bytes() for path in (source, *headers)]
-    parts += [repr((architecture, tuple(options), nvrtc_version())).encode()]
-    key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
-    entry = cache_folder() / f"{source.stem}-sm_{architecture}-{key[:32]}.cubin"
+    entry = cache_entry(source, headers, architecture, options)
     cubin = read_entry(entry)
     if cubin is None:
         cubin, _ = compile_cubin(source, headers, architecture, options)
@@ -120,14 +116,22 @@ def cached_cubin(source: Path, headers: Sequence[Path], architecture: int, optio
     return cubin
 
 
+def cache_entry(source: Path, headers: Sequence[Path], architecture: int, options: Sequence[str]) -> Path:
+    """Return the path of a cubin in the cache; its name depends on sources, options, architecture and NVRTC version."""
+    parts = [path.name.encode() + b"\0" + path.read_bytes() for path in (source, *headers)]
+    parts += [repr((architecture, tuple(options), nvrtc_version())).encode()]
+    key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+    return cache_folder() / f"{source.stem}-sm_{architecture}-{key[:32]}.cubin"
+
+
 def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/d2_maskrcnn/kernels``, by default below ``~/.cache``."""
+    """Return ``$XDG_CACHE_HOME/d2_maskrcnn/kernels``, by default below ``~/.cache``."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "d2_maskrcnn" / "kernels"
 
 
 def read_entry(path: Path) -> bytes | None:
-    """The cubin in a cache entry; None if there is none that is whole and only ours to write."""
+    """Return the content of a cache entry; None if it is missing, damaged, or writable by other users."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -136,22 +140,20 @@ def read_entry(path: Path) -> bytes | None:
         return None
     if not _only_ours(status):
         return None
-    digest, cubin = content[len(MAGIC) : len(MAGIC) + 32], content[len(MAGIC) + 32 :]
-    if not content.startswith(MAGIC) or hashlib.sha256(cubin).digest() != digest:
-        return None
-    return cubin
+    digest, payload = content[len(MAGIC) : len(MAGIC) + 32], content[len(MAGIC) + 32 :]
+    return payload if content.startswith(MAGIC) and hashlib.sha256(payload).digest() == digest else None
 
 
 def _only_ours(status: os.stat_result) -> bool:
-    getuid = getattr(os, "getuid", None)  # not on Windows, where the cache lies in the user's own profile
+    getuid = getattr(os, "getuid", None)  # not on Windows, where the cache is in the user's own profile
     if getuid is None:
         return True
     shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
     return stat.S_ISREG(status.st_mode) and status.st_uid == getuid() and not shared
 
 
-def write_entry(path: Path, cubin: bytes) -> None:
-    """Writes a cache entry whole or not at all; nothing happens where the folder can't be written to."""
+def write_entry(path: Path, payload: bytes) -> None:
+    """Write a cache entry atomically; do nothing if the folder is not writable."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")  # mode 0600
@@ -159,7 +161,7 @@ def write_entry(path: Path, cubin: bytes) -> None:
         return
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(MAGIC + hashlib.sha256(cubin).digest() + cubin)
+            file.write(MAGIC + hashlib.sha256(payload).digest() + payload)
         os.replace(temporary, path)
     except OSError:
         Path(temporary).unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-// What the forward and the backward kernel share: number types, the launch parameters and the geometry of boxes.
+// Code of both the forward and the backward kernel: number types, launch parameters and the geometry of boxes.
 //
-// Compiled by NVRTC without any header. The macros SCALAR (a type of scalars.cuh), COORD (float or double) and PARAMS_SIZE are given
-// on the command line. Coordinates, weights and sums are COORD whatever the features are.
+// Compiled by NVRTC without CUDA's headers. The macros SCALAR (a type of scalars.cuh), COORD (float or double) and PARAMS_SIZE are
+// compiler options. Coordinates, weights and sums are COORD whatever the features are.
 
 #include "scalars.cuh"
 
@@ -19,7 +19,7 @@ struct Level {
   SCALAR* data;
   Index image_stride, channel_stride, row_stride, column_stride;
   Coord scale;      // cells per input pixel
-  Coord threshold;  // least sqrt(area) in input pixels of a box that belongs to this level or a coarser one
+  Coord threshold;  // smallest sqrt(area) in input pixels of a box that belongs to this level or a coarser one
   int height, width;
   int first_tile, tiles_across;  // backward: index of the level's first tile, tiles in a row of tiles
 };
@@ -34,19 +34,19 @@ struct Params {
   int num_levels, num_images, num_boxes, channels;
   int bins_y, bins_x, sampling_ratio, num_tiles;
 };
-static_assert(sizeof(Params) == PARAMS_SIZE, "the launcher packs the parameters in another way");
+static_assert(sizeof(Params) == PARAMS_SIZE, "the launcher packs the parameters differently");
 
-// Products and sums that the compiler must not fuse: a rounding more or less can change the number of adaptive samples, and every
-// backend should take the same.
+// Products and sums that the compiler must not fuse: rounding differently can change the number of adaptive samples, which must be the
+// same in every backend.
 __device__ inline float product(float a, float b) { return __fmul_rn(a, b); }
 __device__ inline float sum(float a, float b) { return __fadd_rn(a, b); }
 __device__ inline double product(double a, double b) { return __dmul_rn(a, b); }
 __device__ inline double sum(double a, double b) { return __dadd_rn(a, b); }
 
-__device__ inline Coord larger(Coord a, Coord b) { return a > b ? a : b; }    // b where a is not a number
+__device__ inline Coord larger(Coord a, Coord b) { return a > b ? a : b; }    // b if a is NaN
 __device__ inline Coord smaller(Coord a, Coord b) { return a < b ? a : b; }
 
-// A box along one axis of its level, in cells (a cell's centre is an integer).
+// A box along one axis of its level, in cells; the center of cell i is at i.
 struct Axis {
   Coord start, bin_length, samples;  // samples: in a bin, a whole number
   Coord share;                       // 1 / samples: a bin is the mean of its samples
@@ -74,7 +74,7 @@ struct Box {
   int level;
 };
 
-// Equation 1 of the FPN paper, as comparisons of the box's size with each level's threshold.
+// Level by equation 1 of the FPN paper, from comparing the box's size with each level's threshold.
 __device__ inline int level_of(const Params& params, const Coord* box) {
   const Coord size = sqrt(product(sum(box[2], -box[0]), sum(box[3], -box[1])));
   int level = 0;
@@ -111,7 +111,7 @@ struct Sample {
 __device__ inline Sample take_sample(const Axis& axis, Coord start, Coord i) {
   Coord position = sum(start, product(sum(i, (Coord)0.5), axis.bin_length) / axis.samples);
   Sample sample;
-  sample.inside = position >= -1 && position <= axis.size;  // false where it is not a number
+  sample.inside = position >= -1 && position <= axis.size;  // false if it is NaN
   position = smaller(larger(position, 0), (Coord)(axis.size - 1));
   const Coord low = floor(position);
   sample.low = (int)low;
@@ -119,8 +119,8 @@ __device__ inline Sample take_sample(const Axis& axis, Coord start, Coord i) {
   return sample;
 }
 
-// The samples of a bin, as a first index and a count, that can touch cells from `first` to `last`. Few are all taken; of many,
-// which only a box far larger than the map or a large sampling ratio has, those too far away are left out.
+// First index and number of a bin's samples that can touch cells from `first` to `last`. If the bin has few samples, all of them; of
+// many, which occur only with a box far larger than the map or a large sampling ratio, distant ones are skipped.
 struct SampleRange {
   Coord begin;
   int count;
@@ -132,14 +132,14 @@ __device__ inline SampleRange samples_near(const Params& params, const Axis& axi
   const Coord step = axis.bin_length / axis.samples;
   range.begin = larger(floor(((Coord)(first - 1) - start) / step) - 2, 0);
   const Coord end = smaller(floor(((Coord)(last + 1) - start) / step) + 3, axis.samples);
-  // Adaptive samples are more than half a cell apart, so few are near; where coordinates are so large that they have no
-  // fraction left, `end` means nothing and this bounds the work.
+  // Adaptive samples are more than half a cell apart, so few are near. If coordinates are so large that they have no fraction, `end`
+  // is meaningless and this limits the work.
   const Coord most = params.sampling_ratio > 0 ? (Coord)params.sampling_ratio : (Coord)(2 * (last - first) + 16);
   range.count = (int)larger(smaller(end - range.begin, most), 0);
   return range;
 }
 
-// Adds to weights[i] the weight that a bin gives to cell first + i.
+// Adds the weight of cell first + i in a bin to weights[i].
 template <int CELLS>
 __device__ inline void add_cell_weights(const Params& params, const Axis& axis, int bin, int first, Coord (&weights)[CELLS]) {
   const Coord start = bin_start(axis, bin);

@@ -1,6 +1,6 @@
-// Number types of features, without CUDA's headers, which a machine that only has the driver may lack.
+// Number types of features, without CUDA's headers, which a machine with only the driver may not have.
 //
-// Each type T has load(T) -> Coord and store(Coord) -> T; Pack<T> is 16 bytes of them, read and written in one instruction.
+// widen(T) converts to float (double for double) and narrow(COORD, T&) rounds back, for each type T.
 
 struct float16 {
   unsigned short bits;
@@ -35,7 +35,7 @@ __device__ inline void narrow(COORD value, bfloat16& result) {
   result.bits = (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : (unsigned short)rounded;
 }
 
-// COUNT neighbouring channels: 16 bytes, or a single one where alignment or strides allow no more.
+// COUNT neighboring channels, read and written in one instruction: 16 bytes, or one channel if alignment or strides require it.
 template <typename T, int COUNT>
 struct alignas(sizeof(T) * COUNT) Pack {
   T items[COUNT];

@@ -1,8 +1,7 @@
-"""The definition of :func:`d2_maskrcnn.ops.multilevel_roi_align`: plain, slow, and independent of the fast paths.
+"""A slow reference of :func:`d2_maskrcnn.ops.multilevel_roi_align`, independent of the fast implementations.
 
 It is written from the papers (ROIAlign: arXiv:1703.06870, section 3; levels: arXiv:1612.03144, equation 1), one sample
-after the other, with coordinates in Python's double precision. Autograd differentiates it. Only tests and the curious
-call it.
+after the other, with coordinates in Python's double precision. Autograd differentiates it.
 """
 
 import math
@@ -21,7 +20,7 @@ def reference_roi_align(
     canonical_box_size: float = 224.0,
     canonical_level: int = 2,
 ) -> torch.Tensor:
-    """Arguments and result as those of :func:`d2_maskrcnn.ops.multilevel_roi_align`; (M, C, height, width)."""
+    """Pool boxes; arguments and result are those of :func:`d2_maskrcnn.ops.multilevel_roi_align`."""
     pooled = []
     for image, image_boxes in enumerate(boxes):
         for box in image_boxes.tolist():
@@ -33,10 +32,10 @@ def reference_roi_align(
 
 
 def box_level(box: Sequence[float], num_levels: int, canonical_box_size: float, canonical_level: int) -> int:
-    """Equation 1 of the FPN paper, clamped to the levels that there are."""
+    """Return the level of a box by equation 1 of the FPN paper, clamped to [0, num_levels - 1]."""
     x1, y1, x2, y2 = box
     area = (x2 - x1) * (y2 - y1)
-    if not area > 0:  # also where it is not a number
+    if not area > 0:  # also if it is NaN
         return 0
     if area == math.inf:
         return num_levels - 1
@@ -52,7 +51,7 @@ def pool_box(
     sampling_ratio: int,
     aligned: bool,
 ) -> torch.Tensor:
-    """One box (XYXY) pooled from one map (C, H, W) into (C, height, width): each bin is the mean of its samples."""
+    """Pool one box (XYXY) from one map (C, H, W) into (C, height, width): each bin is the mean of its samples."""
     if not all(math.isfinite(edge) for edge in box):
         return feature.new_zeros((feature.shape[0], *output_size))
     x1, y1, x2, y2 = (edge * scale - (0.5 if aligned else 0.0) for edge in box)
@@ -70,14 +69,14 @@ def pool_box(
 
 
 def sample_positions(start: float, length: float, num_bins: int, bin_index: int, sampling_ratio: int) -> list[float]:
-    """Where a bin is sampled along one axis, in feature cells (a cell's centre is an integer)."""
+    """Return where a bin is sampled along one axis, in feature cells; the center of cell i is at i."""
     bin_length = length / num_bins
     count = sampling_ratio if sampling_ratio > 0 else max(math.ceil(bin_length), 0)
     return [start + bin_index * bin_length + (i + 0.5) * bin_length / count for i in range(count)]
 
 
 def mean_of_samples(feature: torch.Tensor, ys: list[float], xs: list[float]) -> torch.Tensor:
-    """Mean (C,) of the bilinear samples at the grid ys x xs; a bin without samples is zero."""
+    """Return the mean (C,) of the bilinear samples on the grid ys x xs; a bin without samples is zero."""
     total = feature.new_zeros(feature.shape[0])
     for y in ys:
         for x in xs:
@@ -86,7 +85,7 @@ def mean_of_samples(feature: torch.Tensor, ys: list[float], xs: list[float]) -> 
 
 
 def bilinear(feature: torch.Tensor, y: float, x: float) -> torch.Tensor:
-    """Value (C,) of the map (C, H, W) at (y, x): zero more than one cell outside, the border's value up to there."""
+    """Return the map's value (C,) at (y, x): the border's up to one cell outside, zero further outside."""
     height, width = feature.shape[1:]
     if y < -1 or y > height or x < -1 or x > width:
         return feature.new_zeros(feature.shape[0])

@@ -1,4 +1,4 @@
-"""Boxes of all sorts, feature maps, and the comparison with the slow reference: what the tests of ROIAlign share."""
+"""Boxes, feature maps and the comparison with the slow reference, shared by the tests of ROIAlign."""
 
 import math
 
@@ -35,14 +35,14 @@ BOXES = {
     "borders": BORDERS,
     "outside": OUTSIDE,
     "degenerate": DEGENERATE,
-    "not finite": NOT_FINITE,
+    "non-finite": NOT_FINITE,
     "all": ORDINARY + BORDERS + OUTSIDE + DEGENERATE + NOT_FINITE,
 }
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
 def make_features(dtype=torch.float32, channels=5, sizes=SIZES, images=2, channels_last=True, seed=0):
-    """Random feature maps, one for each level."""
+    """Return random feature maps of each level."""
     generator = torch.Generator().manual_seed(seed)
     features = [
         torch.randn((images, channels, *size), generator=generator, dtype=torch.float64).to(dtype) for size in sizes
@@ -51,13 +51,13 @@ def make_features(dtype=torch.float32, channels=5, sizes=SIZES, images=2, channe
 
 
 def make_boxes(kind="all", dtype=torch.float32):
-    """The boxes of two images: the second has them in the opposite order, and one more."""
+    """Return boxes of two images: the second has those of the first in reverse order and one more."""
     boxes = torch.tensor(BOXES[kind], dtype=dtype).view(-1, 4)
     return [boxes, torch.cat([boxes.flip(0), boxes[:1] * 0.75])]
 
 
 def make_finite_boxes(kind="all"):
-    """Without the gigantic ones and those that are not finite: the reference takes every sample."""
+    """Return boxes without huge and non-finite ones, for which the reference would take every sample."""
     return [boxes[boxes.nan_to_num(1e9).abs().amax(dim=1) < 1e6] for boxes in make_boxes(kind)]
 
 
@@ -71,16 +71,16 @@ def value_and_gradients(function, features, *args, grad=None):
         if grad is None
         else grad
     )
-    found = torch.autograd.grad(pooled, features, grad.to(pooled.dtype), allow_unused=True)
+    gradients = torch.autograd.grad(pooled, features, grad.to(pooled.dtype), allow_unused=True)
     return (
         pooled.detach(),
-        [torch.zeros_like(f) if g is None else g for f, g in zip(features, found, strict=True)],
+        [torch.zeros_like(f) if g is None else g for f, g in zip(features, gradients, strict=True)],
         grad,
     )
 
 
-def assert_as_reference(features, boxes, *args):
-    """Values and gradients are those of the reference, computed in float64 from the same (rounded) features."""
+def assert_equals_reference(features, boxes, *args):
+    """Compare values and gradients with the reference in float64 from the same (rounded) features."""
     pooled, gradients, grad = value_and_gradients(multilevel_roi_align, features, boxes, *args)
     exact = [feature.double() for feature in features]
     expected, expected_gradients, _ = value_and_gradients(reference_roi_align, exact, boxes, *args, grad=grad)

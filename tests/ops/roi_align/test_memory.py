@@ -25,7 +25,7 @@ def test_buffers(make, megabytes):
 
 
 @pytest.mark.parametrize("megabytes", [0, 1, 40])
-def test_zeros_are_zeros_again_after_use(megabytes):
+def test_reused_memory_is_zeroed(megabytes):
     for _ in range(2):
         buffer = memory.zero_buffer((megabytes, WIDTH), LIKE)
         assert buffer.count_nonzero() == 0
@@ -33,31 +33,31 @@ def test_zeros_are_zeros_again_after_use(megabytes):
         del buffer
 
 
-def test_memory_is_used_again_when_nobody_holds_it():
+def test_unused_memory_is_reused():
     buffer = memory.empty_buffer((40, WIDTH), LIKE)
     address, view = buffer.data_ptr(), buffer[3:4].view(torch.int16)
     del buffer
     other = memory.empty_buffer((40, WIDTH), LIKE)
-    assert other.data_ptr() != address  # the view still holds it
+    assert other.data_ptr() != address  # the view still uses it
     del view
     again = memory.zero_buffer((30, WIDTH), LIKE)
     assert again.data_ptr() == address
     assert again.untyped_storage().nbytes() == 30 << 20  # what torch.save would write
 
 
-def test_memory_that_is_far_too_large_waits_for_another():
+def test_memory_of_twice_the_size_is_not_reused():
     address = memory.empty_buffer((40, WIDTH), LIKE).data_ptr()
     smaller = memory.empty_buffer((19, WIDTH), LIKE)
     assert smaller.data_ptr() != address
     assert memory.empty_buffer((20, WIDTH), LIKE).data_ptr() == address
 
 
-def test_not_too_much_waits(monkeypatch):
-    monkeypatch.setattr(memory, "KEPT_BYTES", 100 << 20)
+def test_unused_memory_is_bounded(monkeypatch):
+    monkeypatch.setattr(memory, "MAX_KEPT_BYTES", 100 << 20)
     buffers = [memory.empty_buffer((40, WIDTH), LIKE) for _ in range(3)]
     addresses = [buffer.data_ptr() for buffer in buffers]
     for _ in range(3):
-        del buffers[0]  # the first goes when the third comes
+        del buffers[0]  # the first is freed when the third is kept
     taken = [memory._store.take(40 << 20) for _ in range(3)]
     assert [part.ctypes.data for part in taken[:2]] == addresses[1:] and taken[2] is None
 
@@ -88,6 +88,6 @@ def test_gradients_flow_through_buffers_and_free_them():
     assert memory.empty_buffer((16, WIDTH), torch.zeros(1)).data_ptr() == address
 
 
-def test_no_huge_pages_where_the_system_has_none(monkeypatch):
+def test_without_huge_pages(monkeypatch):
     monkeypatch.setattr(memory, "_madvise", None)
     assert memory.empty_buffer((40, WIDTH), LIKE).shape == (40, WIDTH)

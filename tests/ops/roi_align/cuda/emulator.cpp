@@ -1,7 +1,7 @@
 // Runs a CUDA kernel on the host, for tests on machines without a GPU: the kernel's own source, compiled as C++.
 //
 // The threads of a block are fibers that take turns. A fiber runs until it has to wait for others (__syncthreads, or an exchange
-// within its warp), so the exchanges mean what they mean on a GPU. Blocks run one after the other. KERNEL_FILE names the source.
+// within its warp), so synchronization works as on a GPU. Blocks run one after the other. KERNEL_FILE names the source.
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -39,10 +39,10 @@ struct Barrier {
 static std::vector<Fiber> fibers;
 static Barrier block_barrier;
 static std::vector<Barrier> warp_barriers;
-static std::vector<unsigned long long> exchanged;  // one slot for each thread
+static std::vector<unsigned long long> exchanged;  // one slot per thread
 static jmp_buf scheduler;
 static int current;
-static unsigned long progress;  // grows whenever a thread ends or those at a barrier may go on
+static unsigned long progress;  // grows whenever a thread ends or a barrier opens
 static void (*body)(const void*);
 static const void* arguments;
 
@@ -141,7 +141,7 @@ static void resume(int index) {
   setcontext(&fiber.first);
 }
 
-// Returns false where all threads wait for each other.
+// Returns false in a deadlock.
 static bool run_block() {
   for (Fiber& fiber : fibers) {
     fiber.started = fiber.done = false;
@@ -168,7 +168,7 @@ static bool run_block() {
 static void (*kernel)(Params);
 static void call_kernel(const void* params) { kernel(*(const Params*)params); }
 
-// One launch of `function`, whose argument is `params`; returns 0, or 1 where a block's threads wait for each other for ever.
+// One launch of `function`, whose argument is `params`; returns 0, or 1 in a deadlock.
 extern "C" int emulate(void (*function)(Params), unsigned blocks_x, unsigned blocks_y, unsigned threads, const Params* params) {
   kernel = function;
   body = call_kernel;

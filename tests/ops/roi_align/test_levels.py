@@ -24,7 +24,7 @@ def test_levels(boxes, levels, dtype):
     assert assign_levels(boxes.to(dtype), 4).tolist() == levels
 
 
-def test_equals_the_formula():
+def test_equals_equation_1():
     sides = torch.rand((2, 1000), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 700
     boxes = torch.stack([torch.zeros(1000), torch.zeros(1000), *sides], dim=1).double()
     formula = (4 + torch.log2((sides[0] * sides[1]).sqrt() / 224)).floor().clamp(2, 5) - 2
@@ -32,5 +32,5 @@ def test_equals_the_formula():
 
 
 @pytest.mark.parametrize(("num_levels", "canonical_level", "level"), [(1, 2, 0), (4, 9, 3), (4, -9, 0), (2, 1, 1)])
-def test_levels_are_clamped_to_those_there_are(num_levels, canonical_level, level):
+def test_levels_are_clamped(num_levels, canonical_level, level):
     assert assign_levels(square(300), num_levels, 224.0, canonical_level).tolist() == [level]

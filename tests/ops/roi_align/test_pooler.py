@@ -49,17 +49,17 @@ def test_from_config():
     [
         ({"POOLER_TYPE": "ROIPool"}, ["p2", "p3"], "POOLER_TYPE ROIPool: expected one of ROIAlignV2, ROIAlign"),
         ({}, ["p2", "p4"], r"\['p2', 'p4'\] \(strides \[4, 16\]\)"),
-        ({}, ["p3", "p2"], "each half of the one before"),
+        ({}, ["p3", "p2"], "each half of the previous one"),
         ({}, [], "powers of two"),
     ],
 )
-def test_bad_config_is_named(changes, in_features, words):
+def test_errors_name_the_config_key(changes, in_features, words):
     with pytest.raises(UserError, match=f"MODEL.ROI_BOX_HEAD.*{words}"):
         ROIPooler.from_cfg(make_cfg(**changes), "MODEL.ROI_BOX_HEAD", SHAPES, in_features)
 
 
 @pytest.mark.parametrize("scales", [(), (0.3,), (0.25, 0.0625), (0.125, 0.25), (0.0,), (-0.25,)])
-def test_scales_that_are_no_pyramid(scales):
+def test_scales_that_are_not_a_pyramid(scales):
     with pytest.raises(UserError, match="powers of two"):
         ROIPooler(7, scales, 0, "ROIAlignV2")
 
@@ -101,7 +101,7 @@ def test_equals_detectron2(shared_dir):
 
 
 class Head(nn.Module):
-    """What exporting needs: a module whose inputs are tensors."""
+    """A module whose inputs are tensors, as exporting requires."""
 
     def __init__(self):
         super().__init__()

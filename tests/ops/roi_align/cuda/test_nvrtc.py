@@ -4,8 +4,7 @@ import sys
 import pytest
 import torch
 
-from d2_maskrcnn.ops.roi_align.cuda import kernels as cuda
-from d2_maskrcnn.ops.roi_align.cuda import nvrtc
+from d2_maskrcnn.ops.roi_align.cuda import kernels, nvrtc
 
 ARCHITECTURES = (75, 80, 90, 100)
 TYPES = {
@@ -19,7 +18,7 @@ SMALL = 'extern "C" __global__ void fill(float* out) { out[threadIdx.x] = VALUE;
 
 @pytest.fixture
 def compiler():
-    """Skips where PyTorch is a build without CUDA, which brings no NVRTC."""
+    """Skip the test without NVRTC, which PyTorch's CPU builds do not include."""
     try:
         nvrtc.nvrtc_version()
     except nvrtc.KernelError as error:
@@ -34,7 +33,7 @@ def small_source(tmp_path, monkeypatch, compiler):
     return source
 
 
-def refuse_to_compile(*args):
+def fail_to_compile(*args):
     raise AssertionError("compiled although it is in the cache")
 
 
@@ -43,22 +42,22 @@ def refuse_to_compile(*args):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_kernel_compiles_without_a_warning(compiler, architecture, scalars, part):
     if architecture not in nvrtc.supported_architectures():
-        pytest.skip(f"NVRTC {nvrtc.nvrtc_version()} does not know sm_{architecture}")
-    options = cuda.compile_options(scalars, TYPES[scalars])
-    cubin, log = nvrtc.compile_cubin(cuda.FOLDER / f"{part}.cu", cuda.HEADERS, architecture, options)
+        pytest.skip(f"NVRTC {nvrtc.nvrtc_version()} does not support sm_{architecture}")
+    options = kernels.compile_options(scalars, TYPES[scalars])
+    cubin, log = nvrtc.compile_cubin(kernels.FOLDER / f"{part}.cu", kernels.HEADERS, architecture, options)
     assert log == ""
     assert cubin.startswith(b"\x7fELF")
     assert all(f"{part}_{kind}".encode() in cubin for kind in ("packed", "strided"))
 
 
 def test_float64_boxes_with_float32_features_compile_too(compiler):
-    options = cuda.compile_options(torch.float32, torch.float64)
+    options = kernels.compile_options(torch.float32, torch.float64)
     for part in ("forward", "backward"):
-        _, log = nvrtc.compile_cubin(cuda.FOLDER / f"{part}.cu", cuda.HEADERS, 90, options)
+        _, log = nvrtc.compile_cubin(kernels.FOLDER / f"{part}.cu", kernels.HEADERS, 90, options)
         assert log == ""
 
 
-def test_what_the_compiler_says_is_passed_on(small_source):
+def test_compiler_messages(small_source):
     with pytest.raises(nvrtc.KernelError, match=r'fill.cu does not compile for sm_90: .*\n.*"VALUE" is undefined'):
         nvrtc.compile_cubin(small_source, [], 90, [])
     small_source.write_text(SMALL.replace("out[", "int unused; out["))
@@ -76,12 +75,12 @@ def test_cached_result_is_used(small_source, monkeypatch):
     first = nvrtc.cached_cubin(small_source, [], 90, ["-DVALUE=1"])
     (entry,) = nvrtc.cache_folder().iterdir()
     assert entry.name.startswith("fill-sm_90-")
-    monkeypatch.setattr(nvrtc, "compile_cubin", refuse_to_compile)
+    monkeypatch.setattr(nvrtc, "compile_cubin", fail_to_compile)
     assert nvrtc.cached_cubin(small_source, [], 90, ["-DVALUE=1"]) == first
 
 
 @pytest.mark.parametrize("change", ["source", "header", "architecture", "options", "version"])
-def test_key_holds_everything_that_matters(small_source, monkeypatch, change):
+def test_key_depends_on_every_input(small_source, monkeypatch, change):
     header = small_source.with_name("header.cuh")
     header.write_text("// one")
     architecture, options = 90, ["-DVALUE=1"]
@@ -116,7 +115,7 @@ def test_damaged_entry_is_compiled_again(small_source, damage):
     assert [path.name for path in nvrtc.cache_folder().iterdir()] == [entry.name]
 
 
-def test_works_without_a_place_for_the_cache(small_source, monkeypatch):
+def test_without_a_writable_cache(small_source, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(small_source))  # a file, not a folder
     assert nvrtc.cached_cubin(small_source, [], 90, ["-DVALUE=1"]).startswith(b"\x7fELF")
 
@@ -130,14 +129,14 @@ def test_cache_folder(monkeypatch, variable, root):
 
 
 @pytest.mark.parametrize("name", ["driver", "nvrtc"])
-def test_missing_bindings_are_an_error_of_ours(monkeypatch, name):
+def test_missing_bindings(monkeypatch, name):
     monkeypatch.setitem(sys.modules, f"cuda.bindings.{name}", None)
     monkeypatch.setattr(torch.version, "cuda", "12.4")
-    with pytest.raises(nvrtc.KernelError, match=r'cuda-bindings can\'t be imported .*"cuda-bindings==12\.\*"'):
+    with pytest.raises(nvrtc.KernelError, match=r'cuda-bindings cannot be imported .*"cuda-bindings==12\.\*"'):
         nvrtc.import_bindings(name)
 
 
-def test_missing_library_is_an_error_of_ours():
+def test_missing_library():
     def function():
         raise RuntimeError("Failed to dlopen libnvrtc.so")
 
