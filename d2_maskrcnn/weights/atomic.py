@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: temporary file, flush to the disk, rename."""
+"""Replace files atomically: write a temporary file, flush it to the disk, rename it."""
 
 import contextlib
 import copy
@@ -20,7 +20,7 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # .model_final.pth.<process id>.tm
 
 
 class _Recorder(io.BufferedIOBase):
-    """Passes writes on and remembers the first that failed: ``torch.save`` turns a full disk into RuntimeError."""
+    """Pass writes on and record the first error: ``torch.save`` reports a full disk as RuntimeError."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -42,7 +42,7 @@ class _Recorder(io.BufferedIOBase):
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself survive a power cut (POSIX; elsewhere folders cannot be opened)."""
+    """Make a rename survive a power cut (POSIX; elsewhere folders cannot be opened)."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -53,8 +53,8 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Gives a file to write to; it takes the place of ``path`` if the block ends well, and vanishes otherwise."""
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a temporary file that replaces ``path`` if the block succeeds and is removed otherwise."""
     temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:
@@ -64,7 +64,7 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)  # gone already after the rename; else it goes here, Ctrl-C included
+        temporary.unlink(missing_ok=True)  # missing after the rename
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
@@ -73,31 +73,27 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
         free = f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free there"
     except OSError:
         free = f"the folder {path.parent} cannot be read"
-    kept = "the older file of that name is unchanged" if path.exists() else "nothing was left behind"
+    kept = "the older file of that name is unchanged" if path.exists() else "no partial file is left"
     return UserError(
-        f"Cannot write {path}: {reason} ({free}); {kept}. Free some space or raise the quota, or choose another "
-        "OUTPUT_DIR."
+        f"Cannot write {path}: {reason} ({free}); {kept}. Free some space, raise the quota or choose another folder."
     )
 
 
 def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
-    """``torch.save`` that leaves either the whole new file or the older one, whatever happens.
-
-    What is written must be readable again by tensors-only loading, so anything but tensors, plain containers, numbers
-    and text is refused.
+    """``torch.save`` to a temporary file that replaces ``path`` when it is complete.
 
     Args:
-        obj: nested dicts, lists and tuples of tensors, numbers and text.
+        obj: nested dicts, lists and tuples of tensors, numbers and text, which tensors-only loading can read.
         path: a local file in an existing folder.
 
     Raises:
         UserError: the file cannot be written (disk full, no permission, no such folder).
-        TypeError: ``obj`` holds something that a tensors-only reader would refuse, named in the message.
+        TypeError: ``obj`` contains something else, which the message names.
     """
     path = Path(path)
     recorder: _Recorder | None = None
     try:
-        with _replacing(path) as file:
+        with replacing(path) as file:
             recorder = _Recorder(file)
             torch.save(obj, cast(Any, recorder))
             file.flush()
@@ -131,27 +127,27 @@ def _check_readable(temporary: Path, path: Path) -> None:
     unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(str(temporary))
     if unsafe:
         raise TypeError(
-            f"{path}: not written: it would hold what cannot be read back safely ({', '.join(sorted(unsafe))}); "
-            "store tensors, numbers, text and plain containers in state_dict()."
+            f"{path} was not written: it would contain objects that cannot be loaded safely "
+            f"({', '.join(sorted(unsafe))}); return tensors, numbers, text and plain containers from state_dict()."
         )
 
 
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Writes ``text`` (UTF-8) so that a reader finds either the older or the new file, never a part.
+    """Write ``text`` (UTF-8) so that a reader sees either the older or the new file, never a part of it.
 
     Raises:
         UserError: the file cannot be written.
     """
     path = Path(path)
     try:
-        with _replacing(path) as file:
+        with replacing(path) as file:
             file.write(text.encode())
     except OSError as error:
         raise _cannot_write(path, error) from error
 
 
 def remove_stale_temporaries(folder: str | os.PathLike[str]) -> list[str]:
-    """Removes the temporary files that killed processes of this machine left in ``folder``.
+    """Remove the temporary files that killed processes of this machine left in ``folder``.
 
     Returns:
         The names of the removed files.
@@ -170,6 +166,6 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's process
+    except PermissionError:  # another user's process
         return True
     return True

@@ -1,104 +1,117 @@
-"""Weight files by address: ``detectron2://`` and ``https://`` through iopath and its cache."""
+"""Download weight files by address into a cache folder."""
 
-import contextlib
+import hashlib
 import http.client
+import logging
 import os
-import socket
-from collections.abc import Iterator
+import shutil
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
-from urllib.error import URLError
-from urllib.parse import urlparse
+from typing import BinaryIO
 
-from iopath.common.file_io import get_cache_dir
-
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, one_line
+from d2_maskrcnn.weights.atomic import remove_stale_temporaries, replacing
 from d2_maskrcnn.weights.formats import check_whole
 
 ZOO_PREFIX = "detectron2://"
 ZOO_ADDRESS = "https://dl.fbaipublicfiles.com/detectron2/"
-TIMEOUT_SECONDS = 30.0  # without an answer; a slow download that goes on is not stopped
+TIMEOUT_SECONDS = 30.0  # without any data; a slow download is not stopped
+
+logger = logging.getLogger(__name__)
 
 
 def is_remote(path: str) -> bool:
-    """Whether ``path`` is an address (``scheme://...``) and not a file of this machine."""
+    """Return whether ``path`` is an address (``scheme://...``) rather than a local file."""
     return "://" in path
 
 
-def download_address(path: str) -> str:
-    """The address that is asked for ``path``: that of the model zoo for ``detectron2://``, else ``path`` itself."""
-    return ZOO_ADDRESS + path.removeprefix(ZOO_PREFIX) if path.startswith(ZOO_PREFIX) else path
-
-
 def cached_path(path: str) -> Path:
-    """Where iopath looks for ``path`` before it downloads: under ``$FVCORE_CACHE`` (``~/.torch/iopath_cache``)."""
-    address = download_address(path)
-    folder = os.path.dirname(urlparse(address).path.lstrip("/"))
-    return Path(get_cache_dir()) / folder / address.split("/")[-1]
+    """Return the local file for an address, under ``$FVCORE_CACHE`` (default: ``~/.torch/iopath_cache``).
+
+    It is ``<scheme>/<host>/<path>``, with the hash of a query before the file name, so that different addresses never
+    share a file.
+
+    Raises:
+        UserError: not an ``http://``, ``https://`` or ``detectron2://`` address of a file, or one with ``..`` in it.
+    """
+    try:
+        parts = urllib.parse.urlsplit(_address(path))
+        host = (parts.hostname or "") + (f"_{parts.port}" if parts.port else "")
+    except ValueError as error:  # a malformed host or port
+        raise UserError(f"MODEL.WEIGHTS {path} is not a valid address ({error}).") from error
+    *folders, name = parts.path.removeprefix("/").split("/")
+    if parts.scheme not in ("http", "https") or not host:
+        raise UserError(
+            f"Cannot download {path}: give a local file, or an http://, https:// or detectron2:// address of a file."
+        )
+    names = [parts.scheme, host, *folders, name]
+    if any(each in ("", ".", "..") or not each.isprintable() or set(each) & set('\\/:*?"<>|') for each in names):
+        raise UserError(f"Cannot download {path}: expected the plain address of a file, without '..' or empty parts.")
+    if parts.query:
+        names[-1] = f"{hashlib.sha256(parts.query.encode()).hexdigest()[:16]}-{name}"
+    cache = Path(os.environ.get("FVCORE_CACHE", "~/.torch/iopath_cache")).expanduser()
+    return cache.joinpath(*names)
 
 
 def fetch_weights(path: str) -> str:
-    """The local file for ``path``, which is downloaded if it is an address that is not in the cache yet.
+    """Return the local file for ``path``, downloading it if it is an address that is not in the cache yet.
 
-    A download is kept only if it is a whole weight file; a part of one, or the web page of a login, is removed again.
+    A download replaces the cached file only after it has been checked to be a complete weight file.
 
     Args:
-        path: a local file (returned as it is), or an address that ``PathManager`` knows.
+        path: a local file (returned with ``~`` expanded), or an address, see :func:`cached_path`.
 
     Raises:
-        UserError: the download cannot be made, or did not bring a weight file; the message says where to put the file
-            by hand.
+        UserError: the download failed or is not a weight file; the message says where to put the file by hand.
     """
     if not is_remote(path):
-        return path
-    from detectron2.utils.file_io import PathManager
-
+        return os.path.expanduser(path)
     cached = cached_path(path)
-    was_there = cached.is_file()
     try:
-        with _socket_timeout(TIMEOUT_SECONDS):
-            local = PathManager.get_local_path(path)
+        if not cached.is_file():
+            _download(_address(path), cached)
+    except UserError as error:
+        raise _cannot_download(path, cached, f"the response was discarded: {error}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise _cannot_download(path, cached, _reason(error)) from error
-    if not os.path.isfile(local):
-        raise UserError(
-            f"No way to download {path}: name a local file, or an http://, https:// or detectron2:// address."
-        )
-    if not was_there:
-        _check_download(path, Path(local), cached)
-    return local
+    return str(cached)
 
 
-def _check_download(path: str, local: Path, cached: Path) -> None:
-    try:
-        check_whole(local)
-    except UserError as error:
-        local.unlink(missing_ok=True)  # another process of this machine may have been first
-        raise _cannot_download(path, cached, f"what came was removed again: {error}") from error
+def _address(path: str) -> str:
+    return ZOO_ADDRESS + path.removeprefix(ZOO_PREFIX) if path.startswith(ZOO_PREFIX) else path
+
+
+def _download(address: str, cached: Path) -> None:
+    logger.info("Downloading %s to %s", address, cached)
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    remove_stale_temporaries(cached.parent)
+    with replacing(cached) as file:
+        _copy_response(address, file)
+        file.flush()
+        check_whole(file.name)
+
+
+def _copy_response(address: str, file: BinaryIO) -> None:
+    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
+        expected = response.headers.get("Content-Length")
+        shutil.copyfileobj(response, file, 2**20)
+    if expected is not None and file.tell() != int(expected):
+        raise http.client.HTTPException(f"the connection ended after {file.tell()} of {expected} bytes")
 
 
 def _cannot_download(path: str, cached: Path, reason: str) -> UserError:
-    address = download_address(path)
+    address = _address(path)
     origin = f"{path} ({address})" if address != path else path
     return UserError(
-        f"Cannot download {origin}: {reason.rstrip('.')}. Fetch that address by other means and put the file at "
+        f"Cannot download {origin}: {one_line(reason).rstrip('.')}. Download it by other means and put the file at "
         f"{cached}, or set MODEL.WEIGHTS to a local file."
     )
 
 
 def _reason(error: BaseException) -> str:
-    if isinstance(error, URLError) and not isinstance(error, http.client.HTTPException):
-        inner = getattr(error, "reason", error)
-        code = getattr(error, "code", None)
-        return f"HTTP {code} {inner}" if code else str(getattr(inner, "strerror", None) or inner)
-    return str(error) or type(error).__name__
-
-
-@contextlib.contextmanager
-def _socket_timeout(seconds: float) -> Iterator[None]:
-    """iopath's download has no time limit of its own, and a firewall that drops packets would hold it for ever."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+    if isinstance(error, urllib.error.HTTPError):
+        return f"HTTP {error.code} {error.reason}"
+    inner = error.reason if isinstance(error, urllib.error.URLError) else error
+    return str(getattr(inner, "strerror", None) or inner or type(error).__name__)
