@@ -32,11 +32,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict:
             f"checkpoint of OUTPUT_DIR ({cfg.OUTPUT_DIR})."
         )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    if checkpointer.last_report is not None and not checkpointer.last_report.is_complete:
-        raise UserError(
-            f"--eval-only: {checkpointer.last_report.path} does not fill this model (listed above): name the weights "
-            "of a whole detector trained with this config, not those of a backbone."
-        )
+    checkpointer.check_evaluable()
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results = {**results, "tta": Trainer.test_with_augmentation(cfg, model)}

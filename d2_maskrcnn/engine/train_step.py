@@ -12,6 +12,7 @@ from torch import nn
 from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.engine.randomness import seed_iteration
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.weights.resume import check_optimizer
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -168,6 +169,7 @@ class TrainStep(SimpleTrainer):
         state = dict(state_dict)
         scaler = state.pop("grad_scaler", None)
         super().load_state_dict(state)
+        check_optimizer(self.optimizer)
         if scaler:
             self.grad_scaler.load_state_dict(scaler)
 
