@@ -28,7 +28,7 @@ from d2_maskrcnn.engine.randomness import choose_seed
 from d2_maskrcnn.engine.signals import anyone_stopped, stop_on_signals
 from d2_maskrcnn.engine.train_step import TrainStep
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.evaluation.evaluator import FigureEvaluator
+from d2_maskrcnn.evaluation.evaluator import build_evaluator
 from d2_maskrcnn.evaluation.tta import TestTimeAugmentation
 from d2_maskrcnn.evaluation.validation_loss import Evaluate, validation_losses
 from d2_maskrcnn.loggers.wandb import WandbHook, WandbRun, WandbWriter
@@ -96,16 +96,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> COCOEvaluator:
-        """COCO's measure for boxes and masks; detections and figures are written under ``OUTPUT_DIR/inference``."""
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        node = cfg.D2_MASKRCNN.EVALUATION
-        # Named, not taken from the detections: early in a training there may be none.
-        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-        if not node.FIGURES:
-            return COCOEvaluator(dataset_name, tasks, output_dir=folder)
-        return FigureEvaluator(
-            dataset_name, folder, tasks, confusion_iou=node.CONFUSION_IOU, confusion_score=node.CONFUSION_SCORE
-        )
+        """Build the evaluator; by default it writes detections and figures under ``OUTPUT_DIR/inference``."""
+        return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
