@@ -1,7 +1,6 @@
 """Compute the losses on the test sets."""
 
 import logging
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,9 +10,7 @@ from d2_maskrcnn.data import MaskRCNNMapper, build_checked_test_loader, dataset_
 from d2_maskrcnn.distributed import unwrap
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.engine import HookBase
 from detectron2.evaluation import inference_context
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
@@ -68,46 +65,7 @@ def _losses_on(cfg: CfgNode, model: Any, dataset_name: str) -> dict[str, float]:
     return {**means, "total_loss": sum(means.values())} if means else {}
 
 
-class Evaluate(HookBase):
-    """Calls a function every ``TEST.EVAL_PERIOD`` iterations and in the last one, and puts what it returns into the
-    storage.
-
-    Unlike Detectron2's ``EvalHook``, the last evaluation comes within the last iteration: whatever follows from it
-    (best model, patience) is known before ``model_final`` is saved. It belongs in front of the hooks that save.
-
-    Args:
-        function: returns a nested dict of numbers; called by every process, and must return numbers in the main one.
-    """
-
-    trainer: Any
-
-    def __init__(self, function: Callable[[], Mapping[str, Any]]) -> None:
-        self.function = function
-
-    def after_step(self) -> None:
-        """Evaluates if it is time."""
-        if evaluation_is_due(self.trainer):
-            self._evaluate()
-
-    def after_train(self) -> None:
-        """A finished training that was started again is evaluated again."""
-        if self.trainer.iter >= self.trainer.max_iter and self.trainer.iter == self.trainer.start_iter:
-            self._evaluate()
-
-    def _evaluate(self) -> None:
-        results = flatten_results_dict(dict(self.function()))
-        for name, value in results.items():
-            self.trainer.storage.put_scalar(name, float(value), smoothing_hint=False)
-        comm.synchronize()
-
-
 def evaluation_is_due(trainer: Any) -> bool:
     """Whether an evaluation comes in the present iteration: every ``TEST.EVAL_PERIOD``, and in the last one."""
     done, period = trainer.iter + 1, trainer.cfg.TEST.EVAL_PERIOD
     return done == trainer.max_iter or (period > 0 and done % period == 0)
-
-
-def shared_metric(trainer: Any, name: str) -> tuple[float, int] | None:
-    """The latest value of a metric and its iteration, as the main process has them; every process must call it."""
-    found = trainer.storage.latest().get(name) if comm.is_main_process() else None
-    return comm.all_gather(found)[0]

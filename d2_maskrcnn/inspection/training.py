@@ -27,6 +27,11 @@ BINS = 64
 MASKS_SHOWN = 6
 
 
+def inspection_hooks(cfg: CfgNode) -> list[HookBase]:
+    """Build the hooks of ``D2_MASKRCNN.INSPECT`` for ``Trainer(cfg, report_hooks=...)``; none if it is off."""
+    return [InspectTraining(cfg)] if cfg.D2_MASKRCNN.INSPECT.ENABLED else []
+
+
 class InspectTraining(HookBase):
     """At the end of every epoch, puts what ``D2_MASKRCNN.INSPECT`` asks for into the event storage.
 
@@ -37,21 +42,25 @@ class InspectTraining(HookBase):
 
     Args:
         cfg: the training's config; its datasets are registered.
-        images_in_epoch: after so many images an epoch has ended.
+        images_in_epoch: after so many images an epoch has ended; by default the size of the trainer's training set.
     """
 
-    def __init__(self, cfg: CfgNode, images_in_epoch: int) -> None:
+    def __init__(self, cfg: CfgNode, images_in_epoch: int | None = None) -> None:
         self.cfg = cfg
         self.node = cfg.D2_MASKRCNN.INSPECT
-        self.images_in_epoch = max(images_in_epoch, 1)
+        self.images_in_epoch = images_in_epoch
         self.spent = 0.0  # seconds
         self.reports = 0
         self._last_cost = 0.0
         self._start = 0.0
         self._records: list[Record] | None = None
 
+    trainer: Any
+
     def before_train(self) -> None:
         """Starts the clock."""
+        if self.images_in_epoch is None:
+            self.images_in_epoch = max(len(self.trainer.train_loader.records), 1)
         self._start = time.perf_counter()
 
     def after_step(self) -> None:
@@ -65,8 +74,7 @@ class InspectTraining(HookBase):
             )
             return
         begin = time.perf_counter()
-        trainer: Any = self.trainer
-        self.report(unwrap(trainer.model), trainer.storage)
+        self.report(unwrap(self.trainer.model), self.trainer.storage)
         self._last_cost = time.perf_counter() - begin
         self.spent += self._last_cost
         self.reports += 1
@@ -93,8 +101,8 @@ class InspectTraining(HookBase):
                 storage.put_image(f"inspection_{index}/{name}", image.transpose(2, 0, 1))  # (3, H, W)
 
     def _epoch_ended(self, iteration: int) -> bool:
-        batch = self.cfg.SOLVER.IMS_PER_BATCH
-        return (iteration + 1) * batch // self.images_in_epoch > iteration * batch // self.images_in_epoch
+        batch, size = self.cfg.SOLVER.IMS_PER_BATCH, self.images_in_epoch or 1
+        return (iteration + 1) * batch // size > iteration * batch // size
 
     def _chosen_records(self) -> list[Record]:
         """The first images with objects of the first test set that is there, else of the training set."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from d2_maskrcnn import compat
 from d2_maskrcnn.evaluation.evaluator import MaskRCNNEvaluator, write_results
 from d2_maskrcnn.evaluation.prediction_images import draw_test_sets
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -49,7 +50,7 @@ def test_figures_and_metrics(trainer_of, tmp_path):
     )
     with EventStorage() as storage:
         results = evaluate(trainer, GroundTruthModel(records), folder)
-        logged = {key: image.shape for key, image, _ in storage._vis_data}
+        logged = {key: image.shape for key, image, _ in compat.pending_images(storage)}
     assert results["bbox"]["AP-triangle"] == pytest.approx(100)
     for figure in ("confusion_matrix", "precision_recall_bbox", "class_ap"):
         with Image.open(folder / "figures" / f"{figure}.png") as image:

@@ -1,6 +1,5 @@
 import pytest
 
-from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.evaluation.metric_names import evaluation_metrics, resolve_metric
 from detectron2.evaluation.testing import flatten_results_dict
@@ -12,7 +11,7 @@ MODE = "D2_MASKRCNN.BEST_CHECKPOINT.MODE"
 @pytest.mark.parametrize("opts", [[], ["D2_MASKRCNN.EMA.ENABLED", True]])
 def test_names_are_those_that_an_evaluation_logs(trainer_of, opts):
     trainer = trainer_of(*opts)
-    logged = flatten_results_dict(trainer._evaluate())
+    logged = flatten_results_dict(trainer.evaluate())
     assert set(evaluation_metrics(trainer.cfg)) == set(logged)
 
 
@@ -80,7 +79,7 @@ def test_unknown_metric_is_refused_before_training(trainer_of, wrong):
 @pytest.mark.parametrize("metric", ["made/up", "total_loss", "segm/AP-circle"])
 def test_accepted_names(trainer_of, metric):
     trainer = trainer_of(METRIC, metric)
-    assert next(hook for hook in trainer._hooks if isinstance(hook, BestCheckpoint)).metric == metric
+    assert trainer.best_checkpoint.metric == metric
 
 
 def test_maximizing_a_loss_is_a_warning(trainer_of, caplog):
