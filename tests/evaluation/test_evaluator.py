@@ -107,7 +107,7 @@ def test_dataset_is_loaded_once_for_all_evaluations(trainer_of):
     load = DatasetCatalog[name]
     DatasetCatalog.remove(name)
     DatasetCatalog.register(name, lambda: loads.append(name) or load())
-    assert "validation" in trainer._evaluate()
+    assert "validation" in trainer.evaluate()
     draw_test_sets(trainer.cfg, trainer.model)
     assert loads == [name]
 
