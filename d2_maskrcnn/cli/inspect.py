@@ -1,8 +1,7 @@
-"""``python -m d2_maskrcnn.inspection``: a report of what a model does step by step, of its weights and of its data."""
+"""Write a report of what a model does with images, step by step, of its weights, and of its training data."""
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,73 +14,73 @@ from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.data import augmented_scenes, inspect_data
 from d2_maskrcnn.inspection.ground_truth import class_names_of, dataset_records, records_for
-from d2_maskrcnn.inspection.model import initial_weights
 from d2_maskrcnn.inspection.observation import observe
 from d2_maskrcnn.inspection.report import PARTS, Report, write_report
-from d2_maskrcnn.inspection.weights import inspect_weights, read_state
+from d2_maskrcnn.inspection.weights import initial_weights, inspect_weights, read_state
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)
 
 ALL_PARTS = (*PARTS, "weights", "data")
+EXAMPLE = (
+    "example: %(prog)s --config-file configs/quickstart.yaml --input image.png --output report "
+    "--opts MODEL.WEIGHTS output/quickstart/model_final.pth"
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The options."""
-    parser = argparse.ArgumentParser(prog="python -m d2_maskrcnn.inspection", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="the model's config")
-    parser.add_argument("--input", nargs="+", default=[], metavar="IMAGE", help="images to follow through the model")
-    parser.add_argument("--annotations", default="", metavar="JSON", help="COCO JSON of these images; the config's "
-                        "datasets are searched without it")  # fmt: skip
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where report.html goes")
-    parser.add_argument("--weights", default="", metavar="FILE", help="look at this weight file alone, without a model")
-    parser.add_argument("--compare", default="", metavar="FILE", help="another weight file to compare the weights with")
-    parser.add_argument("--layers", nargs="+", metavar="NAME", help="modules whose activations are shown beside the "
-                        "stages', such as backbone.bottom_up.res4.22.conv3")  # fmt: skip
-    parser.add_argument(
-        "--parts", nargs="+", choices=ALL_PARTS, metavar="PART", help=f"only these of: {', '.join(ALL_PARTS)}"
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m d2_maskrcnn.inspection", description=__doc__, epilog=EXAMPLE, allow_abbrev=False
     )
-    parser.add_argument("--score-threshold", type=float, default=0.5, metavar="S", help="of the final result, 0 to 1")
-    parser.add_argument("--samples", type=int, default=6, metavar="N", help="augmented images in the part on data")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys: "
-                        "MODEL.WEIGHTS model.pth and others")  # fmt: skip
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE", help="config of the model")
+    add("--input", nargs="+", default=[], metavar="IMAGE", help="images to run the model on")
+    add("--annotations", default="", metavar="JSON", help="COCO JSON of these images (default: the config's datasets)")
+    add("--output", type=Path, required=True, metavar="FOLDER", help="folder of report.html")
+    add("--weights", default="", metavar="FILE", help="inspect this weight file alone, without a model")
+    add("--compare", default="", metavar="FILE", help="another weight file to compare the weights with")
+    add("--layers", nargs="+", metavar="NAME", help="modules whose activations are shown instead of those inside the "
+        "heads, such as backbone.bottom_up.res4.22.conv3")  # fmt: skip
+    add("--parts", nargs="+", choices=ALL_PARTS, metavar="PART", help=f"only these of: {', '.join(ALL_PARTS)}")
+    add("--score-threshold", type=float, default=0.5, metavar="S", help="of the final result, in [0, 1] (default: 0.5)")
+    add("--samples", type=int, default=6, metavar="N", help="number of augmented images (default: 6)")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys, such as MODEL.WEIGHTS "
+        "model.pth")  # fmt: skip
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> Path:
-    """Makes the report that the command line asks for and returns its path.
+    """Write the report that the command line describes; return its path.
 
     Raises:
-        UserError: something on the command line, in the config or in a file is not as it should be.
+        UserError: an argument, a config value or a file is invalid.
     """
     args = build_parser().parse_args(arguments)
     for name in ("d2_maskrcnn", "detectron2", "fvcore"):
         setup_logger(name=name)
-    logging.getLogger("detectron2.data").setLevel(logging.WARNING)  # it would tell each image's augmentations
+    logging.getLogger("detectron2.data").setLevel(logging.WARNING)  # it logs the augmentations for every image
     if not 0 <= args.score_threshold <= 1:
-        raise UserError(f"--score-threshold is {args.score_threshold}: expected a number from 0 to 1")
-    report = _weights_alone(args) if args.weights else _of_model(args)
+        raise UserError(f"--score-threshold {args.score_threshold}: expected a number from 0 to 1")
+    report = _weight_report(args) if args.weights else _model_report(args)
     path = write_report(report, args.output)
     logger.info("Wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
     return path
 
 
-def _weights_alone(args: argparse.Namespace) -> Report:
+def _weight_report(args: argparse.Namespace) -> Report:
     if args.input:
-        raise UserError("--weights looks at a file alone; to follow images name it with --opts MODEL.WEIGHTS FILE")
+        raise UserError("--weights inspects a file alone; for images use --opts MODEL.WEIGHTS FILE instead")
     other = read_state(args.compare) if args.compare else None
-    state = read_state(args.weights)
-    fresh, exact = initial_weights(_config(args), args.weights) if args.config_file else (None, False)
-    findings = inspect_weights(state, args.weights, other, args.compare, fresh, exact)
+    initial = initial_weights(_config(args), args.weights) if args.config_file else None
+    findings = inspect_weights(read_state(args.weights), args.weights, other, args.compare, initial)
     return Report(about=_about(args, args.weights), weights=findings, title="Weights")
 
 
-def _of_model(args: argparse.Namespace) -> Report:
+def _model_report(args: argparse.Namespace) -> Report:
     if not args.config_file:
-        raise UserError(
-            "--config-file is missing: name the model's config, or look at a file alone with --weights FILE"
-        )
+        raise UserError("--config-file is missing: name the model's config, or inspect a file alone with --weights")
     cfg = _config(args)
     parts = list(args.parts or ALL_PARTS)
     records = records_for(args.input, cfg, args.annotations)
@@ -89,76 +88,57 @@ def _of_model(args: argparse.Namespace) -> Report:
         raise UserError(f"--parts {' '.join(parts)} needs images: name some with --input")
     model, names = load_model(cfg, require_weights=False)
     names = names or class_names_of(cfg, args.annotations)
+    path = cfg.MODEL.WEIGHTS
     report = Report(
-        about=_about(args, cfg.MODEL.WEIGHTS or "none: the weights are random"),
+        about=_about(args, path or "none"),
         parts=[part for part in PARTS if part in parts],
         threshold=args.score_threshold,
+        notes=[] if path else ["The model has random weights: name a weight file with --opts MODEL.WEIGHTS FILE"],
     )
-    if not cfg.MODEL.WEIGHTS:
-        report.notes.append("The model has random weights: name a file with --opts MODEL.WEIGHTS FILE")
     bar = tqdm(records, "Images", unit="image", disable=None if len(records) > 1 else True, dynamic_ncols=True)
     report.observations = [observe(cfg, model, record, names, args.layers) for record in bar]
     if "weights" in parts:
         other = read_state(args.compare) if args.compare else None
-        fresh, exact = initial_weights(cfg, cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else (None, False)
-        report.weights = inspect_weights(model, cfg.MODEL.WEIGHTS or "random", other, args.compare, fresh, exact)
+        initial = initial_weights(cfg, path) if path else None
+        report.weights = inspect_weights(model, path or "random", other, args.compare, initial)
     if "data" in parts:
-        _add_data(report, cfg, asked=args.parts is not None, samples=args.samples)
+        _add_data(report, cfg, args)
     return report
 
 
-def _add_data(report: Report, cfg: CfgNode, asked: bool, samples: int) -> None:
-    """The part on data, of the first dataset that is on this machine; none is an error only if it was asked for."""
-    here = next((name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if dataset_records(name)), None)
-    if here is not None:
-        report.data = inspect_data(cfg, here)
-        report.samples = augmented_scenes(cfg, here, samples)
-    elif asked:
+def _add_data(report: Report, cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Add the section on data for the first dataset whose files exist; without one it is an error if it was chosen."""
+    dataset = next((name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if dataset_records(name)), None)
+    if dataset is not None:
+        report.data = inspect_data(cfg, dataset)
+        report.samples = augmented_scenes(cfg, dataset, args.samples)
+    elif args.parts is not None:
         raise UserError(
-            f"--parts data: none of DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} is on this machine: "
-            "name your data with --opts D2_MASKRCNN.DATA.TRAIN_JSON FILE"
+            f"--parts data: the files of DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} are not on this machine: name your "
+            "data with --opts D2_MASKRCNN.DATA.TRAIN_JSON FILE"
         )
 
 
 def _config(args: argparse.Namespace) -> CfgNode:
+    """Load the config and register its own data; a set whose files are missing is left out, as none is required."""
     cfg = load_config(args.config_file, args.opts)
-    _register(cfg)
+    data = cfg.D2_MASKRCNN.DATA
+    for prefix, other, key in (("TRAIN", "VAL", "TRAIN"), ("VAL", "TRAIN", "TEST")):
+        if not data[f"{prefix}_JSON"] and not data[f"{prefix}_IMAGES"]:
+            continue
+        single = cfg.clone()
+        single.DATASETS.TEST = ()
+        single.D2_MASKRCNN.DATA[f"{other}_JSON"] = single.D2_MASKRCNN.DATA[f"{other}_IMAGES"] = ""
+        try:
+            register_own_data(single)
+        except UserError as error:
+            logger.info("%s", error)
+            single.DATASETS[key] = ()
+        cfg.DATASETS[key] = single.DATASETS[key]
     return cfg
 
 
-def _register(cfg: CfgNode) -> None:
-    """Registers the config's own data, each set that is there: the images' annotations are welcome, not needed."""
-    data = cfg.D2_MASKRCNN.DATA
-    for prefix, key in (("TRAIN", "TRAIN"), ("VAL", "TEST")):
-        wanted = data[f"{prefix}_JSON"], data[f"{prefix}_IMAGES"]
-        other = "VAL" if prefix == "TRAIN" else "TRAIN"
-        one = cfg.clone()
-        one.DATASETS.TEST = ()
-        one.D2_MASKRCNN.DATA[f"{other}_JSON"] = one.D2_MASKRCNN.DATA[f"{other}_IMAGES"] = ""
-        if not any(wanted):
-            continue
-        try:
-            register_own_data(one)
-        except UserError as error:
-            logger.info("%s", error)
-            cfg.DATASETS[key] = ()
-        else:
-            cfg.DATASETS[key] = one.DATASETS[key]
-
-
 def _about(args: argparse.Namespace, weights: str) -> dict[str, str]:
-    about = {"weights": weights}
-    if args.config_file:
-        about["config"] = args.config_file
-    if args.opts:
-        about["options"] = " ".join(args.opts)
-    if args.compare:
-        about["compared with"] = args.compare
-    return {**about, "engine": str(engine_info())}
-
-
-def console() -> int:
-    """The program: 0, or 2 with one line for bad input."""
-    from d2_maskrcnn.engine import run_main
-
-    return run_main(lambda: main(sys.argv[1:]))
+    about = {"weights": weights, "config": args.config_file, "options": " ".join(args.opts)}
+    about |= {"compared with": args.compare, "engine": str(engine_info())}
+    return {name: value for name, value in about.items() if value}

@@ -1,1 +1,1 @@
-"""Evaluate a model: COCO metrics, confusion matrix, validation losses, test-time augmentation."""
+"""Evaluation: COCO metrics, confusion matrix, validation loss, test-time augmentation."""

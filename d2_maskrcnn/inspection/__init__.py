@@ -1,7 +1,7 @@
-"""See inside the model, its weights and its data, step by step.
+"""Look inside the model, its weights and its data, step by step.
 
-Each part has a function that computes numbers (``inspect_...``) and one that draws them (``draw_...``, matplotlib
-figures, which need the extra ``inspection``). ``python -m d2_maskrcnn.inspection`` writes all of them as one web page.
+Each section has a function that computes numbers (``inspect_...``) and one that draws matplotlib figures
+(``draw_...``). :func:`write_report` and ``python -m d2_maskrcnn.inspection`` write all of them as one web page.
 
     observation = observe(cfg, model, records_for(["image.jpg"], cfg)[0])
     inspect_anchors(observation).steps
@@ -14,11 +14,10 @@ from d2_maskrcnn.inspection.boxes import draw_boxes, inspect_boxes
 from d2_maskrcnn.inspection.data import draw_augmented, draw_data, inspect_data
 from d2_maskrcnn.inspection.ground_truth import class_names_of, records_for
 from d2_maskrcnn.inspection.masks import draw_masks, inspect_masks, mask_targets
-from d2_maskrcnn.inspection.model import initial_weights
 from d2_maskrcnn.inspection.observation import Observation, observe
 from d2_maskrcnn.inspection.report import Report, write_report
 from d2_maskrcnn.inspection.result import draw_result, inspect_result
-from d2_maskrcnn.inspection.weights import draw_overview, draw_weights, inspect_weights, read_state
+from d2_maskrcnn.inspection.weights import draw_overview, draw_weights, initial_weights, inspect_weights, read_state
 
 __all__ = [
     "Observation",

@@ -1,7 +1,8 @@
-"""``python -m d2_maskrcnn.inspection``."""
+"""Run ``python -m d2_maskrcnn.inspection``."""
 
 import sys
 
-from d2_maskrcnn.cli.inspect import console
+from d2_maskrcnn.cli.inspect import main
+from d2_maskrcnn.errors import run_main
 
-sys.exit(console())
+sys.exit(run_main(main))

@@ -1,17 +1,26 @@
-"""Stage 1: anchors, how training labels them, and what the region proposal network makes of them.
+"""Anchors, their training labels, and the steps from anchors to proposals (Ren et al. 2015, arXiv:1506.01497).
 
-(Ren et al. 2015, arXiv:1506.01497, section 3.) All boxes are XYXY in the network's frame.
+Boxes are XYXY in pixels of the network's input image.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from d2_maskrcnn.inspection.observation import Observation
-from d2_maskrcnn.visualization.palette import AQUA, GREEN, GROUND_TRUTH, PINK, RED, VIOLET, Color, class_color
+from d2_maskrcnn.visualization.palette import (
+    AQUA,
+    GREEN,
+    GROUND_TRUTH,
+    ORANGE,
+    PINK,
+    RED,
+    VIOLET,
+    Color,
+    class_color,
+)
 from d2_maskrcnn.visualization.scene import Layer, Scene, box_marks, draw_scene
 from detectron2.structures import Boxes, pairwise_iou
 
@@ -19,16 +28,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RECALL_IOUS = (0.5, 0.75)
-_IOU_ROWS = 200_000  # boxes whose overlaps are computed at once
+_CHUNK = 200_000  # boxes whose IoU is computed at once
 
 
 @dataclass
 class LevelAnchors:
-    """The anchors of one feature level; labels are None without annotations.
+    """Anchors of one feature level; the labels are None without ground truth.
 
-    stride: pixels between positions. grid: positions (rows, columns). anchors: all of them. sizes: (n, 2) width and
-    height of those at one position, in pixels. positive, negative, neutral: as training labels them (object,
-    background, neither). sampled_positive, sampled_negative: the part that enters the loss.
+    Attributes:
+        stride: pixels between two positions.
+        grid: positions, (rows, columns).
+        anchors: number of anchors at all positions.
+        sizes: (width, height) in pixels of each anchor at one position.
+        positive, negative, neutral: anchors that training labels as object, background and neither.
+        sampled_positive, sampled_negative: those of them that are sampled for the loss.
     """
 
     name: str
@@ -45,12 +58,17 @@ class LevelAnchors:
 
 @dataclass
 class Step:
-    """Boxes that are left after one step. recall: IoU threshold -> share of the annotated boxes that some box here
-    overlaps by at least that much; None without annotated boxes.
+    """Boxes that remain after one step.
+
+    Attributes:
+        boxes: (n, 4) XYXY, on the CPU.
+        count, per_level: their number, in total and from each feature level.
+        recall: IoU threshold -> share of the ground truth boxes that one of the boxes overlaps by at least this IoU;
+            None without ground truth boxes.
     """
 
     name: str
-    boxes: torch.Tensor  # (n, 4)
+    boxes: torch.Tensor
     count: int
     per_level: list[int]
     recall: dict[str, float] | None
@@ -58,117 +76,104 @@ class Step:
 
 @dataclass
 class AnchorFindings:
-    """Everything about anchors that can be counted."""
+    """Numbers of the section: anchors of each level, boxes after each step, ground truth boxes."""
 
     levels: list[LevelAnchors]
     steps: list[Step]
-    annotated: int
+    ground_truth: int
 
     def as_dict(self) -> dict[str, object]:
-        """The numbers alone."""
+        """Return the numbers for JSON."""
         steps = [{k: v for k, v in vars(step).items() if k != "boxes"} for step in self.steps]
-        return {"annotated_boxes": self.annotated, "levels": [vars(level) for level in self.levels], "steps": steps}
+        levels = [vars(level) for level in self.levels]
+        return {"ground_truth_boxes": self.ground_truth, "levels": levels, "steps": steps}
 
 
 def inspect_anchors(observation: Observation) -> AnchorFindings:
-    """Counts anchors and labels, and follows the boxes through the region proposal network."""
-    truth = observation.gt_boxes()
+    """Count anchors and their labels, and the boxes that each step of the region proposal network keeps."""
+    boxes = observation.gt_boxes()
     return observation.once(
-        "anchors", lambda: AnchorFindings(_levels(observation), _steps(observation, truth), len(truth))
+        "anchors", lambda: AnchorFindings(_levels(observation), _steps(observation, boxes), len(boxes))
     )
 
 
 def _levels(observation: Observation) -> list[LevelAnchors]:
-    intermediates, levels = observation.intermediates, []
-    for index, anchors in enumerate(intermediates.anchors):
-        height, width = intermediates.features[observation.level_names[index]].shape[-2:]
+    recorded, levels = observation.intermediates, []
+    for index, anchors in enumerate(recorded.anchors):
+        name = observation.level_names[index]
+        height, width = recorded.features[name].shape[-2:]
         cell = anchors[: len(anchors) // (height * width)]
-        sizes = (cell[:, 2:] - cell[:, :2]).cpu().tolist()
-        levels.append(
-            LevelAnchors(
-                observation.level_names[index], observation.strides[index], (height, width), len(anchors),
-                [[round(side, 3) for side in size] for size in sizes],
-            )
-        )  # fmt: skip
+        sizes = [[round(side, 3) for side in size] for size in (cell[:, 2:] - cell[:, :2]).cpu().tolist()]
+        levels.append(LevelAnchors(name, observation.strides[index], (height, width), len(anchors), sizes))
     if observation.training is not None:
         counts = [level.anchors for level in levels]
-        labels = observation.training.anchor_labels[0].split(counts)
-        sampled = observation.training.sampled_anchor_labels[0].split(counts)
-        for level, wanted, drawn in zip(levels, labels, sampled, strict=True):
-            level.positive, level.negative, level.neutral = (int((wanted == value).sum()) for value in (1, 0, -1))
-            level.sampled_positive, level.sampled_negative = int((drawn == 1).sum()), int((drawn == 0).sum())
+        all_labels = observation.training.anchor_labels[0].split(counts)
+        all_sampled = observation.training.sampled_anchor_labels[0].split(counts)
+        for level, labels, sampled in zip(levels, all_labels, all_sampled, strict=True):
+            level.positive, level.negative, level.neutral = (int((labels == value).sum()) for value in (1, 0, -1))
+            level.sampled_positive, level.sampled_negative = int((sampled == 1).sum()), int((sampled == 0).sum())
     return levels
 
 
-def _steps(observation: Observation, truth: torch.Tensor) -> list[Step]:
-    intermediates = observation.intermediates
-    chosen = [level[index[0]] for level, index in zip(intermediates.anchors, intermediates.topk_anchors, strict=True)]
-    refined = [boxes[0] for boxes in intermediates.topk_boxes]
-    clipped, kept = intermediates.clipped_proposals[0], intermediates.proposals[0]
-    number = len(intermediates.anchors)
-    by_level = [[int((item.level == i).sum()) for i in range(number)] for item in (clipped, kept)]
+def _steps(observation: Observation, gt_boxes: torch.Tensor) -> list[Step]:
+    recorded = observation.intermediates
+    chosen = [level[index[0]] for level, index in zip(recorded.anchors, recorded.topk_anchors, strict=True)]
+    refined = [boxes[0] for boxes in recorded.topk_boxes]
+    steps = [
+        ("all anchors", torch.cat(recorded.anchors), [len(a) for a in recorded.anchors]),
+        ("top-scored anchors", torch.cat(chosen), [len(a) for a in chosen]),
+        ("refined", torch.cat(refined), [len(a) for a in refined]),
+    ]
+    for name, item in (
+        ("clipped to the image", recorded.clipped_proposals[0]),
+        ("kept after NMS", recorded.proposals[0]),
+    ):
+        per_level = [int((item.level == i).sum()) for i in range(len(recorded.anchors))]
+        steps.append((name, item.proposal_boxes.tensor, per_level))
     return [
-        _step("all anchors", torch.cat(intermediates.anchors), [len(a) for a in intermediates.anchors], truth),
-        _step("top-scored anchors", torch.cat(chosen), [len(a) for a in chosen], truth),
-        _step("refined", torch.cat(refined), [len(a) for a in refined], truth),
-        _step("clipped to the image", clipped.proposal_boxes.tensor, by_level[0], truth),
-        _step("kept after NMS", kept.proposal_boxes.tensor, by_level[1], truth),
+        Step(name, (tensor := boxes.float().cpu()), len(tensor), per_level, recall(tensor, gt_boxes))
+        for name, boxes, per_level in steps
     ]
 
 
-def _step(name: str, boxes: torch.Tensor, per_level: list[int], truth: torch.Tensor) -> Step:
-    boxes = boxes.float().cpu()
-    return Step(name, boxes, len(boxes), per_level, recall(boxes, truth))
-
-
-def recall(boxes: torch.Tensor, truth: torch.Tensor, ious: Sequence[float] = RECALL_IOUS) -> dict[str, float] | None:
-    """Share of ``truth`` (G, 4) that some of ``boxes`` (n, 4) overlaps by each IoU at least; None if G is 0."""
-    if len(truth) == 0:
+def recall(boxes: torch.Tensor, gt_boxes: torch.Tensor, ious: Sequence[float] = RECALL_IOUS) -> dict[str, float] | None:
+    """Compute the share of ground truth boxes (G, 4) that one of (n, 4) boxes overlaps by each IoU; None if G is 0."""
+    if len(gt_boxes) == 0:
         return None
-    best = torch.zeros(len(truth))
-    for part in boxes.split(_IOU_ROWS):
+    best = torch.zeros(len(gt_boxes))
+    for part in boxes.split(_CHUNK):
         if len(part) > 0:
-            best = torch.maximum(best, pairwise_iou(Boxes(truth), Boxes(part)).max(dim=1).values)
+            best = torch.maximum(best, pairwise_iou(Boxes(gt_boxes), Boxes(part)).max(dim=1).values)
     return {f"{iou:.2f}": float((best >= iou).float().mean()) for iou in ious}
 
 
-def truth_layer(observation: Observation) -> list[Layer]:
-    """The annotated boxes in the network's frame; no layer without annotations."""
-    if observation.truth_network is None:
+def ground_truth_layers(observation: Observation, shown: bool = True) -> list[Layer]:
+    """Make a layer of the ground truth boxes; none without ground truth."""
+    if observation.gt_instances is None:
         return []
-    classes = observation.truth_network.gt_classes.tolist()
-    texts = [f"annotated: {observation.class_name(c)}" for c in classes]
-    return [
-        Layer(
-            "annotated",
-            box_marks(observation.gt_boxes().numpy(), texts, classes),
-            GROUND_TRUTH,
-            "dashed",
-            backdrop=True,
-        )
-    ]
+    classes = observation.gt_instances.gt_classes.tolist()
+    texts = [f"ground truth: {observation.class_name(c)}" for c in classes]
+    marks = box_marks(observation.gt_boxes().numpy(), texts, classes)
+    return [Layer("ground truth", marks, GROUND_TRUTH, "dashed", shown=shown, backdrop=True)]
 
 
 def level_scene(observation: Observation) -> Scene:
-    """The anchors at one position of each level: at the one nearest to the image's centre."""
+    """Show the anchors at one position of each level, the position nearest to the image's center."""
     layers = []
     height, width = observation.image.shape[:2]
     for index, anchors in enumerate(observation.intermediates.anchors):
-        centres = (anchors[:, :2] + anchors[:, 2:]) / 2
-        distance = (centres - centres.new_tensor([width / 2, height / 2])).square().sum(dim=1)
-        here = (distance <= distance.min() + 1e-3).nonzero().flatten()
-        # Several positions can be equally near: those that share the first one's centre are one position's.
-        here = here[(centres[here] - centres[here[0]]).abs().max(dim=1).values < 1e-3] if len(here) else here
-        boxes = anchors[here].cpu().numpy()
-        texts = [f"{observation.level_names[index]}: {w:.0f} x {h:.0f}" for w, h in boxes[:, 2:] - boxes[:, :2]]
-        layers.append(
-            Layer(observation.level_names[index], box_marks(boxes, texts), class_color(index), total=len(anchors))
-        )
-    return _scene(observation, "anchor-levels", "One position's anchors on each level", layers)
+        centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+        distance = (centers - centers.new_tensor([width / 2, height / 2])).square().sum(dim=1)
+        nearest = centers[distance.argmin()]  # one position, where several are equally near
+        boxes = anchors[(centers - nearest).abs().max(dim=1).values < 1e-3].cpu().numpy()
+        name = observation.level_names[index]
+        texts = [f"{name}: {w:.0f} x {h:.0f}" for w, h in boxes[:, 2:] - boxes[:, :2]]
+        layers.append(Layer(name, box_marks(boxes, texts), class_color(index), total=len(anchors)))
+    return observation.network_scene("anchor-levels", "Anchors at one position of each level", layers)
 
 
 def label_scene(observation: Observation, limit: int = 200) -> Scene:
-    """Anchors as training would label them, ``limit`` of each kind at most; no layers without annotations."""
+    """Show the anchors by their training label, at most ``limit`` of each; no layers without ground truth."""
     layers: list[Layer] = []
     if observation.training is not None:
         anchors = torch.cat(observation.intermediates.anchors).cpu()
@@ -176,61 +181,48 @@ def label_scene(observation: Observation, limit: int = 200) -> Scene:
         sampled = observation.training.sampled_anchor_labels[0].cpu()
         kinds = [
             ("neutral", labels == -1, AQUA, False),
-            ("negative, drawn for the loss", sampled == 0, RED, False),
+            ("negative, sampled", sampled == 0, RED, False),
             ("positive", labels == 1, GREEN, True),
-            ("positive, drawn for the loss", sampled == 1, PINK, False),
+            ("positive, sampled", sampled == 1, ORANGE, False),
         ]
-        for name, chosen, colour, shown in kinds:
-            boxes, total = _some(anchors[chosen], limit)
-            layers.append(Layer(name, box_marks(boxes), colour, shown=shown, total=total))
-    return _scene(observation, "anchor-labels", "Anchors as training labels them", layers + truth_layer(observation))
+        for name, chosen, color, shown in kinds:
+            boxes = anchors[chosen]
+            spread = torch.linspace(0, max(len(boxes) - 1, 0), min(limit, len(boxes))).long()
+            layers.append(Layer(name, box_marks(boxes[spread].numpy()), color, shown=shown, total=len(boxes)))
+    layers += ground_truth_layers(observation)
+    return observation.network_scene("anchor-labels", "Anchors as training labels them", layers)
 
 
 def proposal_scene(observation: Observation, count: int = 40) -> Scene:
-    """The best-scored anchors before and after refinement, clipped, and what NMS kept: ``count`` of each."""
-    intermediates = observation.intermediates
-    logits = torch.cat(
-        [level[0][index[0]] for level, index in zip(intermediates.rpn_logits, intermediates.topk_anchors, strict=True)]
-    )
-    anchors = torch.cat(
-        [level[index[0]] for level, index in zip(intermediates.anchors, intermediates.topk_anchors, strict=True)]
-    )
-    refined = torch.cat([boxes[0] for boxes in intermediates.topk_boxes])
-    best = logits.argsort(descending=True)[:count]
-    clipped, kept = intermediates.clipped_proposals[0], intermediates.proposals[0]
-    order = clipped.objectness_logits.argsort(descending=True)[:count]
+    """Show the top-scored anchors, the same refined and clipped, and the proposals after NMS, ``count`` of each."""
+    recorded = observation.intermediates
+    chosen = recorded.topk_anchors
+    logits = torch.cat([level[0][index[0]] for level, index in zip(recorded.rpn_logits, chosen, strict=True)])
+    anchors = torch.cat([level[index[0]] for level, index in zip(recorded.anchors, chosen, strict=True)])
+    refined = torch.cat([boxes[0] for boxes in recorded.topk_boxes])
+    clipped, kept = recorded.clipped_proposals[0], recorded.proposals[0]
     layers = [
-        _scored("top anchors, before", anchors[best], logits[best], VIOLET, "dotted", len(logits), True),
-        _scored("top anchors, refined", refined[best], logits[best], PINK, "solid", len(logits), True),
-        _scored("clipped", clipped.proposal_boxes.tensor[order], clipped.objectness_logits[order], AQUA, "solid",
-                len(clipped), False),
-        _scored("kept after NMS", kept.proposal_boxes.tensor[:count], kept.objectness_logits[:count], GREEN, "solid",
-                len(kept), False),
-    ]  # fmt: skip
-    return _scene(observation, "proposals", "From anchors to proposals", layers + truth_layer(observation))
+        _scored("top anchors", anchors, logits, VIOLET, count, style="dotted"),
+        _scored("top anchors, refined", refined, logits, PINK, count),
+        _scored("clipped", clipped.proposal_boxes.tensor, clipped.objectness_logits, AQUA, count, shown=False),
+        _scored("kept after NMS", kept.proposal_boxes.tensor, kept.objectness_logits, GREEN, count, shown=False),
+    ]
+    layers += ground_truth_layers(observation)
+    return observation.network_scene("proposals", "From anchors to proposals", layers)
 
 
 def _scored(
-    name: str, boxes: torch.Tensor, logits: torch.Tensor, color: Color, style: str, total: int, shown: bool
-) -> Layer:
-    texts = [f"{name}: objectness {value:.3f}" for value in logits.sigmoid().tolist()]
-    return Layer(name, box_marks(boxes.cpu().numpy(), texts), color, style, shown=shown, total=total)
-
-
-def _some(boxes: torch.Tensor, limit: int) -> tuple[np.ndarray, int]:
-    """At most ``limit`` boxes, spread evenly over all, and how many there are."""
-    if len(boxes) <= limit:
-        return boxes.numpy(), len(boxes)
-    return boxes[torch.linspace(0, len(boxes) - 1, limit).long()].numpy(), len(boxes)
-
-
-def _scene(observation: Observation, name: str, title: str, layers: list[Layer]) -> Scene:
-    height, width = observation.image.shape[:2]
-    return Scene(name, title, observation.image, (height, width), layers, observation.class_names)
+    name: str, boxes: torch.Tensor, logits: torch.Tensor, color: Color, count: int, *, style: str = "solid",
+    shown: bool = True,
+) -> Layer:  # fmt: skip
+    """Make a layer of the ``count`` best-scored boxes."""
+    best = logits.argsort(descending=True)[:count]
+    texts = [f"{name}: objectness {value:.3f}" for value in logits[best].sigmoid().tolist()]
+    return Layer(name, box_marks(boxes[best].cpu().numpy(), texts), color, style, shown=shown, total=len(boxes))
 
 
 def draw_anchors(observation: Observation) -> "dict[str, Figure]":
-    """Figures of this stage: ``levels``, ``labels`` (with annotations) and ``proposals``."""
+    """Draw the figures ``levels``, ``labels`` (with ground truth) and ``proposals``."""
     figures = {"levels": draw_scene(level_scene(observation))}
     if observation.training is not None:
         figures["labels"] = draw_scene(label_scene(observation), split=True)

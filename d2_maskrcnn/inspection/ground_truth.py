@@ -1,9 +1,9 @@
-"""What the annotations of an image say, in the image's own frame, and where to find them."""
+"""Find the annotations of images, and convert them to boxes and masks in the image's own frame."""
 
 import functools
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,18 @@ from detectron2.structures import BoxMode
 
 logger = logging.getLogger(__name__)
 
-Record = dict[str, Any]
+Record = dict[str, Any]  # a dataset dict in Detectron2's standard format
 
 
 @dataclass
-class Truth:
+class GroundTruth:
     """G annotated objects of one image.
 
-    boxes: (G, 4) float32 XYXY in pixels of the image. classes: (G,) int64, counted from 0. masks: (G, H, W) bool.
-    crowd: (G,) bool, regions with many objects that are neither missed nor wrongly found.
+    Attributes:
+        boxes: (G, 4) float32 XYXY in pixels of the image file.
+        classes: (G,) int64, counted from 0.
+        masks: (G, H, W) bool; empty for objects without a segmentation.
+        crowd: (G,) bool, regions of many objects, which count neither as false negatives nor make false positives.
     """
 
     boxes: np.ndarray
@@ -43,15 +46,15 @@ class Truth:
         return len(self.boxes)
 
 
-def truth_of(record: Record) -> Truth | None:
-    """The annotations of a record in Detectron2's standard format, or None where it has none at all."""
+def ground_truth_of(record: Record) -> GroundTruth | None:
+    """Convert the annotations of a record; None if the record has no key ``annotations``."""
     if "annotations" not in record:
         return None
     annotations = record["annotations"]
     size = (record["height"], record["width"])
     boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
     masks = [decode_segmentation(a.get("segmentation"), *size) for a in annotations]
-    return Truth(
+    return GroundTruth(
         np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
         np.asarray([a["category_id"] for a in annotations], dtype=np.int64),
         np.stack(masks) if masks else np.zeros((0, *size), dtype=bool),
@@ -60,91 +63,105 @@ def truth_of(record: Record) -> Truth | None:
 
 
 def records_for(paths: Sequence[str | Path], cfg: CfgNode, annotations: str = "") -> list[Record]:
-    """A record for each image, with its annotations where they are found.
+    """Make a record of each image file, with its annotations if they are known.
 
     Args:
         paths: image files.
-        cfg: the datasets that it names (``DATASETS``) are searched where ``annotations`` is empty.
-        annotations: a COCO JSON file that lists the images by their file names.
+        cfg: config whose datasets (``DATASETS.TEST``, then ``DATASETS.TRAIN``) are searched for the images.
+        annotations: a COCO JSON file to search instead. An image matches if its path ends with the ``file_name`` of the
+            JSON's entry; the longest match is used.
 
     Raises:
-        UserError: an image is missing or broken or has another size than its annotation, or the JSON is no COCO JSON.
+        UserError: an image is missing, unreadable or not of the size that its annotation gives; the JSON is not a valid
+            COCO file, or has another number of categories than the model.
     """
-    known = _known_records(cfg, annotations, {str(Path(path).resolve()) for path in paths})
-    found = []
-    for path in map(Path, paths):
-        record = known.get(str(path.resolve())) or (known.get(path.name) if annotations else None)
+    files = [Path(path) for path in paths]
+    known = _from_json(files, cfg, annotations) if annotations else _from_datasets(files, cfg)
+    records = []
+    for path in files:
+        record = known.get(path.resolve())
         width, height = image_size(path)
         if record is None:
-            where = f" in {annotations}" if annotations else ""
-            logger.warning("%s: no annotation found%s; what needs one is left out", path, where)
+            source = annotations or "the config's datasets"
+            logger.warning("%s is not in %s: the report has no ground truth for it", path, source)
         elif (record["width"], record["height"]) != (width, height):
-            expected = (record["width"], record["height"])
-            raise UserError(
-                f"--input: {size_mismatch(str(path), (width, height), expected)}: the annotation is another image's"
-            )
-        found.append({**(record or {}), "file_name": str(path), "height": height, "width": width})
-    return found
+            mismatch = size_mismatch(str(path), (width, height), (record["width"], record["height"]))
+            raise UserError(f"{mismatch}: name the image that was annotated")
+        records.append({**(record or {}), "file_name": str(path), "height": height, "width": width})
+    return records
 
 
-def _known_records(cfg: CfgNode, annotations: str, wanted: set[str]) -> dict[str, Record]:
-    """Annotated records by resolved path and, from a file that was named, by file name too."""
-    if annotations:
-        if not Path(annotations).is_file():
-            raise UserError(f"--annotations {annotations}: there is no such file; expected a COCO JSON file")
-        _check_coco(annotations)
-        name = _dataset_of(annotations)
-        records = load_coco_json(annotations, "", name)  # the name makes categories count from 0
-        check_coco_classes(cfg, annotations, MetadataCatalog.get(name).thing_classes)
-        return {Path(record["file_name"]).name: record for record in records}
-    known: dict[str, Record] = {}
-    names = {Path(path).name for path in wanted}
-    for name in dict.fromkeys((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)):
-        if wanted <= set(known):
-            break  # a training set can take a minute to read
-        for record in dataset_records(name):
-            if Path(record["file_name"]).name in names:  # resolving asks the file system: only for likely ones
-                known.setdefault(str(Path(record["file_name"]).resolve()), record)
+def _from_json(files: Iterable[Path], cfg: CfgNode, annotations: str) -> dict[Path, Record]:
+    """Find images in a COCO JSON file, by resolved path."""
+    if not Path(annotations).is_file():
+        raise UserError(f"{annotations}: no such file; expected a COCO JSON file")
+    problems = [each for each in check_structure(read_coco_json(annotations), evaluate=False) if each.fatal]
+    if problems:
+        raise UserError(summarise(annotations, problems))
+    dataset = _dataset_of(annotations)
+    records = load_coco_json(annotations, "", dataset)  # with a dataset's name, category ids are mapped to 0, 1, ...
+    _check_classes(cfg, annotations, MetadataCatalog.get(dataset).thing_classes)
+    by_parts = {Path(record["file_name"]).parts: record for record in records}
+    known = {}
+    for path in (file.resolve() for file in files):
+        suffixes = (path.parts[start:] for start in range(len(path.parts)))  # the longest first
+        record = next((by_parts[parts] for parts in suffixes if parts in by_parts), None)
+        if record is not None:
+            known[path] = record
     return known
 
 
-def _check_coco(annotations: str) -> None:
-    """Raises: UserError: no COCO JSON, or one with entries that lack what every reader needs."""
-    problems = [each for each in check_structure(read_coco_json(annotations), evaluate=False) if each.fatal]
-    if problems:
-        raise UserError(f"--annotations {summarise(annotations, problems)}")
+def _from_datasets(files: Iterable[Path], cfg: CfgNode) -> dict[Path, Record]:
+    """Find images in the config's datasets, by resolved path."""
+    missing = {path.resolve() for path in files}
+    names = {path.name for path in missing}
+    known: dict[Path, Record] = {}
+    for dataset in dict.fromkeys((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)):
+        if not missing:
+            break  # reading a training set can take a minute
+        for record in dataset_records(dataset):
+            path = Path(record["file_name"])
+            if path.name in names and (resolved := path.resolve()) in missing:  # resolving reads the file system
+                known[resolved] = record
+                missing.discard(resolved)
+    return known
+
+
+def _check_classes(cfg: CfgNode, annotations: str, names: Sequence[str]) -> None:
+    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if len(names) != expected:
+        raise UserError(
+            f"{annotations}: {len(names)} categories, but MODEL.ROI_HEADS.NUM_CLASSES is {expected}: name a file with "
+            "the categories that the model was trained on"
+        )
 
 
 def _dataset_of(annotations: str) -> str:
+    """Return the name under which the metadata of an annotation file is registered."""
     return f"inspection_{hashlib.sha256(str(Path(annotations).resolve()).encode()).hexdigest()[:12]}"
 
 
 def class_names_of(cfg: CfgNode, annotations: str = "") -> list[str]:
-    """Names of the classes: of the annotation file that was read, else of the first dataset that knows them."""
-    names = [_dataset_of(annotations)] if annotations else []
-    for name in (*names, *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        found = MetadataCatalog.get(name).get("thing_classes")
-        if found and len(found) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            return list(found)
+    """Return the class names of an annotation file that was read, or of the first of the config's datasets with names.
+
+    Returns:
+        ``MODEL.ROI_HEADS.NUM_CLASSES`` names, or an empty list.
+    """
+    datasets = [_dataset_of(annotations)] if annotations else []
+    for dataset in (*datasets, *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        names = MetadataCatalog.get(dataset).get("thing_classes")
+        if names and len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+            return list(names)
     return []
 
 
-def check_coco_classes(cfg: CfgNode, annotations: str, names: Sequence[str]) -> None:
-    """Raises: UserError: an annotation file has another number of categories than the model."""
-    if len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        raise UserError(
-            f"--annotations {annotations}: {len(names)} categories, but the model has MODEL.ROI_HEADS.NUM_CLASSES "
-            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: name the file whose categories the model was trained on"
-        )
-
-
 def dataset_records(name: str) -> list[Record]:
-    """The records of a registered dataset, or none where its files are not on this machine."""
+    """Return the records of a registered dataset; an empty list if its files are not on this machine."""
     if name not in DatasetCatalog.list():
         return []
     try:
         return _load(name)
-    except (FileNotFoundError, AssertionError) as error:
+    except (FileNotFoundError, AssertionError) as error:  # loaders of other projects assert that their files exist
         logger.info("The dataset %s is not on this machine (%s)", name, error)
         return []
 

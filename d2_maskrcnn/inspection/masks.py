@@ -1,6 +1,6 @@
-"""Stage 3: every detection's mask, from 28x28 probabilities to pixels of the image, beside the annotation.
+"""The mask of every detection, from 28x28 probabilities to pixels of the image, beside the ground truth.
 
-(He et al. 2017, arXiv:1703.06870, section 3.) Windows and masks are in the output's frame: pixels of the image file.
+(He et al. 2017, arXiv:1703.06870, section 3.) Windows and masks are in pixels of the image file.
 """
 
 from dataclasses import dataclass
@@ -10,28 +10,40 @@ import cv2
 import numpy as np
 
 from d2_maskrcnn.inspection.observation import Observation
-from d2_maskrcnn.inspection.result import overlap_matrix
+from d2_maskrcnn.inspection.result import MATCH_IOU, overlap_matrix
 from d2_maskrcnn.structures.lazy_masks import BoxMasks
-from d2_maskrcnn.visualization.figures import new_figure
-from d2_maskrcnn.visualization.palette import GREEN, GROUND_TRUTH
+from d2_maskrcnn.structures.masks import Window
+from d2_maskrcnn.visualization.figures import literal, new_figure
+from d2_maskrcnn.visualization.palette import GREEN, GROUND_TRUTH, Color
 from detectron2.structures import Instances
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TILE, GAP = 112, 2  # pixels: the side of a tile of a mask's strip, and half the line between two of them
-STEPS = ("image", "28x28", "resized", "≥ 0.5", "placed", "annotated")
-_PROBABILITY = cv2.COLORMAP_VIRIDIS
+TILE, GAP = 112, 2  # side of a tile, and half the line between two tiles, in pixels
+STEPS = ("image", "28x28", "resized", "≥ 0.5", "placed", "ground truth")
+# IoU below which a detection is on background rather than on an object (TIDE, arXiv:2008.08115, section 2.2).
+BACKGROUND_IOU = 0.1
+_TINT = 0.6  # opacity of masks
+_BLANK = 128
 
 
 @dataclass
 class MaskFinding:
     """One detection's mask.
 
-    probabilities: (28, 28) in [0, 1] inside the box. window: x0, y0, x1, y1, whole pixels, in the image. resized:
-    the same probabilities at the window's pixels. placed: (h, w) bool, the final mask there. pixels: set in the whole
-    image. truth: index of the annotated object of the same class that it overlaps most, or None; iou with it.
-    annotated: (h, w) bool of that object in the window.
+    Attributes:
+        detection: index of the detection.
+        class_index, class_name, score: of the detection.
+        pixels: size of the final mask.
+        window: the part of the image that the mask is resized to.
+        probabilities: (28, 28) in [0, 1] inside the box.
+        resized: (h, w) probabilities at the window's pixels.
+        placed: (h, w) bool, the final mask in the window.
+        gt_index, gt_class: the ground truth object that the mask belongs to, or None: the best of its class if its IoU
+            is ``MATCH_IOU`` or more, else the best of all classes if its IoU is ``BACKGROUND_IOU`` or more.
+        iou: with this object.
+        gt_mask: (h, w) bool of this object in the window.
     """
 
     detection: int
@@ -39,28 +51,33 @@ class MaskFinding:
     class_name: str
     score: float
     pixels: int
-    window: tuple[int, int, int, int]
+    window: Window
     probabilities: np.ndarray
     resized: np.ndarray
     placed: np.ndarray
-    truth: int | None = None
+    gt_index: int | None = None
+    gt_class: str | None = None
     iou: float | None = None
-    annotated: np.ndarray | None = None
+    gt_mask: np.ndarray | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """The numbers alone."""
+        """Return the numbers for JSON."""
         numbers = {k: v for k, v in vars(self).items() if not isinstance(v, np.ndarray)}
         values = self.probabilities
-        return {
-            **numbers,
-            "mean_probability": float(values.mean()),
-            "unsure": float(((values > 0.1) & (values < 0.9)).mean()),
-        }
+        uncertain = float(((values > 0.1) & (values < 0.9)).mean())
+        return {**numbers, "mean_probability": float(values.mean()), "uncertain": uncertain}
+
+    def comparison(self) -> str:
+        """Compare the mask with the ground truth in words."""
+        if self.iou is None:
+            return f"on no ground truth object (IoU below {BACKGROUND_IOU:g})"
+        other = "" if self.gt_class == self.class_name else f" of another class, {self.gt_class}"
+        return f"IoU {self.iou:.2f} with the ground truth{other}"
 
 
 @dataclass
 class MaskTarget:
-    """What training would ask of one region's mask: (28, 28) bool inside ``box`` (network's frame)."""
+    """The mask target of one region of training: (28, 28) bool inside ``box`` (XYXY in the network's input image)."""
 
     box: list[float]
     class_name: str
@@ -68,23 +85,23 @@ class MaskTarget:
 
 
 def inspect_masks(observation: Observation, limit: int | None = None) -> list[MaskFinding]:
-    """The masks of the best ``limit`` detections (all if None); none where the model has no masks."""
+    """Follow the masks of the best ``limit`` detections (None: all); empty if the model predicts no masks."""
     results = observation.intermediates.results[0].to("cpu")
     masks = getattr(results, "box_masks", None)
     if masks is None:
         return []
-    truth = observation.truth
-    overlaps = None if truth is None else overlap_matrix(results, truth)
-    findings = []
-    for index in range(len(results) if limit is None else min(limit, len(results))):
-        finding = _finding(observation, results, masks, index)
-        if truth is not None and overlaps is not None:
-            same = [g for g in range(len(truth)) if truth.classes[g] == finding.class_index and not truth.crowd[g]]
-            best = max(same, key=lambda g: overlaps[index, g], default=None)
-            if best is not None and overlaps[index, best] > 0:
-                finding.truth, finding.iou = best, float(overlaps[index, best])
-                finding.annotated = _cut(truth.masks[best], finding.window)
-        findings.append(finding)
+    findings = [_finding(observation, results, masks, index) for index in range(len(results))[:limit]]
+    truth = observation.ground_truth
+    if truth is None or len(truth) == 0:
+        return findings
+    overlaps = np.where(truth.crowd, 0, overlap_matrix(results, truth))  # (n, G)
+    for finding, ious in zip(findings, overlaps, strict=False):
+        own = np.where(truth.classes == finding.class_index, ious, 0)
+        best = int((own if own.max() >= MATCH_IOU else ious).argmax())
+        if ious[best] >= BACKGROUND_IOU:
+            finding.gt_index, finding.iou = best, float(ious[best])
+            finding.gt_class = observation.class_name(int(truth.classes[best]))
+            finding.gt_mask = truth.masks[best][finding.window.slices]
     return findings
 
 
@@ -98,103 +115,82 @@ def _finding(observation: Observation, results: Instances, masks: BoxMasks, inde
         class_name=observation.class_name(class_index),
         score=float(results.scores[index]),
         pixels=int(placed.sum()),
-        window=(window.x0, window.y0, window.x1, window.y1),
+        window=window,
         probabilities=masks.probabilities[index],
         resized=resized,
         placed=placed,
     )
 
 
-def _cut(mask: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
-    x0, y0, x1, y1 = window
-    return mask[y0:y1, x0:x1]
-
-
 def mask_targets(observation: Observation, limit: int = 16) -> list[MaskTarget]:
-    """The mask targets of the first ``limit`` foreground regions of training; none without annotations."""
+    """Return the mask targets of the first ``limit`` foreground regions of training; empty without ground truth."""
     training = observation.training
     if training is None or training.mask_targets is None or len(training.mask_targets) == 0:
         return []
     rois = training.rois[0]
     background = observation.intermediates.class_probs[0].shape[1] - 1
     foreground = rois[rois.gt_classes < background]
-    targets = training.mask_targets.cpu().numpy()
     return [
-        MaskTarget(
-            [round(v, 2) for v in foreground.proposal_boxes.tensor[i].tolist()],
-            observation.class_name(int(foreground.gt_classes[i])),
-            targets[i],
+        MaskTarget([round(v, 2) for v in box], observation.class_name(cls), target)
+        for box, cls, target in zip(
+            foreground.proposal_boxes.tensor[:limit].tolist(),
+            foreground.gt_classes[:limit].tolist(),
+            training.mask_targets[:limit].cpu().numpy(),
+            strict=True,
         )
-        for i in range(min(limit, len(targets)))
     ]
 
 
-def strip(finding: MaskFinding, image: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
-    """(TILE, 6 * TILE, 3) uint8: the tiles that ``STEPS`` names, the annotation grey where there is none.
+def strip(finding: MaskFinding, image: np.ndarray) -> np.ndarray:
+    """Draw the tiles that ``STEPS`` names side by side: (TILE, 6 * TILE, 3) uint8 RGB; gray where there is no mask.
 
     Args:
-        image: (H, W, 3) uint8 RGB, covering ``frame`` (height, width) of the output.
+        image: (H, W, 3) uint8 RGB, the image file.
     """
-    crop = _crop_of(image, frame, finding.window)
-    blank = np.full((TILE, TILE, 3), 128, np.uint8)
-    annotated = blank if finding.annotated is None else _overlay(crop, finding.annotated, GROUND_TRUTH)
+    crop = _crop_of(image, finding.window)
+    blank = np.full((TILE, TILE, 3), _BLANK, np.uint8)
     tiles = [
         crop,
         _tile(_heat(finding.probabilities), cv2.INTER_NEAREST),
         _tile(_heat(finding.resized), cv2.INTER_LINEAR),
         _overlay(crop, finding.placed, GREEN),
-        _in_image(finding, image, frame),
-        annotated,
+        _in_image(finding, image),
+        blank if finding.gt_mask is None else _overlay(crop, finding.gt_mask, GROUND_TRUTH),
     ]
     joined = np.concatenate(tiles, axis=1)
     for place in range(TILE, joined.shape[1], TILE):
-        joined[:, place - GAP : place + GAP] = 128
+        joined[:, place - GAP : place + GAP] = _BLANK
     return joined
 
 
 def target_pair(target: MaskTarget, image: np.ndarray) -> np.ndarray:
-    """(TILE, 2 * TILE, 3) uint8: the region, cut out of the image in the network's frame, and its mask target."""
-    crop = _crop_of(image, (image.shape[0], image.shape[1]), _whole(target.box))
+    """Draw a region of the network's input image beside its mask target: (TILE, 2 * TILE, 3) uint8 RGB."""
+    x0, y0, x1, y1 = target.box
+    window = Window(int(x0), int(y0), int(np.ceil(x1)), int(np.ceil(y1)))
+    crop = _crop_of(image, window)
     mask = np.repeat(target.mask.astype(np.uint8)[..., None] * 255, 3, axis=2)
     return np.concatenate([crop, _tile(mask, cv2.INTER_NEAREST)], axis=1)
 
 
-def _whole(box: list[float]) -> tuple[int, int, int, int]:
-    return int(box[0]), int(box[1]), int(np.ceil(box[2])), int(np.ceil(box[3]))
+def _crop_of(image: np.ndarray, window: Window) -> np.ndarray:
+    """Cut a window out of an image, at least one pixel, as a tile."""
+    x0, y0, x1, y1 = window
+    return _tile(image[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)], cv2.INTER_LINEAR)
 
 
-def target_strip(targets: list[MaskTarget], columns: int = 8, tile: int = 64) -> np.ndarray:
-    """(rows * tile, columns * tile, 3) uint8: mask targets, white on black."""
-    columns = max(min(columns, len(targets)), 1)
-    rows = -(-len(targets) // columns)
-    grid = np.full((rows * tile, columns * tile, 3), 128, np.uint8)
-    for index, target in enumerate(targets):
-        y, x = index // columns * tile, index % columns * tile
-        small = cv2.resize(target.mask.astype(np.uint8) * 255, (tile - 2, tile - 2), interpolation=cv2.INTER_NEAREST)
-        grid[y + 1 : y + tile - 1, x + 1 : x + tile - 1] = small[..., None]
-    return grid
-
-
-def _crop_of(image: np.ndarray, frame: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
-    """The window of the output's frame, cut out of the image, as a tile."""
-    scale_y, scale_x = image.shape[0] / frame[0], image.shape[1] / frame[1]
-    x0, x1 = int(window[0] * scale_x), max(int(np.ceil(window[2] * scale_x)), int(window[0] * scale_x) + 1)
-    y0, y1 = int(window[1] * scale_y), max(int(np.ceil(window[3] * scale_y)), int(window[1] * scale_y) + 1)
-    return _tile(image[y0:y1, x0:x1], cv2.INTER_LINEAR)
-
-
-def _in_image(finding: MaskFinding, image: np.ndarray, frame: tuple[int, int]) -> np.ndarray:
-    """A tile of the whole image with the mask in its place and a box around it, on grey."""
+def _in_image(finding: MaskFinding, image: np.ndarray) -> np.ndarray:
+    """Draw a tile of the whole image with the mask in place and its window."""
+    frame = image.shape[:2]
     scale = TILE / max(frame)
     height, width = (max(round(side * scale), 1) for side in frame)
     small = cv2.resize(np.ascontiguousarray(image), (width, height), interpolation=cv2.INTER_AREA)
     whole = np.zeros(frame, np.float32)
-    whole[finding.window[1] : finding.window[3], finding.window[0] : finding.window[2]] = finding.placed
-    share = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)[..., None]
-    small = (small * (1 - 0.75 * share) + np.array(GREEN) * 0.75 * share).astype(np.uint8)
+    whole[finding.window.slices] = finding.placed
+    share = _TINT * cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)[..., None]
+    small = (small * (1 - share) + np.array(GREEN) * share).astype(np.uint8)
     x0, y0, x1, y1 = (round(side * scale) for side in finding.window)
     cv2.rectangle(small, (x0, y0), (max(x1 - 1, x0), max(y1 - 1, y0)), (255, 255, 255), 1)
-    tile = np.full((TILE, TILE, 3), 128, np.uint8)
+    tile = np.full((TILE, TILE, 3), _BLANK, np.uint8)
     top, left = (TILE - height) // 2, (TILE - width) // 2
     tile[top : top + height, left : left + width] = small
     return tile
@@ -202,56 +198,48 @@ def _in_image(finding: MaskFinding, image: np.ndarray, frame: tuple[int, int]) -
 
 def _tile(image: np.ndarray, interpolation: int) -> np.ndarray:
     if 0 in image.shape:
-        return np.full((TILE, TILE, 3), 128, np.uint8)
+        return np.full((TILE, TILE, 3), _BLANK, np.uint8)
     return cv2.resize(np.ascontiguousarray(image), (TILE, TILE), interpolation=interpolation)
 
 
 def _heat(values: np.ndarray) -> np.ndarray:
-    """Probabilities (h, w) in [0, 1] as (h, w, 3) uint8 RGB."""
+    """Draw probabilities (h, w) in [0, 1] as a heat map (h, w, 3) uint8 RGB."""
     if values.size == 0:
         return np.zeros((0, 0, 3), np.uint8)
-    return cv2.applyColorMap((np.nan_to_num(values) * 255).round().astype(np.uint8), _PROBABILITY)[..., ::-1]
+    gray = (np.nan_to_num(values) * 255).round().astype(np.uint8)
+    return cv2.applyColorMap(gray, cv2.COLORMAP_VIRIDIS)[..., ::-1]
 
 
-def _overlay(tile: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """The tile with the mask's pixels tinted."""
+def _overlay(tile: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarray:
+    """Tint the mask's pixels of a tile."""
     if mask.size == 0:
         return tile
     inside = cv2.resize(mask.astype(np.uint8), (TILE, TILE), interpolation=cv2.INTER_NEAREST).astype(bool)
     tinted = tile.copy()
-    tinted[inside] = (0.4 * tile[inside] + 0.6 * np.array(colour)).astype(np.uint8)
+    tinted[inside] = ((1 - _TINT) * tile[inside] + _TINT * np.array(color)).astype(np.uint8)
     return tinted
 
 
 def draw_masks(observation: Observation, count: int = 6) -> "dict[str, Figure]":
-    """Figures of this stage: ``masks`` of the best ``count`` detections, ``targets`` where there are annotations."""
+    """Draw the figures ``masks`` of the best ``count`` detections, and ``targets`` with ground truth."""
     figures = {}
     findings = inspect_masks(observation, count)
     if findings:
-        figures["masks"] = _draw_findings(observation, findings)
+        figure, axes = new_figure(len(findings), 1, (8.0, 1.7 * len(findings)))
+        for panel, finding in zip(axes, findings, strict=True):
+            known = "" if observation.ground_truth is None else f", {finding.comparison()}"
+            panel.imshow(strip(finding, observation.original))
+            panel.set_title(literal(f"{finding.class_name} {finding.score:.2f}{known}"), fontsize=8)
+            panel.set_xticks([TILE * (i + 0.5) for i in range(len(STEPS))], STEPS, fontsize=7)
+            panel.set_yticks([])
+        figures["masks"] = figure
     targets = mask_targets(observation)
     if targets:
-        rows = -(-len(targets) // 8)
-        figure, axes = new_figure(1, 1, (8.0, rows + 0.5))
-        axes[0].imshow(target_strip(targets), interpolation="nearest")
-        axes[0].set_axis_off()
-        axes[0].set_title("Mask targets of training, 28x28, inside each region", fontsize=9)
+        figure, axes = new_figure(-(-len(targets) // 4), 4, (8.0, 1.3 * -(-len(targets) // 4)))
+        for panel in axes:
+            panel.set_axis_off()
+        for panel, target in zip(axes, targets, strict=False):
+            panel.imshow(target_pair(target, observation.image))
+            panel.set_title(literal(target.class_name), fontsize=7)
         figures["targets"] = figure
     return figures
-
-
-def _draw_findings(observation: Observation, findings: list[MaskFinding]) -> "Figure":
-    figure, axes = new_figure(len(findings), len(STEPS), (9.0, 1.7 * len(findings)))
-    for row, finding in enumerate(findings):
-        crop = _crop_of(observation.image, observation.output_size, finding.window)
-        whole = _in_image(finding, observation.image, observation.output_size)
-        shown = [crop, finding.probabilities, finding.resized, finding.placed, whole, finding.annotated]
-        label = f"{finding.class_name} {finding.score:.2f}"
-        iou = "no annotation" if finding.iou is None else f"annotated, IoU {finding.iou:.2f}"
-        titles = [label, *STEPS[1:5], iou]
-        for axis, image, title in zip(axes[len(STEPS) * row :][: len(STEPS)], shown, titles, strict=True):
-            axis.set_axis_off()
-            axis.set_title(title, fontsize=7)
-            if image is not None and image.size:
-                axis.imshow(image, vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-    return figure

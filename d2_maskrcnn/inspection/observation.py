@@ -1,4 +1,4 @@
-"""Run the model on one image and keep everything that it computes."""
+"""Run the model on one image and keep everything that it computed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from d2_maskrcnn.data import MaskRCNNMapper
-from d2_maskrcnn.inspection.capture import captured_layers
-from d2_maskrcnn.inspection.ground_truth import Record, Truth, truth_of
-from d2_maskrcnn.modeling.intermediates import Intermediates, trace_inference, trace_losses
+from d2_maskrcnn.data.image_reading import read_image
+from d2_maskrcnn.errors import UserError, did_you_mean
+from d2_maskrcnn.inspection.ground_truth import GroundTruth, Record, ground_truth_of
+from d2_maskrcnn.modeling.intermediates import Intermediates, record_outputs, trace_inference, trace_losses
+from d2_maskrcnn.visualization.scene import Layer, Scene
 from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.evaluation import inference_context
@@ -27,27 +29,31 @@ class Observation:
     """Everything that the model computed for one image.
 
     Attributes:
-        name: of the image file.
-        image: (H, W, 3) uint8 RGB, the network's input image before normalization: the network's frame.
-        output_size: (height, width) of the image file: the output's frame.
-        intermediates: of the inference pass. Boxes are in the network's frame, except those of ``results``.
-        training: of a pass that computes the losses in evaluation mode: labels, targets and losses; None without
-            annotations, or if that pass failed.
-        truth: annotations in the output's frame, or None. truth_network: those that training would use, in the
-            network's frame.
-        layers: name -> outputs of that module, one per call.
-        level_names: of the RPN's feature levels; the region heads use the first ``len(roi_level_names)``.
-        seconds: duration of the inference pass.
-        problem: why the pass that computes the losses failed, or "".
+        path: of the image file.
+        original: (H, W, 3) uint8 RGB, the image file.
+        image: (h, w, 3) uint8 RGB, the network's input image before normalization.
+        output_size: (H, W) of the image file.
+        intermediates: of inference. Boxes are in pixels of ``image``, those of ``results`` in pixels of the image file.
+        training: of a second pass with the ground truth, which computes losses but changes no weight; None without
+            ground truth.
+        ground_truth: in pixels of the image file, or None.
+        gt_instances: ground truth without crowd regions in pixels of ``image``, as training uses it, or None.
+        layers: module name -> its outputs, one for each time it ran.
+        level_names: feature levels of the RPN; the region heads use ``roi_level_names``.
+        strides: of the RPN's levels, in pixels of ``image``.
+        class_names: may be empty.
+        seconds: duration of inference.
+        problem: why the losses could not be computed, or "".
     """
 
-    name: str
+    path: str
+    original: np.ndarray
     image: np.ndarray
     output_size: tuple[int, int]
     intermediates: Intermediates
     training: Intermediates | None
-    truth: Truth | None
-    truth_network: Instances | None
+    ground_truth: GroundTruth | None
+    gt_instances: Instances | None
     layers: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     level_names: Sequence[str] = ()
     roi_level_names: Sequence[str] = ()
@@ -55,24 +61,33 @@ class Observation:
     class_names: Sequence[str] = ()
     seconds: float = 0.0
     problem: str = ""
-    # Results of `once`; dataclasses.replace does not copy them.
-    memo: dict[str, Any] = field(init=False, default_factory=dict, repr=False)
+    _cache: dict[str, Any] = field(init=False, default_factory=dict, repr=False)  # dataclasses.replace starts afresh
+
+    @property
+    def name(self) -> str:
+        """Base name of the image file."""
+        return Path(self.path).name
+
+    def network_scene(self, name: str, title: str, layers: list[Layer]) -> Scene:
+        """Make a scene whose marks are in pixels of ``image``."""
+        height, width = self.image.shape[:2]
+        return Scene(name, title, self.original, (height, width), layers, self.class_names)
 
     def class_name(self, index: int) -> str:
-        """Return the name of a class, or "class <index>" if it has none."""
+        """Return the name of a class, or ``class 7`` if there are no names."""
         return self.class_names[index] if index < len(self.class_names) else f"class {index}"
 
-    def once(self, name: str, make: Callable[[], T]) -> T:
-        """Return the result of ``make``, which is called the first time only."""
-        if name not in self.memo:
-            self.memo[name] = make()
-        return self.memo[name]
+    def once(self, name: str, compute: Callable[[], T]) -> T:
+        """Return the result of ``compute``, which is called at most once per ``name``."""
+        if name not in self._cache:
+            self._cache[name] = compute()
+        return self._cache[name]
 
     def gt_boxes(self) -> torch.Tensor:
-        """Return the ground-truth boxes (G, 4) in the network's frame; (0, 4) without annotations."""
-        if self.truth_network is None:
+        """Return the ground truth boxes in pixels of ``image``, (G, 4) XYXY; G is 0 without ground truth."""
+        if self.gt_instances is None:
             return torch.zeros((0, 4))
-        return self.truth_network.gt_boxes.tensor.float().cpu()
+        return self.gt_instances.gt_boxes.tensor.float().cpu()
 
 
 def observe(
@@ -82,13 +97,13 @@ def observe(
     class_names: Sequence[str] = (),
     layers: Sequence[str] | None = None,
 ) -> Observation:
-    """Run ``model`` in evaluation mode: once for its detections and, if the image is annotated, once for its losses.
+    """Run inference on one image and, if it is annotated, a second pass for losses and training labels.
 
     Args:
-        cfg: the config that the model was built from.
-        model: its mode and weights do not change.
-        record: dict of one image in Detectron2's standard dataset format, with or without ``annotations``.
-        layers: names of the modules whose outputs are kept; None for :func:`default_layers`.
+        cfg: config that the model was built from.
+        model: its mode and its weights are not changed.
+        record: dataset dict of the image in Detectron2's standard format, with or without ``annotations``.
+        layers: names of modules whose outputs are kept; None for :func:`default_layers`.
 
     Raises:
         UserError: the image cannot be read, the model has no such layer, or its RPN or ROI heads are not this plugin's.
@@ -96,24 +111,25 @@ def observe(
     sample, any_model = read_sample(cfg, record), model  # type: tuple[Record, Any]
     training, problem = None, ""
     with inference_context(model):
-        with captured_layers(model, layers) as outputs:
+        with record_outputs(_modules(model, layers)) as outputs:
             start = time.perf_counter()
             intermediates = trace_inference(any_model, [sample])
             seconds = time.perf_counter() - start
         if "instances" in sample:
             try:
                 training = trace_losses(any_model, [sample])
-            except FloatingPointError as error:  # the model has diverged, which is worth inspecting
+            except FloatingPointError as error:  # a diverged model is one that people want to look into
                 problem = str(error)
     rpn, heads = any_model.proposal_generator, any_model.roi_heads
     return Observation(
-        name=Path(record["file_name"]).name,
-        image=_as_rgb(sample["image"], cfg.INPUT.FORMAT),
+        path=str(record["file_name"]),
+        original=read_image(str(record["file_name"])),
+        image=as_rgb(sample["image"], cfg.INPUT.FORMAT),
         output_size=(record["height"], record["width"]),
         intermediates=intermediates,
         training=training,
-        truth=truth_of(record),
-        truth_network=sample.get("instances"),
+        ground_truth=ground_truth_of(record),
+        gt_instances=sample.get("instances"),
         layers=dict(outputs),
         level_names=tuple(rpn.in_features),
         roi_level_names=tuple(heads.in_features),
@@ -124,15 +140,41 @@ def observe(
     )
 
 
+def default_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers inside the RPN head, the box head and the mask head.
+
+    The other layers worth showing are part of :class:`~d2_maskrcnn.modeling.intermediates.Intermediates`.
+    """
+    names = []
+    for name, module in model.named_modules():
+        inside_head = name.startswith(("proposal_generator.rpn_head.", "roi_heads.mask_head."))
+        convolution = isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and not name.endswith("predictor")
+        inside_box_head = name.startswith("roi_heads.box_head.") and isinstance(module, (nn.Linear, nn.Conv2d))
+        if (inside_head and convolution) or inside_box_head or name == "roi_heads.box_head":
+            names.append(name)
+    return names
+
+
+def _modules(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Module]:
+    """Look up modules by name; None for :func:`default_layers`."""
+    modules = {name: module for name, module in model.named_modules() if name}
+    chosen = list(default_layers(model) if names is None else names)
+    for name in chosen:
+        if name not in modules:
+            # Prefer names that end alike: `res4.2.conv1` is closer to another conv1 than to `res4.2.conv2`.
+            same_end = [each for each in modules if each.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
+            raise UserError(f"the model has no layer {name!r}.{did_you_mean(name, same_end or modules, cutoff=0.0)}")
+    return {name: modules[name] for name in chosen}
+
+
 def read_sample(cfg: CfgNode, record: Record) -> Record:
-    """Return the model's input as in testing, with ``instances`` if the record has annotations."""
+    """Map a record to the model's input as in testing, with ``instances`` if it has annotations."""
     mapper: Any = MaskRCNNMapper(cfg, is_train=False)
-    mapper.is_train = "annotations" in record  # keep the annotations, but augment as in testing
+    mapper.is_train = "annotations" in record  # keeps the annotations; the augmentations remain those of testing
     return mapper(record)
 
 
-def _as_rgb(image: torch.Tensor, image_format: str) -> np.ndarray:
-    """Convert (3, H, W) in the config's ``INPUT.FORMAT`` to (H, W, 3) uint8 RGB."""
-    return np.asarray(
-        detection_utils.convert_image_to_rgb(image.permute(1, 2, 0).numpy(), image_format), dtype=np.uint8
-    )
+def as_rgb(image: torch.Tensor, image_format: str) -> np.ndarray:
+    """Convert (C, H, W) uint8 in the config's ``INPUT.FORMAT`` to (H, W, 3) uint8 RGB."""
+    pixels = image.permute(1, 2, 0).numpy()
+    return np.asarray(detection_utils.convert_image_to_rgb(pixels, image_format), dtype=np.uint8)

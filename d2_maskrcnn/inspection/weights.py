@@ -1,61 +1,56 @@
-"""Stage 5: histograms and numbers of every parameter and buffer, what is wrong with them, and what changed between two.
+"""Histograms and statistics of every parameter and buffer, warnings, and changes since another checkpoint.
 
-Works on a checkpoint alone: nothing is built.
+A checkpoint alone is enough: no model is built.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.inspection.statistics import histogram, spread
-from d2_maskrcnn.inspection.untrained import untrained
-from d2_maskrcnn.visualization.figures import new_figure, show_bars
-from d2_maskrcnn.weights import convert_names, read_weights
+from d2_maskrcnn.inspection.statistics import TensorStatistics, describe, histogram
+from d2_maskrcnn.visualization.figures import literal, new_figure, show_bars
+from d2_maskrcnn.weights import convert_names, fetch_weights, read_weights
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 40
-# A weight beyond this is no longer the work of a stable training: those of the model zoo stay below 20.
+# The weights of Detectron2's model zoo stay below 20; larger ones come from an unstable training.
 EXPLODING = 100.0
-EXPLODING_VARIANCE = 1e6  # likewise for running variances, which are squares of activations
-FLOAT32_EPS = 1e-12
-# Two trainings from other random numbers differ by 1.4 times the norm, checkpoints of one training by less than this.
-SAME_TRAINING = 1.0
-# What flags begin with or say; the more special one first.
-_KINDS = ("NaN", "infinite", "dead", "exploding", "perhaps untrained", "untrained", "unchanged")
+EXPLODING_VARIANCE = 1e6  # of running variances, which are squares of activations
+_EPSILON = 1e-12
+_KINDS = ("NaN", "infinite", "dead", "exploding", "untrained", "unchanged")  # words that the flags contain
+_INITIAL = {"running_var": 1.0, "running_mean": 0.0, "bias": 0.0, "weight": 1.0}  # of norms and biases
 
 State = Mapping[str, torch.Tensor]
 
 
-@dataclass
-class TensorFindings:
-    """One parameter or buffer; min, max, mean and std are over the finite values (None if there are none).
+@dataclass(kw_only=True)
+class TensorFindings(TensorStatistics):
+    """Statistics of one parameter or buffer.
 
-    group: the module it belongs to. edges, counts: histogram of the finite values. dead_filters: output channels whose
-    weights are all zero. flags: what is wrong, in words. change: L2 norm of the difference to the other checkpoint,
-    relative to the other's; max_change: largest absolute difference.
+    Attributes:
+        group: the module that it belongs to.
+        edges, counts: histogram of the finite values.
+        dead_filters: output channels whose weights are all zero.
+        flags: warnings.
+        change: L2 norm of the difference to the other checkpoint, relative to the other's norm.
+        max_change: largest absolute difference.
     """
 
     name: str
     group: str
-    shape: list[int]
-    min: float | None
-    max: float | None
-    mean: float | None
-    std: float | None
-    zeros: float
-    nan: int
-    inf: int
-    dead_filters: int
     edges: list[float]
     counts: list[int]
+    dead_filters: int = 0
     flags: list[str] = field(default_factory=list)
     change: float | None = None
     max_change: float | None = None
@@ -63,7 +58,13 @@ class TensorFindings:
 
 @dataclass
 class WeightFindings:
-    """All tensors of one checkpoint, and its comparison with another where there is one."""
+    """All tensors of a checkpoint, and its comparison with another checkpoint.
+
+    Attributes:
+        name, other: the two checkpoints.
+        parameters: number of values of all tensors.
+        only_here, only_there, other_shape: tensors that cannot be compared.
+    """
 
     name: str
     tensors: list[TensorFindings]
@@ -74,34 +75,53 @@ class WeightFindings:
     other_shape: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, object]:
-        """The numbers alone."""
+        """Return the numbers for JSON."""
         return {**vars(self), "flagged": self.kinds, "tensors": [vars(tensor) for tensor in self.tensors]}
 
     @property
     def kinds(self) -> dict[str, int]:
-        """How many tensors have a flag of each kind."""
-        words = [word for tensor in self.tensors for word in dict.fromkeys(map(_kind_of, tensor.flags))]
-        return {kind: words.count(kind) for kind in _KINDS if kind in words}
+        """Number of tensors with a flag of each kind."""
+        kinds = [{next(kind for kind in _KINDS if kind in flag) for flag in tensor.flags} for tensor in self.tensors]
+        return {kind: n for kind in _KINDS if (n := sum(kind in of_tensor for of_tensor in kinds))}
 
     @property
     def flagged(self) -> list[TensorFindings]:
-        """The tensors that something is wrong with."""
+        """The tensors with warnings."""
         return [tensor for tensor in self.tensors if tensor.flags]
 
 
-def _kind_of(flag: str) -> str:
-    return next(kind for kind in _KINDS if kind in flag)
-
-
 def read_state(path: str) -> dict[str, torch.Tensor]:
-    """The tensors of a weight file, under the names that this project uses.
+    """Read the tensors of a weight file, under this project's names.
 
     Raises:
-        UserError: it is missing, broken or no weight file.
+        UserError: the file is missing, damaged or not a weight file.
     """
-    converted = convert_names(read_weights(path)["model"], ())
-    return {name: torch.as_tensor(np.asarray(value) if not torch.is_tensor(value) else value) for name, value in
-            converted.state.items()}  # fmt: skip
+    state = convert_names(read_weights(path)["model"], ()).state
+    return {name: v if torch.is_tensor(v) else torch.as_tensor(np.asarray(v)) for name, v in state.items()}
+
+
+def initial_weights(cfg: CfgNode, path: str) -> dict[str, torch.Tensor] | None:
+    """Rebuild the random weights that a training began with, before it loaded any file.
+
+    Args:
+        cfg: config of the model.
+        path: weight file. The checkpoints of this project's trainer store the seed; for others ``SEED`` of the config
+            is used.
+
+    Returns:
+        The tensors, or None if the seed is unknown.
+    """
+    trainer = read_weights(fetch_weights(path)).get("trainer")  # in other programs' checkpoints this can be anything
+    seed = trainer.get("initial_seed") if isinstance(trainer, dict) else None
+    seed = seed if isinstance(seed, int) else cfg.SEED
+    if seed < 0:
+        return None
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return dict(build_model(cfg).state_dict())
 
 
 def inspect_weights(
@@ -109,95 +129,76 @@ def inspect_weights(
     name: str = "model",
     other: State | None = None,
     other_name: str = "other",
-    fresh: State | None = None,
-    exact: bool = False,
+    initial: State | None = None,
 ) -> WeightFindings:
-    """Looks at every tensor.
+    """Compute the statistics of every tensor, and its change since another checkpoint.
 
     Args:
         state: a model or its state dict.
-        other: another state to compare with; tensors that are equal to it are flagged as unchanged.
-        fresh: a state that was just initialised by the same config; tensors that are equal to it are flagged as
-            untrained, and unless ``exact`` those that cannot be told from its random numbers as perhaps untrained.
-        exact: ``fresh`` is the very initialisation that the training began with.
+        name, other_name: names of the two checkpoints, for messages.
+        other: the state to compare with; equal tensors are flagged as unchanged.
+        initial: the state before training; equal tensors are flagged as untrained.
 
     Raises:
         UserError: the two states have no tensor in common.
     """
     tensors = dict(state.state_dict()) if isinstance(state, nn.Module) else dict(state)
-    found = [_describe(key, value) for key, value in tensors.items()]
-    findings = WeightFindings(name, found, sum(math.prod(tensor.shape) for tensor in found))
-    for tensor in found:
-        word = untrained(tensor.name, tensors[tensor.name], (fresh or {}).get(tensor.name), exact)
-        tensor.flags += [word] if word else []
+    inspected = [_inspect(key, value, (initial or {}).get(key)) for key, value in tensors.items()]
+    findings = WeightFindings(name, inspected, sum(math.prod(tensor.shape) for tensor in inspected))
     if other is not None:
         _compare(findings, tensors, other, other_name)
     return findings
 
 
 def group_of(name: str) -> str:
-    """The part of the model that a tensor belongs to: two levels for the backbone's stages, else its head."""
+    """Return the part of the model that a tensor belongs to, such as ``backbone.bottom_up.res2``."""
     parts = name.split(".")
-    if name.startswith("backbone.bottom_up."):
-        return ".".join(parts[:3])
-    return (
-        ".".join(parts[: 2 if parts[0] in ("roi_heads", "proposal_generator") else 1]) if len(parts) > 1 else parts[0]
-    )
+    depth = 3 if name.startswith("backbone.bottom_up.") else 2 if parts[0] in ("roi_heads", "proposal_generator") else 1
+    return ".".join(parts[:depth])
 
 
-def _describe(name: str, tensor: torch.Tensor) -> TensorFindings:
+def _inspect(name: str, tensor: torch.Tensor, initial: torch.Tensor | None) -> TensorFindings:
     values = tensor.detach().float().cpu()
-    nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
-    finite = values[values.isfinite()] if nan + infinite else values.flatten()
-    some = finite.numel() > 0
-    zero = values == 0
-    low, high = (float(finite.min()), float(finite.max())) if some else (0.0, 0.0)
+    statistics, finite = describe(values)
     edges, counts = histogram(finite.numpy(), BINS)
-    is_weight = values.dim() >= 2 and values.numel() > 0
-    found = TensorFindings(
-        name=name,
-        group=group_of(name),
-        shape=list(values.shape),
-        min=low if some else None,
-        max=high if some else None,
-        mean=float(finite.mean(dtype=torch.float64)) if some else None,
-        std=spread(finite) if some else None,
-        zeros=float(zero.float().mean()) if values.numel() else 0.0,
-        nan=nan,
-        inf=infinite,
-        dead_filters=int(zero.flatten(1).all(dim=1).sum()) if is_weight else 0,
-        edges=edges,
-        counts=counts,
-    )
-    found.flags = _flags(found, values)
-    return found
+    findings = TensorFindings(name=name, group=group_of(name), edges=edges, counts=counts, **vars(statistics))
+    if values.dim() >= 2 and values.numel() > 0:
+        findings.dead_filters = int((values == 0).flatten(1).all(dim=1).sum())
+    findings.flags = _flags(findings, values.numel()) + _untrained(name, values, initial)
+    return findings
 
 
-def _flags(tensor: TensorFindings, values: torch.Tensor) -> list[str]:
-    flags = []
-    if tensor.nan:
-        flags.append(f"{tensor.nan} of {values.numel()} values are NaN")
-    if tensor.inf:
-        flags.append(f"{tensor.inf} of {values.numel()} values are infinite")
-    is_weight = tensor.name.endswith("weight")
-    if values.numel() and tensor.zeros == 1 and is_weight:
+def _flags(tensor: TensorFindings, count: int) -> list[str]:
+    flags = [f"{n} of {count} values are {kind}" for n, kind in ((tensor.nan, "NaN"), (tensor.inf, "infinite")) if n]
+    if count and tensor.zeros == 1 and tensor.name.endswith("weight"):
         flags.append("dead: all zero")
     elif tensor.dead_filters:
         flags.append(f"dead: {tensor.dead_filters} of {tensor.shape[0]} output channels have only zeros")
-    variance = tensor.name.endswith("running_var")
-    limit = EXPLODING_VARIANCE if variance else EXPLODING
+    limit = EXPLODING_VARIANCE if tensor.name.endswith("running_var") else EXPLODING
     largest = max(abs(tensor.min or 0.0), abs(tensor.max or 0.0))
     if not tensor.name.endswith(("num_batches_tracked", "running_mean")) and largest > limit:
         flags.append(f"exploding: values up to {largest:.3g}")
     return flags
 
 
-def _compare(findings: WeightFindings, state: Mapping[str, torch.Tensor], other: State, other_name: str) -> None:
-    shared = [name for name in state if name in other]
-    if not shared:
+def _untrained(name: str, values: torch.Tensor, initial: torch.Tensor | None) -> list[str]:
+    """Return a warning if a tensor equals its initialization: a constant for norms and biases, else ``initial``."""
+    if values.numel() == 0:
+        return []
+    constant = _INITIAL.get(name.rsplit(".", 1)[-1])
+    of_norm = values.dim() == 1 or not name.endswith("weight")
+    if constant is not None and of_norm and bool((values == constant).all()):
+        return [f"untrained: all values are the initial {constant:g}"]
+    if initial is not None and values.dim() >= 2 and torch.equal(values, initial.detach().float().cpu()):
+        return ["untrained: equal to its initialization"]
+    return []
+
+
+def _compare(findings: WeightFindings, state: State, other: State, other_name: str) -> None:
+    if not any(name in other for name in state):
         raise UserError(
-            f"{other_name} has no tensor in common with {findings.name} (it has {next(iter(other), 'none')}, the other "
-            f"{next(iter(state), 'none')}): compare two checkpoints of the same model"
+            f"{other_name} has no tensor in common with {findings.name} ({next(iter(other), 'no tensor')} there, "
+            f"{next(iter(state), 'no tensor')} here): compare two checkpoints of the same model"
         )
     findings.other = other_name
     findings.only_here = [name for name in state if name not in other]
@@ -210,16 +211,22 @@ def _compare(findings: WeightFindings, state: Mapping[str, torch.Tensor], other:
             findings.other_shape.append(tensor.name)
             continue
         difference = mine - theirs
-        tensor.change = float(difference.norm() / theirs.norm().clamp(min=FLOAT32_EPS)) if mine.numel() else 0.0
+        tensor.change = float(difference.norm() / theirs.norm().clamp(min=_EPSILON)) if mine.numel() else 0.0
         tensor.max_change = float(difference.abs().max()) if mine.numel() else 0.0
-        if 0 < tensor.change < SAME_TRAINING:  # it has moved: whatever it looks like, it is being trained
-            tensor.flags = [flag for flag in tensor.flags if not flag.startswith("perhaps")]
         if tensor.max_change == 0 and not tensor.name.endswith("num_batches_tracked"):
             tensor.flags.append(f"unchanged: equal to {other_name}")
 
 
+def by_group(findings: WeightFindings) -> dict[str, list[TensorFindings]]:
+    """Return the tensors of each group, in the checkpoint's order."""
+    groups: dict[str, list[TensorFindings]] = {}
+    for tensor in findings.tensors:
+        groups.setdefault(tensor.group, []).append(tensor)
+    return groups
+
+
 def draw_weights(findings: WeightFindings, group: str | None = None, limit: int = 24) -> "Figure":
-    """Histograms of the tensors of a group (the first ``limit``), the flagged ones first; of all groups if None."""
+    """Draw histograms of the first ``limit`` tensors of a group (None: of all groups), flagged ones first."""
     chosen = [tensor for tensor in findings.tensors if group is None or tensor.group == group]
     chosen = sorted(chosen, key=lambda tensor: not tensor.flags)[:limit]
     columns = 4
@@ -232,45 +239,31 @@ def draw_weights(findings: WeightFindings, group: str | None = None, limit: int 
         show_bars(axis, tensor.edges, tensor.counts, short, "C3" if tensor.flags else "C0")
         axis.set_yticks([])
     if group is not None:
-        figure.suptitle(f"{group} (red: flagged)" if any(t.flags for t in chosen) else group, fontsize=10)
+        flagged = " (red: flagged)" if any(t.flags for t in chosen) else ""
+        figure.suptitle(literal(group) + flagged, fontsize=10)
     return figure
 
 
-def by_group(findings: WeightFindings) -> dict[str, list[TensorFindings]]:
-    """The tensors of each group, in the checkpoint's order."""
-    groups: dict[str, list[TensorFindings]] = {}
-    for tensor in findings.tensors:
-        groups.setdefault(tensor.group, []).append(tensor)
-    return groups
-
-
-def summary(tensor: TensorFindings) -> dict[str, Any]:
-    """The numbers of one tensor for a table."""
-    return {
-        key: getattr(tensor, key) for key in ("name", "shape", "min", "max", "mean", "std", "zeros", "change", "flags")
-    }
-
-
 def draw_overview(findings: WeightFindings) -> "Figure":
-    """Range (line) and mean ± standard deviation (bar) of every tensor, in the checkpoint's order, by group."""
-    figure, axes = new_figure(1, 1, (12.0, 5.0))
-    axis, position = axes[0], 0
+    """Draw range (line) and mean ± standard deviation (bar) of every tensor, in the checkpoint's order, by group."""
+    figure, (axis,) = new_figure(1, 1, (12.0, 5.0))
+    position = 0
     ticks: list[float] = []
     names: list[str] = []
     for number, (group, tensors) in enumerate(by_group(findings).items()):
-        finite = [(i, t) for i, t in enumerate(tensors, start=position) if t.min is not None]
-        colour = f"C{number % 10}"
-        places = [i for i, _ in finite]
-        axis.vlines(places, [t.min or 0 for _, t in finite], [t.max or 0 for _, t in finite], colour, linewidth=0.6)
-        spread = [((t.mean or 0) - (t.std or 0), (t.mean or 0) + (t.std or 0)) for _, t in finite]
-        axis.vlines(places, [low for low, _ in spread], [high for _, high in spread], colour, linewidth=2.0)
-        flagged = [i for i, t in finite if t.flags]
+        places = np.arange(position, position + len(tensors))
+        columns = zip(*[(t.min, t.max, t.mean, t.std) for t in tensors], strict=True)
+        low, high, mean, std = (np.array([np.nan if v is None else v for v in column]) for column in columns)
+        axis.vlines(places, low, high, f"C{number % 10}", linewidth=0.6)
+        axis.vlines(places, mean - std, mean + std, f"C{number % 10}", linewidth=2.0)
+        flagged = [place for place, tensor in zip(places, tensors, strict=True) if tensor.flags]
         axis.plot(flagged, [0.0] * len(flagged), "rx", markersize=4)
-        # Names of small parts would lie over each other: at least a fortieth of the width between two of them.
+        # Names are at least a fortieth of the width apart, so that those of small groups do not overlap.
         ticks.append(max(position + len(tensors) / 2, (ticks[-1] if ticks else -np.inf) + len(findings.tensors) / 40))
-        names.append(group.removeprefix("backbone.bottom_up."))
+        names.append(literal(group.removeprefix("backbone.bottom_up.")))
         position += len(tensors)
     axis.set_yscale("symlog", linthresh=0.01)
     axis.set_xticks(ticks, names, rotation=45, ha="right", fontsize=7)
-    axis.set_title(f"{findings.name}: range, mean and standard deviation of every tensor (red: flagged)", fontsize=9)
+    title = f"{literal(findings.name)}: range, mean and standard deviation of every tensor (red: flagged)"
+    axis.set_title(title, fontsize=9)
     return figure

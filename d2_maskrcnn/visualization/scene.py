@@ -92,8 +92,8 @@ class Scene:
 
     def classes(self) -> list[int]:
         """Return the classes of all marks in ascending order."""
-        found = {mark.class_index for layer in self.layers for mark in layer.marks}
-        return sorted(index for index in found if index is not None)
+        classes = {mark.class_index for layer in self.layers for mark in layer.marks}
+        return sorted(index for index in classes if index is not None)
 
 
 def box_points(box: Iterable[float]) -> np.ndarray:
@@ -132,12 +132,12 @@ def raster(scene: Scene, side: int = 512) -> np.ndarray:
     """Draw a scene's shown layers as an array (H, W, 3) uint8 RGB, in a few milliseconds.
 
     Args:
-        side: length of the longer side in pixels, at least; larger images keep their size.
+        side: length of the longer side in pixels.
     """
-    scale = max(side, *scene.image.shape[:2]) / max(scene.frame)
+    scale = side / max(scene.frame)
     height, width = (max(round(length * scale), 1) for length in scene.frame)
     enlarged = height >= _PIXELATED * scene.image.shape[0]
-    interpolation = cv2.INTER_NEAREST if enlarged else cv2.INTER_LINEAR
+    interpolation = cv2.INTER_NEAREST if enlarged else cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     image = cv2.resize(np.ascontiguousarray(scene.image[..., ::-1]), (width, height), interpolation=interpolation)
     for layer in scene.layers:
         if layer.shown:

@@ -1,4 +1,4 @@
-"""A small trained-looking model on drawn images: its weights are fixed numbers, so that it finds something."""
+"""A small model with fixed random weights, which has detections, and an annotated image."""
 
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def model(cfg):
 
 @pytest.fixture(scope="session")
 def record(cfg):
-    """The validation image with the most objects that are no crowds."""
+    """The validation image with the most objects, crowd regions not counted."""
     records = dataset_records(cfg.DATASETS.TEST[0])
     return max(records, key=lambda r: sum(not a.get("iscrowd", 0) for a in r["annotations"]))
 
@@ -67,5 +67,5 @@ def observation(cfg, model, record):
 
 @pytest.fixture(scope="session")
 def blind_observation(cfg, model, record):
-    """The same image without its annotation."""
+    """The same image without ground truth."""
     return observe(cfg, model, {k: v for k, v in record.items() if k != "annotations"}, class_names_of(cfg))

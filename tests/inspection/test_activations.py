@@ -1,4 +1,4 @@
-"""Numbers of layers against NumPy, and layers in which something is wrong."""
+"""Statistics of layers against NumPy, and layers that deserve a warning."""
 
 import copy
 
@@ -10,7 +10,7 @@ from d2_maskrcnn import UserError
 from d2_maskrcnn.inspection import observe
 from d2_maskrcnn.inspection.activations import (
     channel_grid,
-    describe,
+    describe_layer,
     draw_activations,
     inspect_activations,
     layer_tensors,
@@ -38,41 +38,44 @@ def test_numbers(observation):
     ("values", "words"),
     [
         (torch.zeros(0, 4, 7, 7), "empty"),
-        (torch.zeros(1, 4, 7, 7), "all zero"),
+        (torch.zeros(1, 4, 7, 7), "dead: all zero"),
         (torch.full((1, 4, 7, 7), 6.0), "saturated"),
         (torch.tensor([[0.0, 1.0, float("nan")]]), "1 of 3 values are NaN"),
         (torch.tensor([[0.0, 1.0, float("inf")]]), "1 of 3 values are infinite"),
         (torch.tensor([[1.0, 2.0, 1e5]]), "float16"),
     ],
 )
-def test_what_is_wrong_is_said(values, words):
-    assert any(words in flag for flag in describe("layer", values).flags)
+def test_warnings(values, words):
+    assert any(words in flag for flag in describe_layer("layer", values).flags)
 
 
-def test_a_sound_layer_has_no_flag():
-    assert describe("layer", torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)).relu()).flags == []
+def test_a_healthy_layer_has_no_warning():
+    assert (
+        describe_layer("layer", torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)).relu()).flags
+        == []
+    )
 
 
 def test_a_dead_layer_in_the_model_is_flagged(cfg, model, record):
-    spoilt = copy.deepcopy(model)
+    damaged = copy.deepcopy(model)
     with torch.no_grad():
-        spoilt.backbone.fpn_output4.weight.zero_()
-        spoilt.backbone.fpn_output4.bias.zero_()
-        spoilt.backbone.fpn_output3.bias[0] = float("nan")
-    observed = observe(cfg, spoilt, record)
+        damaged.backbone.fpn_output4.weight.zero_()
+        damaged.backbone.fpn_output4.bias.zero_()
+        damaged.backbone.fpn_output3.bias[0] = float("nan")
+    observed = observe(cfg, damaged, record)
     layers = {layer.name: layer for layer in inspect_activations(observed)}
-    assert layers["p4"].flags == ["all zero: the layer is dead"]
+    assert layers["p4"].flags == ["dead: all zero"]
     assert any("NaN" in flag for flag in layers["p3"].flags)
     assert layers["p5"].flags == []
 
 
 def test_a_dead_layer_inside_a_head_is_flagged(cfg, model, record):
-    spoilt = copy.deepcopy(model)
+    damaged = copy.deepcopy(model)
     with torch.no_grad():
-        spoilt.roi_heads.box_head.fc1.weight.zero_()
-    observed = observe(cfg, spoilt, record)
+        damaged.roi_heads.box_head.fc1.weight.zero_()
+    observed = observe(cfg, damaged, record)
     layers = {layer.name: layer for layer in inspect_activations(observed)}
-    assert layers["roi_heads.box_head.fc1"].flags == ["all zero: the layer is dead"]
+    assert layers["roi_heads.box_head.fc1"].flags == ["dead: all zero"]
     assert unused_layers(observed) == []
 
 

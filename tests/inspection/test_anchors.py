@@ -1,4 +1,4 @@
-"""Counts and recall against plain NumPy."""
+"""Counts and recall against NumPy."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from d2_maskrcnn.inspection.anchors import draw_anchors, inspect_anchors, label_
 
 
 def plain_iou(a, b):
-    """(n, m) of XYXY boxes, one pair after the other."""
+    """Compute the (n, m) IoU of XYXY boxes, one pair after the other."""
     result = np.zeros((len(a), len(b)))
     for i, p in enumerate(a):
         for j, q in enumerate(b):
@@ -46,17 +46,17 @@ def test_anchors_of_each_level_are_those_of_its_grid(observation):
 
 
 def test_labels_follow_the_paper(observation, cfg):
-    """Counted anew from the overlaps: Ren et al. 2015, section 3.1.2."""
+    """Computed again from the IoU: Ren et al. 2015, section 3.1.2."""
     found = inspect_anchors(observation)
     anchors = np.concatenate([level.numpy() for level in observation.intermediates.anchors])
     iou = plain_iou(anchors, observation.gt_boxes().numpy())
     best = iou.max(axis=1)
     low, high = cfg.MODEL.RPN.IOU_THRESHOLDS
-    # Ties for an object's best anchor are decided by the last bit of float32, so there is a bound from either side.
-    sure = best >= high
-    possible = sure | np.isclose(iou, iou.max(axis=0), atol=1e-6).any(axis=1)
+    # Ties for an object's best anchor are decided by the last bit of float32, so positives are bounded on both sides.
+    certain = best >= high
+    possible = certain | np.isclose(iou, iou.max(axis=0), atol=1e-6).any(axis=1)
     labels = observation.training.anchor_labels[0].numpy()
-    assert (labels[sure] == 1).all() and possible[labels == 1].all()
+    assert (labels[certain] == 1).all() and possible[labels == 1].all()
     assert all((labels[np.isclose(column, column.max(), atol=1e-6)] == 1).any() for column in iou.T)
     np.testing.assert_array_equal(labels == 0, (best < low) & (labels != 1))
     positive, negative = labels == 1, labels == 0
@@ -94,9 +94,9 @@ def test_the_top_anchors_are_the_best_scored(observation):
     )
 
 
-def test_without_annotation_there_are_counts_but_no_labels(blind_observation):
+def test_without_ground_truth_there_are_counts_but_no_labels(blind_observation):
     found = inspect_anchors(blind_observation)
-    assert found.annotated == 0
+    assert found.ground_truth == 0
     assert all(step.recall is None for step in found.steps)
     assert all(level.positive is None for level in found.levels)
     assert label_scene(blind_observation).layers == []

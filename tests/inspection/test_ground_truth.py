@@ -1,14 +1,16 @@
-"""Where an image's annotation is found."""
+"""Finding the annotations of images."""
 
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from d2_maskrcnn import UserError
 from d2_maskrcnn.inspection import records_for
-from d2_maskrcnn.inspection.ground_truth import dataset_records, truth_of
+from d2_maskrcnn.inspection.ground_truth import dataset_records, ground_truth_of
+from detectron2.structures import BoxMode
 
 
 def test_no_images(cfg):
@@ -23,12 +25,33 @@ def test_images_are_known_by_their_path_not_by_their_name(cfg, split):
     assert found["annotations"] == known["annotations"]
 
 
-def test_an_annotation_file_finds_images_by_name(cfg, tiny_shapes, tmp_path):
+def test_an_annotation_file_finds_images_by_the_end_of_their_path(cfg, tiny_shapes, tmp_path):
     known = dataset_records(cfg.DATASETS.TEST[0])[0]
     shutil.copy(known["file_name"], tmp_path)
     name = Path(known["file_name"]).name
     (found,) = records_for([tmp_path / name], cfg, str(tiny_shapes / "annotations" / "instances_val.json"))
-    assert len(truth_of(found)) == len(known["annotations"])
+    assert len(ground_truth_of(found)) == len(known["annotations"])
+
+
+def test_images_of_one_name_in_several_folders_are_told_apart(cfg, tiny_shapes, tmp_path):
+    content = json.loads((tiny_shapes / "annotations" / "instances_val.json").read_text())
+    first, second = content["images"][:2]
+    counts = {
+        folder: sum(a["image_id"] == image["id"] for a in content["annotations"])
+        for folder, image in (("a", first), ("b", second))
+    }
+    for folder, image in (("a", first), ("b", second)):
+        (tmp_path / folder / "img").mkdir(parents=True)
+        shutil.copy(tiny_shapes / "val" / image["file_name"], tmp_path / folder / "img" / "x.png")
+        image["file_name"] = f"{folder}/img/x.png"
+    (tmp_path / "c").mkdir()
+    shutil.copy(tmp_path / "a" / "img" / "x.png", tmp_path / "c")
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(content))
+    files = [tmp_path / "a" / "img" / "x.png", tmp_path / "b" / "img" / "x.png", tmp_path / "c" / "x.png"]
+    a, b, c = records_for(files, cfg, str(path))
+    assert {"a": len(a["annotations"]), "b": len(b["annotations"])} == counts
+    assert "annotations" not in c
 
 
 def test_annotation_files_that_do_not_fit(cfg, tiny_shapes, record, tmp_path):
@@ -49,3 +72,12 @@ def test_annotation_files_that_do_not_fit(cfg, tiny_shapes, record, tmp_path):
     path.write_text(json.dumps(content))
     (found,) = records_for([record["file_name"]], cfg, str(path))
     assert "annotations" not in found
+
+
+def test_boxes_are_converted_from_their_own_mode(record):
+    boxes = ground_truth_of(record).boxes
+    corners = [{**a, "bbox": box.tolist(), "bbox_mode": BoxMode.XYXY_ABS}
+               for a, box in zip(record["annotations"], boxes, strict=True)]  # fmt: skip
+    np.testing.assert_allclose(ground_truth_of({**record, "annotations": corners}).boxes, boxes)
+    x, y, w, h = record["annotations"][0]["bbox"]
+    np.testing.assert_allclose(boxes[0], [x, y, x + w, y + h])

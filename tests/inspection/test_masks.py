@@ -1,4 +1,4 @@
-"""Masks: placed where the model placed them, with the IoU that counting pixels gives."""
+"""Masks against the model's output, and their IoU against counting pixels."""
 
 import numpy as np
 import pytest
@@ -41,21 +41,18 @@ def test_probabilities_are_the_sigmoid_of_the_logits_of_the_class(observation):
         np.testing.assert_allclose(finding.probabilities, expected, rtol=1e-5)
 
 
-def test_iou_with_the_annotation(observation):
-    truth = observation.truth
-    results = observation.intermediates.results[0]
+def test_iou_with_the_ground_truth(observation):
+    truth, results = observation.ground_truth, observation.intermediates.results[0]
     for finding in inspect_masks(observation):
         mask = results.pred_masks[finding.detection].numpy()
-        ious = [
-            (mask & truth.masks[g]).sum() / max((mask | truth.masks[g]).sum(), 1)
-            for g in range(len(truth))
-            if truth.classes[g] == finding.class_index and not truth.crowd[g]
-        ]
-        best = max(ious, default=0)
-        assert (finding.iou or 0) == pytest.approx(best, abs=1e-6)
+        ious = [(mask & other).sum() / max((mask | other).sum(), 1) for other in truth.masks]
+        assert max(ious) == pytest.approx(finding.iou, abs=1e-6) if finding.iou else max(ious) < 0.1
+        if finding.gt_index is not None:
+            assert finding.iou == pytest.approx(ious[finding.gt_index], abs=1e-6)
+            assert finding.gt_class == observation.class_name(truth.classes[finding.gt_index])
 
 
-def test_targets_are_cut_from_the_annotation(observation):
+def test_targets_are_cropped_from_the_ground_truth(observation):
     targets = mask_targets(observation)
     assert targets
     for target in targets:
@@ -63,11 +60,11 @@ def test_targets_are_cut_from_the_annotation(observation):
     assert any(target.mask.mean() > 0.3 for target in targets)
 
 
-def test_without_annotation(blind_observation):
+def test_without_ground_truth(blind_observation):
     assert mask_targets(blind_observation) == []
     found = inspect_masks(blind_observation)
-    assert all(finding.iou is None and finding.annotated is None for finding in found)
-    tiles = strip(found[0], blind_observation.image, blind_observation.output_size)
+    assert all(finding.iou is None and finding.gt_mask is None for finding in found)
+    tiles = strip(found[0], blind_observation.original)
     assert tiles.shape == (112, 672, 3)
     assert set(draw_masks(blind_observation)) == {"masks"}
 

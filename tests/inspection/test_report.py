@@ -1,10 +1,11 @@
-"""The program from its command line to a page that a browser shows without complaint."""
+"""The program, from its command line to a page that a browser displays without errors."""
 
 import json
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from d2_maskrcnn.engine import run_main
 from d2_maskrcnn.inspection import Report, inspect_weights, write_report
 from d2_maskrcnn.inspection.activations import inspect_activations
 from d2_maskrcnn.inspection.anchors import inspect_anchors
-from d2_maskrcnn.inspection.markup import bars, escape, named_bars, plain, table
+from d2_maskrcnn.inspection.report import as_dict
 
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -39,7 +40,7 @@ def made(model, config_file, small_opts, record, repo_dir, tmp_path_factory):
 def test_json_has_the_numbers(made, observation):
     numbers = json.loads((made / "report.json").read_text())
     image = numbers["images"][0]
-    assert image["annotated"] and image["name"] == observation.name
+    assert image["has_ground_truth"] and image["name"] == observation.name
     found = inspect_anchors(observation)
     assert [level["anchors"] for level in image["anchors"]["levels"]] == [level.anchors for level in found.levels]
     assert [step["count"] for step in image["anchors"]["steps"]] == [step.count for step in found.steps]
@@ -84,10 +85,10 @@ window.addEventListener("load", () => {
   const before = group.style.display;
   layer.click();
   const after = group.style.display;
-  const svg = viewer.querySelector(".stage svg"), whole = svg.getAttribute("viewBox");
-  viewer.querySelector(".stage").dispatchEvent(new KeyboardEvent("keydown", { key: "+" }));
+  const svg = viewer.querySelector(".canvas svg"), whole = svg.getAttribute("viewBox");
+  viewer.querySelector(".canvas").dispatchEvent(new KeyboardEvent("keydown", { key: "+" }));
   const zoomed = svg.getAttribute("viewBox");
-  viewer.querySelector(".stage").dispatchEvent(new KeyboardEvent("keydown", { key: "0" }));
+  viewer.querySelector(".canvas").dispatchEvent(new KeyboardEvent("keydown", { key: "0" }));
   document.querySelector(".enlarge").click();
   const open = document.querySelector("dialog").open;
   document.querySelector("dialog").close();
@@ -196,8 +197,8 @@ def test_an_image_without_annotation_says_so(program, config_file, small_opts, r
              "result", "anchors", "masks", "--score-threshold", "1", "--opts", *small_opts]  # fmt: skip
     assert program(*words) == (0, "")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "No annotation of this image was found" in page and "random weights" in page
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["images"][0]["annotated"] is False
+    assert "No ground truth for this image" in page and "random weights" in page
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["images"][0]["has_ground_truth"] is False
 
 
 def test_no_detections_at_all(program, config_file, small_opts, record, tmp_path):
@@ -205,7 +206,7 @@ def test_no_detections_at_all(program, config_file, small_opts, record, tmp_path
              "result", "boxes", "masks", "--opts", *small_opts, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0"]  # fmt: skip
     assert program(*words) == (0, "")
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert "The model found nothing in this image" in page and "No detection at all" in page
+    assert "The model detects nothing in this image" in page and "No detection: no score is above the threshold" in page
 
 
 def test_two_checkpoints_without_a_config(program, model, tmp_path):
@@ -219,11 +220,17 @@ def test_two_checkpoints_without_a_config(program, model, tmp_path):
     assert changes["roi_heads.box_head.fc1.weight"] == pytest.approx(1.0)
 
 
-def test_pieces_escape_what_they_are_given(tmp_path):
-    assert escape('<a href="x">') == "&lt;a href=&quot;x&quot;&gt;"
-    assert "<b>" not in table(["<b>"], [["<b>", 1]])
-    assert "<script>" not in bars([0, 1], [1], "<script>") and "<i>x" not in named_bars({"<i>x": 1})
-    assert plain({"a": float("nan"), "b": (1, 2.0)}) == {"a": None, "b": [1, 2.0]}
-    state = {"<img src=x>.weight": torch.ones(2, 2)}
-    path = write_report(Report(about={"weights": "<b>x"}, weights=inspect_weights(state, "<i>")), tmp_path)
-    assert "<img src=x>" not in path.read_text(encoding="utf-8")
+def test_names_are_escaped(observation, tmp_path):
+    name = "<img src=x onerror=alert(1)>$a$\x1b[31m\u202e"
+    seen = replace(observation, class_names=[name] * 4, path=f"/{name}.png")
+    weights = inspect_weights({f"{name}.weight": torch.full((2, 2), torch.nan)}, name)
+    report = Report(about={"weights": name}, observations=[seen], weights=weights, notes=[name], threshold=0.0)
+    page = write_report(report, tmp_path).read_text(encoding="utf-8")
+    assert "<img src=x" not in page and "\x1b" not in page and "\u202e" not in page
+    assert "&lt;img src=x onerror=alert(1)&gt;$a$\\x1b[31m\\u202e" in page
+
+
+def test_numbers_that_json_cannot_express_are_null():
+    findings = inspect_weights({"a.weight": torch.full((2, 2), torch.inf)})
+    tensor = as_dict(Report(about={}, weights=findings))["weights"]["tensors"][0]
+    assert tensor["min"] is None and tensor["inf"] == 4 and tensor["shape"] == [2, 2]

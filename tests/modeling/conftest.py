@@ -1,4 +1,4 @@
-"""Narrow models with weights and inputs from seeded generators, so that a stored reference needs no weights."""
+"""Narrow models and inputs made from fixed numbers, so that a stored reference needs no stored weights."""
 
 import zlib
 from pathlib import Path
@@ -12,7 +12,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
-# Differences from Detectron2's defaults, common to all narrow models. They rule out random sampling.
+# What differs from Detectron2's defaults, common to all narrow models. Nothing is sampled at random.
 COMMON = {
     "MODEL.DEVICE": "cpu",
     "MODEL.MASK_ON": True,
@@ -50,9 +50,9 @@ COMMON = {
 }
 
 VARIANTS = {
-    # The model zoo's options.
+    # The zoo's choices, narrow.
     "plain": {},
-    # As many other options as fit into one model.
+    # As many other choices as fit into one model.
     "options": {
         "MODEL.BACKBONE.FREEZE_AT": 1,
         "MODEL.RESNETS.NUM_GROUPS": 2,
@@ -84,7 +84,7 @@ VARIANTS = {
         "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
         "MODEL.ROI_MASK_HEAD.NORM": "GN",
     },
-    # Training from scratch: batch statistics, no frozen layers.
+    # Trained from scratch: statistics of the batch, and frozen nowhere.
     "batchnorm": {"MODEL.RESNETS.NORM": "BN", "MODEL.BACKBONE.FREEZE_AT": 0},
     "ciou": {"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": "ciou", "MODEL.RPN.BBOX_REG_LOSS_TYPE": "diou"},
     "boxes_only": {"MODEL.MASK_ON": False},
@@ -100,11 +100,8 @@ GRADS = (
 
 
 def narrow_cfg(variant="plain", ours=True, **overrides):
-    """Return the config of a narrow model.
-
-    Args:
-        ours: whether it names this plugin's components, or those of Detectron2.
-        overrides: config keys with ``__`` in place of dots.
+    """The config of a narrow model; of Detectron2's own components unless ``ours``. Dots in keys are double
+    underscores.
     """
     cfg = get_cfg()
     add_d2_maskrcnn_config(cfg)
@@ -116,7 +113,7 @@ def narrow_cfg(variant="plain", ours=True, **overrides):
 
 
 def fill_weights(model):
-    """Set every tensor from a generator seeded with its name: the same on every machine and engine."""
+    """Sets every tensor from a generator seeded by its name: the same on every machine and engine."""
     state = {}
     for name, tensor in model.state_dict().items():
         numbers = np.random.RandomState(zlib.crc32(name.encode()) % 2**31).standard_normal(tuple(tensor.shape))
@@ -148,7 +145,7 @@ def narrow_model(variant="plain", **overrides):
 
 
 def make_inputs(masks="bitmask"):
-    """Return two images of different sizes with three and two annotated rectangles."""
+    """Two images of different sizes with three and two annotated rectangles."""
     inputs = []
     for index, (height, width, boxes) in enumerate(
         [(64, 96, [[4, 6, 40, 50], [30, 20, 90, 60], [50, 2, 62, 14]]), (80, 56, [[2, 2, 50, 70], [20, 30, 36, 44]])]
@@ -163,7 +160,7 @@ def make_inputs(masks="bitmask"):
 
 
 def rectangles(boxes, height, width, kind):
-    """Return masks of the left two thirds of each box, as bit masks or polygons."""
+    """Each box's left two thirds, as bit masks or as polygons."""
     inner = [(x0, y0, x0 + 2 * (x1 - x0) / 3, y1) for x0, y0, x1, y1 in boxes]
     if kind == "polygon":
         return PolygonMasks(
@@ -176,7 +173,7 @@ def rectangles(boxes, height, width, kind):
 
 
 def relative_error(actual, expected):
-    """Return the largest difference, relative to the largest expected value."""
+    """Largest difference, relative to the largest expected value."""
     actual, expected = torch.as_tensor(actual).detach(), torch.as_tensor(expected)
     assert actual.shape == expected.shape
     if expected.numel() == 0:
@@ -185,9 +182,9 @@ def relative_error(actual, expected):
 
 
 def pair_boxes(actual, expected, tolerance=0.05):
-    """Return for each expected box the index of the actual box that is equal to it within ``tolerance`` pixels.
+    """For each expected box the index of the one equal to it to ``tolerance`` pixels, each used once.
 
-    The order may differ, because boxes of almost equal scores change places by rounding. Each box is used once.
+    Two boxes whose scores are equal to rounding may change places, so the order is not part of "the same boxes".
     """
     actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
     assert actual.shape == expected.shape
@@ -204,7 +201,7 @@ def data_dir():
 
 @pytest.fixture(scope="session")
 def narrow():
-    """Give test files this module's functions: ``narrow.model("plain")``, ``narrow.cfg(...)``, ``narrow.inputs()``."""
+    """This module's functions, for test files: ``narrow.model("plain")``, ``narrow.cfg(...)``, ``narrow.inputs()``."""
 
     class Narrow:
         cfg = staticmethod(narrow_cfg)

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, each on data of its own that takes seconds."""
+"""Every notebook runs from top to bottom, on small data."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 def execute(name):
-    """Runs a notebook in its own folder; returns the executed cells' text and how many images they show."""
+    """Run a notebook in its own folder; return the text of its outputs and the number of images."""
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
@@ -31,7 +31,7 @@ def execute(name):
 
 @pytest.fixture
 def small_model(repo_dir, tiny_opts, tmp_path, monkeypatch):
-    """The options of a model with random weights, which are also in a file."""
+    """Set the notebooks' options to a model with random weights, which are also in a file."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     config = str(repo_dir / "configs" / "quickstart.yaml")
     cfg = load_config(config, tiny_opts)
@@ -47,7 +47,7 @@ def small_model(repo_dir, tiny_opts, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
-def test_they_are_kept_without_outputs(path):
+def test_outputs_are_not_stored(path):
     notebook = json.loads(path.read_text(encoding="utf-8"))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert code and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
@@ -67,7 +67,7 @@ def test_inspect_data(small_model):
 
 def test_inspect_model(small_model):
     text, images = execute("inspect_model")
-    assert "kept after NMS" in text and "right" in text and images >= 14
+    assert "kept after NMS" in text and "TP" in text and images >= 14
     assert (small_model / "report" / "report.html").stat().st_size > 100_000
 
 
@@ -77,7 +77,7 @@ def test_inspect_weights(small_model):
 
 
 def test_colab(tmp_path, monkeypatch):
-    """Training, evaluation, image, video and report, on four drawn images in VIA's format."""
+    """Training, evaluation, image, video and report, on four small images in VIA's format."""
     for split, names in (("train", "ab"), ("val", "cd")):
         folder = tmp_path / "via" / split
         folder.mkdir(parents=True)

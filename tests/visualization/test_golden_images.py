@@ -1,6 +1,6 @@
-"""The drawing as a whole, against images that were looked at and kept.
+"""Drawings compared with reference images that were checked by eye.
 
-After a change that is meant: python -m tests.visualization.test_images, and look at what it has written.
+To accept a deliberate change, run python -m tests.visualization.test_golden_images and look at the files it writes.
 """
 
 from pathlib import Path

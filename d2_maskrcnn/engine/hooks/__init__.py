@@ -1,1 +1,1 @@
-"""Hooks of the trainer."""
+"""Hooks of a training."""

@@ -8,11 +8,11 @@
   });
 
   const setUpViewer = (viewer) => {
-    const stage = viewer.querySelector(".stage");
-    const svg = stage.querySelector("svg");
+    const canvas = viewer.querySelector(".canvas");
+    const svg = canvas.querySelector("svg");
     const width = Number(svg.dataset.width), height = Number(svg.dataset.height);
     let box = { x: 0, y: 0, w: width, h: height };
-    if (Math.max(width, height) <= 256) stage.classList.add("small");
+    if (Math.max(width, height) <= 256) canvas.classList.add("small");
 
     const show = () => {
       box.w = Math.min(Math.max(box.w, width / 40), width);
@@ -20,7 +20,7 @@
       box.x = Math.min(Math.max(box.x, 0), width - box.w);
       box.y = Math.min(Math.max(box.y, 0), height - box.h);
       svg.setAttribute("viewBox", `${box.x} ${box.y} ${box.w} ${box.h}`);
-      stage.classList.toggle("zoomed", box.w < width);
+      canvas.classList.toggle("zoomed", box.w < width);
     };
     const zoom = (factor, fx = 0.5, fy = 0.5) => {
       const w = Math.min(Math.max(box.w / factor, width / 40), width), h = w * height / width;
@@ -37,7 +37,7 @@
       const kind = button.dataset.zoom;
       if (kind === "reset") reset(); else zoom(kind === "in" ? 1.5 : 1 / 1.5);
     }));
-    stage.addEventListener("keydown", (event) => {
+    canvas.addEventListener("keydown", (event) => {
       const step = 0.15;
       const moves = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step] };
       if (event.ctrlKey || event.metaKey || event.altKey) return;
