@@ -16,6 +16,7 @@ from d2_maskrcnn.structures.masks import (
     encode_rle,
     mask_to_polygons,
     paste_masks,
+    rle_pixel_counts,
 )
 from detectron2.layers import paste_masks_in_image
 
@@ -146,6 +147,18 @@ def test_decode_runs(runs):
 def test_decode_malformed_runs(counts):
     with pytest.raises(UserError, match="RLE"):
         decode_runs(counts)
+
+
+def test_pixel_counts_of_many_rles():
+    rng = np.random.default_rng(0)
+    lists = [rng.integers(0, 10 ** rng.integers(1, 6), rng.integers(1, 12)).tolist() for _ in range(300)]
+    counts = [mask_util.frPyObjects({"size": [sum(r), 1], "counts": r}, sum(r), 1)["counts"].decode() for r in lists]
+    expected = [sum(runs) for runs in lists]
+    for number, malformed in enumerate(["", "é", "P", "o" * 30, "P" * 20 + "0", "\ud800", "@"]):
+        counts.insert(7 * number, malformed)
+        expected.insert(7 * number, -1)
+    assert rle_pixel_counts(counts).tolist() == expected
+    assert rle_pixel_counts([]).tolist() == []
 
 
 def test_polygons_of_a_mask():
