@@ -54,7 +54,7 @@ def edit(folder, change):
         (["--config-file", "nowhere.yaml"], "file not found"),
         (["SOLVER.BASE_LRR", "1"], "Did you mean SOLVER.BASE_LR?"),
         (["D2_MASKRCNN.DATA.TRAIN_JSON", "nowhere.json"], "nowhere.json"),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "7"], "MODEL.ROI_HEADS.NUM_CLASSES 4"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "7"], "MODEL.ROI_HEADS.NUM_CLASSES to 4"),
         (["--eval-only"], "MODEL.WEIGHTS"),
         (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
         (["D2_MASKRCNN.SOLVER.OPTIMIZER", "Lion"], "expected one of SGD, AdamW"),

@@ -1,7 +1,7 @@
-"""Your own COCO-format data from the command line, without writing Python.
+"""Register your own COCO-format data from config keys, without writing Python.
 
-``D2_MASKRCNN.DATA.{TRAIN,VAL}_{JSON,IMAGES}`` name a JSON file and the folder of its images; here they become
-registered datasets, as if by Detectron2's ``register_coco_instances``.
+``D2_MASKRCNN.DATA.{TRAIN,VAL}_{JSON,IMAGES}`` name a JSON file and its image folder. They become registered datasets,
+as if by Detectron2's ``register_coco_instances``.
 """
 
 import hashlib
@@ -10,36 +10,43 @@ import os
 import re
 from pathlib import Path
 
+from d2_maskrcnn.data.coco.images import is_inside
 from d2_maskrcnn.data.coco.reader import read_coco_json
+from d2_maskrcnn.data.coco.records import register_coco_json
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.data.datasets import register_coco_instances
 
 logger = logging.getLogger(__name__)
 
-_PAIRS = (("TRAIN", "TRAIN"), ("VAL", "TEST"))  # our prefix -> Detectron2's key in DATASETS
+_PAIRS = (("TRAIN", "TRAIN"), ("VAL", "TEST"))  # prefix in D2_MASKRCNN.DATA -> key in DATASETS
 _BUILT_IN = re.compile(r"(keypoints_)?coco_20(14|17)_")
+_OWN = "own_"
 
 
 def is_built_in(name: str) -> bool:
-    """Whether ``name`` is one of Detectron2's own COCO datasets, say ``coco_2017_train``."""
+    """Return whether ``name`` is one of Detectron2's own COCO datasets, such as ``coco_2017_train``."""
     return _BUILT_IN.match(name) is not None
 
 
-def register_own_data(cfg: CfgNode) -> None:
-    """Registers what ``D2_MASKRCNN.DATA`` names and puts it in ``DATASETS.TRAIN`` and ``DATASETS.TEST``, in place.
+def is_own(name: str) -> bool:
+    """Return whether ``name`` is a dataset that :func:`register_own_data` has registered."""
+    return name.startswith(_OWN)
 
-    The names are made from the paths, so every process that calls this with the same config registers the same ones,
-    and calling it again changes nothing. Training data of one's own with no validation data takes COCO's built-in sets
-    out of ``DATASETS.TEST``: their categories are not the model's.
+
+def register_own_data(cfg: CfgNode) -> None:
+    """Register what ``D2_MASKRCNN.DATA`` names and set ``DATASETS.TRAIN`` and ``DATASETS.TEST`` to it, in place.
+
+    The dataset names are derived from the paths: every process with the same config registers the same ones, and a
+    second call changes nothing. With training data but no validation data of your own, the built-in COCO sets are
+    removed from ``DATASETS.TEST``: their categories are not the model's.
 
     Args:
-        cfg: with the node ``D2_MASKRCNN``; may be frozen.
+        cfg: a config with the node ``D2_MASKRCNN``; may be frozen.
 
     Raises:
-        UserError: a path does not exist, images are named without a JSON, or the folder of the images is neither
-            named nor found from the JSON.
+        UserError: a path does not exist, an image folder is named without a JSON, or the image folder is neither named
+            nor found near the JSON.
     """
     frozen = cfg.is_frozen()
     cfg.defrost()
@@ -58,13 +65,13 @@ def _drop_built_in_tests(cfg: CfgNode) -> None:
     if dropped:
         cfg.DATASETS.TEST = tuple(name for name in cfg.DATASETS.TEST if not is_built_in(name))
         logger.warning(
-            "D2_MASKRCNN.DATA.VAL_JSON is not set: %s left out of DATASETS.TEST, so nothing is evaluated there",
+            "D2_MASKRCNN.DATA.VAL_JSON is not set: %s removed from DATASETS.TEST, so nothing is evaluated on it",
             ", ".join(dropped),
         )
 
 
 def _register_pair(data: CfgNode, prefix: str) -> str | None:
-    """Registers one JSON with its images; returns the dataset's name, or None where neither is set."""
+    """Register one JSON with its images; return the dataset's name, or None if neither is set."""
     json_key, images_key = f"{prefix}_JSON", f"{prefix}_IMAGES"
     if not data[json_key]:
         if data[images_key]:
@@ -75,35 +82,36 @@ def _register_pair(data: CfgNode, prefix: str) -> str | None:
         return None
     json_file = find_path(data[json_key], f"D2_MASKRCNN.DATA.{json_key}")
     if not json_file.is_file():
-        raise UserError(f"D2_MASKRCNN.DATA.{json_key} {json_file} is a folder: expected a COCO JSON file")
+        what = "a folder" if json_file.is_dir() else "a FIFO, device or socket"
+        raise UserError(f"D2_MASKRCNN.DATA.{json_key} {json_file} is {what}: expected a COCO JSON file")
     if data[images_key]:
         images = find_path(data[images_key], f"D2_MASKRCNN.DATA.{images_key}")
         if not images.is_dir():
-            raise UserError(f"D2_MASKRCNN.DATA.{images_key} {images} is a file: expected the folder of the images")
+            raise UserError(f"D2_MASKRCNN.DATA.{images_key} {images} is not a folder: expected the image folder")
     else:
         images = guess_image_folder(json_file, f"D2_MASKRCNN.DATA.{images_key}")
     name = dataset_name(json_file, images)
     if name not in DatasetCatalog.list():
-        register_coco_instances(name, {}, str(json_file), str(images))
+        register_coco_json(name, json_file, images)
     return name
 
 
 def dataset_name(json_file: Path, images: Path) -> str:
-    """The name under which a JSON and its images are registered: readable, and different for different paths."""
+    """Return the name for a JSON and its images: readable, and different for different paths."""
     stem = re.sub(r"\W+", "_", f"{json_file.parent.parent.name}_{json_file.stem}").strip("_")
-    digest = hashlib.sha256(f"{json_file.resolve()}|{images.resolve()}".encode()).hexdigest()
-    return f"own_{stem}_{digest[:8]}"
+    digest = hashlib.sha256(f"{json_file.resolve()}|{images.resolve()}".encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{_OWN}{stem}_{digest[:8]}"
 
 
 def find_path(path: str, key: str) -> Path:
-    """``path`` as it stands or, where nothing is there, under ``$DETECTRON2_DATASETS`` (default ``datasets``).
+    """Return ``path``, or if nothing is there, the path under ``$DETECTRON2_DATASETS`` (default ``datasets``).
 
     Args:
         path: as configured; ``~`` is expanded.
-        key: the config key it comes from, for the message.
+        key: the config key that contains it, for the message.
 
     Raises:
-        UserError: it is in neither place.
+        UserError: it exists in neither place.
     """
     given = Path(path).expanduser()
     if given.exists():
@@ -120,26 +128,31 @@ def find_path(path: str, key: str) -> Path:
 
 
 def guess_image_folder(json_file: Path, key: str) -> Path:
-    """The folder from which the JSON's ``file_name`` s lead to images, for a JSON given without one.
+    """Find the folder near a JSON that its ``file_name`` entries are relative to.
 
-    Looked for in this order: the JSON's folder; ``images`` in it; then the same in its parent, and there the split's
-    folder (``instances_train.json`` -> ``train``).
+    The candidates in order: the JSON's folder; ``images`` and the split's folder in it (``instances_train.json`` ->
+    ``train``); then the same in its parent.
 
     Args:
         json_file: an existing COCO JSON file.
         key: the config key that would name the folder, for the message.
 
     Raises:
-        UserError: the first few images are in none of them.
+        UserError: no candidate contains the first few images.
     """
-    names = [image.get("file_name") for image in read_coco_json(json_file)["images"][:5] if isinstance(image, dict)]
+    images = read_coco_json(json_file, annotations_required=False)["images"][:5]
+    names = [image.get("file_name") for image in images if isinstance(image, dict)]
     here, above = json_file.parent, json_file.parent.parent
     split = json_file.stem.removeprefix("instances_")
     candidates = [here, here / "images", here / split, above, above / split, above / "images", above / "images" / split]
     for folder in candidates:
-        if names and all(isinstance(name, str) and (folder / name).is_file() for name in names):
+        if names and all(isinstance(name, str) and _is_file_in(folder, name) for name in names):
             return folder
     raise UserError(
-        f"{json_file}: no folder near it holds its images ({', '.join(map(str, names[:2])) or 'none listed'}): "
+        f"{json_file}: no folder near it contains its images ({', '.join(map(str, names[:2])) or 'none listed'}): "
         f"name the folder with {key}"
     )
+
+
+def _is_file_in(folder: Path, name: str) -> bool:
+    return "\0" not in name and is_inside(folder, name) and (folder / name).is_file()

@@ -45,7 +45,7 @@ def test_training_data_alone_leaves_nothing_of_coco_to_evaluate(coco_folder, cap
     with caplog.at_level(logging.WARNING):
         register_own_data(cfg)
     assert cfg.DATASETS.TEST == ()
-    assert "coco_2017_val left out of DATASETS.TEST" in caplog.text
+    assert "coco_2017_val removed from DATASETS.TEST" in caplog.text
 
 
 def test_validation_data_alone_keeps_the_training_data(coco_folder):
@@ -94,7 +94,7 @@ def test_folder_of_the_images_is_not_found(coco_folder):
         ),
         ({"VAL_JSON": "{root}/nowhere.json"}, r"VAL_JSON is .* but there is no \S*nowhere.json: give a path"),
         ({"VAL_JSON": "{root}"}, "is a folder: expected a COCO JSON file"),
-        ({"VAL_JSON": "{json}", "VAL_IMAGES": "{json}"}, "is a file: expected the folder of the images"),
+        ({"VAL_JSON": "{json}", "VAL_IMAGES": "{json}"}, "is not a folder: expected the image folder"),
         ({"VAL_JSON": "{json}", "VAL_IMAGES": "{root}/x"}, "VAL_IMAGES is .* but there is no"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Reading and validating COCO JSON files."""
+"""Read and check COCO JSON files: one reader and one schema for checks, loaders, evaluators and the inspection."""

@@ -1,26 +1,26 @@
-"""Whether the values in a COCO JSON file make sense together: ids, boxes and their images. Vectorised with NumPy."""
+"""Check that ids, boxes and areas of a COCO JSON file fit each other and the images, vectorized with NumPy."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from d2_maskrcnn.data.coco.report import Problem, problem, shorten
 
-OVERSHOOT = 1.0  # pixels that a box may reach beyond the image without a word
+OVERSHOOT = 1.0  # pixels by which a box may leave the image without a warning
 
 
 class CocoTable:
-    """The columns of a COCO JSON file whose form is right.
+    """The columns of a COCO JSON file whose structure is right.
 
     Attributes:
-        images, annotations, categories: the entries as read.
+        images, annotations, categories: the I, A and C entries as read.
         image_ids: (I,) int64.
         sizes: (I, 2) int64, width and height in pixels.
-        ids, image_of, category_of: (A,) int64, the annotations' own, image's and category's id.
+        ids, image_of, category_of: (A,) int64, the ids of annotations, their images and their categories.
         boxes: (A, 4) float64 XYWH in pixels.
         is_crowd: (A,) bool.
-        image_index: (A,) int64, position of each annotation's image in ``images``; -1 where there is none.
+        image_index: (A,) int64, index of each annotation's image in ``images``; -1 if it is not listed.
     """
 
     def __init__(self, data: dict[str, Any]) -> None:
@@ -36,10 +36,26 @@ class CocoTable:
         self.image_index = _positions(self.image_ids, self.image_of)
 
     def name(self, index: int) -> str:
-        """Annotation ``index`` and its image, for a message."""
+        """Return the id of annotation ``index`` and the name of its image, for a message."""
         position = self.image_index[index]
         image = f" in {self.images[position]['file_name']}" if position >= 0 else ""
         return f"annotation {self.ids[index]}{image}"
+
+    def describe_box(self, index: int) -> str:
+        """Return the name, the image's size and the box of annotation ``index``, for a message."""
+        position = self.image_index[index]
+        size = f" of {self.sizes[position, 0]}x{self.sizes[position, 1]}" if position >= 0 else ""
+        return f"{self.name(index)}{size}: {shorten(self.annotations[index]['bbox'])}"
+
+    def image_sides(self) -> np.ndarray:
+        """Return width and height of each annotation's image, 1 if it is not listed: (A, 2) int64."""
+        sizes = np.concatenate([self.sizes, np.ones((1, 2), dtype=np.int64)])  # the last row has index -1
+        return sizes[self.image_index]
+
+    def objects_per_image(self) -> np.ndarray:
+        """Return the number of annotations of each image that are not crowds: (I,) int64."""
+        index = self.image_index[~self.is_crowd & (self.image_index >= 0)]
+        return np.bincount(index, minlength=len(self.images))
 
 
 def _column(entries: list[dict[str, Any]], key: str) -> np.ndarray:
@@ -47,31 +63,38 @@ def _column(entries: list[dict[str, Any]], key: str) -> np.ndarray:
 
 
 def _positions(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Index in ``known`` (K,) of each of ``wanted`` (W,), -1 where it is not in it."""
+    """Return the index in ``known`` (K,) of each value of ``wanted`` (W,), -1 if it is not there."""
     if len(known) == 0:
         return np.full(len(wanted), -1, dtype=np.int64)
     order = np.argsort(known, kind="stable")
     slot = np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)
-    found = order[slot]
-    return np.where(known[found] == wanted, found, -1)
+    index = order[slot]
+    return np.where(known[index] == wanted, index, -1)
 
 
 def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:
-    """Yields ids that are there twice, and references to images and categories that are not there."""
+    """Yield repeated ids and names, and references to images and categories that are not listed."""
     category_ids = np.array([category["id"] for category in table.categories], dtype=np.int64)
-    names = np.array([category["name"] for category in table.categories])
     for values, what in (
-        (table.image_ids, "images with an id that another one has"),
-        (table.ids, "annotations with an id that another one has"),
-        (category_ids, "categories with an id that another one has"),
-        (names, "categories with a name that another one has"),
+        (table.image_ids, "images with the id of another image"),
+        (table.ids, "annotations with the id of another annotation"),
+        (category_ids, "categories with the id of another category"),
+        (np.array([category["name"] for category in table.categories]), "categories with the name of another category"),
     ):
-        yield from problem(_repeated(values), what, values.astype(str).item, "number them differently")
+        yield from problem(_repeated(values), what, values.astype(str).item, "expected each one once")
+    names = np.array([image["file_name"] for image in table.images])
+    yield from problem(
+        _repeated(names),
+        "images with the file_name of another image",
+        names.item,
+        "annotations of one image under two ids are seen as two images: merge them",
+        fatal=False,
+    )
     yield from problem(
         np.flatnonzero(table.image_index < 0),
         "annotations of an image that 'images' does not list",
         lambda i: f"annotation {table.ids[i]}: image_id {table.image_of[i]}",
-        "add the image or delete them",
+        "add the image or delete the annotations",
     )
     yield from problem(
         np.flatnonzero(np.isin(table.category_of, category_ids, invert=True)),
@@ -83,78 +106,84 @@ def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:
         yield from problem(
             np.flatnonzero(table.ids == 0),
             "annotations with the id 0",
-            lambda i: table.name(i),
-            "COCO's measure takes 0 for 'not matched' and counts the object as missed: number from 1",
+            table.name,
+            "COCO's metrics use 0 for 'not matched' and count the object as missed: number from 1",
             fatal=False,
         )
 
 
 def check_boxes(table: CocoTable) -> Iterator[Problem]:
-    """Yields boxes without area, outside of their image, or reaching beyond it."""
-    finite = np.isfinite(table.boxes).all(axis=1)
-    yield from problem(
-        np.flatnonzero(~finite),
-        "boxes with a number that is not finite",
-        _describe_box(table),
-        "expected numbers in pixels",
-    )
-    x, y, width, height = np.nan_to_num(table.boxes, nan=1.0, posinf=1.0, neginf=1.0).T
+    """Yield boxes that are not finite, without area, outside of their image, or reaching beyond it."""
+    expected = "expected [x, y, width, height] in pixels of the image: delete or correct them"
+    finite = np.logical_and.reduce(np.isfinite(table.boxes), axis=1)
+    yield from _problem_of_boxes(table, ~finite, "boxes with a number that is not finite", expected)
+    x, y, width, height = np.where(finite, table.boxes.T, 1.0)
     sized = (width > 0) & (height > 0)
-    yield from problem(
-        np.flatnonzero(finite & ~sized),
-        "boxes of no area",
-        _describe_box(table),
-        "expected [x, y, width, height] with width and height above 0: delete them or draw them again",
+    yield from _problem_of_boxes(
+        table,
+        finite & ~sized,
+        "boxes without area",
+        "expected [x, y, width, height] with width and height above 0: delete or correct them",
     )
     known = finite & sized & (table.image_index >= 0)
-    image_width, image_height = _sizes_of(table)
+    image_width, image_height = table.image_sides().T
     outside = known & ((x >= image_width) | (y >= image_height) | (x + width <= 0) | (y + height <= 0))
-    yield from problem(
-        np.flatnonzero(outside),
-        "boxes outside of their image",
-        _describe_box(table),
-        "expected [x, y, width, height] in pixels of the image: delete them or draw them again",
-    )
-    beyond = np.maximum.reduce([-x, -y, x + width - image_width, y + height - image_height])
-    yield from problem(
-        np.flatnonzero(known & ~outside & (beyond > OVERSHOOT)),
-        "boxes reaching beyond their image",
-        _describe_box(table),
-        "they are cut at its border (are they [x0, y0, x1, y1]? expected [x, y, width, height])",
+    yield from _problem_of_boxes(table, outside, "boxes outside of the image", expected)
+    beyond_x = np.maximum(-x, x + width - image_width)
+    beyond_y = np.maximum(-y, y + height - image_height)
+    far = known & ~outside & ((beyond_x > image_width) | (beyond_y > image_height))
+    yield from _problem_of_boxes(table, far, "boxes reaching beyond the image by more than its size", expected)
+    yield from _problem_of_boxes(
+        table,
+        known & ~outside & ~far & (np.maximum(beyond_x, beyond_y) > OVERSHOOT),
+        "boxes reaching beyond the image",
+        "training clips them at the border (are they [x0, y0, x1, y1]? expected [x, y, width, height])",
         fatal=False,
     )
 
 
-def check_not_empty(table: CocoTable, train: bool, annotations_required: bool = True) -> Iterator[Problem]:
-    """Yields a problem for a file without images, without categories, or without objects to learn from."""
+def _problem_of_boxes(
+    table: CocoTable, bad: np.ndarray, what: str, remedy: str, fatal: bool = True
+) -> Iterator[Problem]:
+    yield from problem(np.flatnonzero(bad), what, table.describe_box, remedy, fatal=fatal)
+
+
+def check_areas(table: CocoTable) -> Iterator[Problem]:
+    """Yield values of ``area``, by which COCO's metrics sort objects into small, medium and large, that cannot be."""
+    areas = np.array([annotation["area"] for annotation in table.annotations], dtype=np.float64)
+    with np.errstate(over="ignore"):
+        box_areas = np.abs(table.boxes[:, 2] * table.boxes[:, 3])
+    describe: Callable[[int], str] = lambda i: f"{table.describe_box(i)}, area {areas[i]:g}"  # noqa: E731
+    impossible = (table.image_index >= 0) & (areas > 2 * table.image_sides().prod(axis=1))
+    yield from problem(
+        np.flatnonzero(impossible),
+        "annotations with an area larger than the image",
+        describe,
+        "expected the area of the mask in square pixels",
+    )
+    doubtful = ~impossible & ((areas == 0) | (areas > 1.5 * box_areas)) & (box_areas > 4)
+    yield from problem(
+        np.flatnonzero(doubtful),
+        "annotations with an area that does not fit the box",
+        describe,
+        "expected the area of the mask in square pixels; AP of small, medium and large objects depends on it",
+        fatal=False,
+    )
+
+
+def check_not_empty(table: CocoTable, train: bool) -> Iterator[Problem]:
+    """Yield a problem for a file without images, without categories or, to train on it, without objects."""
     for entries, what in ((table.images, "images"), (table.categories, "categories")):
         if not entries:
             yield Problem(0, what, (), "expected at least 1")
-    if annotations_required and not len(table.annotations):
+    if train and not len(table.annotations):
         yield Problem(0, "annotations", (), "expected at least 1")
-    elif train and not (~table.is_crowd).any():
-        yield Problem(0, "annotations that are no crowd (iscrowd 0)", (), "expected at least 1 to train on")
-
-
-def _sizes_of(table: CocoTable) -> tuple[np.ndarray, np.ndarray]:
-    """Width and height (A,) of each annotation's image; those of unknown images are meaningless."""
-    if len(table.images) == 0:
-        return np.ones(len(table.ids)), np.ones(len(table.ids))
-    sizes = table.sizes[table.image_index]
-    return sizes[:, 0], sizes[:, 1]
-
-
-def _describe_box(table: CocoTable) -> Any:
-    def describe(index: int) -> str:
-        position = table.image_index[index]
-        size = f" of {table.sizes[position, 0]}x{table.sizes[position, 1]}" if position >= 0 else ""
-        return f"{table.name(index)}{size}: {shorten(table.annotations[index]['bbox'])}"
-
-    return describe
+    elif train and table.is_crowd.all():
+        yield Problem(0, "annotations that are not crowds (iscrowd 0)", (), "expected at least 1 to train on")
 
 
 def _repeated(values: np.ndarray) -> np.ndarray:
-    """Index of the first repetition of each value that occurs more than once."""
+    """Return the index of the second occurrence of each repeated value."""
     order = np.argsort(values, kind="stable")
     same = values[order][1:] == values[order][:-1]
     return np.sort(order[1:][same])

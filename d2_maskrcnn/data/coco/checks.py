@@ -1,8 +1,8 @@
-"""Looks at the datasets before anything starts: minutes or hours later the same mistakes cost more and say less.
+"""Validate datasets before training or evaluation starts.
 
-Everything wrong is an error for data of your own. Detectron2's built-in COCO sets are known to hold a few boxes and
-outlines that cannot be used; of these a warning tells, and training leaves them out (Detectron2's mapper drops empty
-boxes, its COCO reader drops outlines that are no polygons).
+Every problem is an error in your own data. Detectron2's built-in COCO datasets are known to contain a few boxes and
+segmentations that cannot be used. These are a warning only, and training leaves them out: Detectron2's mapper drops
+empty boxes, its COCO reader drops polygons of fewer than three points.
 """
 
 import logging
@@ -10,13 +10,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from d2_maskrcnn.data.coco.boxes import CocoTable, check_boxes, check_ids, check_not_empty
+import numpy as np
+
+from d2_maskrcnn.data.coco.boxes import CocoTable, check_areas, check_boxes, check_ids, check_not_empty
 from d2_maskrcnn.data.coco.images import check_images
 from d2_maskrcnn.data.coco.masks import check_segmentations
-from d2_maskrcnn.data.coco.reader import read_coco_json
-from d2_maskrcnn.data.coco.report import Problem, summarise
+from d2_maskrcnn.data.coco.reader import has_byte_order_mark, read_coco_json
+from d2_maskrcnn.data.coco.report import Problem, summarize
 from d2_maskrcnn.data.coco.schema import check_structure
-from d2_maskrcnn.data.own_data import is_built_in
+from d2_maskrcnn.data.own_data import is_built_in, is_own
 from d2_maskrcnn.errors import UserError, did_you_mean
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -30,32 +32,34 @@ _SHOWN_NAMES = 8
 
 @dataclass(frozen=True)
 class CocoSummary:
-    """What a checked COCO JSON file holds.
+    """Contents of a valid COCO JSON file.
 
     Attributes:
-        categories: their names by ascending id, which is the order of the model's classes.
-        images: how many it lists.
-        objects: its annotations that are no crowd.
-        crowds: those that are.
+        categories: names by ascending id, which is the order of the model's classes.
+        images: number of images.
+        objects: number of annotations that are not crowds.
+        crowds: number of annotations that are crowds.
+        objects_per_image: (images,) int64, without crowds.
     """
 
     categories: tuple[str, ...]
     images: int
     objects: int
     crowds: int
+    objects_per_image: np.ndarray
 
 
 def check_datasets(cfg: CfgNode, train: bool = True) -> None:
-    """Checks what ``DATASETS`` names, as far as it is COCO JSON, against itself, the images and the config.
+    """Check the datasets of a config: their COCO JSON files, their images, and how they fit each other and the model.
 
-    One process of each machine looks and all of them raise what it found.
+    One process per machine checks, and all processes raise what it finds.
 
     Args:
-        cfg: with its datasets registered (see :func:`d2_maskrcnn.data.register_own_data`).
-        train: check ``DATASETS.TRAIN`` too; False when nothing is trained.
+        cfg: a config whose datasets are registered (see :func:`d2_maskrcnn.data.register_own_data`).
+        train: whether ``DATASETS.TRAIN`` is used as well.
 
     Raises:
-        UserError: the first file that cannot be used, in one line.
+        UserError: the first dataset that cannot be used, in one line.
     """
     message = None
     if comm.get_local_rank() == 0:
@@ -63,9 +67,9 @@ def check_datasets(cfg: CfgNode, train: bool = True) -> None:
             _check_datasets(cfg, train)
         except UserError as error:
             message = str(error)
-    found = next((text for text in comm.all_gather(message) if text is not None), None)
-    if found is not None:
-        raise UserError(found)
+    first = next((text for text in comm.all_gather(message) if text is not None), None)
+    if first is not None:
+        raise UserError(first)
 
 
 def _check_datasets(cfg: CfgNode, train: bool) -> None:
@@ -81,14 +85,14 @@ def _check_datasets(cfg: CfgNode, train: bool) -> None:
         )
     categories: dict[str, tuple[str, ...]] = {}
     for name in dict.fromkeys([*train_names, *cfg.DATASETS.TEST]):
-        checked = _check_dataset(cfg, name, train=name in train_names, evaluate=name in cfg.DATASETS.TEST)
-        if checked is not None:
-            categories[name] = checked
+        names = _check_dataset(cfg, name, train=name in train_names, evaluate=name in cfg.DATASETS.TEST)
+        if names is not None:
+            categories[name] = names
     _check_same_categories(categories)
 
 
 def _check_dataset(cfg: CfgNode, name: str, train: bool, evaluate: bool) -> tuple[str, ...] | None:
-    """Checks one registered dataset; returns its categories, or None where they are not known."""
+    """Check one registered dataset and return its categories, or None if they are not known."""
     if name not in DatasetCatalog.list():
         raise UserError(_unknown_dataset(name, "TRAIN" if train else "TEST"))
     metadata = MetadataCatalog.get(name)
@@ -97,24 +101,30 @@ def _check_dataset(cfg: CfgNode, name: str, train: bool, evaluate: bool) -> tupl
         names = metadata.get("thing_classes")
         _check_class_count(cfg, f"dataset {name}", names)
         return tuple(names) if names else None
-    polygons_only = train and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon"
+    path = PathManager.get_local_path(json_file)
     summary = check_coco_json(
-        PathManager.get_local_path(json_file),
+        path,
         PathManager.get_local_path(metadata.get("image_root") or "."),
         masks=cfg.MODEL.MASK_ON,
         train=train,
-        # a built-in test set comes without annotations: its detections are written for COCO's server
-        evaluate=evaluate and not (is_built_in(name) and "_test" in name),
-        polygons_only=polygons_only,
+        evaluate=evaluate,
+        polygons_only=train and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon",
         lenient=is_built_in(name),
     )
+    if not is_own(name) and has_byte_order_mark(path):
+        raise UserError(
+            f"{path}: starts with a byte order mark, which Detectron2's reader of registered datasets does not accept; "
+            "save it as UTF-8 without one, or name the file with D2_MASKRCNN.DATA instead"
+        )
     _check_class_count(cfg, json_file, summary.categories)
+    if evaluate:
+        _check_limits(cfg, json_file, summary)
     return summary.categories
 
 
 def check_coco_json(
     json_file: str | os.PathLike[str],
-    image_root: str | os.PathLike[str],
+    image_root: str | os.PathLike[str] | None,
     *,
     masks: bool = True,
     train: bool = True,
@@ -122,50 +132,55 @@ def check_coco_json(
     polygons_only: bool = False,
     lenient: bool = False,
 ) -> CocoSummary:
-    """Checks one COCO JSON file and that its images are there; 118,000 take a few seconds beside the reading.
+    """Check one COCO JSON file and its images; logs a warning about what can be used but looks wrong.
+
+    A file of the size of COCO's training set (118,000 images, 860,000 annotations) takes 15 s with polygons and 25 s
+    with RLEs, a third to half of it for parsing, and some seconds more for listing the images.
 
     Args:
         json_file: the file.
-        image_root: the folder that its ``file_name`` s start from.
-        masks: whether outlines are needed, or boxes alone.
-        train: whether it is to be trained on.
-        evaluate: whether COCO's measure is to be computed on it (which needs ``area`` and ``iscrowd``).
-        polygons_only: whether an RLE of a single object is an error (``INPUT.MASK_FORMAT`` is ``polygon``).
-        lenient: whether unusable boxes and outlines are told of by a warning instead of an error.
-
-    Returns:
-        What it holds.
+        image_root: folder that its ``file_name`` entries are relative to; None leaves the images unchecked.
+        masks: whether segmentations are needed.
+        train: whether it is used for training.
+        evaluate: whether COCO's metrics are computed on it, which needs ``area`` and ``iscrowd``. Without annotations
+            there are no metrics, which is a warning.
+        polygons_only: whether RLEs of single objects are an error (``INPUT.MASK_FORMAT`` is ``polygon``).
+        lenient: whether unusable boxes and segmentations are a warning instead of an error.
 
     Raises:
         UserError: it cannot be used; one line with the first few problems, each with ids and what was expected.
     """
-    data = read_coco_json(json_file, annotations_required=train or evaluate)
+    data = read_coco_json(json_file, annotations_required=train)
     _raise_fatal(json_file, list(check_structure(data, evaluate)))
     table = CocoTable(data)
-    problems = [*check_not_empty(table, train, train or evaluate), *check_ids(table, evaluate)]
+    problems = [*check_not_empty(table, train), *check_ids(table, evaluate)]
     values = list(check_boxes(table))
+    if evaluate:
+        values += check_areas(table)
     if masks:
         values += check_segmentations(table, polygons_only)
     _raise_fatal(json_file, problems + [each for each in values if not lenient or each.structural])
     _warn(json_file, problems + values, lenient)
-    images = list(check_images(table, image_root))
-    _raise_fatal(json_file, images)
-    ordered = sorted(table.categories, key=lambda category: category["id"])
+    if image_root is not None:
+        _raise_fatal(json_file, list(check_images(table, image_root)))
+    if evaluate and not table.annotations:
+        logger.warning("%s: no annotations: detections are written, but there is nothing to compare them to", json_file)
+    names = tuple(each["name"] for each in sorted(table.categories, key=lambda category: category["id"]))
     crowds = int(table.is_crowd.sum())
-    names = tuple(category["name"] for category in ordered)
-    return CocoSummary(names, len(table.images), len(table.annotations) - crowds, crowds)
+    objects = len(table.annotations) - crowds
+    return CocoSummary(names, len(table.images), objects, crowds, table.objects_per_image())
 
 
 def _raise_fatal(json_file: str | os.PathLike[str], problems: list[Problem]) -> None:
     fatal = [each for each in problems if each.fatal]
     if fatal:
-        raise UserError(summarise(os.fspath(json_file), fatal))
+        raise UserError(summarize(os.fspath(json_file), fatal))
 
 
 def _warn(json_file: str | os.PathLike[str], problems: list[Problem], lenient: bool) -> None:
     if problems:
         left_out = "; training leaves the unusable ones out" if lenient and any(each.fatal for each in problems) else ""
-        logger.warning("%s%s", summarise(os.fspath(json_file), problems), left_out)
+        logger.warning("%s%s", summarize(os.fspath(json_file), problems), left_out)
 
 
 def _check_class_count(cfg: CfgNode, where: str, names: Sequence[str] | None) -> None:
@@ -173,12 +188,29 @@ def _check_class_count(cfg: CfgNode, where: str, names: Sequence[str] | None) ->
         shown = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
         raise UserError(
             f"{where} has {len(names)} categories ({shown}) but MODEL.ROI_HEADS.NUM_CLASSES is "
-            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: pass MODEL.ROI_HEADS.NUM_CLASSES {len(names)}"
+            f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: set MODEL.ROI_HEADS.NUM_CLASSES to {len(names)}"
         )
 
 
+def _check_limits(cfg: CfgNode, json_file: str, summary: CocoSummary) -> None:
+    """Warn if images contain more objects than the model returns or the RPN proposes."""
+    limits = {
+        "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
+    }
+    most = int(summary.objects_per_image.max(initial=0))
+    for key, limit in limits.items():
+        exceeding = int((summary.objects_per_image > limit).sum())
+        if 0 <= limit < most:
+            logger.warning(
+                "%s: %d of %d images have more objects than %s %d, up to %d: the others are never detected and count "
+                "as missed; set %s to %d or more",
+                json_file, exceeding, summary.images, key, limit, most, key, most,
+            )  # fmt: skip
+
+
 def _check_same_categories(categories: dict[str, tuple[str, ...]]) -> None:
-    """All datasets of a run must have the same categories in the same order: the model knows them by their place."""
+    """Check that all datasets have the same categories in the same order, by which the model knows them."""
     if not categories:
         return
     first, expected = next(iter(categories.items()))
@@ -199,6 +231,6 @@ def _origin(name: str) -> str:
 def _unknown_dataset(name: str, key: str) -> str:
     own = "TRAIN_JSON" if key == "TRAIN" else "VAL_JSON"
     return (
-        f"DATASETS.{key} names {name!r}, which is not registered; for data of your own set "
-        f"D2_MASKRCNN.DATA.{own} instead.{did_you_mean(name, DatasetCatalog.list())}"
+        f"DATASETS.{key} names {name!r}, which is not registered.{did_you_mean(name, DatasetCatalog.list())} For your "
+        f"own data set D2_MASKRCNN.DATA.{own} instead"
     )

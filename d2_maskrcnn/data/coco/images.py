@@ -8,7 +8,7 @@ import numpy as np
 
 from d2_maskrcnn.data.coco.boxes import CocoTable
 from d2_maskrcnn.data.coco.report import Problem, problem
-from d2_maskrcnn.data.image_reading import image_size, read_image, size_mismatch
+from d2_maskrcnn.data.image_reading import MAX_PIXELS, image_size, read_image, size_mismatch
 from d2_maskrcnn.errors import UserError
 
 SAMPLED = 300  # images whose header is read, evenly spaced over the file
@@ -30,7 +30,14 @@ def check_images(table: CocoTable, image_root: str | os.PathLike[str]) -> Iterat
             f"{root}: no such folder; expected the {len(table.images)} images of the dataset there "
             "(datasets/README.md describes the layout)"
         )
+    too_large = np.flatnonzero(table.sizes.prod(axis=1) > MAX_PIXELS)
     names = [image["file_name"] for image in table.images]
+    yield from problem(
+        too_large,
+        f"images of more pixels than the limit of {MAX_PIXELS / 1e6:.0f} megapixels",
+        lambda index: f"{names[index]}: {table.sizes[index, 0]}x{table.sizes[index, 1]}",
+        "scale them down or tile them",
+    )
     outside = [index for index, name in enumerate(names) if not is_inside(root, name)]
     yield from problem(
         outside,
@@ -102,7 +109,7 @@ def _check_headers(table: CocoTable, root: Path, names: list[str]) -> Iterator[P
     )
     yield from problem(
         sorted(wrong),
-        "images whose size differs from the JSON's",
+        "images with another size than in the JSON",
         wrong.__getitem__,
         "expected 'width' and 'height' of the upright image: restore the original images, or annotate these",
     )

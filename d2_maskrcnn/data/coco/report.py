@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, summarised: how many entries have a problem, the first few of them, how to mend it."""
+"""Summarize the problems of a dataset: how many entries have each, the first few of them, and how to fix it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-EXAMPLES = 3  # shown of each kind of problem
-KINDS = 4  # shown of one file
+EXAMPLES = 3  # shown per kind of problem
+KINDS = 4  # shown per file
 
 _SINGULAR = {"annotations": "annotation", "boxes": "box", "categories": "category", "images": "image"}
 
@@ -18,18 +18,19 @@ class Problem:
     """One kind of problem in one file.
 
     Attributes:
-        count: entries that have it.
-        what: what is wrong with them, in the plural, without the count; ``"annotations whose ..."``.
-        examples: the first few, each with its id and value.
-        mend: what was expected or how to mend it.
-        fatal: whether no training or evaluation may start with it.
-        structural: whether the file's form is wrong rather than a value, so that nothing else can be checked.
+        count: number of entries that have it.
+        what: what is wrong with them, in the plural and without the count: "annotations with ...".
+        examples: the first few entries, each with its id and value.
+        remedy: what was expected or how to fix it.
+        fatal: whether the file cannot be used with it; False for a warning.
+        structural: whether it concerns the file's structure or config rather than single values. Such a problem is
+            fatal in Detectron2's built-in datasets as well.
     """
 
     count: int
     what: str
     examples: tuple[str, ...]
-    mend: str
+    remedy: str
     fatal: bool = True
     structural: bool = False
 
@@ -38,19 +39,19 @@ class Problem:
         shown = f" ({', '.join(self.examples)}{more})" if self.examples else ""
         first, _, rest = self.what.partition(" ")
         noun = _SINGULAR.get(first, first) if self.count == 1 else first
-        return f"{self.count} {f'{noun} {rest}'.rstrip()}{shown}; {self.mend}"
+        return f"{self.count} {f'{noun} {rest}'.rstrip()}{shown}; {self.remedy}"
 
 
 def problem(
-    bad: Sequence[int] | np.ndarray, what: str, describe: Callable[[int], str], mend: str, **kinds: bool
+    bad: Sequence[int] | np.ndarray, what: str, describe: Callable[[int], str], remedy: str, **kinds: bool
 ) -> Iterable[Problem]:
-    """Yields a :class:`Problem` about the entries at the indices ``bad``, or nothing where there are none."""
+    """Yield one :class:`Problem` about the entries with the indices ``bad``, or nothing if there are none."""
     if len(bad) > 0:
-        yield Problem(len(bad), what, tuple(describe(int(index)) for index in bad[:EXAMPLES]), mend, **kinds)
+        yield Problem(len(bad), what, tuple(describe(int(index)) for index in bad[:EXAMPLES]), remedy, **kinds)
 
 
-def summarise(where: str, problems: Iterable[Problem]) -> str:
-    """One line about one file."""
+def summarize(where: str, problems: Iterable[Problem]) -> str:
+    """Return one line about the problems of one file."""
     listed = list(problems)
     parts = [str(each) for each in islice(listed, KINDS)]
     if len(listed) > KINDS:
@@ -58,7 +59,10 @@ def summarise(where: str, problems: Iterable[Problem]) -> str:
     return f"{where}: " + " | ".join(parts)
 
 
+summarise = summarize
+
+
 def shorten(value: Any, length: int = 60) -> str:
-    """``repr(value)``, cut to ``length`` characters."""
-    text = repr(value)
+    """Return ``repr(value)``, truncated to ``length`` characters."""
+    text = f"an integer of {value.bit_length()} bits" if type(value) is int and abs(value) >= 2**200 else repr(value)
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -1,5 +1,6 @@
-"""Whether the entries of a COCO JSON file have the keys and the types that COCO's format gives them."""
+"""Check that the entries of a COCO JSON file have the keys, types and ranges that the format defines."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,17 +10,17 @@ Entries = list[dict[str, Any]]
 Rule = tuple[str, Callable[[Any], bool], str]  # key, whether a value is accepted, what is expected
 
 _MISSING = object()
-_BIGGEST = 2**53  # ids beyond this do not survive the way through floating point that some tools take
+_BIGGEST = 2**53  # larger integers are not exact in floating point, through which some tools pass them
 
 
 def is_id(value: Any) -> bool:
-    """Whether ``value`` is a whole number that can be an id."""
+    """Return whether ``value`` is an integer that can be an id."""
     return type(value) is int and -_BIGGEST < value < _BIGGEST
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value`` is a number; truth values are none."""
-    return type(value) in (int, float)
+    """Return whether ``value`` is a float or an integer that a float represents exactly; not bool."""
+    return type(value) is float or is_id(value)
 
 
 def _is_length(value: Any) -> bool:
@@ -27,62 +28,74 @@ def _is_length(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
+    """Accept non-empty text without NUL and surrogates, which file names and UTF-8 files cannot contain."""
+    if not isinstance(value, str) or value == "":
+        return False
+    return "\0" not in value and (value.isascii() or not any("\ud800" <= each <= "\udfff" for each in value))
 
 
 def _is_box(value: Any) -> bool:
     return type(value) is list and len(value) == 4 and all(map(is_number, value))
 
 
+def _is_area(value: Any) -> bool:
+    return is_number(value) and 0 <= value < math.inf
+
+
 def _is_flag(value: Any) -> bool:
-    return value in (0, 1)  # True and False are equal to these
+    return value in (0, 1)
 
 
 IMAGE_RULES: tuple[Rule, ...] = (
-    ("id", is_id, "a whole number"),
-    ("file_name", _is_text, "the image's path inside its folder"),
-    ("width", _is_length, "the image's width in pixels, a whole number above 0"),
-    ("height", _is_length, "the image's height in pixels, a whole number above 0"),
+    ("id", is_id, "an integer"),
+    ("file_name", _is_text, "the path of the image in the image folder"),
+    ("width", _is_length, "the width of the upright image in pixels, an integer above 0"),
+    ("height", _is_length, "the height of the upright image in pixels, an integer above 0"),
 )
-CATEGORY_RULES: tuple[Rule, ...] = (("id", is_id, "a whole number"), ("name", _is_text, "the category's name"))
+CATEGORY_RULES: tuple[Rule, ...] = (("id", is_id, "an integer"), ("name", _is_text, "the name of the category"))
 ANNOTATION_RULES: tuple[Rule, ...] = (
-    ("id", is_id, "a whole number"),
-    ("image_id", is_id, "the id of an image, a whole number"),
-    ("category_id", is_id, "the id of a category, a whole number"),
+    ("id", is_id, "an integer"),
+    ("image_id", is_id, "the id of an image, an integer"),
+    ("category_id", is_id, "the id of a category, an integer"),
     ("bbox", _is_box, "[x, y, width, height] in pixels"),
 )
 EVALUATION_RULES: tuple[Rule, ...] = (
-    ("area", is_number, "the object's area in square pixels (COCO's measure needs it)"),
-    ("iscrowd", _is_flag, "0, or 1 for a crowd (COCO's measure needs it)"),
+    ("area", _is_area, "the area of the object in square pixels, finite and not negative (COCO's metrics need it)"),
+    ("iscrowd", _is_flag, "0, or 1 for a crowd (COCO's metrics need it)"),
+)
+OPTIONAL_RULES: tuple[Rule, ...] = (
+    EVALUATION_RULES[1],
+    ("ignore", lambda value: not value, "no such key: it is not part of COCO's format; use 'iscrowd', or delete it"),
 )
 
 
 def check_structure(data: dict[str, Any], evaluate: bool) -> Iterator[Problem]:
-    """Yields the problems in the form of the entries of ``images``, ``categories`` and ``annotations``.
+    """Yield the problems in the entries of ``images``, ``categories`` and ``annotations``.
 
     Args:
-        data: as read, the three lists there.
-        evaluate: whether COCO's measure is to be computed on it, which reads more keys than training does.
+        data: as :func:`~d2_maskrcnn.data.coco.reader.read_coco_json` returns it.
+        evaluate: whether COCO's metrics are computed on it, which need more keys than training.
     """
     yield from _check_entries(data["images"], "images", IMAGE_RULES)
     yield from _check_entries(data["categories"], "categories", CATEGORY_RULES)
     rules = ANNOTATION_RULES + (EVALUATION_RULES if evaluate else ())
     yield from _check_entries(data["annotations"], "annotations", rules)
-    if not evaluate:
-        entries = [entry for entry in data["annotations"] if isinstance(entry, dict) and "iscrowd" in entry]
-        yield from _check_rule(entries, "annotations", EVALUATION_RULES[1])
+    for rule in OPTIONAL_RULES:
+        if rule not in rules:
+            entries = [entry for entry in data["annotations"] if isinstance(entry, dict) and rule[0] in entry]
+            yield from _check_rule(entries, "annotations", rule)
 
 
 def _check_entries(entries: list[Any], plural: str, rules: tuple[Rule, ...]) -> Iterator[Problem]:
-    odd = [index for index, entry in enumerate(entries) if type(entry) is not dict]
+    not_objects = [index for index, entry in enumerate(entries) if type(entry) is not dict]
     yield from problem(
-        odd,
-        f"{plural} not written as objects",
+        not_objects,
+        f"{plural} not written as JSON objects",
         lambda index: f"the one at position {index} is {shorten(entries[index])}",
         'expected {"id": ..., ...}',
         structural=True,
     )
-    if not odd:
+    if not not_objects:
         for rule in rules:
             yield from _check_rule(entries, plural, rule)
 
