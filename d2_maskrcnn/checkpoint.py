@@ -1,10 +1,11 @@
 """Save and load checkpoints on both engines, and load a model with its weights and class names."""
 
+import dataclasses
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,26 +15,32 @@ from d2_maskrcnn.config.loading import check_components
 from d2_maskrcnn.config.validation import usable_device
 from d2_maskrcnn.distributed import gather, run_together, unwrap
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, plain_values, remove_stale_temporaries
+from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, make_folder, plain_values
 from d2_maskrcnn.weights.download import fetch_weights, is_remote
 from d2_maskrcnn.weights.names import convert_names
 from d2_maskrcnn.weights.readers import read_weights
-from d2_maskrcnn.weights.report import LoadReport, check_same_model, class_change, compare
-from d2_maskrcnn.weights.resume import LAST_CHECKPOINT, find_checkpoints, newest_whole
+from d2_maskrcnn.weights.report import (
+    LoadReport,
+    check_evaluable,
+    check_same_model,
+    check_values,
+    class_change,
+    compare,
+)
+from d2_maskrcnn.weights.resume import (
+    LAST_CHECKPOINT,
+    check_training_state,
+    find_checkpoints,
+    newest_whole,
+    stored_class_names,
+)
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
-
-
-class IncompatibleKeys(NamedTuple):
-    """Parameter names that did not fit, in the format of fvcore's checkpointers."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
-    incorrect_shapes: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
 
 
 class MaskRCNNCheckpointer(DetectionCheckpointer):
@@ -99,7 +106,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         data.update({key: plain_values(item.state_dict()) for key, item in self.checkpointables.items()})
         data.update(plain_values(kwargs))
         data["metadata"] = self.metadata(data.get("iteration"))
-        path = self._make_save_dir() / f"{name}.pth"
+        path = make_folder(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         atomic_torch_save(data, path)
         self.tag_last_checkpoint(path.name)
@@ -107,16 +114,6 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Record the file that :meth:`resume_or_load` resumes from."""
         atomic_write_text(Path(self.save_dir) / LAST_CHECKPOINT, last_filename_basename)
-
-    def _make_save_dir(self) -> Path:
-        folder = Path(self.save_dir)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"OUTPUT_DIR {folder} cannot be created: {error.strerror}; choose another.") from error
-        for name in remove_stale_temporaries(folder):
-            self.logger.info("Removed %s, left in %s by a killed process", name, folder)
-        return folder
 
     def has_checkpoint(self) -> bool:
         """Return whether ``save_dir`` contains a checkpoint to resume from."""
@@ -173,20 +170,24 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
             return {}
         self.logger.info("Loading %s", path)
         self._loading = path
-        checkpoint = run_together(lambda: self._load_file(fetch_weights(path)))
-        self._log_incompatible_keys(self._load_model(checkpoint))
+        states = list(self.checkpointables) if checkpointables is None else checkpointables
+        # One process of each machine downloads; the others find the file in its cache.
+        run_together(lambda: fetch_weights(path) if comm.get_local_rank() == 0 else path)
+        checkpoint = run_together(lambda: self._read(fetch_weights(path), states))
+        self.last_report = self._load_model(checkpoint)
+        self._log_report(self.last_report)
         if resuming:
             self._check_resumed(path, checkpoint)
-        for key in self.checkpointables if checkpointables is None else checkpointables:
+        for key in states:
             if key in checkpoint:
                 self._load_state(key, checkpoint.pop(key))
             elif resuming:
                 self.logger.warning("%s does not contain the state of %r, which keeps its initial values", path, key)
         return checkpoint
 
-    def _load_file(self, filename: str) -> dict[str, Any]:
+    def _read(self, filename: str, states: list[str]) -> dict[str, Any]:
         try:
-            return read_weights(filename)
+            return read_weights(filename, copy_states=states)
         except UserError as error:
             if not is_remote(self._loading):
                 raise
@@ -194,22 +195,18 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
                 f"{error} It is the cached copy of {self._loading}: delete it to download it again."
             ) from error
 
-    def _load_model(self, checkpoint: dict[str, Any]) -> IncompatibleKeys:
+    def _load_model(self, checkpoint: dict[str, Any]) -> LoadReport:
         model_state = self.model.state_dict()
         shapes = {name: tuple(value.shape) for name, value in model_state.items()}
         converted = convert_names(checkpoint.pop("model"), shapes)
         report = compare(self._loading or "checkpoint", converted, shapes)
         check_same_model(report, converted, shapes)
         fitting = {name: torch.as_tensor(converted.state[name]) for name in report.loaded}
+        report = dataclasses.replace(report, bad_values=check_values(report.path, fitting, model_state))
         self.model.load_state_dict(fitting, strict=False)
-        self.last_report = report
-        wrong = [(w.name, w.in_file, w.in_model) for w in report.wrong_shape]
-        return IncompatibleKeys(report.missing, report.unexpected, wrong)
+        return report
 
-    def _log_incompatible_keys(self, incompatible: Any) -> None:
-        report = self.last_report
-        if report is None:
-            return
+    def _log_report(self, report: LoadReport) -> None:
         fine = not report.wrong_shape and (report.is_complete or report.is_backbone_only)
         self.logger.log(logging.INFO if fine else logging.WARNING, "%s", report)
         if (change := class_change(report)) is not None:
@@ -218,6 +215,19 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
                 "number of classes keep their initial values. Fine-tuning may start so; an evaluation may not.",
                 *change,
             )
+        if report.bad_values:
+            self.logger.warning(
+                "%s: training from these values will probably fail: %s", report.path, report.describe_bad_values()
+            )
+
+    def check_evaluable(self) -> None:
+        """Refuse to evaluate the last loaded file if it does not fill the whole model with finite numbers.
+
+        Raises:
+            UserError: it does not.
+        """
+        if self.last_report is not None:
+            check_evaluable(self.last_report)
 
     def _check_resumed(self, path: str, checkpoint: Mapping[str, Any]) -> None:
         report = self.last_report
@@ -228,7 +238,8 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
                 f"{(report.missing or [w.name for w in report.wrong_shape])[0]}); use the config it was trained with, "
                 "or another OUTPUT_DIR."
             )
-        names = (checkpoint.get("metadata") or {}).get("thing_classes")
+        check_training_state(path, checkpoint, {k: tuple(v.shape) for k, v in self.model.state_dict().items()})
+        names = stored_class_names(checkpoint)
         if names and self.class_names and names != self.class_names:
             self.logger.warning("%s was trained with the classes %s, this run has %s", path, names, self.class_names)
 
@@ -236,7 +247,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         self.logger.info("Loading the state of %r", key)
         try:
             self.checkpointables[key].load_state_dict(state)
-        except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, RuntimeError, TypeError, AttributeError, ArithmeticError) as error:
             raise UserError(
                 f"The state of {key!r} in {self._loading} does not fit this run ({type(error).__name__}: {error}): "
                 "resume with the config it was written with, or start a new training with it as MODEL.WEIGHTS."
@@ -270,13 +281,8 @@ def load_model(cfg: CfgNode, device: str | None = None, *, require_weights: bool
         logger.warning("MODEL.WEIGHTS is empty: the model has random weights.")
     checkpointer = MaskRCNNCheckpointer(model)
     checkpoint = checkpointer.load(path, checkpointables=[])
-    report = checkpointer.last_report
-    if require_weights and report is not None and not report.is_complete:
-        raise UserError(
-            f"MODEL.WEIGHTS {path} does not fill the model ({len(report.missing)} tensors missing, "
-            f"{len(report.wrong_shape)} of another shape); use the config that it was trained with, such as the "
-            "config.yaml beside the checkpoint."
-        )
+    if require_weights:
+        checkpointer.check_evaluable()
     return model, class_names(cfg, checkpoint)
 
 
@@ -290,7 +296,7 @@ def class_names(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> list[str]:
     Returns:
         ``MODEL.ROI_HEADS.NUM_CLASSES`` names, or an empty list if neither has that many.
     """
-    names = (checkpoint.get("metadata") or {}).get("thing_classes")
+    names = stored_class_names(checkpoint)
     if not names and cfg.DATASETS.TEST:
         names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
     if not names or len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:

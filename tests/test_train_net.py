@@ -64,7 +64,7 @@ def test_train_then_evaluate(repo_dir, tiny_opts, tmp_path):
 
     # A second training would overwrite the first.
     result = run(repo_dir, *tiny_opts, expect=2)
-    assert "already holds a training" in result.stderr and "--resume" in result.stderr
+    assert "already contains a training" in result.stderr and "--resume" in result.stderr
 
 
 def test_killed_and_resumed_equals_uninterrupted(repo_dir, tiny_opts, tmp_path):

@@ -2,7 +2,7 @@
 
 from d2_maskrcnn.data.coco.checks import CocoSummary, check_coco_json, check_datasets
 from d2_maskrcnn.data.loader import ResumableTrainLoader, build_resumable_train_loader
-from d2_maskrcnn.data.mapper import MaskRCNNMapper, build_checked_test_loader
+from d2_maskrcnn.data.mapper import MaskRCNNMapper, build_checked_test_loader, dataset_records
 from d2_maskrcnn.data.own_data import register_own_data
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "build_resumable_train_loader",
     "check_coco_json",
     "check_datasets",
+    "dataset_records",
     "register_own_data",
 ]

@@ -1,6 +1,8 @@
 """Map dataset records to model inputs, with errors that name the image even when a worker process raised them."""
 
-from collections.abc import Callable, Iterable, Iterator
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,13 @@ from PIL import Image
 from d2_maskrcnn.data.image_reading import read_image, size_mismatch
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
-from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetFromList,
+    DatasetMapper,
+    MetadataCatalog,
+    build_detection_test_loader,
+)
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
@@ -161,4 +169,33 @@ def build_checked_test_loader(
         mapper: default: ``MaskRCNNMapper(cfg, is_train=False)``.
     """
     catching = CatchUserErrors(mapper or MaskRCNNMapper(cfg, is_train=False))
-    return CheckedLoader(build_detection_test_loader(cfg, dataset_name, mapper=catching))
+    records = dataset_records(dataset_name)
+    return CheckedLoader(build_detection_test_loader(records, mapper=catching, num_workers=cfg.DATALOADER.NUM_WORKERS))
+
+
+def dataset_records(name: str) -> Sequence[Record]:
+    """Return the records of a registered dataset, which is loaded only once as long as it does not change.
+
+    An evaluation needs them several times, and parsing a large JSON takes a minute. They are kept serialized, which
+    takes a fraction of the memory; each access makes a new dict.
+
+    Raises:
+        KeyError: the dataset is not registered.
+        UserError: it is empty.
+    """
+    if name not in DatasetCatalog.list():
+        DatasetCatalog.get(name)  # raises with the known names
+    file = MetadataCatalog.get(name).get("json_file")
+    status = os.stat(file) if file and os.path.isfile(file) else None
+    return _load(name, DatasetCatalog[name], status and (status.st_mtime_ns, status.st_size))
+
+
+@functools.lru_cache(maxsize=8)
+def _load(name: str, load: Callable[[], Any], _status: tuple[int, int] | None) -> Any:
+    """The other arguments make a dataset that was registered again, or whose file has changed, another one."""
+    records = load()
+    if not isinstance(records, list):
+        return records  # a torch dataset
+    if not records:
+        raise UserError(f"dataset {name} has no images")
+    return DatasetFromList(records, copy=False, serialize=True)

@@ -1,4 +1,4 @@
-"""Training and evaluation from the command line and from Python."""
+"""Train and evaluate."""
 
 from d2_maskrcnn.engine.launch import launch, under_torchrun
 from d2_maskrcnn.engine.optimizer import build_optimizer

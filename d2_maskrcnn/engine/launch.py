@@ -1,10 +1,9 @@
-"""Starts the processes of a training: one, several on this machine, or those that ``torchrun`` has started already.
+"""Start the processes of a training: one, several on this machine, or those that ``torchrun`` has started.
 
-Several processes on CPUs talk through gloo and behave like several GPUs, which talk through nccl.
+Processes on GPUs communicate through nccl, processes on CPUs through gloo.
 """
 
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -19,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from d2_maskrcnn import compat
 from d2_maskrcnn.errors import EXIT_INTERRUPTED, UserError, run_main
 from detectron2.utils import comm
 
@@ -27,7 +27,7 @@ _TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "
 
 
 def under_torchrun() -> bool:
-    """Whether ``torchrun`` started this process (all the variables that it sets are there)."""
+    """Return whether ``torchrun`` started this process, i.e. whether all the variables that it sets are there."""
     return all(name in os.environ for name in _TORCHRUN_VARIABLES)
 
 
@@ -39,24 +39,24 @@ def launch(
     dist_url: str = "auto",
     args: tuple[Any, ...] = (),
 ) -> None:
-    """Runs ``main(*args)`` in every process of the job and returns when all have ended.
+    """Run ``main(*args)`` in every process of the job and return when all have ended.
 
     Args:
-        main: importable by name, since workers are spawned.
-        processes_per_machine: GPUs to use of each machine; on a machine without a GPU, processes on its CPU.
-        num_machines: machines in the job.
-        machine_rank: which of them this one is, from 0.
-        dist_url: ``tcp://HOST:PORT`` of machine 0; ``auto`` picks a free port when there is one machine.
-        args: what ``main`` is called with.
+        main: importable by name, because workers are spawned.
+        processes_per_machine: number of GPUs to use on each machine, or of CPU processes on a machine without a GPU.
+        num_machines: number of machines in the job.
+        machine_rank: index of this machine, from 0.
+        dist_url: ``tcp://HOST:PORT`` of machine 0; ``auto`` picks a free port if there is one machine.
+        args: arguments of ``main``.
 
     Raises:
-        UserError: the numbers do not fit together, or there are fewer GPUs than asked for.
-        SystemExit: a worker ended with a non-zero status (it has printed why).
+        UserError: see :func:`check_processes`.
+        SystemExit: a worker ended with a non-zero status; it has printed the reason.
     """
     if under_torchrun():
         _run_torchrun_worker(main, args)
         return
-    _check_numbers(processes_per_machine, num_machines, machine_rank, dist_url)
+    check_processes(processes_per_machine, num_machines, machine_rank, dist_url)
     if processes_per_machine * num_machines == 1:
         main(*args)
         return
@@ -74,13 +74,13 @@ def launch(
         while not workers.join():
             pass
     except mp.ProcessExitedException as error:
-        if error.exit_code == EXIT_INTERRUPTED:  # stopped by a signal: the workers have saved and said so
+        if error.exit_code == EXIT_INTERRUPTED:  # stopped by a signal: the workers have saved and logged it
             raise SystemExit(EXIT_INTERRUPTED) from error
-        # join() has ended the others, which would wait for the dead one until the time-out of the process group
+        # join() has ended the others, which would wait for the dead one until the process group's timeout.
         reason = f"signal {error.signal_name}" if error.signal_name else f"status {error.exit_code}"
         print(
-            f"Process {error.error_index} of {processes_per_machine} ended with {reason}; the others were ended, too. "
-            "Start again with --resume to go on from the last checkpoint.",
+            f"Process {error.error_index} of {processes_per_machine} ended with {reason}; the others were terminated. "
+            "Resume to continue from the last checkpoint.",
             file=sys.stderr,
             flush=True,
         )
@@ -88,9 +88,7 @@ def launch(
 
 
 def _let_workers_handle_signals(pids: list[int]) -> None:
-    """Ctrl-C reaches the workers by itself and SIGTERM is passed on: they save and end, and this process waits for
-    them.
-    """
+    """Leave stopping to the workers, which save and exit. Ctrl-C reaches them directly, SIGTERM is passed on."""
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         for pid in pids:
@@ -101,19 +99,23 @@ def _let_workers_handle_signals(pids: list[int]) -> None:
     signal.signal(signal.SIGTERM, pass_on)
 
 
-def _check_numbers(processes: int, machines: int, rank: int, dist_url: str) -> None:
-    if processes < 1 or machines < 1 or not 0 <= rank < machines:
+def check_processes(processes_per_machine: int, num_machines: int, machine_rank: int, dist_url: str) -> None:
+    """Check the arguments of :func:`launch`.
+
+    Raises:
+        UserError: they do not fit together, or this machine has fewer GPUs than ``processes_per_machine``.
+    """
+    if processes_per_machine < 1 or num_machines < 1 or not 0 <= machine_rank < num_machines:
         raise UserError(
-            f"--num-gpus {processes} --num-machines {machines} --machine-rank {rank}: expected at least one process "
-            "and one "
-            "machine, and a rank from 0 to the number of machines less one."
+            f"processes_per_machine {processes_per_machine}, num_machines {num_machines}, machine_rank {machine_rank}: "
+            "expected at least one process and one machine, and a rank from 0 to num_machines - 1."
         )
-    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+    if torch.cuda.is_available() and processes_per_machine > torch.cuda.device_count():
         raise UserError(
-            f"--num-gpus {processes}: this machine has {torch.cuda.device_count()}; ask for at most that many."
+            f"processes_per_machine {processes_per_machine}: this machine has {torch.cuda.device_count()} GPUs."
         )
-    if machines > 1 and dist_url == "auto":
-        raise UserError("--num-machines above 1 needs --dist-url tcp://HOST:PORT, the same on all machines.")
+    if num_machines > 1 and dist_url == "auto":
+        raise UserError(f"num_machines {num_machines}: dist_url must be tcp://HOST:PORT, the same on all machines.")
 
 
 def _free_port() -> int:
@@ -130,7 +132,7 @@ def _run_torchrun_worker(main: Callable[..., Any], args: tuple[Any, ...]) -> Non
     try:
         main(*args)
     finally:
-        _take_down()
+        compat.destroy_process_groups()
 
 
 def _run_spawned_worker(
@@ -145,34 +147,20 @@ def _run_spawned_worker(
     def work() -> None:
         _join(dist_url, machine_rank * processes + local_rank, machines * processes, local_rank, processes)
         main(*args)
-        _take_down()
+        compat.destroy_process_groups()
 
     try:
         code = run_main(work)
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     if code:
-        _leave(code)
+        _exit_now(code)
 
 
-def _take_down() -> None:
-    """Ends the process groups and their threads, which go on as long as anything refers to a group.
+def _exit_now(code: int) -> None:
+    """End this process without destroying its process group.
 
-    A thread of gloo that still holds a tensor of the last exchange when the interpreter is taken apart aborts the
-    process.
-    """
-    dist.destroy_process_group()
-    for name, value in list(vars(comm).items()):  # what Detectron2's module remembers, whichever engine it is from
-        if isinstance(value, dist.ProcessGroup):
-            setattr(comm, name, None)
-        elif hasattr(value, "cache_clear"):
-            value.cache_clear()
-    gc.collect()  # wrapped models hold groups too, and are in cycles
-
-
-def _leave(code: int) -> None:
-    """Ends this process without taking the process group down: with a peer that is gone already, gloo would abort, and
-    the launcher would see a signal in the place of this status.
+    If a peer is gone already, gloo would abort, and the launcher would see a signal instead of this status.
     """
     logging.shutdown()
     sys.stdout.flush()
@@ -185,7 +173,7 @@ def _join(url: str, rank: int, world_size: int, local_rank: int, local_size: int
     if use_gpu:
         torch.cuda.set_device(local_rank)
     else:
-        # Left alone, every process would start a thread for each core and they would get in each other's way.
+        # By default every process would start one thread per core.
         torch.set_num_threads(max(1, torch.get_num_threads() // local_size))
     dist.init_process_group(
         "nccl" if use_gpu else "gloo", init_method=url, rank=rank, world_size=world_size, timeout=TIMEOUT

@@ -1,4 +1,7 @@
-"""Optimisers from config: SGD as Detectron2 builds it, or AdamW over the same groups of parameters."""
+"""Build the optimizer from the config, and scale the learning rate with the batch size."""
+
+import logging
+import math
 
 import torch
 from torch import nn
@@ -11,16 +14,18 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 
 OPTIMIZERS = ("SGD", "AdamW")
 
+logger = logging.getLogger(__name__)
+
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser that ``D2_MASKRCNN.SOLVER.OPTIMIZER`` names, with the rates, decays and clipping of ``SOLVER``.
+    """Build ``D2_MASKRCNN.SOLVER.OPTIMIZER`` with the learning rates, weight decays and clipping of ``SOLVER``.
 
-    AdamW is Loshchilov and Hutter, "Decoupled weight decay regularization" (2019): there, the decay of a step is the
-    learning rate times ``SOLVER.WEIGHT_DECAY``, so values around 0.05 are usual, a thousand times those of SGD.
-    Normalisation weights get ``WEIGHT_DECAY_NORM`` and biases ``WEIGHT_DECAY_BIAS``, as with SGD.
+    SGD is Detectron2's. AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regularization") multiplies
+    ``SOLVER.WEIGHT_DECAY`` by the learning rate, so typical values are around 0.05, much larger than for SGD.
+    Normalization weights get ``WEIGHT_DECAY_NORM`` and biases ``WEIGHT_DECAY_BIAS``, as with SGD.
 
     Raises:
-        UserError: the name is not one of ``OPTIMIZERS``.
+        UserError: the name is not in ``OPTIMIZERS``.
     """
     name = cfg.D2_MASKRCNN.SOLVER.OPTIMIZER
     if name == "SGD":
@@ -36,4 +41,42 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
             groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
         )
-    raise UserError(f"D2_MASKRCNN.SOLVER.OPTIMIZER = {name!r}; expected one of {', '.join(OPTIMIZERS)}.")
+    raise UserError(f"D2_MASKRCNN.SOLVER.OPTIMIZER is {name!r}; expected one of {', '.join(OPTIMIZERS)}.")
+
+
+def scale_learning_rate(cfg: CfgNode) -> CfgNode:
+    """Scale ``SOLVER.BASE_LR`` from the batch size it was chosen for to ``SOLVER.IMS_PER_BATCH``.
+
+    SGD scales linearly (Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.1), AdamW with the square root
+    (Malladi et al. 2022, "On the SDEs and scaling rules for adaptive gradient algorithms", section 4.2).
+
+    Args:
+        cfg: not modified; ``D2_MASKRCNN.SOLVER.REFERENCE_BATCH`` is the batch size of ``BASE_LR``, 0 for no scaling.
+
+    Returns:
+        ``cfg`` itself if nothing is scaled, else a frozen copy whose reference is its batch size.
+
+    Raises:
+        UserError: the reference is negative.
+    """
+    reference, batch = cfg.D2_MASKRCNN.SOLVER.REFERENCE_BATCH, cfg.SOLVER.IMS_PER_BATCH
+    if reference < 0:
+        raise UserError(f"D2_MASKRCNN.SOLVER.REFERENCE_BATCH is {reference}; expected a batch size, or 0 for none.")
+    if reference in (0, batch):
+        return cfg
+    ratio = batch / reference
+    factor = math.sqrt(ratio) if cfg.D2_MASKRCNN.SOLVER.OPTIMIZER == "AdamW" else ratio
+    scaled = cfg.clone()
+    scaled.defrost()
+    scaled.SOLVER.BASE_LR = cfg.SOLVER.BASE_LR * factor
+    scaled.D2_MASKRCNN.SOLVER.REFERENCE_BATCH = batch
+    scaled.freeze()
+    logger.info(
+        "SOLVER.BASE_LR %g was chosen for batches of %d: scaled by %.4g to %g for batches of %d",
+        cfg.SOLVER.BASE_LR,
+        reference,
+        factor,
+        scaled.SOLVER.BASE_LR,
+        batch,
+    )
+    return scaled

@@ -1,4 +1,4 @@
-"""From command-line arguments to a checked, frozen config with its datasets registered and logging set up."""
+"""Turn command-line arguments into a checked, frozen config, register its datasets and set up logging."""
 
 import argparse
 import logging
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Reads and checks everything that a training or an evaluation starts from.
+    """Read and check everything that a training or an evaluation starts from.
 
     Args:
-        args: from Detectron2's ``default_argument_parser``: ``config_file``, ``opts``, ``eval_only``.
+        args: ``config_file``, ``opts`` and ``eval_only``, from Detectron2's ``default_argument_parser``.
 
     Returns:
-        The frozen config; it is also written to ``OUTPUT_DIR/config.yaml``.
+        The frozen config, which is also written to ``OUTPUT_DIR/config.yaml``.
 
     Raises:
-        UserError: a key, a file or a dataset is not what it should be.
+        UserError: a config key, a file or a dataset is invalid.
     """
     cfg = load_config(args.config_file, args.opts)
     check_components(cfg)
@@ -44,9 +44,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_maskrcnn", abbrev_name="d2m")
     logger.info("Engine: %s", engine_info())
     if moved_to_cpu:
-        logger.warning(
-            "MODEL.DEVICE is cuda but this machine offers no CUDA device: running on the CPU, which is slow."
-        )
+        logger.warning("MODEL.DEVICE is cuda, but this machine has no CUDA device: using the CPU, which is slow.")
     return cfg
 
 
@@ -62,6 +60,6 @@ def _check_output_dir(output_dir: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"OUTPUT_DIR {path} cannot be made ({error.strerror}): name another folder.") from error
+        raise UserError(f"OUTPUT_DIR {path} cannot be created ({error.strerror}); choose another folder.") from error
     if not os.access(path, os.W_OK):
-        raise UserError(f"OUTPUT_DIR {path} is not writable: change its permissions or name another folder.")
+        raise UserError(f"OUTPUT_DIR {path} is not writable; change its permissions or choose another folder.")

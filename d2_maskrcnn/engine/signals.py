@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a training after the running iteration, in all of its processes at once."""
+"""Stop a training after the current iteration on Ctrl-C or SIGTERM, in all of its processes at once."""
 
 import contextlib
 import logging
@@ -17,19 +17,19 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def stop_on_signals(trainer: Any) -> Iterator[None]:
-    """Inside the ``with`` block Ctrl-C and SIGTERM set ``trainer.stop_requested``; a second Ctrl-C stops at once."""
+    """Set ``trainer.stop_requested`` on Ctrl-C or SIGTERM in the ``with`` block; a second Ctrl-C stops immediately."""
 
     def request(number: int, _frame: FrameType | None) -> None:
         if trainer.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         trainer.stop_requested = True
         logger.warning(
-            "%s: finishing this iteration, then saving. Ctrl-C again stops at once.", signal.Signals(number).name
+            "%s: finishing this iteration, then saving. Ctrl-C again stops immediately.", signal.Signals(number).name
         )
 
     try:
         old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # signals can be handled in the main thread only; a training in another thread goes without
+    except ValueError:  # only the main thread can handle signals; a training in another thread does without
         old = {}
     try:
         yield
@@ -39,7 +39,7 @@ def stop_on_signals(trainer: Any) -> Iterator[None]:
 
 
 def anyone_stopped(mine: bool) -> bool:
-    """Whether ``mine`` is True in any process: all must leave at the same iteration. Every process must call it."""
+    """Return whether ``mine`` is True in any process, so that all stop at the same iteration; all must call it."""
     if comm.get_world_size() == 1:
         return mine
     device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")

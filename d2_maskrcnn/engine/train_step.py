@@ -1,17 +1,20 @@
 """One training iteration: read a batch, forward, check for non-finite values, backward, update."""
 
 import math
+import random
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from d2_maskrcnn import compat
 from d2_maskrcnn.distributed import unwrap
-from d2_maskrcnn.engine.randomness import seed_iteration
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.weights.resume import check_optimizer
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -74,7 +77,7 @@ class TrainStep(SimpleTrainer):
         seed_iteration(self.seed, self.iter, comm.get_rank())
         self.optimizer.zero_grad()
         losses = self._accumulate_gradients(batch)
-        self._write_metrics(losses, data_time)
+        compat.write_losses(self, losses, data_time)
         self._check_and_clip(batch)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
@@ -168,6 +171,7 @@ class TrainStep(SimpleTrainer):
         state = dict(state_dict)
         scaler = state.pop("grad_scaler", None)
         super().load_state_dict(state)
+        check_optimizer(self.optimizer)
         if scaler:
             self.grad_scaler.load_state_dict(scaler)
 
@@ -177,3 +181,15 @@ def split_batch(batch: Batch, number: int) -> list[Batch]:
     number = min(number, len(batch))
     ends = [len(batch) * i // number for i in range(number + 1)]
     return [batch[ends[i] : ends[i + 1]] for i in range(number)]
+
+
+def seed_iteration(seed: int, iteration: int, rank: int) -> None:
+    """Seed Python's, NumPy's and PyTorch's generators (on all devices) from (seed, iteration, rank).
+
+    A resumed training then samples the same anchors and proposals as one that was never interrupted, without random
+    states in the checkpoint.
+    """
+    words = np.random.SeedSequence((seed, iteration, rank)).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))

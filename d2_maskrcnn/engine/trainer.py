@@ -1,36 +1,33 @@
-"""The training loop: Detectron2's ``DefaultTrainer`` with data, steps and checkpoints that survive being killed."""
+"""Detectron2's ``DefaultTrainer`` with a loader, an iteration and checkpoints that make resuming exact."""
 
 import logging
 import os
 import weakref
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from d2_maskrcnn import compat
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.config.validation import check_values
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
 from d2_maskrcnn.distributed import distribute
-from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint, build_judges
+from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint
+from d2_maskrcnn.engine.hooks.early_stopping import EarlyStopping, SaveCheckpoints
 from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage
-from d2_maskrcnn.engine.hooks.resumable import (
-    DrawPredictions,
-    EvaluateAtEnd,
-    ResumablePreciseBN,
-    SaveCheckpoints,
-    WriteEvents,
-)
-from d2_maskrcnn.engine.lr_scaling import scale_learning_rate
-from d2_maskrcnn.engine.optimizer import build_optimizer
-from d2_maskrcnn.engine.randomness import choose_seed
+from d2_maskrcnn.engine.hooks.evaluation import Evaluate, EvaluateAtEnd, ResumablePreciseBN
+from d2_maskrcnn.engine.hooks.reports import DrawPredictions, Tolerant, WriteEvents
+from d2_maskrcnn.engine.optimizer import build_optimizer, scale_learning_rate
 from d2_maskrcnn.engine.signals import anyone_stopped, stop_on_signals
 from d2_maskrcnn.engine.train_step import TrainStep
-from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.evaluation.evaluator import FigureEvaluator
+from d2_maskrcnn.errors import EXIT_INTERRUPTED, UserError
+from d2_maskrcnn.evaluation.evaluator import build_evaluator
 from d2_maskrcnn.evaluation.tta import TestTimeAugmentation
-from d2_maskrcnn.evaluation.validation_loss import Evaluate, validation_losses
+from d2_maskrcnn.evaluation.validation_loss import validation_losses
 from d2_maskrcnn.loggers.wandb import WandbHook, WandbRun, WandbWriter
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -43,33 +40,35 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer(DefaultTrainer):
-    """Trains, evaluates and resumes the model that a config describes, on either engine.
+    """Train, evaluate and resume the model of a config, on either engine.
 
-    A training that is killed and started again with ``resume`` continues as if nothing had happened: batches,
-    augmentations and sampled boxes are functions of (seed, iteration), and the seed travels in the checkpoint. On a CPU
-    its weights equal those of an uninterrupted training bit for bit.
+    A training that is killed and resumed continues as if it had not been interrupted: batches, augmentation and sampled
+    boxes depend only on (seed, iteration), and checkpoints contain the seed. On a CPU, with the same number of
+    processes, the weights equal those of an uninterrupted training bit for bit.
 
     Args:
-        cfg: a frozen config; datasets must be registered.
+        cfg: frozen config; its datasets are registered.
+        report_hooks: further hooks of the main process that only observe the training, such as
+            :func:`d2_maskrcnn.inspection.training.inspection_hooks` returns. They are called before the writers, and
+            their failures are warnings.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
-        # DefaultTrainer's own __init__ would build Detectron2's loader, step and checkpointer; theirs are replaced
-        # here.
+    def __init__(self, cfg: CfgNode, report_hooks: Sequence[HookBase] = ()) -> None:
+        # DefaultTrainer.__init__ would build Detectron2's loader, step and checkpointer, which are replaced here.
         TrainerBase.__init__(self)
         check_values(cfg)
         self.cfg = scale_learning_rate(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
-        self.seed = comm.all_gather(choose_seed(self.cfg.SEED))[0]
+        self.seed = comm.all_gather(_choose_seed(self.cfg.SEED))[0]
         self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
-        self.stop_requested = False
-        self._last_eval_results: Any = None
+        self.stop_requested = self.resumed = False
+        self.last_results: dict[str, Any] | None = None  # of the latest evaluation, as :meth:`test` returns them
 
-        torch.manual_seed(self.seed)  # the seed, which checkpoints keep, gives the first weights back
+        torch.manual_seed(self.seed)  # checkpoints contain the seed, so the initial weights can be reproduced
         self.initial_seed: int | None = self.seed
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         self.train_loader = build_resumable_train_loader(self.cfg, self.seed)
-        self._trainer: TrainStep = TrainStep(
+        self.train_step = TrainStep(
             distribute(model),
             self.train_loader,
             optimizer,
@@ -78,6 +77,7 @@ class Trainer(DefaultTrainer):
             accumulate=self.cfg.D2_MASKRCNN.SOLVER.ACCUMULATE,
             max_grad_norm=self.cfg.D2_MASKRCNN.SOLVER.MAX_GRAD_NORM,
         )
+        compat.set_train_step(self, self.train_step)
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
         ema = self.cfg.D2_MASKRCNN.EMA
         self.average = WeightAverage(model, ema.DECAY) if ema.ENABLED else None
@@ -86,92 +86,87 @@ class Trainer(DefaultTrainer):
         wandb = self.cfg.D2_MASKRCNN.WANDB
         use_wandb = wandb.ENABLED and wandb.MODE != "disabled" and comm.is_main_process()
         self.wandb_run = WandbRun(self.cfg) if use_wandb else None
-        self.resumed = False
+        self.best_checkpoint = BestCheckpoint.from_config(self.cfg)
+        self.report_hooks = list(report_hooks)
         self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """See :func:`d2_maskrcnn.engine.optimizer.build_optimizer`."""
+        """Call :func:`d2_maskrcnn.engine.optimizer.build_optimizer`."""
         return build_optimizer(cfg, model)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> COCOEvaluator:
-        """COCO's measure for boxes and masks; detections and figures are written under ``OUTPUT_DIR/inference``."""
-        folder = output_folder or os.path.join(cfg.OUTPUT_DIR, "inference")
-        node = cfg.D2_MASKRCNN.EVALUATION
-        # Named, not taken from the detections: early in a training there may be none.
-        tasks = ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",)
-        if not node.FIGURES:
-            return COCOEvaluator(dataset_name, tasks, output_dir=folder)
-        return FigureEvaluator(
-            dataset_name, folder, tasks, confusion_iou=node.CONFUSION_IOU, confusion_score=node.CONFUSION_SCORE
-        )
+        """Build the evaluator; by default it writes detections and figures under ``OUTPUT_DIR/inference``."""
+        return build_evaluator(cfg, dataset_name, output_folder or os.path.join(cfg.OUTPUT_DIR, "inference"))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Detectron2's test loader over a mapper that names the images it cannot read."""
+        """Build Detectron2's test loader with a mapper that names images it cannot read."""
         return build_checked_test_loader(cfg, dataset_name)
 
     def build_hooks(self) -> list[HookBase | None]:
-        """In this order: what changes weights, what evaluates, what judges, what saves, what writes.
+        """Build the hooks: first what changes weights, then what evaluates, judges, saves, reports and writes.
 
-        So a checkpoint knows all that was known when it was saved, and a resumed training judges as this one does.
+        A checkpoint therefore contains everything that was known in its iteration.
         """
         cfg, is_main = self.cfg, comm.is_main_process()
         evaluates = bool(cfg.DATASETS.TEST)
-        judges = build_judges(cfg) if evaluates else []
-        best = next((hook for hook in judges if isinstance(hook, BestCheckpoint)), None)
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self._build_precise_bn_hook() if cfg.TEST.PRECISE_BN.ENABLED else None,
             UpdateAverage(self.average) if self.average else None,
-            Evaluate(self._evaluate) if evaluates else None,
-            *judges,
+            Evaluate(self.evaluate) if evaluates else None,
+            EarlyStopping.from_config(cfg),  # before the best checkpoint, which contains its state
+            self.best_checkpoint,
             EvaluateAtEnd("tta", self._evaluate_augmented) if evaluates and cfg.TEST.AUG.ENABLED else None,
             SaveCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
-            DrawPredictions() if is_main else None,
-            WandbHook(self.wandb_run, best) if self.wandb_run else None,
-            self._build_inspection() if cfg.D2_MASKRCNN.INSPECT.ENABLED and is_main else None,
-            WriteEvents(self.build_writers(), period=cfg.D2_MASKRCNN.LOG_PERIOD) if is_main else None,
+            *(self._build_report_hooks() if is_main else []),
         ]
 
+    def _build_report_hooks(self) -> list[HookBase]:
+        if self.cfg.D2_MASKRCNN.INSPECT.ENABLED and not self.report_hooks:
+            logger.warning(
+                "D2_MASKRCNN.INSPECT.ENABLED is True, but the trainer got no hook for it: pass "
+                "report_hooks=d2_maskrcnn.inspection.training.inspection_hooks(cfg) to Trainer"
+            )
+        wandb = [WandbHook(self.wandb_run, self.best_checkpoint)] if self.wandb_run else []
+        reports: list[HookBase] = [DrawPredictions(), *wandb, *self.report_hooks]
+        writers = WriteEvents(self.build_writers(), period=self.cfg.D2_MASKRCNN.LOG_PERIOD)
+        return [*map(Tolerant, reports), writers]
+
     def build_writers(self) -> list[EventWriter]:
-        """W&B where it is switched on, then Detectron2's: terminal, ``metrics.json``, TensorBoard."""
+        """Build the W&B writer, if enabled, and Detectron2's: terminal, ``metrics.json``, TensorBoard."""
         own = [WandbWriter(self.wandb_run)] if self.wandb_run else []
         return [*own, *super().build_writers()]
 
     def _build_precise_bn_hook(self) -> HookBase:
-        cfg = self.cfg.TEST
-        return ResumablePreciseBN(
-            cfg.EVAL_PERIOD, self.model, build_resumable_train_loader(self.cfg, self.seed), cfg.PRECISE_BN.NUM_ITER
-        )
+        loader = build_resumable_train_loader(self.cfg, self.seed)
+        node = self.cfg.TEST
+        return ResumablePreciseBN(node.EVAL_PERIOD, self.model, loader, node.PRECISE_BN.NUM_ITER)
 
-    def _build_inspection(self) -> HookBase:
-        # Imported here: the inspection's own modules need this package.
-        from d2_maskrcnn.inspection.training import InspectTraining
-
-        records: Any = self.train_loader.records
-        return InspectTraining(self.cfg, images_in_epoch=len(records))
-
-    def _evaluate(self) -> dict[str, Any]:
-        """COCO's measure and the validation losses, of the weights and of their average; every process calls it."""
-        self._last_eval_results = self.test(self.cfg, self.model)
-        results = {**self._last_eval_results, **self._validation()}
-        if self.average is not None:
-            with self.average.applied():
-                logger.info("The same with averaged weights")
-                results["ema"] = {**self.test(self.cfg, self.model, folder="inference_ema"), **self._validation()}
-        return results
+    def evaluate(self) -> dict[str, Any]:
+        """Compute COCO's AP and the validation losses, also of the averaged weights; every process must call it."""
+        self.last_results = self.test(self.cfg, self.model)
+        results = {**self.last_results, **self._validation()}
+        folder = "inference_ema"
+        averaged = self._with_average(lambda: {**self.test(self.cfg, self.model, folder=folder), **self._validation()})
+        return {**results, **averaged}
 
     def _evaluate_augmented(self) -> dict[str, Any]:
         results = self.test_with_augmentation(self.cfg, self.model)
-        if self.average is not None:
-            with self.average.applied():
-                logger.info("The same with averaged weights")
-                augmented = self.test_with_augmentation(self.cfg, self.model, folder="inference_tta_ema")
-                results = {**results, "ema": augmented}
-        return results
+        folder = "inference_tta_ema"
+        averaged = self._with_average(lambda: self.test_with_augmentation(self.cfg, self.model, folder=folder))
+        return {**results, **averaged}
+
+    def _with_average(self, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return ``{"ema": function()}``, computed with the averaged weights; {} if there are none."""
+        if self.average is None:
+            return {}
+        with self.average.applied():
+            logger.info("Evaluating the averaged weights")
+            return {"ema": function()}
 
     def _validation(self) -> dict[str, Any]:
         if not self.cfg.D2_MASKRCNN.VALIDATION_LOSS:
@@ -183,8 +178,17 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None, folder: str = "inference") -> dict[str, Any]:
-        """Detectron2's ``DefaultTrainer.test``; without ``evaluators``, detections go to ``OUTPUT_DIR/folder``, or to
-        a folder in it for each dataset where there are several.
+        """Evaluate ``model`` on ``DATASETS.TEST``.
+
+        Args:
+            cfg: names the datasets.
+            model: may be wrapped in DistributedDataParallel.
+            evaluators: see ``DefaultTrainer.test``; by default one for each dataset, which writes to
+                ``OUTPUT_DIR/folder`` or, if there are several datasets, to ``OUTPUT_DIR/folder/<dataset>``.
+            folder: see ``evaluators``.
+
+        Returns:
+            The results of the dataset, or of each dataset by name if there are several.
         """
         if evaluators is None:
             names = list(cfg.DATASETS.TEST)
@@ -194,38 +198,37 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test_with_augmentation(cls, cfg: CfgNode, model: nn.Module, folder: str = "inference_tta") -> dict[str, Any]:
-        """:meth:`test` of the model under ``TEST.AUG``."""
-        logger.info("The same with test-time augmentation")
+        """Evaluate ``model`` with the test-time augmentation of ``TEST.AUG``; see :meth:`test`."""
+        logger.info("Evaluating with test-time augmentation")
         return cls.test(cfg, TestTimeAugmentation(cfg, model), folder=folder)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Loads ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR`` if there is one.
+        """Load ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR`` if there is one.
 
         Raises:
-            UserError: without ``resume``, if ``OUTPUT_DIR`` holds a training that would be overwritten.
+            UserError: ``OUTPUT_DIR`` contains a training that would be overwritten without ``resume``.
         """
         if not resume and self.checkpointer.has_checkpoint():
             raise UserError(
-                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} already holds a training "
-                f"({self.checkpointer.get_checkpoint_file()}): "
-                "add --resume to go on with it, or name another folder (OUTPUT_DIR path)."
+                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} already contains a training "
+                f"({self.checkpointer.get_checkpoint_file()}): resume it, or choose another OUTPUT_DIR."
             )
         super().resume_or_load(resume)
         self.resumed = resume
         if self.average is not None and self.average.updates == 0:
-            self.average.restart()  # from the weights that were loaded, not from those the model was made with
-        self._trainer.seed = self.seed  # of the checkpoint, where there was one
+            self.average.restart()  # from the loaded weights instead of the initial ones
+        self.train_step.seed = self.seed  # the checkpoint's, if one was loaded
         self.train_loader.set_seed(self.seed)
         self.train_loader.set_start_iter(self.start_iter)
 
     def train(self) -> Any:  # type: ignore[override]
-        """Runs from ``start_iter`` to ``max_iter``, or to the end of the iteration in which Ctrl-C or SIGTERM came.
+        """Run from ``start_iter`` to ``max_iter``, or to the end of the iteration in which Ctrl-C or SIGTERM arrives.
 
         Returns:
-            The results of the last evaluation, if there was one.
+            The results of the last evaluation; None if there was none.
 
         Raises:
-            SystemExit: it was stopped by a signal; a checkpoint has been saved.
+            SystemExit: stopped by a signal; a checkpoint was saved.
         """
         logger.info("Training iterations %d to %d with seed %d", self.start_iter, self.max_iter - 1, self.seed)
         self.iter, self.max_iter = self.start_iter, max(self.max_iter, self.start_iter)
@@ -239,42 +242,45 @@ class Trainer(DefaultTrainer):
                     self.iter += 1
             finally:
                 try:
-                    self.after_train()  # self.iter == self.max_iter tells the hooks that training came to its end
+                    self.after_train()  # hooks recognize the regular end by self.iter == self.max_iter
                 finally:
                     if self.wandb_run is not None:
                         self.wandb_run.finish()
         if self.iter < self.max_iter:
-            self._save_and_leave()
-        results = getattr(self, "_last_eval_results", None)
-        if results and comm.is_main_process() and self.cfg.TEST.EXPECTED_RESULTS:
-            verify_results(self.cfg, results)
-        return results
+            self._save_and_exit()
+        if self.last_results and comm.is_main_process() and self.cfg.TEST.EXPECTED_RESULTS:
+            verify_results(self.cfg, self.last_results)
+        return self.last_results
 
-    def _save_and_leave(self) -> None:
+    def after_train(self) -> None:
+        """Call the hooks; what they log belongs to the last iteration that was finished."""
+        self.storage.iter = max(self.iter - 1, 0)
+        for hook in compat.registered_hooks(self):
+            hook.after_train()
+
+    def _save_and_exit(self) -> None:
         if self.iter == 0:
-            logger.info("Stopped before the first iteration: there is nothing to save.")
-            raise SystemExit(130)
-        self.iter -= 1  # the iteration that was to come; checkpoints are named and counted by the last finished one
+            logger.info("Stopped before the first iteration: nothing to save.")
+            raise SystemExit(EXIT_INTERRUPTED)
+        self.iter -= 1  # checkpoints are named after the last iteration that was finished
         self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
         comm.synchronize()
-        logger.info(
-            "Stopped after iteration %d and saved it. Start again with --resume to go on from there.", self.iter
-        )
-        raise SystemExit(130)
+        logger.info("Stopped after iteration %d and saved a checkpoint; resume to continue from there.", self.iter)
+        raise SystemExit(EXIT_INTERRUPTED)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the training beside the weights: iteration, hooks, optimiser and seeds."""
+        """Return the training state beside the weights: iteration, hooks, optimizer and seeds."""
         return {**super().state_dict(), "seed": self.seed, "initial_seed": self.initial_seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
         super().load_state_dict(state_dict)
         self.seed = state_dict.get("seed", self.seed)
-        self.initial_seed = state_dict.get("initial_seed")  # None: how the first weights were drawn is not known
+        self.initial_seed = state_dict.get("initial_seed")  # None: the seed of the initial weights is unknown
 
 
 def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -> MaskRCNNCheckpointer:
-    """A checkpointer for ``OUTPUT_DIR`` whose files also tell the engine and the names of the classes."""
+    """Build a checkpointer for ``OUTPUT_DIR`` whose files contain the engine's and the classes' names."""
     names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") if cfg.DATASETS.TRAIN else None
     return MaskRCNNCheckpointer(
         model,
@@ -284,6 +290,11 @@ def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -
         engine=engine_info().as_dict(),
         **checkpointables,
     )
+
+
+def _choose_seed(configured: int) -> int:
+    """Return ``configured`` (``cfg.SEED``), or a random seed below 2**31 if it is negative."""
+    return configured if configured >= 0 else int(np.random.SeedSequence().generate_state(1)[0]) & 0x7FFFFFFF
 
 
 def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:

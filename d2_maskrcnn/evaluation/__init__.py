@@ -1,1 +1,1 @@
-"""Evaluation: COCO metrics, confusion matrix, validation loss, test-time augmentation."""
+"""Evaluate a model: COCO metrics, confusion matrix, validation losses, test-time augmentation."""

@@ -1,42 +1,50 @@
-"""Which class is taken for which: the confusion matrix of a list of detections."""
+"""Confusion matrix of a detector: which classes are taken for which, which objects are missed or made up."""
 
+import csv
+import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from d2_maskrcnn.structures.masks import coco_iou, segmentation_to_rle
+from d2_maskrcnn.visualization.labels import printable
+from d2_maskrcnn.weights.atomic import atomic_write_text
 
 Json = Mapping[str, Any]
 
 
 def confusion_matrix(
-    truth: Json, detections: Sequence[Json], iou_threshold: float = 0.5, score_threshold: float = 0.5
+    ground_truth: Json, detections: Sequence[Json], iou_threshold: float = 0.5, score_threshold: float = 0.5
 ) -> np.ndarray:
-    """Counts annotations by their class and the class of the detection on them.
+    """Count the objects of each class by the class that they were detected as.
 
-    In each image detections go from the surest to the least sure, as in COCO's measure but without regard to
-    classes: each takes the free annotation that it overlaps most, if the overlap (IoU of masks, or of boxes where a
-    detection has no mask) is at least ``iou_threshold``. Of the rest, those that lie in crowd regions are left out.
+    In each image, detections are matched in descending order of their scores, as in COCO's metrics but without regard
+    to classes: each is matched to the unmatched object with the highest IoU, if that is at least ``iou_threshold``.
+    Unmatched detections inside crowd regions are not counted.
 
     Args:
-        truth: the content of a COCO JSON.
-        detections: in COCO's results format.
-        iou_threshold, score_threshold: in [0, 1]; detections with a lower score are left out.
+        ground_truth: content of a COCO JSON.
+        detections: in COCO's results format. IoU is of masks if all objects of an image have one, else of boxes.
+        iou_threshold: in [0, 1].
+        score_threshold: detections with a lower score are not counted; in [0, 1].
 
     Returns:
-        (K + 1, K + 1) int64, classes in the order of their ids; rows are annotations, columns detections. The last
-        column counts annotations that nothing found, the last row detections on nothing.
+        (K + 1, K + 1) int64, classes in ascending order of their category ids; rows are ground truth, columns are
+        detections. True positives are on the diagonal and wrong classes beside it; the last column counts objects
+        without detection (false negatives), the last row detections without object (false positives).
     """
-    index = {id_: i for i, id_ in enumerate(sorted(category["id"] for category in truth["categories"]))}
-    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    index = {id_: i for i, id_ in enumerate(sorted(category["id"] for category in ground_truth["categories"]))}
     matrix = np.zeros((len(index) + 1, len(index) + 1), dtype=np.int64)
-    annotated, found = _by_image(truth.get("annotations", [])), _by_image(detections)
-    for image_id, size in sizes.items():
-        sure = [item for item in found[image_id] if item["score"] >= score_threshold]
-        sure.sort(key=lambda item: -item["score"])
-        _count_image(matrix, annotated[image_id], sure, size, index, iou_threshold)
+    objects = _by_image(ground_truth.get("annotations", []))
+    kept = _by_image([detection for detection in detections if detection["score"] >= score_threshold])
+    for image in ground_truth["images"]:
+        ranked = sorted(kept[image["id"]], key=lambda detection: -detection["score"])
+        size = (image["height"], image["width"])
+        for row, column in _match(objects[image["id"]], ranked, size, iou_threshold):
+            matrix[index.get(row, -1), index.get(column, -1)] += 1
     return matrix
 
 
@@ -47,36 +55,34 @@ def _by_image(items: Sequence[Json]) -> dict[Any, list[Json]]:
     return grouped
 
 
-def _count_image(
-    matrix: np.ndarray,
-    annotations: list[Json],
-    detections: list[Json],
-    size: tuple[int, int],
-    index: Mapping[int, int],
-    iou_threshold: float,
-) -> None:
-    nothing = len(index)
-    crowd = np.array([bool(item.get("iscrowd", 0)) for item in annotations], dtype=bool)
-    overlaps = _overlaps(detections, annotations, crowd, size)  # (D, G)
-    free = ~crowd
-    for item, overlap in zip(detections, overlaps, strict=True):
-        candidates = np.where(free, overlap, -1.0)
+def _match(
+    objects: list[Json], detections: list[Json], size: tuple[int, int], iou_threshold: float
+) -> list[tuple[Any, Any]]:
+    """Return pairs (category id of the object, category id of the detection), with None for no object or detection."""
+    crowd = np.array([bool(each.get("iscrowd", 0)) for each in objects], dtype=bool)
+    ious = _ious(detections, objects, crowd, size)  # (D, G)
+    unmatched = ~crowd
+    pairs = []
+    for detection, row in zip(detections, ious, strict=True):
+        candidates = np.where(unmatched, row, -1.0)
         best = int(candidates.argmax()) if len(candidates) else -1
         if best >= 0 and candidates[best] >= iou_threshold:
-            free[best] = False
-            matrix[index[annotations[best]["category_id"]], index[item["category_id"]]] += 1
-        elif not (overlap[crowd] >= iou_threshold).any():
-            matrix[nothing, index[item["category_id"]]] += 1
-    for missed in np.flatnonzero(free):
-        matrix[index[annotations[int(missed)]["category_id"]], nothing] += 1
+            unmatched[best] = False
+            pairs.append((objects[best]["category_id"], detection["category_id"]))
+        elif not (row[crowd] >= iou_threshold).any():
+            pairs.append((None, detection["category_id"]))
+    return pairs + [(objects[i]["category_id"], None) for i in np.flatnonzero(unmatched)]
 
 
-def _overlaps(detections: list[Json], annotations: list[Json], crowd: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(D, G) intersection over union; over the detection's own area for crowd regions, as COCO has it."""
-    if all("segmentation" in item for item in detections) and all(item.get("segmentation") for item in annotations):
-        masks = [[segmentation_to_rle(i["segmentation"], *size) for i in items] for items in (detections, annotations)]
-        return coco_iou(masks[0], masks[1], crowd)
-    return coco_iou(_boxes(detections), _boxes(annotations), crowd)
+def _ious(detections: list[Json], objects: list[Json], crowd: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (D, G) IoUs; for crowd regions the intersection over the detection's area, as in COCO's metrics."""
+    if all("segmentation" in each for each in detections) and all(each.get("segmentation") for each in objects):
+        return coco_iou(_rles(detections, size), _rles(objects, size), crowd)
+    return coco_iou(_boxes(detections), _boxes(objects), crowd)
+
+
+def _rles(items: list[Json], size: tuple[int, int]) -> list[Any]:
+    return [segmentation_to_rle(item["segmentation"], *size) for item in items]
 
 
 def _boxes(items: list[Json]) -> np.ndarray:
@@ -84,3 +90,26 @@ def _boxes(items: list[Json]) -> np.ndarray:
     boxes = np.array([item["bbox"] for item in items], dtype=np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     return boxes
+
+
+def write_confusion_csv(path: Path, matrix: np.ndarray, names: Sequence[str]) -> None:
+    """Write a confusion matrix as CSV.
+
+    Args:
+        path: of the file; its folder is created if needed.
+        matrix: (K + 1, K + 1), see :func:`confusion_matrix`.
+        names: of the K classes. Control characters are escaped, and names that spreadsheets would take for a formula
+            are marked as text by a leading apostrophe.
+    """
+    labels = [_csv_text(name) for name in (*names, "(background)")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["ground truth / predicted", *labels])
+    writer.writerows([[label, *row] for label, row in zip(labels, matrix.tolist(), strict=True)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, text.getvalue())
+
+
+def _csv_text(text: str) -> str:
+    text = printable(text)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text

@@ -1,40 +1,39 @@
-"""COCO's measure with figures of where a model errs."""
+"""Evaluate detections with COCO's metrics, and show in figures where they are wrong."""
 
-import csv
-import io
 import json
 import logging
-from collections import OrderedDict
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
-
-from d2_maskrcnn.evaluation.confusion_matrix import confusion_matrix
+from d2_maskrcnn.errors import warn_on_failure
+from d2_maskrcnn.evaluation.confusion_matrix import confusion_matrix, write_confusion_csv
+from d2_maskrcnn.evaluation.curves import precision_recall
 from d2_maskrcnn.visualization.figures import draw_class_ap, draw_confusion, draw_curves, save_figure
 from d2_maskrcnn.weights.atomic import atomic_write_text
-from detectron2.data import MetadataCatalog
+from detectron2.config import CfgNode
 from detectron2.evaluation import COCOEvaluator
-from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage, has_event_storage
+
+COCO_LIMIT = 100  # highest-scoring detections of each image and class that count in COCO's metrics
 
 logger = logging.getLogger(__name__)
 
-RESULTS_FILE = "coco_instances_results.json"  # what COCOEvaluator writes
 
+class MaskRCNNEvaluator(COCOEvaluator):
+    """COCO's metrics of boxes and masks, for images with any number of objects, with figures.
 
-class FigureEvaluator(COCOEvaluator):
-    """:class:`COCOEvaluator` that also leaves figures in ``output_dir/figures`` and in the event storage.
-
-    Masks are kept run-length encoded, in each process and when they are gathered.
+    Differences to :class:`COCOEvaluator`: more than 100 detections per image and class count if the model returns more;
+    a dataset without annotations has no metrics, its detections are written only.
 
     Args:
         dataset_name: a registered dataset.
-        output_dir: where detections and figures go.
-        tasks: ``bbox``, ``segm``; None: those that detections are for.
-        confusion_iou, confusion_score: least overlap and score of the confusion matrix, in [0, 1].
+        output_dir: where detections and figures are written.
+        tasks: ``bbox``, ``segm``; None evaluates what the detections contain.
+        detections_per_image: limit of the model, ``TEST.DETECTIONS_PER_IMAGE``.
+        figures: whether to draw into ``output_dir/figures`` and, in a training, into the event storage.
+        confusion_iou, confusion_score: thresholds of the confusion matrix, see :func:`confusion_matrix`.
     """
 
     def __init__(
@@ -43,83 +42,112 @@ class FigureEvaluator(COCOEvaluator):
         output_dir: str,
         tasks: Sequence[str] | None = None,
         *,
-        confusion_iou: float,
-        confusion_score: float,
+        detections_per_image: int = COCO_LIMIT,
+        figures: bool = True,
+        confusion_iou: float = 0.5,
+        confusion_score: float = 0.5,
     ) -> None:
-        super().__init__(dataset_name, tasks, output_dir=output_dir)
-        self.dataset_name, self.folder = dataset_name, Path(output_dir)
+        limit = max(COCO_LIMIT, detections_per_image)
+        # COCO's own limit is the default; naming it would make Detectron2 use a slower implementation.
+        max_dets = limit if limit > COCO_LIMIT else None
+        super().__init__(dataset_name, tasks, output_dir=output_dir, max_dets_per_image=max_dets)
+        self.folder, self.limit, self.figures = Path(output_dir), limit, figures
         self.confusion_iou, self.confusion_score = confusion_iou, confusion_score
+        self._evaluations: dict[str, Any] = {}  # by task, while evaluate() runs
+        if not self._coco_api.anns:
+            self._do_evaluation = False
 
-    def evaluate(self, img_ids: Any = None) -> dict[str, Any]:
-        """What ``COCOEvaluator.evaluate`` gives; the main process draws."""
+    def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, Any]:
+        """Compute the metrics, as ``COCOEvaluator.evaluate`` does, and draw the figures in the main process."""
         results = super().evaluate(img_ids)
-        if results and comm.is_main_process():
-            self._draw(results)
+        if results and self.figures:
+            with warn_on_failure("Computing the confusion matrix"):
+                self._draw_confusion_matrix()
+            with warn_on_failure("Drawing the figures of the evaluation"):
+                self._draw_curves(results)
+            logger.info("Figures are in %s", self.folder / "figures")
+        self._evaluations = {}
         return results
 
-    def _draw(self, results: dict[str, Any]) -> None:
-        truth = json.loads(Path(MetadataCatalog.get(self.dataset_name).json_file).read_text())
-        detections = json.loads((self.folder / RESULTS_FILE).read_text())
-        names = [category["name"] for category in sorted(truth["categories"], key=lambda category: category["id"])]
-        matrix = confusion_matrix(truth, detections, self.confusion_iou, self.confusion_score)
-        _write_csv(self.folder / "figures" / "confusion_matrix.csv", matrix, names)
+    def _derive_coco_results(
+        self, coco_eval: Any, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Store the evaluation of a task, from which the figures are made, and log the limit that it used."""
+        logger.info(
+            "COCO metrics of %s: the %d highest-scoring detections of each image and class count", iou_type, self.limit
+        )
+        if coco_eval is not None:
+            self._evaluations[iou_type] = coco_eval
+        return super()._derive_coco_results(coco_eval, iou_type, class_names)
+
+    def _draw_confusion_matrix(self) -> None:
+        """Match masks, or boxes if only boxes were evaluated."""
+        ground_truth, detections = self._coco_api.dataset, []
+        if self._evaluations:
+            task = max(self._evaluations)
+            evaluation, evaluated = self._evaluations[task], {*self._evaluations[task].params.imgIds}
+            # COCO's tools add a box-shaped segmentation to detections that have only boxes.
+            keys = ("image_id", "category_id", "score", "bbox", *(["segmentation"] if task == "segm" else []))
+            detections = [{key: each[key] for key in keys} for each in evaluation.cocoDt.dataset["annotations"]]
+            ground_truth = {**ground_truth, "images": [i for i in ground_truth["images"] if i["id"] in evaluated]}
+        names = [category["name"] for category in sorted(ground_truth["categories"], key=lambda c: c["id"])]
+        matrix = confusion_matrix(ground_truth, detections, self.confusion_iou, self.confusion_score)
+        write_confusion_csv(self.folder / "figures" / "confusion_matrix.csv", matrix, names)
         title = f"Confusion matrix, IoU {self.confusion_iou:g}, score {self.confusion_score:g}"
-        figures = {"confusion_matrix": draw_confusion(matrix, names, title)}
+        self._save_figure("confusion_matrix", draw_confusion(matrix, names, title))
+
+    def _draw_curves(self, results: Mapping[str, Mapping[str, float]]) -> None:
         for task in results:
-            recalls, curves = precision_recall(truth, detections, task)
-            figures[f"precision_recall_{task}"] = draw_curves(recalls, curves, f"Precision and recall, {task}, IoU 0.5")
+            recalls, precisions = precision_recall(self._evaluations.get(task))
+            title = f"Precision and recall, {task}, IoU 0.5"
+            self._save_figure(f"precision_recall_{task}", draw_curves(recalls, precisions, title))
         by_class = {
-            task: {key[3:]: value for key, value in of_task.items() if key.startswith("AP-")}
-            for task, of_task in results.items()
+            task: {key.removeprefix("AP-"): value for key, value in metrics.items() if key.startswith("AP-")}
+            for task, metrics in results.items()
         }
         if any(by_class.values()):
-            figures["class_ap"] = draw_class_ap(by_class)
-        for name, figure in figures.items():
-            pixels = save_figure(figure, self.folder / "figures" / f"{name}.png")
-            if has_event_storage():
-                get_event_storage().put_image(f"{_tag(self.folder)}/{name}", pixels)
-        logger.info("Figures are in %s", self.folder / "figures")
+            self._save_figure("class_ap", draw_class_ap(by_class))
+
+    def _save_figure(self, name: str, figure: Any) -> None:
+        image = save_figure(figure, self.folder / "figures" / f"{name}.png")
+        if has_event_storage():
+            get_event_storage().put_image(f"{_tag(self.folder)}/{name}", image)
+
+
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> MaskRCNNEvaluator:
+    """Build the evaluator that a config describes.
+
+    Args:
+        cfg: ``MODEL.MASK_ON`` chooses the tasks, which also have results if there are no detections; further
+            ``TEST.DETECTIONS_PER_IMAGE`` and ``D2_MASKRCNN.EVALUATION``.
+        dataset_name: a registered dataset.
+        output_dir: where detections and figures are written.
+    """
+    node = cfg.D2_MASKRCNN.EVALUATION
+    return MaskRCNNEvaluator(
+        dataset_name,
+        output_dir,
+        ("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
+        detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+        figures=node.FIGURES,
+        confusion_iou=node.CONFUSION_IOU,
+        confusion_score=node.CONFUSION_SCORE,
+    )
+
+
+def write_results(results: Mapping[str, Any], path: Path) -> None:
+    """Write the nested results of an evaluation as JSON, with null for numbers that are not defined."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, json.dumps(_as_json(results), indent=2, ensure_ascii=False) + "\n")
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    return float(value) if math.isfinite(value) else None
 
 
 def _tag(folder: Path) -> str:
-    """``OUTPUT_DIR/inference_ema/<dataset>`` -> ``inference_ema/<dataset>``."""
+    """Name an evaluation: ``OUTPUT_DIR/inference_ema/<dataset>`` -> ``inference_ema/<dataset>``."""
     starts = [number for number, part in enumerate(folder.parts) if part.startswith("inference")]
     return "/".join(folder.parts[starts[-1] :]) if starts else folder.name
-
-
-def precision_recall(
-    truth: dict[str, Any], detections: list[dict[str, Any]], task: str, iou: float = 0.5
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """COCO's interpolated precision at 101 recalls, for objects of all sizes and up to 100 detections of an image.
-
-    Args:
-        truth: the content of a COCO JSON; left as it is. detections: in COCO's results format. task: ``bbox`` or
-            ``segm``. iou: one of COCO's thresholds 0.5, 0.55, ..., 0.95.
-
-    Returns:
-        recalls (101,), and for each class with annotations its precisions (101,), whose mean is its AP at that IoU.
-    """
-    keys = ("image_id", "category_id", "score", "segmentation" if task == "segm" else "bbox")
-    usable = [{key: item[key] for key in keys} for item in detections if all(key in item for key in keys)]
-    recalls = np.linspace(0.0, 1.0, 101)
-    if not usable:
-        return recalls, {}
-    index = COCO(json.loads(json.dumps(truth)))
-    evaluation = COCOeval_faster(index, index.loadRes(usable), task, print_function=lambda *_: None)
-    evaluation.params.iouThrs = np.array([iou])
-    evaluation.evaluate()
-    evaluation.accumulate()
-    precision = evaluation.eval["precision"][0, :, :, 0, -1]  # (recalls, classes), -1 without annotations
-    names = [category["name"] for category in index.loadCats(evaluation.params.catIds)]
-    curves = OrderedDict((name, precision[:, i]) for i, name in enumerate(names) if (precision[:, i] >= 0).all())
-    return recalls, dict(curves)
-
-
-def _write_csv(path: Path, matrix: np.ndarray, names: list[str]) -> None:
-    labels = [*names, "(nothing)"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["annotated as / detected as", *labels])
-    writer.writerows([[label, *row] for label, row in zip(labels, matrix.tolist(), strict=True)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, text.getvalue())

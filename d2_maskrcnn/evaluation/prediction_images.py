@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from d2_maskrcnn.data import MaskRCNNMapper
+from d2_maskrcnn.data import MaskRCNNMapper, dataset_records
 from d2_maskrcnn.data.image_reading import read_image
 from d2_maskrcnn.errors import warn_on_failure
 from d2_maskrcnn.structures.detections import Detections
@@ -18,7 +18,7 @@ from d2_maskrcnn.structures.lazy_masks import CropMasks
 from d2_maskrcnn.structures.masks import Window, decode_segmentation
 from d2_maskrcnn.visualization import Annotator
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_context
 from detectron2.structures import BoxMode
 
@@ -62,7 +62,7 @@ def draw_predictions(
     """
     folder.mkdir(parents=True, exist_ok=True)
     class_names = MetadataCatalog.get(dataset_name).get("thing_classes") or ()
-    records = DatasetCatalog.get(dataset_name)[:count]
+    records = first_records(dataset_name, count)
     names = unique_names([str(Path(record["file_name"]).with_suffix("")) for record in records])
     written = []
     for record, name in zip(records, names, strict=True):
@@ -77,6 +77,12 @@ def draw_predictions(
             written.append(path)
     logger.info("Wrote %d images (ground truth left, predictions right) to %s", len(written), folder)
     return written
+
+
+def first_records(dataset_name: str, count: int) -> list[Record]:
+    """Return the first ``count`` records of a registered dataset, or all if it has fewer."""
+    records = dataset_records(dataset_name)
+    return [records[index] for index in range(min(count, len(records)))]
 
 
 @torch.no_grad()

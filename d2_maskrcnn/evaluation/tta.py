@@ -1,4 +1,4 @@
-"""Test-time augmentation: detections of several sizes and of the mirrored image, made one."""
+"""Test-time augmentation: merge the detections of several sizes of an image and of the mirrored image."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,17 +17,17 @@ from detectron2.structures import Boxes, Instances
 
 
 class TestTimeAugmentation(nn.Module):
-    """Wraps a model of this project; used like it in evaluation mode.
+    """Wrap a Mask R-CNN for inference with several views of each image.
 
-    Boxes of all views of an image are put together and suppressed class by class; then each view predicts the masks of
-    the boxes that are left, and their probabilities are averaged.
+    The boxes of all views are merged by non-maximum suppression in each class. Each view then predicts the masks of the
+    merged boxes, and mask probabilities are averaged.
 
     Args:
-        cfg: ``TEST.AUG`` gives the shorter sides, the longest side and whether to mirror.
-        model: a ``MaskRCNN``.
+        cfg: ``TEST.AUG`` gives the lengths of the shorter side, the limit of the longer one, and whether to mirror.
+        model: a ``MaskRCNN``; may be wrapped in DistributedDataParallel.
     """
 
-    __test__ = False  # not a test, whatever pytest thinks of the name
+    __test__ = False  # pytest would collect a class of this name
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
         super().__init__()
@@ -38,7 +38,14 @@ class TestTimeAugmentation(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """Args: batched_inputs: dicts with ``image`` (C, H, W), ``height`` and ``width``. Returns as the model does."""
+        """Predict a batch.
+
+        Args:
+            batched_inputs: dicts with ``image`` (C, H, W) and the size ``height``, ``width`` of the output frame.
+
+        Returns:
+            ``{"instances": ...}`` for each input, as the model returns.
+        """
         return [{"instances": self._predict(item)} for item in batched_inputs]
 
     def _predict(self, item: dict[str, Any]) -> Instances:
@@ -51,7 +58,7 @@ class TestTimeAugmentation(nn.Module):
         return postprocess(merged, height, width)
 
     def _views(self, image: torch.Tensor) -> Iterator[tuple[torch.Tensor, bool]]:
-        """Yields (image, mirrored?)."""
+        """Yield (view (C, h, w), whether it is mirrored)."""
         array = image.permute(1, 2, 0).cpu().numpy()  # (H, W, C)
         for size in self.sizes:
             view = T.ResizeShortestEdge(size, self.max_size).get_transform(array).apply_image(array)
@@ -60,28 +67,28 @@ class TestTimeAugmentation(nn.Module):
                 yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), flipped
 
     def _detect(self, view: torch.Tensor, flipped: bool, size: tuple[int, int]) -> Instances:
-        """Detections of a view in the frame of the output image, without masks."""
-        found = self.model.inference([{"image": view}], do_postprocess=False)[0]
-        boxes = _to_frame(found.pred_boxes.tensor, tuple(view.shape[1:]), size, flipped)
-        return Instances(size, pred_boxes=Boxes(boxes), scores=found.scores, pred_classes=found.pred_classes)
+        """Detect boxes in a view; return them in the output frame of ``size`` (H, W)."""
+        detections = self.model.inference([{"image": view}], do_postprocess=False)[0]
+        boxes = _to_frame(detections.pred_boxes.tensor, (view.shape[1], view.shape[2]), size, flipped)
+        return Instances(size, pred_boxes=Boxes(boxes), scores=detections.scores, pred_classes=detections.pred_classes)
 
-    def _merge(self, views: list[Instances]) -> Instances:
-        together = Instances.cat(views)
-        boxes = together.pred_boxes.tensor
-        kept = batched_nms(boxes, together.scores, together.pred_classes, self.nms_threshold)
-        return together[kept[: self.max_detections]]
+    def _merge(self, detections: list[Instances]) -> Instances:
+        merged = Instances.cat(detections)
+        boxes = merged.pred_boxes.tensor
+        kept = batched_nms(boxes, merged.scores, merged.pred_classes, self.nms_threshold)
+        return merged[kept[: self.max_detections]]
 
     def _masks(self, view: torch.Tensor, flipped: bool, merged: Instances) -> torch.Tensor:
-        """(n, 1, S, S) probabilities inside each merged box."""
+        """Predict (N, 1, S, S) mask probabilities inside each merged box."""
         size = (view.shape[1], view.shape[2])
         boxes = _from_frame(merged.pred_boxes.tensor, merged.image_size, size, flipped)
-        given = Instances(size, pred_boxes=Boxes(boxes), pred_classes=merged.pred_classes)
-        masks = self.model.inference([{"image": view}], [given], do_postprocess=False)[0].pred_masks
+        instances = Instances(size, pred_boxes=Boxes(boxes), pred_classes=merged.pred_classes)
+        masks = self.model.inference([{"image": view}], [instances], do_postprocess=False)[0].pred_masks
         return masks.flip(-1) if flipped else masks
 
 
-def _to_frame(boxes: torch.Tensor, size: tuple[int, ...], frame: tuple[int, int], flipped: bool) -> torch.Tensor:
-    """Boxes (n, 4) XYXY from a view of ``size`` (H, W) to the image's frame (H, W)."""
+def _to_frame(boxes: torch.Tensor, size: tuple[int, int], frame: tuple[int, int], flipped: bool) -> torch.Tensor:
+    """Transform boxes (N, 4) XYXY from a view of ``size`` (H, W) to a frame (H, W)."""
     x0, y0, x1, y1 = boxes.unbind(1)
     if flipped:
         x0, x1 = size[1] - x1, size[1] - x0
@@ -89,8 +96,8 @@ def _to_frame(boxes: torch.Tensor, size: tuple[int, ...], frame: tuple[int, int]
     return scaled * scaled.new_tensor([frame[1] / size[1], frame[0] / size[0]] * 2)
 
 
-def _from_frame(boxes: torch.Tensor, frame: tuple[int, int], size: tuple[int, ...], flipped: bool) -> torch.Tensor:
-    """The inverse of :func:`_to_frame`."""
+def _from_frame(boxes: torch.Tensor, frame: tuple[int, int], size: tuple[int, int], flipped: bool) -> torch.Tensor:
+    """Invert :func:`_to_frame`."""
     x0, y0, x1, y1 = (boxes * boxes.new_tensor([size[1] / frame[1], size[0] / frame[0]] * 2)).unbind(1)
     if flipped:
         x0, x1 = size[1] - x1, size[1] - x0

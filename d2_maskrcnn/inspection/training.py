@@ -31,6 +31,11 @@ MASKS_SHOWN = 6
 MIN_SIDE = 512  # smaller images are enlarged to this, so that labels are readable
 
 
+def inspection_hooks(cfg: CfgNode) -> list[HookBase]:
+    """Build the hooks of ``D2_MASKRCNN.INSPECT`` for ``Trainer(cfg, report_hooks=...)``; none if it is off."""
+    return [InspectTraining(cfg)] if cfg.D2_MASKRCNN.INSPECT.ENABLED else []
+
+
 class InspectTraining(HookBase):
     """Put histograms and images into the event storage at the end of every epoch, as ``D2_MASKRCNN.INSPECT`` says.
 
@@ -42,29 +47,32 @@ class InspectTraining(HookBase):
 
     Args:
         cfg: config of the training, with registered datasets.
-        images_in_epoch: number of images of an epoch.
+        images_in_epoch: number of images of an epoch; None for the size of the trainer's training set.
     """
 
-    def __init__(self, cfg: CfgNode, images_in_epoch: int) -> None:
+    def __init__(self, cfg: CfgNode, images_in_epoch: int | None = None) -> None:
         self.cfg = cfg
         self.node = cfg.D2_MASKRCNN.INSPECT
-        self.images_in_epoch = max(images_in_epoch, 1)
+        self.images_in_epoch = images_in_epoch
         self.spent = 0.0  # seconds
         self.reports = 0  # epochs with images
         self._last_cost = 0.0
         self._start = 0.0
         self._records: list[Record] | None = None
 
+    trainer: Any
+
     def before_train(self) -> None:
         """Start the clock."""
+        if self.images_in_epoch is None:
+            self.images_in_epoch = max(len(self.trainer.train_loader.records), 1)
         self._start = time.perf_counter()
 
     def after_step(self) -> None:
         """Write histograms, and images if there is time, if an epoch has ended."""
         if not self._epoch_ended(self.trainer.iter):
             return
-        trainer: Any = self.trainer
-        model, storage = unwrap(trainer.model), trainer.storage
+        model, storage = unwrap(self.trainer.model), self.trainer.storage
         begin = time.perf_counter()
         if self.node.HISTOGRAMS:
             with warn_on_failure("making histograms of the weights"):
@@ -87,8 +95,8 @@ class InspectTraining(HookBase):
         )
 
     def _epoch_ended(self, iteration: int) -> bool:
-        batch = self.cfg.SOLVER.IMS_PER_BATCH
-        return (iteration + 1) * batch // self.images_in_epoch > iteration * batch // self.images_in_epoch
+        batch, size = self.cfg.SOLVER.IMS_PER_BATCH, self.images_in_epoch or 1
+        return (iteration + 1) * batch // size > iteration * batch // size
 
     def put_images(self, model: nn.Module, storage: EventStorage) -> None:
         """Put drawings of the intermediate results of a few images into ``storage``."""

@@ -13,20 +13,18 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
 
+from d2_maskrcnn import compat
 from d2_maskrcnn.errors import EXIT_INTERRUPTED, one_line
 from d2_maskrcnn.loggers.wandb_media import class_tables, histograms, prediction_images
 from d2_maskrcnn.weights.atomic import atomic_write_text
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter, get_event_storage
-
-if TYPE_CHECKING:
-    from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint
 
 ID_FILE = "wandb_run.json"
 INIT_SECONDS = 30  # to reach the server before the run is recorded offline instead
@@ -176,7 +174,7 @@ class WandbWriter(EventWriter):
             if iteration > self._last_iteration:
                 values[iteration][name] = value
         with self.run.guard("logging images"):
-            for name, image, iteration in storage._vis_data:  # (3, H, W)
+            for name, image, iteration in compat.pending_images(storage):  # (3, H, W)
                 if iteration > self._last_iteration:
                     values[iteration][name] = self.run.wandb.Image(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
         for iteration in sorted(values):
@@ -196,12 +194,12 @@ class WandbHook(HookBase):
 
     Args:
         run: not started yet.
-        best: the hook that saves the best checkpoint, if there is one; it must run before this one.
+        best: the ``BestCheckpoint`` hook, if there is one; it must run before this one.
     """
 
     trainer: Any
 
-    def __init__(self, run: WandbRun, best: "BestCheckpoint | None" = None) -> None:
+    def __init__(self, run: WandbRun, best: Any = None) -> None:
         self.run, self.best = run, best
         self._logged_results: Any = None
 
@@ -211,7 +209,7 @@ class WandbHook(HookBase):
 
     def after_step(self) -> None:
         """Log histograms if they are due, and the evaluation of this iteration if there was one."""
-        node, results = self.run.node, self.trainer._last_eval_results
+        node, results = self.run.node, self.trainer.last_results
         if self.run.run is None:
             return
         if node.WATCH and (self.trainer.iter + 1) % node.WATCH_PERIOD == 0:

@@ -8,10 +8,10 @@ from torch import nn
 from d2_maskrcnn.data.image_reading import read_image
 from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.errors import warn_on_failure
-from d2_maskrcnn.evaluation.prediction_images import predict_record, unique_names
+from d2_maskrcnn.evaluation.prediction_images import first_records, predict_record, unique_names
 from d2_maskrcnn.structures.detections import Detections
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 BINS = 64  # of histograms
 MAX_MASK_VALUE = 127  # W&B stores masks as signed bytes
@@ -67,7 +67,7 @@ def prediction_images(wandb: Any, cfg: CfgNode, model: nn.Module) -> dict[str, A
     """
     node, dataset_name = cfg.D2_MASKRCNN.WANDB, cfg.DATASETS.TEST[0]
     labels = dict(enumerate(MetadataCatalog.get(dataset_name).get("thing_classes") or []))
-    records = DatasetCatalog.get(dataset_name)[: node.NUM_IMAGES]
+    records = first_records(dataset_name, node.NUM_IMAGES)
     samples = {}
     for record, name in zip(records, unique_names([record["file_name"] for record in records]), strict=True):
         with warn_on_failure(f"Predicting on {record['file_name']}"):

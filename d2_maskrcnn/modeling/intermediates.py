@@ -106,9 +106,8 @@ def trace_inference(model: MaskRCNN, batched_inputs: Inputs) -> Intermediates:
         images = model.preprocess_image(batched_inputs)
         features = model.backbone(images.tensor)
         proposed = rpn.propose(images.image_sizes, features)
-        detected = heads.detect(features, proposed.selection.proposals)
-    trace = _trace(model, images.tensor, features, proposed, detected.predictions, outputs)
-    selection = detected.selection
+        predictions, selection = heads.detect(features, proposed.selection.proposals)
+    trace = _trace(model, images.tensor, features, proposed, predictions, outputs)
     trace.class_probs, trace.decoded_boxes = selection.class_probs, selection.decoded_boxes
     trace.candidates, trace.kept_candidates = selection.candidates, selection.kept
     trace.detections = selection.detections

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import logging
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ import torch
 
 from d2_maskrcnn.errors import UserError
 
+logger = logging.getLogger(__name__)
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # .model_final.pth.<process id>.tmp
 
 
@@ -144,6 +146,22 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
             file.write(text.encode())
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Create a folder for checkpoints if it is missing, and remove what killed processes left in it.
+
+    Raises:
+        UserError: it cannot be created.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR {folder} cannot be created: {error.strerror}; choose another.") from error
+    for name in remove_stale_temporaries(folder):
+        logger.info("Removed %s, left in %s by a killed process", name, folder)
+    return folder
 
 
 def remove_stale_temporaries(folder: str | os.PathLike[str]) -> list[str]:

@@ -1,9 +1,7 @@
-"""Gives the tensors of a weight file the names that the model uses.
+"""Convert the parameter names of a weight file to those of the model.
 
-Three conventions are known: Detectron2's own names, Caffe2's blobs of the ImageNet models by MSRA, and torchvision's
-ResNets. The rules hold for every depth.
-
-Torchvision's ImageNet weights were trained otherwise than MSRA's: they expect ``INPUT.FORMAT: RGB``,
+Three conventions are recognized: Detectron2's own names, the Caffe2 blobs of MSRA's ImageNet models, and torchvision's
+ResNets of every depth. Torchvision's ImageNet weights expect ``INPUT.FORMAT: RGB``,
 ``MODEL.PIXEL_MEAN: [123.675, 116.28, 103.53]``, ``MODEL.PIXEL_STD: [58.395, 57.12, 57.375]`` and
 ``MODEL.RESNETS.STRIDE_IN_1X1: False``.
 """
@@ -12,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,15 +43,15 @@ _TV_MARKER = "layer1.0.conv1.weight"
 
 @dataclass(frozen=True)
 class Converted:
-    """A state dict under the model's names.
+    """A state dict with the model's names.
 
     Attributes:
         state: name to tensor or array, in the file's order.
-        convention: ``"detectron2"``, ``"caffe2"`` or ``"torchvision"``: whose names the file used.
+        convention: origin of the file's names: ``"detectron2"``, ``"caffe2"`` or ``"torchvision"``.
         dropped: names in the file that no detector uses (the classifier, momentum).
-        prefix: what was put before every name, say ``"backbone.bottom_up."``.
-        note: what else these weights ask for; empty for none.
-        original: the model's name to the name in the file, for messages.
+        prefix: prefix added to every name, such as ``"backbone.bottom_up."``.
+        note: config values that these weights need; empty for none.
+        original: name in the model to name in the file, for messages.
     """
 
     state: dict[str, Array]
@@ -64,7 +63,7 @@ class Converted:
 
 
 def caffe2_name(blob: str) -> str | None:
-    """The name inside the ResNet of one of Caffe2's blobs; None for a blob that is none of a ResNet's.
+    """Return the name inside the ResNet of a Caffe2 blob; None if it does not belong to a ResNet.
 
     >>> caffe2_name("res4_22_branch2b_bn_s")
     'res4.22.conv2.norm.weight'
@@ -78,7 +77,7 @@ def caffe2_name(blob: str) -> str | None:
 
 
 def torchvision_name(name: str) -> str | None:
-    """The name inside our ResNet of a tensor of torchvision's; None for one that is none of a ResNet's.
+    """Return the name inside the ResNet of a torchvision parameter; None if it does not belong to a ResNet.
 
     >>> torchvision_name("layer3.0.downsample.1.running_var")
     'res4.0.shortcut.norm.running_var'
@@ -95,18 +94,18 @@ def torchvision_name(name: str) -> str | None:
 
 
 def convert_names(state: Mapping[str, Array], model_keys: Iterable[str]) -> Converted:
-    """Renames the tensors of a weight file to the model's names.
+    """Rename the tensors of a weight file to the model's names.
 
-    First the convention (see :func:`caffe2_name`, :func:`torchvision_name`), then the wrapper's ``module.`` goes,
-    then the prefix is found that makes most names the model's, so ImageNet weights land in ``backbone.bottom_up.``.
-    Shapes and values stay as they are; Caffe2's frozen affine layers get ``running_mean`` 0 and ``running_var`` 1.
+    The wrapper's ``module.`` is removed, the names are converted (see :func:`caffe2_name`, :func:`torchvision_name`),
+    and the prefix is added that makes most of them names of the model: ``backbone.bottom_up.`` for ImageNet weights.
+    Shapes and values are kept; Caffe2's frozen affine layers get ``running_mean`` 0 and ``running_var`` 1.
 
     Args:
         state: name to tensor or array as in the file.
         model_keys: the names in the model's ``state_dict()``.
 
     Returns:
-        The renamed tensors; names that no rule knows are kept (and will be reported as unexpected).
+        The renamed tensors. Unknown names are kept, and later reported as unexpected.
     """
     state = _without_wrapper(state)
     if any(_C2_BLOCK.fullmatch(name) for name in state):
@@ -119,10 +118,9 @@ def convert_names(state: Mapping[str, Array], model_keys: Iterable[str]) -> Conv
 
 
 def _without_wrapper(state: Mapping[str, Array]) -> dict[str, Array]:
-    """Without the ``module.`` that DistributedDataParallel and DataParallel put before every name."""
-    state = dict(
-        state
-    )  # plain: torch's version numbers of modules (``_metadata``) must not rule how other modules read these
+    """Remove the ``module.`` that DistributedDataParallel and DataParallel put before every name."""
+    # A plain dict: the module versions in an OrderedDict's ``_metadata`` would change how other modules load it.
+    state = dict(state)
     while state and all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
@@ -145,7 +143,7 @@ def _rename_caffe2(state: dict[str, Array]) -> Converted:
 
 
 def _torchvision_base(state: Mapping[str, Array]) -> str | None:
-    """What stands before torchvision's ResNet names (mostly nothing); None if these are no such names."""
+    """Return the prefix of torchvision's ResNet names (often ""); None if these are not such names."""
     found = [name.removesuffix(_TV_MARKER) for name in state if ("." + name).endswith("." + _TV_MARKER)]
     return found[0] if found else None
 
@@ -177,7 +175,7 @@ def _with_prefix(converted: Converted, model_keys: list[str]) -> Converted:
 
 
 def _best_prefix(names: Iterable[str], model_keys: list[str]) -> str:
-    """The prefix under which most of ``names`` are names of the model; at equal numbers the shortest."""
+    """Return the prefix that makes most of ``names`` names of the model; the shortest of several."""
     names = set(names)
     votes: Counter[str] = Counter()
     for key in model_keys:
@@ -186,3 +184,51 @@ def _best_prefix(names: Iterable[str], model_keys: list[str]) -> str:
             if ".".join(parts[cut:]) in names:
                 votes["".join(part + "." for part in parts[:cut])] += 1
     return min(votes, key=lambda prefix: (-votes[prefix], len(prefix)), default="")
+
+
+def group_names(names: Iterable[str]) -> list[str]:
+    """Abbreviate many parameter names to few patterns.
+
+    >>> group_names(f"res4.{block}.conv{i}.weight" for block in range(23) for i in (1, 2, 3))
+    ['res4.{0-22}.conv{1,2,3}.weight']
+    """
+    groups = [tuple(frozenset([token]) for token in _tokens(name)) for name in sorted(set(names))]
+    for position in reversed(range(max(map(len, groups), default=0))):
+        groups = _merge(groups, position)
+    return ["".join(_pattern(alternatives) for alternatives in group) for group in groups]
+
+
+def _tokens(name: str) -> list[str]:
+    """Split a name into numbers, dots and the words between them."""
+    return re.findall(r"\d+|\.|[^\d.]+", name)
+
+
+def _merge(groups: list[tuple[frozenset[str], ...]], position: int) -> list[tuple[frozenset[str], ...]]:
+    """Merge groups that differ only at one position, in numbers or in words."""
+    merged: dict[Any, set[str]] = {}
+    for group in groups:
+        if position < len(group):
+            key = (group[:position], group[position + 1 :], _kind(group[position]))
+            merged.setdefault(key, set()).update(group[position])
+        else:
+            merged.setdefault((group, None, None), set())
+    return [
+        before if after is None else (*before, frozenset(tokens), *after)
+        for (before, after, _), tokens in merged.items()
+    ]
+
+
+def _kind(tokens: frozenset[str]) -> str:
+    token = next(iter(tokens))
+    return "number" if token.isdigit() else "dot" if token == "." else "word"
+
+
+def _pattern(tokens: frozenset[str]) -> str:
+    if len(tokens) == 1:
+        return next(iter(tokens))
+    if _kind(tokens) == "word":
+        return "{" + ",".join(sorted(tokens)) + "}"
+    numbers = sorted(map(int, tokens))
+    if len(numbers) > 3 and numbers[-1] - numbers[0] == len(numbers) - 1:
+        return f"{{{numbers[0]}-{numbers[-1]}}}"
+    return "{" + ",".join(map(str, numbers)) + "}"

@@ -1,19 +1,22 @@
-"""Says briefly what a weight file gave the model and what it did not, and recognises the files of other models."""
+"""Compare a weight file with a model: what was loaded, what was not, and whether it belongs to another model."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+
+import torch
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.weights.names import Converted
+from d2_maskrcnn.weights.names import Converted, group_names
 
 Shape = tuple[int, ...]
 
-MIN_SHARE = 0.1  # of the smaller side's tensors; a file with fewer that fit belongs to another model
+MIN_SHARE = 0.1  # of the tensors of the file or model, whichever has fewer; below it the model is another
 MAX_GROUPS = 12
-# Older zoo files keep these constants, which the model computes; BatchNorm's counter has no use at a fixed momentum.
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.int64, torch.int32)
+# Older zoo files contain these constants, which the model computes; a fixed momentum needs no batch counter.
 _CONSTANTS = re.compile(r"(.*\.)?(pixel_mean|pixel_std|num_batches_tracked|anchor_generator\.cell_anchors\.\d+)")
 _CLASS_DEPENDENT = re.compile(r".*\b(box_predictor\.(cls_score|bbox_pred)|mask_head\.predictor)\.(weight|bias)")
 _BLOCK = re.compile(r"(.*\bres[2-5])\.(\d+)\..*")
@@ -22,7 +25,7 @@ _DEPTHS: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3,
 
 @dataclass(frozen=True)
 class WrongShape:
-    """A tensor that has the model's name and another shape; the model keeps its initial values."""
+    """A tensor with a name of the model but another shape; the model keeps its initial values."""
 
     name: str
     in_file: Shape
@@ -31,17 +34,18 @@ class WrongShape:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What one weight file gave a model.
+    """The comparison of a weight file with a model.
 
     Attributes:
         path: the file.
-        convention: whose names it used (see :class:`~d2_maskrcnn.weights.names.Converted`).
-        prefix: what was put before its names.
-        loaded: the model's names that the file fills.
-        missing: the model's names that it lacks.
-        unexpected: names in the file (as they stand there) that the model lacks.
-        wrong_shape: tensors of the right name and another shape.
-        note: what else these weights ask for.
+        convention: origin of its names (see :class:`~d2_maskrcnn.weights.names.Converted`).
+        prefix: prefix added to its names.
+        loaded: names of the model that are loaded from the file.
+        missing: names of the model that the file lacks.
+        unexpected: names in the file, before conversion, that the model lacks.
+        wrong_shape: tensors with a name of the model but another shape.
+        note: config values that these weights need.
+        bad_values: loaded tensors with NaN, infinite or impossible values, each with the reason.
     """
 
     path: str
@@ -52,15 +56,16 @@ class LoadReport:
     unexpected: list[str]
     wrong_shape: list[WrongShape]
     note: str = ""
+    bad_values: list[str] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
-        """Whether every tensor of the model came from the file."""
+        """Whether every tensor of the model is loaded from the file."""
         return not self.missing and not self.wrong_shape
 
     @property
     def is_backbone_only(self) -> bool:
-        """Whether these are a classifier's weights, which leave all but the ResNet at its initial values."""
+        """Whether the file fills the ResNet only, as the weights of an image classifier do."""
         return bool(self.prefix) and not any(name.startswith(self.prefix) for name in self.missing)
 
     def __str__(self) -> str:
@@ -72,13 +77,20 @@ class LoadReport:
             lines.append(f"  of another shape, keep their initial values ({len(self.wrong_shape)}):")
             lines.extend(f"    {w.name}: {w.in_file} in the file, {w.in_model} in the model" for w in self.wrong_shape)
         if self.unexpected:
-            lines.append(_line("in the file only, not used", self.unexpected))
+            lines.append(_line("in the file only, ignored", self.unexpected))
         if self.note:
             lines.append(f"  note: {self.note}")
         return "\n".join(lines)
 
+    def describe_bad_values(self) -> str:
+        """Return the number of tensors in ``bad_values`` and the first three of them."""
+        more = f" and {len(self.bad_values) - 3} more" if len(self.bad_values) > 3 else ""
+        return f"{len(self.bad_values)} tensors have impossible values: {', '.join(self.bad_values[:3])}{more}"
+
     def _origin(self) -> str:
-        return "" if self.convention == "detectron2" else f" ({self.convention}'s names, put under {self.prefix!r})"
+        return (
+            "" if self.convention == "detectron2" else f" (names of {self.convention}, with the prefix {self.prefix!r})"
+        )
 
 
 def _line(what: str, names: list[str]) -> str:
@@ -87,56 +99,8 @@ def _line(what: str, names: list[str]) -> str:
     return f"  {what} ({len(names)}): " + ", ".join(groups[:MAX_GROUPS] + more)
 
 
-def group_names(names: Iterable[str]) -> list[str]:
-    """Writes many parameter names as few patterns.
-
-    >>> group_names(f"res4.{block}.conv{i}.weight" for block in range(23) for i in (1, 2, 3))
-    ['res4.{0-22}.conv{1,2,3}.weight']
-    """
-    groups = [tuple(frozenset([token]) for token in _tokens(name)) for name in sorted(set(names))]
-    for position in reversed(range(max(map(len, groups), default=0))):
-        groups = _merge(groups, position)
-    return ["".join(_pattern(alternatives) for alternatives in group) for group in groups]
-
-
-def _tokens(name: str) -> list[str]:
-    """The name in pieces: numbers, the dots, and what stands between them."""
-    return re.findall(r"\d+|\.|[^\d.]+", name)
-
-
-def _merge(groups: list[tuple[frozenset[str], ...]], position: int) -> list[tuple[frozenset[str], ...]]:
-    """Joins the groups that differ at one position only, and there both by numbers or both by words."""
-    merged: dict[Any, set[str]] = {}
-    for group in groups:
-        if position < len(group):
-            key = (group[:position], group[position + 1 :], _kind(group[position]))
-            merged.setdefault(key, set()).update(group[position])
-        else:
-            merged.setdefault((group, None, None), set())
-    return [
-        before if after is None else (*before, frozenset(tokens), *after)
-        for (before, after, _), tokens in merged.items()
-    ]
-
-
-def _kind(tokens: frozenset[str]) -> str:
-    token = next(iter(tokens))
-    return "number" if token.isdigit() else "dot" if token == "." else "word"
-
-
-def _pattern(tokens: frozenset[str]) -> str:
-    if len(tokens) == 1:
-        return next(iter(tokens))
-    if _kind(tokens) == "word":
-        return "{" + ",".join(sorted(tokens)) + "}"
-    numbers = sorted(map(int, tokens))
-    if len(numbers) > 3 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        return f"{{{numbers[0]}-{numbers[-1]}}}"
-    return "{" + ",".join(map(str, numbers)) + "}"
-
-
 def compare(path: str, converted: Converted, model_shapes: Mapping[str, Shape]) -> LoadReport:
-    """Compares the tensors of a file with those of a model, by name and shape.
+    """Compare the tensors of a file with those of a model, by name and shape.
 
     Args:
         path: the file, for messages.
@@ -166,24 +130,78 @@ def compare(path: str, converted: Converted, model_shapes: Mapping[str, Shape]) 
 
 
 def check_same_model(report: LoadReport, converted: Converted, model_shapes: Mapping[str, Shape]) -> None:
-    """Refuses the weights of another model.
+    """Refuse the weights of another model.
 
-    Heads that differ in the number of classes only are no reason: fine-tuning begins so. (:func:`class_change` names
-    them.)
+    Heads that differ only in the number of classes are accepted, for fine-tuning (see :func:`class_change`).
 
     Raises:
-        UserError: (almost) nothing fits, or the ResNets differ in depth or width.
+        UserError: fewer than ``MIN_SHARE`` of the tensors fit, or the ResNets differ in depth or width.
     """
     smaller = min(len(converted.state), len(model_shapes))
     if len(report.loaded) < max(1, MIN_SHARE * smaller):
-        raise UserError(f"{report.path} holds the weights of another model: {_nearest_reason(report, model_shapes)}.")
+        raise UserError(
+            f"{report.path} contains the weights of another model: {_nearest_reason(report, model_shapes)}."
+        )
     _check_depth(report, converted.state, model_shapes)
     wrong = [w for w in report.wrong_shape if _BLOCK.fullmatch(w.name)]
     if wrong:
         raise UserError(
-            f"{report.path} holds the weights of another ResNet: {_example(wrong[0])} ({len(wrong)} tensors differ); "
-            "set MODEL.RESNETS (RES2_OUT_CHANNELS, STEM_OUT_CHANNELS, NUM_GROUPS, WIDTH_PER_GROUP) as these weights "
-            "were trained, or choose other MODEL.WEIGHTS."
+            f"{report.path} contains another ResNet's weights: {_example(wrong[0])} ({len(wrong)} tensors differ). "
+            "Set MODEL.RESNETS (RES2_OUT_CHANNELS, STEM_OUT_CHANNELS, NUM_GROUPS, WIDTH_PER_GROUP) to the values that "
+            "they were trained with, or choose other MODEL.WEIGHTS."
+        )
+
+
+def check_values(path: str, state: Mapping[str, torch.Tensor], model_state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Check the numbers in the tensors of a file.
+
+    Args:
+        path: the file, for messages.
+        state: its tensors under the model's names.
+        model_state: the model's tensors.
+
+    Returns:
+        The tensors with NaN, infinite values or negative variances, each with the reason.
+
+    Raises:
+        UserError: an integer, boolean, complex or 8-bit weight, which loading would convert silently.
+    """
+    wrong = [
+        f"{name} ({str(value.dtype).removeprefix('torch.')})"
+        for name, value in state.items()
+        if value.dtype not in (FLOATS if model_state[name].is_floating_point() else INTEGERS)
+    ]
+    if wrong:
+        raise UserError(
+            f"{path} is refused: {len(wrong)} tensors are not floating point numbers of 16 to 64 bits, e.g. "
+            f"{', '.join(wrong[:3])}; save the state dict of the trained model itself."
+        )
+    reasons = {name: _bad_value(name, value) for name, value in state.items() if value.is_floating_point()}
+    return [f"{name} ({reason})" for name, reason in reasons.items() if reason]
+
+
+def _bad_value(name: str, value: torch.Tensor) -> str:
+    if not torch.isfinite(value).all():
+        return "NaN" if value.isnan().any() else "infinite"
+    negative = name.endswith("running_var") and value.numel() and value.min() < 0
+    return "negative variance" if negative else ""
+
+
+def check_evaluable(report: LoadReport) -> None:
+    """Refuse weights that do not fill the whole model with finite numbers, which an evaluation needs.
+
+    Raises:
+        UserError: they do not.
+    """
+    if not report.is_complete:
+        raise UserError(
+            f"{report.path} does not fill the model ({len(report.missing)} tensors missing, {len(report.wrong_shape)} "
+            "of another shape); use the weights of a complete detector, and the config that they were trained with, "
+            "such as the config.yaml beside a checkpoint."
+        )
+    if report.bad_values:
+        raise UserError(
+            f"{report.path} cannot be evaluated: {report.describe_bad_values()}; use an earlier checkpoint."
         )
 
 
@@ -195,8 +213,8 @@ def _nearest_reason(report: LoadReport, model_shapes: Mapping[str, Shape]) -> st
             f"{_example(report.wrong_shape[0])}; use the config that these weights were trained with"
         )
     return (
-        f"{len(report.loaded)} of the model's {total} tensors are in it; its names look like "
-        f"{', '.join(report.unexpected[:3])}, the model's like {', '.join(report.missing[:3])}; expected the weights "
+        f"{len(report.loaded)} of the model's {total} tensors are in it; its names are such as "
+        f"{', '.join(report.unexpected[:3])}, the model's {', '.join(report.missing[:3])}; expected the weights "
         "of a Mask R-CNN with ResNet-FPN, or of an ImageNet ResNet (MSRA .pkl or torchvision .pth)"
     )
 
@@ -206,7 +224,7 @@ def _example(wrong: WrongShape) -> str:
 
 
 def _blocks(names: Iterable[str]) -> dict[str, int]:
-    """Number of blocks in each stage of the ResNet, by the stage's name with all that stands before it."""
+    """Count the blocks in each stage of the ResNet, by the full name of the stage."""
     blocks: Counter[str] = Counter()
     for match in filter(None, map(_BLOCK.fullmatch, names)):
         blocks[match.group(1)] = max(blocks[match.group(1)], int(match.group(2)) + 1)
@@ -219,7 +237,7 @@ def _check_depth(report: LoadReport, file_names: Iterable[str], model_names: Ite
         if in_file[stage] != in_model[stage]:
             depth = _DEPTHS.get(tuple(in_file.values()))
             raise UserError(
-                f"{report.path} holds a {_depth_name(in_file)}, but the model is a {_depth_name(in_model)}: "
+                f"{report.path} contains a {_depth_name(in_file)}, but the model is a {_depth_name(in_model)}: "
                 + (f"set MODEL.RESNETS.DEPTH {depth}, or " if depth else "")
                 + "choose other MODEL.WEIGHTS."
             )
@@ -232,7 +250,7 @@ def _depth_name(blocks: dict[str, int]) -> str:
 
 
 def class_change(report: LoadReport) -> tuple[int, int] | None:
-    """The numbers of classes (in the file, in the model) where the heads differ by them; None where they don't."""
+    """Return the numbers of classes (in the file, in the model) if the heads differ in them, else None."""
     for wrong in report.wrong_shape:
         if _CLASS_DEPENDENT.fullmatch(wrong.name) and ".cls_score." in wrong.name:
             return wrong.in_file[0] - 1, wrong.in_model[0] - 1  # one more output for the background

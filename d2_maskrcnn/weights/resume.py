@@ -1,33 +1,48 @@
-"""Which checkpoint of a folder a training goes on from."""
+"""Find the checkpoint that a training resumes from, and check the training state in it before it is used."""
 
 import logging
+import math
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.weights.formats import check_whole
 
 LAST_CHECKPOINT = "last_checkpoint"
-_PERIODIC = re.compile(r"model_(\d+|final)\.pth")  # what periodic saving writes; weights of other origin may lie beside
+_PERIODIC = re.compile(r"model_(\d+|final)\.pth")  # names that training writes; other weights may be in the folder
+_MAX_NAME = 255  # bytes, of a file name
 
 logger = logging.getLogger(__name__)
 
 
 def find_checkpoints(folder: str | Path) -> list[str]:
-    """The checkpoints to go on from, the best first: what ``last_checkpoint`` names, then the others, newest first."""
+    """Return the checkpoints to resume from, best first: the one named in ``last_checkpoint``, then newest first."""
     folder = Path(folder or ".")
-    tag = folder / LAST_CHECKPOINT
-    named = [tag.read_text(errors="replace").strip()] if tag.is_file() else []
     others = [path for path in folder.glob("model_*.pth") if _PERIODIC.fullmatch(path.name)]
     newest_first = sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    names = dict.fromkeys(named + [path.name for path in newest_first])
-    return [str(folder / name) for name in names if name]
+    names = dict.fromkeys([*_read_tag(folder / LAST_CHECKPOINT), *(path.name for path in newest_first)])
+    return [str(folder / name) for name in names]
+
+
+def _read_tag(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        name = file.read(_MAX_NAME + 1).decode(errors="replace").strip()
+    if name and (len(name) > _MAX_NAME or not name.isprintable() or name in (".", "..") or set(name) & set("/\\")):
+        logger.warning("%s is ignored: expected the name of a checkpoint in the same folder, found %.80r", path, name)
+        return []
+    return [name] if name else []
 
 
 def newest_whole(folder: str | Path) -> str:
-    """The first of :func:`find_checkpoints` that is a whole file; a warning names those that are not.
+    """Return the first of :func:`find_checkpoints` that is complete, with a warning about those that are not.
 
-    Renaming makes checkpoints whole or absent, so broken ones come from elsewhere: a copy that stopped, a bad disk.
+    Checkpoints are replaced atomically, so a damaged one comes from elsewhere: an interrupted copy, a faulty disk.
 
     Raises:
         UserError: there is none.
@@ -41,9 +56,111 @@ def newest_whole(folder: str | Path) -> str:
             logger.warning("Not resuming from a checkpoint: %s", error)
             continue
         if count:
-            logger.warning("Going back to an older checkpoint, which is whole: %s", path)
+            logger.warning("Going back to an older checkpoint, which is complete: %s", path)
         return path
     raise UserError(
-        f"No checkpoint in OUTPUT_DIR {folder} can be read ({reason}): start anew without --resume and with another "
-        "OUTPUT_DIR."
+        f"No checkpoint in OUTPUT_DIR {folder} can be read ({reason}): start a new training in another OUTPUT_DIR."
     )
+
+
+def stored_class_names(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the class names in a checkpoint's metadata; empty if there are none or they are not a list of text."""
+    metadata = checkpoint.get("metadata")
+    names = metadata.get("thing_classes") if isinstance(metadata, Mapping) else None
+    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return list(names) if is_list else []  # type: ignore[arg-type]
+
+
+def check_training_state(path: str, checkpoint: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check the training state of a checkpoint before anything is resumed from it.
+
+    Args:
+        path: the file, for messages.
+        checkpoint: its content, see :func:`~d2_maskrcnn.weights.readers.read_weights`.
+        shapes: shape of every tensor of the model.
+
+    Raises:
+        UserError: an iteration, seed, optimizer or averaged weight is missing, of a wrong type or not finite.
+    """
+    problem = next(_problems(checkpoint, shapes), None)
+    if problem is not None:
+        raise UserError(
+            f"Cannot resume from {path}: {problem}. Start a new training in another OUTPUT_DIR, or use the file as "
+            "MODEL.WEIGHTS of one."
+        )
+
+
+def _problems(checkpoint: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    trainer = checkpoint.get("trainer", {})
+    if not isinstance(trainer, Mapping):
+        yield f"its state 'trainer' is a {type(trainer).__name__}"
+        return
+    inner = trainer.get("_trainer", {})
+    if not isinstance(inner, Mapping):
+        yield f"its state 'trainer._trainer' is a {type(inner).__name__}"
+        return
+    states = {"": checkpoint, "trainer.": trainer, "trainer._trainer.": inner}
+    for prefix, state in states.items():
+        yield from _bad_integers(prefix, state)
+    for prefix, state in states.items():
+        if "optimizer" in state:
+            yield from _bad_optimizer(f"{prefix}optimizer", state["optimizer"])
+    yield from _bad_average(checkpoint.get("ema"), shapes)
+
+
+def _bad_integers(prefix: str, state: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("iteration", "seed", "initial_seed"):
+        value = state.get(key)
+        if value is None and (key == "initial_seed" or key not in state):
+            continue
+        if type(value) is not int or not 0 <= value < 2**63:
+            yield f"its {prefix}{key} is {value!r:.60}, expected an integer from 0"
+
+
+def _bad_optimizer(name: str, state: Any) -> Iterator[str]:
+    groups, moments = (state.get("param_groups"), state.get("state")) if isinstance(state, Mapping) else (None, None)
+    if not isinstance(groups, list) or not all(isinstance(g, Mapping) for g in groups) or not isinstance(moments, dict):
+        yield f"its {name} is not the state of an optimizer"
+        return
+    for group in groups:
+        for key in ("lr", "initial_lr", "momentum", "weight_decay", "eps"):
+            value = group.get(key, 0.0)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                yield f"its {name} has {key} {value!r:.60}, expected a number from 0"
+        if not moments and (group.get("momentum") or "betas" in group):
+            yield f"its {name} has no state, although it has momentum: the file was cut or written by another program"
+    if not all(_is_finite(value) for moment in moments.values() for value in _values(moment)):
+        yield f"its {name} contains numbers that are not finite"
+
+
+def _values(moment: Any) -> list[Any]:
+    return list(moment.values()) if isinstance(moment, Mapping) else [moment]
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return bool(torch.isfinite(value).all())
+    return value is None or (isinstance(value, int | float) and math.isfinite(value))
+
+
+def _bad_average(state: Any, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    values = state.get("values") if isinstance(state, Mapping) else None
+    if state is not None and not isinstance(values, Mapping):
+        yield "its averaged weights (ema) are not a state dict"
+    for name, value in (values or {}).items() if isinstance(values, Mapping) else ():
+        if not isinstance(value, torch.Tensor) or tuple(value.shape) != shapes.get(name):
+            yield f"its averaged weight {name} is not a tensor of the model's shape {shapes.get(name)}"
+        elif not _is_finite(value):
+            yield f"its averaged weight {name} is not finite"
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Check that the loaded state of an optimizer has the shapes of its parameters, which PyTorch does not.
+
+    Raises:
+        ValueError: it has not.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape != parameter.shape:
+                raise ValueError(f"{key} has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")

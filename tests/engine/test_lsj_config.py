@@ -39,7 +39,7 @@ def test_trains(repo_dir, tiny_opts):
     torch.manual_seed(0)
     trainer = Trainer(cfg)
     assert trainer.cfg.SOLVER.BASE_LR == 0.1 * 2 / 64
-    assert trainer._trainer.amp_dtype is torch.bfloat16
+    assert trainer.train_step.amp_dtype is torch.bfloat16
     trainer.resume_or_load(resume=False)
     trainer.train()
     assert np.isfinite(trainer.storage.latest()["total_loss"][0])

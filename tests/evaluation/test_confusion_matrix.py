@@ -1,12 +1,14 @@
+import csv
+
 import numpy as np
 import pytest
 
-from d2_maskrcnn.evaluation.confusion_matrix import confusion_matrix
+from d2_maskrcnn.evaluation.confusion_matrix import confusion_matrix, write_confusion_csv
 
-CATEGORIES = [{"id": 7, "name": "b"}, {"id": 3, "name": "a"}]  # in the matrix a comes first: ids in order
+CATEGORIES = [{"id": 7, "name": "b"}, {"id": 3, "name": "a"}]  # in the matrix a comes first, by its id
 
 
-def truth(*annotations):
+def ground_truth(*annotations):
     images = [{"id": 1, "height": 100, "width": 100}, {"id": 2, "height": 100, "width": 100}]
     return {"images": images, "categories": CATEGORIES, "annotations": list(annotations)}
 
@@ -28,13 +30,13 @@ LEFT, RIGHT, FAR = [10, 10, 20, 20], [60, 10, 20, 20], [60, 60, 20, 20]
     ("annotations", "detections", "expected"),
     [
         ([], [], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]),
-        ([annotation(3, LEFT)], [], [[0, 0, 1], [0, 0, 0], [0, 0, 0]]),  # missed
-        ([], [detection(7, LEFT, 0.9)], [[0, 0, 0], [0, 0, 0], [0, 1, 0]]),  # on nothing
+        ([annotation(3, LEFT)], [], [[0, 0, 1], [0, 0, 0], [0, 0, 0]]),  # false negative
+        ([], [detection(7, LEFT, 0.9)], [[0, 0, 0], [0, 0, 0], [0, 1, 0]]),  # false positive
         ([annotation(3, LEFT)], [detection(3, LEFT, 0.9)], [[1, 0, 0], [0, 0, 0], [0, 0, 0]]),
-        ([annotation(3, LEFT)], [detection(7, LEFT, 0.9)], [[0, 1, 0], [0, 0, 0], [0, 0, 0]]),  # a taken for b
-        ([annotation(3, LEFT)], [detection(3, LEFT, 0.4)], [[0, 0, 1], [0, 0, 0], [0, 0, 0]]),  # not sure enough
+        ([annotation(3, LEFT)], [detection(7, LEFT, 0.9)], [[0, 1, 0], [0, 0, 0], [0, 0, 0]]),  # wrong class
+        ([annotation(3, LEFT)], [detection(3, LEFT, 0.4)], [[0, 0, 1], [0, 0, 0], [0, 0, 0]]),  # score too low
         ([annotation(3, LEFT)], [detection(3, LEFT, 0.9, image=2)], [[0, 0, 1], [0, 0, 0], [1, 0, 0]]),
-        # The surer one takes the annotation, the other one is on nothing, whatever their order.
+        # The higher score is matched, in any order; the other one is a false positive.
         (
             [annotation(3, LEFT)],
             [detection(7, LEFT, 0.6), detection(3, LEFT, 0.9)],
@@ -43,7 +45,7 @@ LEFT, RIGHT, FAR = [10, 10, 20, 20], [60, 10, 20, 20], [60, 60, 20, 20]
         # IoU of boxes shifted by 10 of 20 is 1/3; by 5 it is 0.6.
         ([annotation(3, LEFT)], [detection(3, [20, 10, 20, 20], 0.9)], [[0, 0, 1], [0, 0, 0], [1, 0, 0]]),
         ([annotation(3, LEFT)], [detection(3, [15, 10, 20, 20], 0.9)], [[1, 0, 0], [0, 0, 0], [0, 0, 0]]),
-        # Within a crowd nothing is counted.
+        # Detections inside a crowd are not counted.
         ([annotation(3, [0, 0, 50, 50], crowd=1)], [detection(7, LEFT, 0.9)], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]),
         (
             [annotation(3, LEFT), annotation(7, RIGHT), annotation(7, FAR), annotation(3, LEFT, image=2)],
@@ -53,23 +55,33 @@ LEFT, RIGHT, FAR = [10, 10, 20, 20], [60, 10, 20, 20], [60, 60, 20, 20]
     ],
 )
 def test_counts(annotations, detections, expected):
-    assert confusion_matrix(truth(*annotations), detections).tolist() == expected
+    assert confusion_matrix(ground_truth(*annotations), detections).tolist() == expected
 
 
-def test_masks_count_where_there_are_any():
+def test_masks_are_compared_if_there_are_any():
     half = [[10, 10, 30, 10, 30, 18, 10, 18]]  # 8 of 20 rows, in the same box
     item = {**detection(3, LEFT, 0.9), "segmentation": half}
-    assert confusion_matrix(truth(annotation(3, LEFT)), [item]).tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
-    assert confusion_matrix(truth(annotation(3, LEFT)), [item], iou_threshold=0.35)[0, 0] == 1
+    assert confusion_matrix(ground_truth(annotation(3, LEFT)), [item]).tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    assert confusion_matrix(ground_truth(annotation(3, LEFT)), [item], iou_threshold=0.35)[0, 0] == 1
 
 
-def test_rows_add_up_to_the_annotations():
+def test_rows_add_up_to_the_ground_truth():
     rng = np.random.default_rng(0)
     boxes = (rng.random((60, 4)) * 40 + 5).tolist()
     kinds = rng.choice([3, 7], 60).tolist()
     annotations = [annotation(kind, box) for kind, box in zip(kinds[:30], boxes[:30], strict=True)]
     detections = [detection(kind, box, 0.9) for kind, box in zip(kinds[30:], boxes[30:], strict=True)]
-    matrix = confusion_matrix(truth(*annotations), detections, iou_threshold=0.3)
+    matrix = confusion_matrix(ground_truth(*annotations), detections, iou_threshold=0.3)
     assert matrix.sum(axis=1)[:2].tolist() == [kinds[:30].count(3), kinds[:30].count(7)]
     assert matrix.sum(axis=0)[:2].tolist() == [kinds[30:].count(3), kinds[30:].count(7)]
     assert matrix[:2, :2].sum() > 0
+
+
+def test_csv_marks_formulas_as_text_and_escapes_control_characters(tmp_path):
+    names = ["=1+1", "+a", "-b", "@c", "line\nbreak", "\t=2", "tab\there", 'quo"te, comma', "Äpfel 🍎", "a-b"]
+    write_confusion_csv(tmp_path / "new" / "matrix.csv", np.arange(121).reshape(11, 11), names)
+    with open(tmp_path / "new" / "matrix.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    expected = ["'=1+1", "'+a", "'-b", "'@c", "line\\nbreak", "\\t=2", "tab\\there", 'quo"te, comma', "Äpfel 🍎", "a-b"]
+    assert rows[0] == ["ground truth / predicted", *expected, "(background)"]
+    assert [row[0] for row in rows[1:]] == rows[0][1:] and rows[-1][-1] == "120"

@@ -1,6 +1,5 @@
 import pytest
 
-from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.evaluation.metric_names import evaluation_metrics, resolve_metric
 from detectron2.evaluation.testing import flatten_results_dict
@@ -10,13 +9,13 @@ MODE = "D2_MASKRCNN.BEST_CHECKPOINT.MODE"
 
 
 @pytest.mark.parametrize("opts", [[], ["D2_MASKRCNN.EMA.ENABLED", True]])
-def test_they_are_what_an_evaluation_gives(trainer_of, opts):
+def test_names_are_those_that_an_evaluation_logs(trainer_of, opts):
     trainer = trainer_of(*opts)
-    given = flatten_results_dict(trainer._evaluate())
-    assert set(evaluation_metrics(trainer.cfg)) == set(given)
+    logged = flatten_results_dict(trainer.evaluate())
+    assert set(evaluation_metrics(trainer.cfg)) == set(logged)
 
 
-def test_classes_of_a_dataset_that_nobody_has_loaded_yet(tiny_cfg, tiny_shapes, request):
+def test_classes_of_a_dataset_that_was_not_loaded_yet(tiny_cfg, tiny_shapes, request):
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.datasets import register_coco_instances
 
@@ -36,7 +35,7 @@ def two_test_sets(cfg):
     return cfg
 
 
-def test_with_several_test_sets_the_first_is_meant(tiny_cfg, caplog):
+def test_metric_without_dataset_refers_to_the_first_test_set(tiny_cfg, caplog):
     caplog.set_level("INFO")
     cfg = two_test_sets(tiny_cfg("D2_MASKRCNN.EMA.ENABLED", True))
     first = cfg.DATASETS.TEST[0]
@@ -61,12 +60,12 @@ def test_several_test_sets_leave_a_best_checkpoint(trainer_of, tmp_path, tiny_cf
     assert (tmp_path / "out" / "model_best.pth").is_file()
 
 
-def test_without_masks_boxes_are_meant(tiny_cfg):
+def test_segm_metric_is_bbox_metric_without_masks(tiny_cfg):
     assert resolve_metric(tiny_cfg("MODEL.MASK_ON", False), "BEST_CHECKPOINT") == "bbox/AP"
 
 
 @pytest.mark.parametrize("wrong", ["segm/APP", "validation/loss", "ema/segm/AP", "sgem", "segm/AP-cricle"])
-def test_a_wrong_name_is_refused_before_training(trainer_of, wrong):
+def test_unknown_metric_is_refused_before_training(trainer_of, wrong):
     with pytest.raises(UserError) as error:
         trainer_of(METRIC, wrong)
     text = str(error.value)
@@ -78,14 +77,14 @@ def test_a_wrong_name_is_refused_before_training(trainer_of, wrong):
 
 
 @pytest.mark.parametrize("metric", ["made/up", "total_loss", "segm/AP-circle"])
-def test_other_names_pass(trainer_of, metric):
+def test_accepted_names(trainer_of, metric):
     trainer = trainer_of(METRIC, metric)
-    assert next(hook for hook in trainer._hooks if isinstance(hook, BestCheckpoint)).metric == metric
+    assert trainer.best_checkpoint.metric == metric
 
 
-def test_the_highest_loss_is_hardly_meant(trainer_of, caplog):
+def test_maximizing_a_loss_is_a_warning(trainer_of, caplog):
     trainer_of(METRIC, "validation/total_loss")
-    assert "looks for the highest validation/total_loss: MODE is max; set it to min?" in caplog.text
+    assert "MODE max looks for the highest validation/total_loss; set MODE to min?" in caplog.text
     caplog.clear()
     trainer_of(METRIC, "validation/total_loss", MODE, "min")
     assert "highest" not in caplog.text

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog
 LOSSES = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}
 
 
-def test_losses_are_there_deterministic_and_leave_no_trace(trainer_of):
+def test_losses_are_deterministic_and_change_no_state(trainer_of):
     trainer = trainer_of()
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     generator = torch.get_rng_state()
@@ -40,7 +40,7 @@ def test_mean_over_images(trainer_of, tiny_cfg):
     assert whole["loss_mask"] == pytest.approx(sum(means) / 6)
 
 
-def test_several_datasets_are_told_apart(trainer_of):
+def test_names_with_several_datasets(trainer_of):
     trainer = trainer_of()
     cfg = trainer.cfg.clone()
     cfg.defrost()
@@ -65,7 +65,7 @@ def test_a_finished_training_is_evaluated_again(trainer_of):
     assert again.storage.history("validation/total_loss").values()[0][1] == 2
 
 
-def test_images_without_objects_count_and_a_dataset_without_annotations_has_no_losses(trainer_of, caplog):
+def test_images_without_objects_are_used_but_not_datasets_without_annotations(trainer_of, caplog):
     caplog.set_level("INFO")
     trainer = trainer_of()
     name = trainer.cfg.DATASETS.TEST[0]
@@ -86,7 +86,7 @@ def test_images_without_objects_count_and_a_dataset_without_annotations_has_no_l
     assert all(torch.isfinite(torch.tensor(list(losses["mixed"].values()))))
 
 
-def test_a_model_without_losses_goes_without(trainer_of, caplog):
+def test_model_without_losses(trainer_of, caplog):
     trainer = trainer_of()
     assert validation_losses(trainer.cfg, torch.nn.Linear(1, 1)) == {}
     assert "Linear has no method 'losses'" in caplog.text

@@ -10,7 +10,7 @@ from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.engine import Trainer
 from d2_maskrcnn.inspection import initial_weights, inspect_weights, read_state
-from d2_maskrcnn.inspection.training import InspectTraining
+from d2_maskrcnn.inspection.training import InspectTraining, inspection_hooks
 
 
 def train(config_file, opts, folder, **keys):
@@ -20,7 +20,7 @@ def train(config_file, opts, folder, **keys):
     cfg.DATASETS.TEST = ()
     cfg.D2_MASKRCNN.DATA.VAL_JSON = cfg.D2_MASKRCNN.DATA.VAL_IMAGES = ""
     register_own_data(cfg)
-    trainer = Trainer(cfg)
+    trainer = Trainer(cfg, report_hooks=inspection_hooks(cfg))
     trainer.train()
     return trainer
 

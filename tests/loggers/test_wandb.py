@@ -128,7 +128,7 @@ def test_resumed_training_continues_its_run(trainer_of, runs, tmp_path):
 
 def test_exception_ends_the_run_as_failed(trainer_of, runs):
     trainer = trainer_of(*SETTINGS, "SOLVER.MAX_ITER", 4)
-    trainer._trainer.run_step = lambda: (_ for _ in ()).throw(UserError("broken on purpose"))
+    trainer.train_step.run_step = lambda: (_ for _ in ()).throw(UserError("broken on purpose"))
     with pytest.raises(UserError, match="broken on purpose"):
         trainer.train()
     assert runs[0].exit_code == 1

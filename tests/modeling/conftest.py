@@ -1,4 +1,4 @@
-"""Narrow models and inputs made from fixed numbers, so that a stored reference needs no stored weights."""
+"""Narrow models with weights and inputs from seeded generators, so that a stored reference needs no weights."""
 
 import zlib
 from pathlib import Path
@@ -12,7 +12,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 
-# What differs from Detectron2's defaults, common to all narrow models. Nothing is sampled at random.
+# Differences from Detectron2's defaults, common to all narrow models. They rule out random sampling.
 COMMON = {
     "MODEL.DEVICE": "cpu",
     "MODEL.MASK_ON": True,
@@ -50,9 +50,9 @@ COMMON = {
 }
 
 VARIANTS = {
-    # The zoo's choices, narrow.
+    # The model zoo's options.
     "plain": {},
-    # As many other choices as fit into one model.
+    # As many other options as fit into one model.
     "options": {
         "MODEL.BACKBONE.FREEZE_AT": 1,
         "MODEL.RESNETS.NUM_GROUPS": 2,
@@ -84,7 +84,7 @@ VARIANTS = {
         "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
         "MODEL.ROI_MASK_HEAD.NORM": "GN",
     },
-    # Trained from scratch: statistics of the batch, and frozen nowhere.
+    # Training from scratch: batch statistics, no frozen layers.
     "batchnorm": {"MODEL.RESNETS.NORM": "BN", "MODEL.BACKBONE.FREEZE_AT": 0},
     "ciou": {"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": "ciou", "MODEL.RPN.BBOX_REG_LOSS_TYPE": "diou"},
     "boxes_only": {"MODEL.MASK_ON": False},
@@ -100,8 +100,11 @@ GRADS = (
 
 
 def narrow_cfg(variant="plain", ours=True, **overrides):
-    """The config of a narrow model; of Detectron2's own components unless ``ours``. Dots in keys are double
-    underscores.
+    """Return the config of a narrow model.
+
+    Args:
+        ours: whether it names this plugin's components, or those of Detectron2.
+        overrides: config keys with ``__`` in place of dots.
     """
     cfg = get_cfg()
     add_d2_maskrcnn_config(cfg)
@@ -113,7 +116,7 @@ def narrow_cfg(variant="plain", ours=True, **overrides):
 
 
 def fill_weights(model):
-    """Sets every tensor from a generator seeded by its name: the same on every machine and engine."""
+    """Set every tensor from a generator seeded with its name: the same on every machine and engine."""
     state = {}
     for name, tensor in model.state_dict().items():
         numbers = np.random.RandomState(zlib.crc32(name.encode()) % 2**31).standard_normal(tuple(tensor.shape))
@@ -145,7 +148,7 @@ def narrow_model(variant="plain", **overrides):
 
 
 def make_inputs(masks="bitmask"):
-    """Two images of different sizes with three and two annotated rectangles."""
+    """Return two images of different sizes with three and two annotated rectangles."""
     inputs = []
     for index, (height, width, boxes) in enumerate(
         [(64, 96, [[4, 6, 40, 50], [30, 20, 90, 60], [50, 2, 62, 14]]), (80, 56, [[2, 2, 50, 70], [20, 30, 36, 44]])]
@@ -160,7 +163,7 @@ def make_inputs(masks="bitmask"):
 
 
 def rectangles(boxes, height, width, kind):
-    """Each box's left two thirds, as bit masks or as polygons."""
+    """Return masks of the left two thirds of each box, as bit masks or polygons."""
     inner = [(x0, y0, x0 + 2 * (x1 - x0) / 3, y1) for x0, y0, x1, y1 in boxes]
     if kind == "polygon":
         return PolygonMasks(
@@ -173,7 +176,7 @@ def rectangles(boxes, height, width, kind):
 
 
 def relative_error(actual, expected):
-    """Largest difference, relative to the largest expected value."""
+    """Return the largest difference, relative to the largest expected value."""
     actual, expected = torch.as_tensor(actual).detach(), torch.as_tensor(expected)
     assert actual.shape == expected.shape
     if expected.numel() == 0:
@@ -182,9 +185,9 @@ def relative_error(actual, expected):
 
 
 def pair_boxes(actual, expected, tolerance=0.05):
-    """For each expected box the index of the one equal to it to ``tolerance`` pixels, each used once.
+    """Return for each expected box the index of the actual box that is equal to it within ``tolerance`` pixels.
 
-    Two boxes whose scores are equal to rounding may change places, so the order is not part of "the same boxes".
+    The order may differ, because boxes of almost equal scores change places by rounding. Each box is used once.
     """
     actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
     assert actual.shape == expected.shape
@@ -201,7 +204,7 @@ def data_dir():
 
 @pytest.fixture(scope="session")
 def narrow():
-    """This module's functions, for test files: ``narrow.model("plain")``, ``narrow.cfg(...)``, ``narrow.inputs()``."""
+    """Give test files this module's functions: ``narrow.model("plain")``, ``narrow.cfg(...)``, ``narrow.inputs()``."""
 
     class Narrow:
         cfg = staticmethod(narrow_cfg)

@@ -14,7 +14,7 @@ def random_boxes(number, seed, dtype=torch.float32):
 
 @pytest.mark.parametrize("number", [0, 1, 50])
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
-def test_decode_undoes_encode(number, weights):
+def test_decode_inverts_encode(number, weights):
     coder = BoxCoder(weights)
     reference, target = random_boxes(number, 0), random_boxes(number, 1)
     deltas = coder.encode(reference, target)
@@ -22,14 +22,14 @@ def test_decode_undoes_encode(number, weights):
     torch.testing.assert_close(coder.decode(deltas, reference), target, rtol=1e-5, atol=1e-3)
 
 
-def test_by_hand():
+def test_encode_by_hand():
     coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
     reference, target = torch.tensor([[0.0, 0.0, 10.0, 20.0]]), torch.tensor([[1.0, 2.0, 21.0, 22.0]])
     expected = [[10 * 6 / 10, 10 * 2 / 20, 5 * math.log(2), 0.0]]
     torch.testing.assert_close(coder.encode(reference, target), torch.tensor(expected))
 
 
-def test_several_boxes_for_each_reference():
+def test_several_boxes_per_reference():
     coder, reference = BoxCoder((1.0, 1.0, 1.0, 1.0)), random_boxes(3, 0)
     deltas = torch.randn(3, 8)
     both = coder.decode(deltas, reference)

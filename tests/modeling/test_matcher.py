@@ -15,7 +15,7 @@ IOU = torch.tensor(
 
 @pytest.mark.parametrize("shape", [(0, 0), (0, 4), (3, 0)])
 @pytest.mark.parametrize("low_quality", [False, True])
-def test_nothing_to_match(shape, low_quality):
+def test_no_boxes_or_no_candidates(shape, low_quality):
     matches, labels = Matcher([0.3, 0.7], [0, -1, 1], low_quality)(torch.zeros(shape))
     assert matches.tolist() == [0] * shape[1] and labels.tolist() == [0] * shape[1]
 
@@ -25,34 +25,34 @@ def test_nothing_to_match(shape, low_quality):
     [
         ([0.5], [0, 1], False, [1, 0, 1, 0, 1]),
         ([0.3, 0.7], [0, -1, 1], False, [1, 0, -1, 0, -1]),
-        # The box of row 1 overlaps candidate 4 most, the box of row 2 candidate 1: both become objects.
+        # Candidate 4 has the highest IoU in row 1, candidate 1 in row 2: both become objects.
         ([0.3, 0.7], [0, -1, 1], True, [1, 1, -1, 0, 1]),
     ],
 )
 def test_labels(thresholds, labels, low_quality, expected):
-    matches, found = Matcher(thresholds, labels, low_quality)(IOU)
-    assert found.tolist() == expected and found.dtype == torch.int8
+    matches, actual = Matcher(thresholds, labels, low_quality)(IOU)
+    assert actual.tolist() == expected and actual.dtype == torch.int8
     assert matches.tolist() == IOU.argmax(dim=0).tolist()
 
 
-def test_a_low_quality_match_keeps_the_box_that_overlaps_it_most():
+def test_low_quality_matches_keep_their_best_box():
     iou = torch.tensor([[0.6], [0.2]])
     matches, labels = Matcher([0.7], [0, 1], allow_low_quality_matches=True)(iou)
     assert matches.tolist() == [0] and labels.tolist() == [1]
 
 
-def test_ties_all_become_objects():
+def test_all_ties_become_objects():
     _, labels = Matcher([0.7], [0, 1], allow_low_quality_matches=True)(torch.tensor([[0.3, 0.3, 0.1]]))
     assert labels.tolist() == [1, 1, 0]
 
 
-def test_a_threshold_belongs_to_the_upper_label():
+def test_thresholds_are_inclusive():
     assert Matcher([0.5], [0, 1])(torch.tensor([[0.5, 0.4999]]))[1].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize(
     ("thresholds", "labels"), [([], []), ([0.7, 0.3], [0, -1, 1]), ([0.5], [0, 2]), ([0.5], [0]), ([0.0], [0, 1])]
 )
-def test_refused(thresholds, labels):
+def test_invalid_thresholds_and_labels(thresholds, labels):
     with pytest.raises(UserError, match="IOU_THRESHOLDS"):
         Matcher(thresholds, labels)

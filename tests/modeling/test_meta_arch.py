@@ -32,13 +32,13 @@ def with_empty_masks(item):
 
 
 @pytest.mark.parametrize("variant", ["plain", "options", "batchnorm", "ciou"])
-@pytest.mark.parametrize("case", ["no annotation", "no annotation, empty masks", "one without", "all"])
+@pytest.mark.parametrize("case", ["no objects", "no objects, empty masks", "objects in one image", "all"])
 def test_every_trainable_parameter_gets_a_gradient(narrow, variant, case):
-    """Otherwise training in several processes would hang or stop at images without objects."""
+    """DDP hangs or stops at images without objects otherwise."""
     inputs = {
-        "no annotation": lambda: [unannotated(), unannotated()],
-        "no annotation, empty masks": lambda: [with_empty_masks(unannotated()) for _ in range(2)],
-        "one without": lambda: [unannotated(), narrow.inputs()[0]],
+        "no objects": lambda: [unannotated(), unannotated()],
+        "no objects, empty masks": lambda: [with_empty_masks(unannotated()) for _ in range(2)],
+        "objects in one image": lambda: [unannotated(), narrow.inputs()[0]],
         "all": narrow.inputs,
     }[case]()
     model = narrow.model(variant).train()
@@ -50,13 +50,13 @@ def test_every_trainable_parameter_gets_a_gradient(narrow, variant, case):
     assert [n for n, p in model.named_parameters() if not p.requires_grad and p.grad is not None] == []
 
 
-def test_nothing_detected(model):
+def test_no_detections(model):
     item = {"image": torch.zeros(3, 40, 48, dtype=torch.uint8), "height": 20, "width": 30}
-    quiet = copy.deepcopy(model).eval()
+    background_only = copy.deepcopy(model).eval()
     with torch.no_grad():
-        quiet.roi_heads.box_predictor.cls_score.bias[-1] = 1e4
-    found = quiet([item])[0]["instances"]
-    assert len(found) == 0 and found.image_size == (20, 30) and found.pred_masks.shape == (0, 20, 30)
+        background_only.roi_heads.box_predictor.cls_score.bias[-1] = 1e4
+    detections = background_only([item])[0]["instances"]
+    assert len(detections) == 0 and detections.image_size == (20, 30) and detections.pred_masks.shape == (0, 20, 30)
 
 
 @pytest.mark.parametrize("depth", [50, 101, 152])
@@ -76,14 +76,14 @@ def test_preprocessing(model, dtype):
     assert images.tensor.shape == (2, 3, 64, 96) and images.image_sizes == [(40, 48), (33, 70)]
     mean = torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1)
     std = torch.tensor([58.0, 57.0, 57.0]).view(3, 1, 1)
-    for found, image in zip(images.tensor, tensors, strict=True):
+    for actual, image in zip(images.tensor, tensors, strict=True):
         height, width = image.shape[1:]
-        torch.testing.assert_close(found[:, :height, :width], (image - mean) / std)
-        assert found[:, height:].abs().sum() == 0 == found[:, :, width:].abs().sum()
+        torch.testing.assert_close(actual[:, :height, :width], (image - mean) / std)
+        assert actual[:, height:].abs().sum() == 0 == actual[:, :, width:].abs().sum()
 
 
 def test_padding_hardly_changes_detections(model, narrow):
-    """The same image alone and in a batch with a bigger one."""
+    """Compare the same image alone and in a batch with a larger one."""
     small, big = narrow.inputs()
     alone = model.eval()([small])[0]["instances"]
     together = model([small, {"image": torch.zeros(3, 128, 128, dtype=torch.uint8)}, big])[0]["instances"]
@@ -102,11 +102,11 @@ def test_without_postprocessing(model, narrow):
     final = model(inputs)
     for item, output in zip(raw, final, strict=True):
         assert item.pred_masks.shape[1:] == (1, 28, 28)
-        found = output["instances"]
-        assert found.image_size == (2 * item.image_size[0], 2 * item.image_size[1])
+        detections = output["instances"]
+        assert detections.image_size == (2 * item.image_size[0], 2 * item.image_size[1])
         with_area = item[item.pred_boxes.nonempty()]
         assert len(with_area) > 0
-        torch.testing.assert_close(found.pred_boxes.tensor, 2 * with_area.pred_boxes.tensor)
+        torch.testing.assert_close(detections.pred_boxes.tensor, 2 * with_area.pred_boxes.tensor)
 
 
 def test_masks_for_given_detections(model, narrow):
@@ -122,8 +122,8 @@ def test_masks_for_given_detections(model, narrow):
 
 
 def test_inference_keeps_no_graph(model, narrow):
-    found = model.eval()(narrow.inputs())[0]["instances"]
-    assert not found.scores.requires_grad
+    detections = model.eval()(narrow.inputs())[0]["instances"]
+    assert not detections.scores.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_inference_keeps_no_graph(model, narrow):
         (lambda inputs: [{"image": inputs[0]["image"], "file_name": "b.png"}], r"b\.png.*instances"),
         (lambda inputs: [without_masks(inputs[0])], "gt_masks"),
     ],
-    ids=["empty", "grey", "two dimensions", "no annotation", "no masks"],
+    ids=["empty", "gray", "two dimensions", "no annotations", "no masks"],
 )
 def test_bad_input(model, narrow, change, message):
     with pytest.raises(UserError, match=message):
@@ -150,7 +150,7 @@ def without_masks(item):
     return item
 
 
-def test_validation_loss_touches_nothing(narrow):
+def test_losses_in_evaluation_mode_change_no_state(narrow):
     model = narrow.model(
         "batchnorm", MODEL__RPN__BATCH_SIZE_PER_IMAGE=16, MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE=16
     ).eval()
@@ -180,14 +180,14 @@ def test_a_step_lowers_the_loss(narrow):
 
 
 def test_weights_loaded_after_inference_are_used(narrow):
-    """Folded weights of the first inference must not survive."""
+    """The weights that the first inference folded must not be reused."""
     model, other = narrow.model().eval(), build_model(narrow.cfg()).eval()
     expected = model(narrow.inputs())[0]["instances"]
     other(narrow.inputs())
     other.load_state_dict(model.state_dict())
-    found = other(narrow.inputs())[0]["instances"]
-    assert torch.equal(found.pred_boxes.tensor, expected.pred_boxes.tensor) and torch.equal(
-        found.scores, expected.scores
+    detections = other(narrow.inputs())[0]["instances"]
+    assert torch.equal(detections.pred_boxes.tensor, expected.pred_boxes.tensor) and torch.equal(
+        detections.scores, expected.scores
     )
 
 
@@ -195,14 +195,14 @@ def test_mixed_precision_on_cpu(narrow):
     model = narrow.model()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = model.train()(narrow.inputs())
-        found = model.eval()(narrow.inputs())[0]["instances"]
+        detections = model.eval()(narrow.inputs())[0]["instances"]
     full = {name: loss.item() for name, loss in model.train()(narrow.inputs()).items()}
     for loss in losses.values():
         assert loss.dtype == torch.float32 and bool(loss.isfinite())
     assert sum(losses.values()).item() == pytest.approx(sum(full.values()), rel=0.1)
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
-    assert found.scores.dtype == found.pred_boxes.tensor.dtype == torch.float32
+    assert detections.scores.dtype == detections.pred_boxes.tensor.dtype == torch.float32
 
 
 def test_memory_format(narrow):
@@ -218,24 +218,24 @@ def test_memory_format(narrow):
     torch.testing.assert_close(outputs[0].scores[index], outputs[1].scores, rtol=1e-4, atol=1e-5)
 
 
-def test_the_plugin_extends_through_the_registries(narrow):
-    """A replaced component is built and used."""
+def test_a_component_of_the_user(narrow):
+    """Build and use a registered component of the user."""
     from d2_maskrcnn.modeling import MaskRCNNBoxHead
     from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 
-    class HeadOfThisTest(MaskRCNNBoxHead):
+    class UserBoxHead(MaskRCNNBoxHead):
         pass
 
-    ROI_BOX_HEAD_REGISTRY.register(HeadOfThisTest)
+    ROI_BOX_HEAD_REGISTRY.register(UserBoxHead)
     cfg = narrow.cfg()
-    cfg.MODEL.ROI_BOX_HEAD.NAME = "HeadOfThisTest"
+    cfg.MODEL.ROI_BOX_HEAD.NAME = "UserBoxHead"
     model = build_model(cfg).eval()
-    assert type(model.roi_heads.box_head) is HeadOfThisTest
+    assert type(model.roi_heads.box_head) is UserBoxHead
     assert len(model(narrow.inputs())) == 2
 
 
 def test_built_without_a_config(narrow):
-    """Every part takes built objects: no config is needed."""
+    """Build a model from components instead of a config."""
     parts = build_model(narrow.cfg())
     model = MaskRCNN(
         backbone=parts.backbone,

@@ -1,12 +1,13 @@
-"""Against what Detectron2 itself computed on narrow models, stored with the tests (``data/narrow_reference.npz``).
+"""Comparison with values that Detectron2 computed for narrow models, stored in ``data/narrow_reference.npz``.
 
-The file was made with Detectron2 0.6 (commit 02b5c4e2) on a CPU with one thread, in float32: each variant in
-``conftest.py`` was built with Detectron2's own components (``narrow_cfg(variant, ours=False)``), given the weights of
-``fill_weights`` and the images of ``make_inputs`` (polygons for ``ciou``, bit masks otherwise). From evaluation
-mode, in float32, it holds p3 features, proposals, detections with mask probabilities of each image's first four,
-and post-processed masks (``numpy.packbits`` along x); from training mode the losses, the scalars in the event storage
-and the gradients of ``GRADS``, computed in float64: in float32, rounding alone moves an activation across a ReLU's
-corner now and then, and in so small a network one is enough to show.
+The file was made with Detectron2 0.6 (commit 02b5c4e2) on a CPU with one thread. Each variant of ``conftest.py`` was
+built with Detectron2's components (``narrow_cfg(variant, ours=False)``), the weights of ``fill_weights`` and the
+images of ``make_inputs`` (polygons for ``ciou``, bit masks otherwise). It contains
+
+* in evaluation mode, float32: p3 features, proposals, detections, mask probabilities of each image's first four
+  detections, and post-processed masks (``numpy.packbits`` along x);
+* in training mode, float64: losses, scalars in the event storage, and the gradients of ``GRADS``. In float32, rounding
+  sometimes moves an activation across the corner of a ReLU, which is visible in such a small network.
 """
 
 import numpy as np
@@ -63,8 +64,10 @@ def test_training(narrow, reference, variant, channels_last):
     for name, loss in losses.items():
         assert narrow.relative_error(loss, expected[name]) < 1e-5
     prefix = f"{variant}/event/"
-    wanted = {name[len(prefix) :]: float(value) for name, value in reference.items() if name.startswith(prefix)}
-    assert events == pytest.approx(wanted, rel=1e-6)
+    expected_events = {
+        name[len(prefix) :]: float(value) for name, value in reference.items() if name.startswith(prefix)
+    }
+    assert events == pytest.approx(expected_events, rel=1e-6)
     sum(losses.values()).backward()
     parameters = dict(model.named_parameters())
     names = [name for name in narrow.grads if f"{variant}/grad/{name}" in reference]

@@ -1,6 +1,4 @@
-"""Against what Detectron2 itself computed, on a narrow ResNet101-FPN with given weights
-(``reference/tiny_R101_FPN.*``).
-"""
+"""Comparison with tensors that Detectron2 computed for a narrow ResNet101-FPN (``reference/tiny_R101_FPN.*``)."""
 
 import json
 
@@ -45,7 +43,7 @@ def reference_inputs(reference):
 
 
 class Run:
-    """One model, and what it gave in evaluation mode."""
+    """A model and its intermediate tensors in evaluation mode."""
 
     def __init__(self, shared_dir, reference, channels_last):
         self.model = build_model(reference_cfg(shared_dir / "reference" / "tiny_R101_FPN.yaml", channels_last))
@@ -113,7 +111,7 @@ def test_post_processing(run, reference, narrow):
         expected = np.unpackbits(packed, axis=-1)[..., : detections.image_size[1]].astype(bool)
         different = detections.pred_masks[index].numpy() != expected
         assert different.mean() < 1e-3
-        assert different.sum() < 1e-3 * expected.sum()  # of the pixels that are set, too
+        assert different.sum() < 1e-3 * expected.sum()  # and relative to the area of the masks
 
 
 def test_losses_and_gradients(run, reference, narrow):

@@ -11,8 +11,8 @@ from d2_maskrcnn.modeling.sampling import sample_labels
         ([-1, -1], 8, 0.5, 0, 0),
         ([1, 1, 0, 0, 0], 0, 0.5, 0, 0),
         ([1, 1, 1, 0, 0, 0, 0], 4, 0.5, 2, 2),
-        ([1, 0, 0, 0, 0, -1], 4, 0.5, 1, 3),  # background fills up
-        ([1, 1, 1, 1, 0], 4, 0.25, 1, 1),  # objects don't
+        ([1, 0, 0, 0, 0, -1], 4, 0.5, 1, 3),  # background takes the place of objects
+        ([1, 1, 1, 1, 0], 4, 0.25, 1, 1),  # but not the reverse
         ([1, 1, 0], 100, 1.0, 2, 1),
     ],
 )
@@ -21,11 +21,11 @@ def test_numbers(labels, num_samples, fraction, positives, negatives):
     positive, negative = sample_labels(labels, num_samples, fraction, background=0)
     assert (len(positive), len(negative)) == (positives, negatives)
     assert bool((labels[positive] == 1).all()) and bool((labels[negative] == 0).all())
-    drawn = torch.cat((positive, negative))
-    assert len(drawn.unique()) == len(drawn)
+    sampled = torch.cat((positive, negative))
+    assert len(sampled.unique()) == len(sampled)
 
 
-def test_the_background_may_have_another_label():
+def test_background_label():
     labels = torch.tensor([0, 1, 3, 3, -1])
     positive, negative = sample_labels(labels, 10, 0.5, background=3)
     assert sorted(positive.tolist()) == [0, 1] and sorted(negative.tolist()) == [2, 3]
@@ -33,15 +33,25 @@ def test_the_background_may_have_another_label():
 
 def test_random_and_repeatable():
     labels = torch.tensor([0] * 100 + [1] * 100)
-    draws = []
+    samples = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        draws.append(torch.cat(sample_labels(labels, 20, 0.5, background=0)).tolist())
-    assert draws[0] == draws[1] != draws[2]
+        samples.append(torch.cat(sample_labels(labels, 20, 0.5, background=0)).tolist())
+    assert samples[0] == samples[1] != samples[2]
 
 
-def test_every_element_gets_its_turn():
+def test_generator():
+    labels = torch.tensor([0] * 100 + [1] * 100)
+    state = torch.get_rng_state()
+    samples = [
+        torch.cat(sample_labels(labels, 20, 0.5, 0, torch.Generator().manual_seed(seed))).tolist() for seed in (0, 0, 1)
+    ]
+    assert samples[0] == samples[1] != samples[2]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_every_element_is_sampled_eventually():
     torch.manual_seed(0)
     labels = torch.tensor([0] * 10 + [1] * 10)
-    drawn = torch.cat([torch.cat(sample_labels(labels, 4, 0.5, background=0)) for _ in range(200)])
-    assert drawn.bincount(minlength=20).min() > 10
+    sampled = torch.cat([torch.cat(sample_labels(labels, 4, 0.5, background=0)) for _ in range(200)])
+    assert sampled.bincount(minlength=20).min() > 10

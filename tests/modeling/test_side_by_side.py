@@ -1,4 +1,4 @@
-"""Beside Detectron2's own model in the same process, where Detectron2 is installed."""
+"""Comparison with Detectron2's own model in the same process, if Detectron2 is installed."""
 
 import pytest
 import torch
@@ -8,19 +8,19 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 pytestmark = pytest.mark.skipif(
-    d2_maskrcnn.engine_info().name != "installed", reason="the embedded engine has no model of its own to compare with"
+    d2_maskrcnn.engine_info().name != "installed", reason="the embedded engine has no model of its own"
 )
 
 
 @pytest.fixture(params=["plain", "options", "batchnorm", "ciou", "boxes_only"])
 def pair(request, narrow):
-    """The same weights in Detectron2's components and in ours."""
+    """Build Detectron2's model and ours with the same weights."""
     theirs = narrow.fill(build_model(narrow.cfg(request.param, ours=False)))
     ours = narrow.model(request.param, D2_MASKRCNN__CHANNELS_LAST=False)
     return theirs, ours
 
 
-def test_they_are_two_models(pair):
+def test_no_component_is_shared(pair):
     theirs, ours = pair
     assert type(theirs).__module__.startswith("detectron2.") and type(theirs.roi_heads).__module__.startswith(
         "detectron2."
@@ -39,7 +39,7 @@ def test_inference(pair, narrow):
 
 
 def test_training_steps(pair, narrow):
-    """Losses of three steps of SGD."""
+    """Compare the losses of three SGD steps."""
     histories = []
     for model in pair:
         optimizer = torch.optim.SGD([p for p in model.train().parameters() if p.requires_grad], lr=1e-4)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.weights.names import convert_names
-from d2_maskrcnn.weights.report import MAX_GROUPS, check_same_model, class_change, compare, group_names
+from d2_maskrcnn.weights.names import convert_names, group_names
+from d2_maskrcnn.weights.report import MAX_GROUPS, check_same_model, class_change, compare
 
 PREFIX = "backbone.bottom_up."
 
@@ -119,7 +119,7 @@ def test_a_backbones_report_is_short(msra_blobs, mask_rcnn_shapes):
     assert report.is_backbone_only and not report.is_complete and not report.unexpected and not report.wrong_shape
     text = str(report)
     assert text.startswith(
-        "R-101.pkl: 520 of the model's 540 tensors loaded (caffe2's names, put under 'backbone.bottom_up.')"
+        "R-101.pkl: 520 of the model's 540 tensors loaded (names of caffe2, with the prefix 'backbone.bottom_up.')"
     )
     assert "backbone.{fpn_lateral,fpn_output}{2-5}.weight" in text and len(text.splitlines()) == 2 and len(text) < 700
 
@@ -134,7 +134,7 @@ def test_many_groups_are_cut(mask_rcnn_shapes):
 
 @pytest.mark.parametrize(("in_file", "in_model"), [(50, 101), (101, 50), (152, 101)])
 def test_another_depth_is_told(mask_rcnn_shapes, in_file, in_model):
-    expected = rf"holds a ResNet-{in_file} \(.* blocks\), but the model is a ResNet-{in_model} \(.*DEPTH {in_file}"
+    expected = rf"contains a ResNet-{in_file} \(.* blocks\), but the model is a ResNet-{in_model} \(.*DEPTH {in_file}"
     with pytest.raises(UserError, match=expected):
         judge(mask_rcnn_shapes(in_file), mask_rcnn_shapes(in_model))
 
@@ -151,7 +151,7 @@ def test_another_kind_of_resnet_is_told(mask_rcnn_shapes):
         name: (shape[0], shape[1] // 4, *shape[2:]) if ".conv2.weight" in name else shape
         for name, shape in mask_rcnn_shapes().items()
     }
-    with pytest.raises(UserError, match=r"another ResNet: .*conv2\.weight is .*NUM_GROUPS"):
+    with pytest.raises(UserError, match=r"another ResNet's weights: .*conv2\.weight is .*NUM_GROUPS"):
         judge(resnext, mask_rcnn_shapes())
 
 
@@ -171,5 +171,5 @@ def test_a_file_of_another_model_is_refused(mask_rcnn_shapes, names):
 
 
 def test_the_names_of_both_sides_are_shown(mask_rcnn_shapes):
-    with pytest.raises(UserError, match=r"its names look like blocks\.0\.w, .*, the model's like backbone"):
+    with pytest.raises(UserError, match=r"its names are such as blocks\.0\.w, .*, the model's backbone"):
         judge({f"blocks.{i}.w": (1,) for i in range(30)}, mask_rcnn_shapes())

@@ -1,1 +1,1 @@
-"""Hooks of a training."""
+"""Hooks of the trainer."""

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights (Polyak and Juditsky 1992), evaluated and saved beside them."""
+"""Exponential moving average of the weights (Polyak and Juditsky 1992), evaluated and saved beside the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,21 +13,21 @@ from d2_maskrcnn.weights.atomic import atomic_torch_save
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-SUFFIX = "_ema"  # of the files with averaged weights
+SUFFIX = "_ema"  # of weight files with averaged weights
 
 
 class WeightAverage:
-    """Follows all that changes in training: trainable weights and the running statistics of norms.
+    """Average everything that changes in training: trainable weights and the running statistics of normalization.
 
-    After update t (from 1) with weights w: average = d * average + (1 - d) * w, d = min(decay, (1 + t) / (10 + t)), so
-    that the first, poor weights are soon forgotten.
+    After update t (from 1) with weights w: average = d * average + (1 - d) * w. d = min(decay, (1 + t) / (10 + t)) lets
+    the average forget the initial weights quickly.
 
     Args:
-        model: followed; not wrapped.
+        model: not wrapped in DistributedDataParallel.
         decay: in [0, 1).
 
     Raises:
-        UserError: ``decay`` is out of its range.
+        UserError: ``decay`` is out of range.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -38,34 +38,34 @@ class WeightAverage:
         self.values: dict[str, torch.Tensor] = {}
         self.restart()
 
-    def _followed(self) -> dict[str, torch.Tensor]:
+    def _tracked(self) -> dict[str, torch.Tensor]:
         weights = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
-        saved = self.model.state_dict()  # without buffers that are not saved, such as the pixel means
+        saved = self.model.state_dict()  # excludes non-persistent buffers such as the pixel mean
         return {**weights, **{name: b for name, b in self.model.named_buffers() if name in saved}}
 
     def restart(self) -> None:
-        """Forgets the past: the average is the model's present weights."""
+        """Set the average to the model's current weights."""
         self.updates = 0
-        self.values = {name: value.clone() for name, value in self._followed().items()}
+        self.values = {name: value.clone() for name, value in self._tracked().items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        """Takes in the present weights."""
+        """Add the model's current weights to the average."""
         self.updates += 1
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         averages, current = [], []
-        for name, value in self._followed().items():
+        for name, value in self._tracked().items():
             if value.is_floating_point():
                 averages.append(self.values[name])
                 current.append(value)
-            else:  # counters of batches
+            else:  # num_batches_tracked of batch normalization
                 self.values[name].copy_(value)
         torch._foreach_lerp_(averages, current, weight)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the ``with`` block the model has the averaged weights; afterwards its own, bit for bit."""
-        own = {name: value.clone() for name, value in self._followed().items()}
+        """Give the model the averaged weights inside the ``with`` block, and its own weights back after it."""
+        own = {name: value.clone() for name, value in self._tracked().items()}
         self._copy_to_model(self.values)
         try:
             yield
@@ -74,19 +74,19 @@ class WeightAverage:
 
     @torch.no_grad()
     def _copy_to_model(self, values: dict[str, torch.Tensor]) -> None:
-        for name, value in self._followed().items():
+        for name, value in self._tracked().items():
             value.copy_(values[name])
 
     def model_state(self) -> dict[str, torch.Tensor]:
-        """The whole model's state with averaged weights, on the CPU."""
+        """Return the state dict of the model with averaged weights, on the CPU."""
         return {name: self.values.get(name, value).cpu() for name, value in self.model.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and the number of updates."""
+        """Return the average and the number of updates."""
         return {"updates": self.updates, "values": self.values}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes back what :meth:`state_dict` gave.
+        """Restore what :meth:`state_dict` returned.
 
         Raises:
             KeyError: a weight is missing.
@@ -97,24 +97,24 @@ class WeightAverage:
 
 
 class UpdateAverage(HookBase):
-    """Updates the average after every iteration; at the end writes it as a weight file of its own."""
+    """Update the average after every iteration, and save it as a weight file at the end of the training."""
 
     def __init__(self, average: WeightAverage) -> None:
         self.average = average
 
     def after_step(self) -> None:
-        """Takes in the weights of this iteration."""
+        """Add the weights of this iteration."""
         self.average.update()
 
     def after_train(self) -> None:
-        """Writes ``model_final_ema.pth``, which MODEL.WEIGHTS takes, if training came to its end."""
+        """Write ``model_final_ema.pth`` if the training reached its last iteration."""
         trainer: Any = self.trainer
         if trainer.iter == trainer.max_iter:
             save_average(trainer, "model_final", trainer.iter - 1)
 
 
 def save_average(trainer: Any, name: str, iteration: int) -> None:
-    """Writes ``OUTPUT_DIR/<name>_ema.pth``, a weight file that MODEL.WEIGHTS takes, where there is an average."""
+    """Write the averaged weights, if there are any, to ``OUTPUT_DIR/<name>_ema.pth``, a file for ``MODEL.WEIGHTS``."""
     if trainer.average is None or not comm.is_main_process():
         return
     data = {"model": trainer.average.model_state(), "metadata": trainer.checkpointer.metadata(iteration)}

@@ -130,29 +130,20 @@ def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
             f"MODEL.RESNETS.DEFORM_ON_PER_STAGE is {list(node.DEFORM_ON_PER_STAGE)}, but this model has no deformable "
             "convolutions: set all four to False"
         )
-    names = _needed_stages(node.OUT_FEATURES)
-    channels = node.STEM_OUT_CHANNELS
     norm = require_norm(
-        cfg, "MODEL.RESNETS.NORM", channels, node.RES2_OUT_CHANNELS, node.NUM_GROUPS * node.WIDTH_PER_GROUP
+        cfg,
+        "MODEL.RESNETS.NORM",
+        node.STEM_OUT_CHANNELS,
+        node.RES2_OUT_CHANNELS,
+        node.NUM_GROUPS * node.WIDTH_PER_GROUP,
     )
-    stem = Stem(channels_of(input_shape), channels, norm)
-    shapes = {"stem": ShapeSpec(channels=channels, stride=4)}
-    stages, stride = {}, 4
-    for index, name in enumerate(names):
-        dilation = node.RES5_DILATION if name == "res5" else 1
-        first_stride = 1 if index == 0 or dilation > 1 else 2
-        block = BlockShape(
-            in_channels=channels,
-            bottleneck_channels=node.NUM_GROUPS * node.WIDTH_PER_GROUP * 2**index,
-            out_channels=node.RES2_OUT_CHANNELS * 2**index,
-            stride=first_stride,
-            dilation=dilation,
-            groups=node.NUM_GROUPS,
-            stride_in_1x1=node.STRIDE_IN_1X1,
-        )
-        stages[name] = _build_stage(block, BLOCKS_PER_STAGE[depth][index], norm)
-        channels, stride = block.out_channels, stride * first_stride
-        shapes[name] = ShapeSpec(channels=channels, stride=stride)
+    blocks = _first_blocks(node)
+    stem = Stem(channels_of(input_shape), node.STEM_OUT_CHANNELS, norm)
+    stages, shapes, stride = {}, {"stem": ShapeSpec(channels=node.STEM_OUT_CHANNELS, stride=4)}, 4
+    for (name, block), number in zip(blocks.items(), BLOCKS_PER_STAGE[depth], strict=False):
+        stages[name] = _build_stage(block, number, norm)
+        stride *= block.stride
+        shapes[name] = ShapeSpec(channels=block.out_channels, stride=stride)
     resnet = ResNet(stem, stages, shapes, node.OUT_FEATURES)
     if plugin_node(cfg).RESNETS.ZERO_INIT_RESIDUAL:
         _start_as_identities(resnet)
@@ -181,6 +172,24 @@ def _needed_stages(out_features: list[str]) -> tuple[str, ...]:
             f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)}: expected one or more of {', '.join(known)}"
         )
     return STAGE_NAMES[: max(known.index(name) for name in out_features)]
+
+
+def _first_blocks(node: CfgNode) -> dict[str, BlockShape]:
+    """Return the shape of the first block of each stage that ``node.OUT_FEATURES`` needs."""
+    blocks, channels = {}, node.STEM_OUT_CHANNELS
+    for index, name in enumerate(_needed_stages(node.OUT_FEATURES)):
+        dilation = node.RES5_DILATION if name == "res5" else 1
+        blocks[name] = BlockShape(
+            in_channels=channels,
+            bottleneck_channels=node.NUM_GROUPS * node.WIDTH_PER_GROUP * 2**index,
+            out_channels=node.RES2_OUT_CHANNELS * 2**index,
+            stride=1 if index == 0 or dilation > 1 else 2,
+            dilation=dilation,
+            groups=node.NUM_GROUPS,
+            stride_in_1x1=node.STRIDE_IN_1X1,
+        )
+        channels = blocks[name].out_channels
+    return blocks
 
 
 def _build_stage(first: BlockShape, num_blocks: int, norm: str) -> nn.Sequential:

@@ -13,10 +13,11 @@ from torch import nn
 from d2_maskrcnn.config.validation import require_norm
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
+from d2_maskrcnn.modeling.box_coding import BoxCoder
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -134,6 +135,16 @@ class BoxPredictions:
     def split(self, values: torch.Tensor) -> list[torch.Tensor]:
         """Split values (M, ...) of all images into one tensor (R, ...) per image."""
         return list(values.split([len(item) for item in self.rois]))
+
+    @torch.no_grad()
+    def refined_rois(self, coder: BoxCoder, num_classes: int) -> list[Instances]:
+        """Replace the boxes of training regions by those refined for the ground-truth class, not clipped."""
+        refined = []
+        for item, deltas in zip(self.rois, self.split(self.deltas), strict=True):
+            class_deltas = deltas_of_class(deltas, item.gt_classes.clamp(max=num_classes - 1))
+            boxes = Boxes(coder.decode(class_deltas, item.proposal_boxes.tensor))
+            refined.append(Instances(item.image_size, **{**item.get_fields(), "proposal_boxes": boxes}))
+        return refined
 
 
 def deltas_of_class(deltas: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -36,20 +36,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import build_box_head, build_mask_head
-from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.structures import ImageList, Instances, pairwise_iou
 from detectron2.utils.events import has_event_storage
-
-
-@dataclass
-class ROIInference:
-    """Everything that the ROI heads compute for detection.
-
-    Attributes:
-        predictions: of the proposals. selection: the detections, with ``pred_masks`` if there is a mask head.
-    """
-
-    predictions: BoxPredictions
-    selection: DetectionSelection
 
 
 @dataclass
@@ -185,12 +173,15 @@ class MaskRCNNROIHeads(nn.Module):
             losses: ``loss_cls``, ``loss_box_reg``, ``loss_mask``; empty without ground truth.
         """
         if targets is None:
-            return self.detect(features, proposals).selection.detections, {}
+            _, selection = self.detect(features, proposals)
+            return selection.detections, {}
         training = self.compute_losses(features, proposals, targets)
         return training.rois, training.losses
 
-    def detect(self, features: dict[str, torch.Tensor], proposals: list[Instances]) -> ROIInference:
-        """Compute detections, with all intermediate tensors; for the arguments see :meth:`forward`."""
+    def detect(
+        self, features: dict[str, torch.Tensor], proposals: list[Instances]
+    ) -> tuple[BoxPredictions, DetectionSelection]:
+        """Compute the detections and the predictions that they were selected from; see :meth:`forward`."""
         levels = self._levels(features)
         predictions = self._predict_boxes(levels, proposals)
         boxes = self.box_coder.decode(predictions.deltas, predictions.boxes()).unflatten(1, (-1, 4))  # (M, K or 1, 4)
@@ -201,7 +192,7 @@ class MaskRCNNROIHeads(nn.Module):
             self.detection_settings,
         )
         self._add_masks(levels, selection.detections)
-        return ROIInference(predictions, selection)
+        return predictions, selection
 
     def compute_losses(
         self,
@@ -293,7 +284,7 @@ class MaskRCNNROIHeads(nn.Module):
 
     def _add_mask_losses(self, levels: list[torch.Tensor], targets: list[Instances], training: ROITraining) -> None:
         if self.train_on_pred_boxes:
-            training.rois = self._with_predicted_boxes(training.predictions)
+            training.rois = training.predictions.refined_rois(self.box_coder, self.num_classes)
         foreground = [
             foreground_with_masks(rois, target, self.num_classes)
             for rois, target in zip(training.rois, targets, strict=True)
@@ -302,13 +293,3 @@ class MaskRCNNROIHeads(nn.Module):
         classes = torch.cat([item.gt_classes for item in foreground])
         training.mask_rois, training.mask_targets = foreground, mask_targets(foreground, 2 * pooled.shape[-1])
         training.losses.update(self.mask_head.losses(pooled, classes, training.mask_targets))
-
-    @torch.no_grad()
-    def _with_predicted_boxes(self, predictions: BoxPredictions) -> list[Instances]:
-        """Replace the regions' boxes by those refined for the ground-truth class, not clipped."""
-        refined = []
-        for item, deltas in zip(predictions.rois, predictions.split(predictions.deltas), strict=True):
-            class_deltas = deltas_of_class(deltas, item.gt_classes.clamp(max=self.num_classes - 1))
-            boxes = Boxes(self.box_coder.decode(class_deltas, item.proposal_boxes.tensor))
-            refined.append(Instances(item.image_size, **{**item.get_fields(), "proposal_boxes": boxes}))
-        return refined

@@ -17,12 +17,13 @@ from d2_maskrcnn.modeling.box_coding import BoxCoder, at_least_float32
 from d2_maskrcnn.modeling.losses import BOX_LOSSES, box_regression_loss, objectness_loss, put_scalars
 from d2_maskrcnn.modeling.matcher import Matcher
 from d2_maskrcnn.modeling.rpn.proposals import ProposalSelection, ProposalSettings, select_proposals
+from d2_maskrcnn.modeling.rpn.targets import AnchorLabels, match_anchors
 from d2_maskrcnn.modeling.sampling import sample_labels
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, build_anchor_generator
 from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY, build_rpn_head
-from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import has_event_storage
 
 
@@ -94,26 +95,6 @@ class MaskRCNNRPNHead(nn.Module):
             logits.append(self.objectness_logits(hidden))
             deltas.append(self.anchor_deltas(hidden))
         return logits, deltas
-
-
-@dataclass
-class AnchorLabels:
-    """Training labels of the R anchors of one image.
-
-    Attributes:
-        labels: (R,) int8: 1 object, 0 background, -1 ignored. sampled: the same, -1 for anchors not sampled.
-        matches: (R,) int64, index of the ground-truth box with the highest IoU.
-        gt_boxes: (G, 4).
-    """
-
-    labels: torch.Tensor
-    sampled: torch.Tensor
-    matches: torch.Tensor
-    gt_boxes: torch.Tensor
-
-    def object_boxes(self) -> torch.Tensor:
-        """Return the ground-truth boxes (F, 4) of the sampled objects, in the anchors' order."""
-        return self.gt_boxes[self.matches[self.sampled == 1]]
 
 
 @dataclass
@@ -254,8 +235,9 @@ class MaskRCNNRPN(nn.Module):
         labels: list[AnchorLabels] = []
         losses: dict[str, torch.Tensor] = {}
         if gt_instances is not None:
-            labels = self._label_anchors(torch.cat(anchors), gt_instances, generator)
-            losses = self._losses(torch.cat(anchors), torch.cat(logits, 1), torch.cat(deltas, 1), labels)
+            all_anchors = torch.cat(anchors)  # (R, 4)
+            labels = [self._label_anchors(all_anchors, instances, generator) for instances in gt_instances]
+            losses = self._losses(all_anchors, torch.cat(logits, 1), torch.cat(deltas, 1), labels)
         selection = select_proposals(
             anchors,
             [x.detach() for x in logits],
@@ -267,33 +249,24 @@ class MaskRCNNRPN(nn.Module):
         )
         return RPNOutput(anchors, logits, deltas, labels, losses, selection)
 
-    @torch.no_grad()
     def _label_anchors(
-        self, anchors: torch.Tensor, gt_instances: list[Instances], generator: torch.Generator | None
-    ) -> list[AnchorLabels]:
-        """Match the anchors (R, 4) with each image's ground truth, then sample from them."""
-        output = []
-        for instances in gt_instances:
-            matches, labels = self.anchor_matcher(pairwise_iou(instances.gt_boxes, Boxes(anchors)))
-            if self.boundary_thresh >= 0:
-                inside = Boxes(anchors).inside_box(instances.image_size, self.boundary_thresh)
-                labels[~inside] = -1
-            positive, negative = sample_labels(
-                labels, self.batch_size_per_image, self.positive_fraction, background=0, generator=generator
-            )
-            sampled = torch.full_like(labels, -1)
-            sampled[positive] = 1
-            sampled[negative] = 0
-            output.append(AnchorLabels(labels, sampled, matches, instances.gt_boxes.tensor))
-        return output
+        self, anchors: torch.Tensor, instances: Instances, generator: torch.Generator | None
+    ) -> AnchorLabels:
+        matched = match_anchors(anchors, instances, self.anchor_matcher, self.boundary_thresh)
+        positive, negative = sample_labels(
+            matched.labels, self.batch_size_per_image, self.positive_fraction, background=0, generator=generator
+        )
+        matched.sampled[positive] = 1
+        matched.sampled[negative] = 0
+        return matched
 
     def _losses(
         self, anchors: torch.Tensor, logits: torch.Tensor, deltas: torch.Tensor, labels: list[AnchorLabels]
     ) -> dict[str, torch.Tensor]:
         """Compute the losses, divided by N * batch_size_per_image, of logits (N, R) and deltas (N, R, 4)."""
-        sampled = torch.stack([image.sampled for image in labels])  # (N, R)
+        sampled = torch.stack([item.sampled for item in labels])  # (N, R)
         image, anchor = (sampled == 1).nonzero(as_tuple=True)  # each (F,)
-        gt_boxes = torch.cat([image_labels.object_boxes() for image_labels in labels])  # (F, 4)
+        gt_boxes = torch.cat([item.object_boxes() for item in labels])  # (F, 4)
         used = sampled >= 0
         loss_cls = objectness_loss(logits[used], sampled[used])
         loss_loc = box_regression_loss(

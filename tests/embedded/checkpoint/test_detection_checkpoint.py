@@ -247,3 +247,19 @@ def test_nothing_in_a_file_is_run(tmp_path, extension):
     with pytest.raises(ValueError, match="mkdir"):
         make().load(str(path))
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("tag", ["../outside.pth", "/etc/passwd", "sub/model.pth"])
+def test_the_last_checkpoint_is_in_the_folder(tmp_path, tag):
+    folder = tmp_path / "run"
+    make(folder).save("model_0000001")
+    torch.save(Detector().state_dict(), tmp_path / "outside.pth")
+    (folder / "last_checkpoint").write_text(tag)
+    with pytest.raises(ValueError, match="outside that folder"):
+        make(folder).resume_or_load("", resume=True)
+
+
+@pytest.mark.parametrize("address", ["detectron2://../../x.pkl", "https://host/../../x.pth"])
+def test_no_address_leaves_the_cache(address):
+    with pytest.raises(ValueError, match="plain address"):
+        make().load(address)

@@ -4,7 +4,7 @@ import torch
 from d2_maskrcnn.modeling.backbone.resnet import build_resnet
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 
-EVERYTHING = ["stem", "res2", "res3", "res4", "res5"]
+ALL_PARTS = ["stem", "res2", "res3", "res4", "res5"]
 
 
 def resnet(narrow, **overrides):
@@ -15,7 +15,7 @@ def resnet(narrow, **overrides):
 def test_depths(narrow, depth, blocks):
     model = resnet(narrow, MODEL__RESNETS__DEPTH=depth)
     assert tuple(len(getattr(model, f"res{i}")) for i in (2, 3, 4, 5)) == blocks
-    # 1 stem, 3 for each block, 4 shortcuts
+    # the stem, 3 per block, 4 shortcuts
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     assert len(convolutions) == 1 + 3 * sum(blocks) + 4
 
@@ -32,7 +32,7 @@ def test_shapes_and_strides(narrow):
     assert [shapes[name].stride for name in shapes] == [4, 4, 8, 16, 32]
 
 
-def test_only_what_is_needed_is_built(narrow):
+def test_unneeded_stages_are_not_built(narrow):
     model = resnet(narrow, MODEL__RESNETS__OUT_FEATURES=["res3"])
     assert not hasattr(model, "res4") and list(model(torch.zeros(1, 3, 32, 32))) == ["res3"]
     assert list(resnet(narrow, MODEL__RESNETS__OUT_FEATURES=["stem"])(torch.zeros(1, 3, 32, 32))) == ["stem"]
@@ -46,7 +46,7 @@ def test_dilation_keeps_the_resolution_of_res5(narrow):
 
 
 @pytest.mark.parametrize("in_1x1", [True, False])
-def test_where_the_stride_is(narrow, in_1x1):
+def test_which_convolution_has_the_stride(narrow, in_1x1):
     block = resnet(narrow, MODEL__RESNETS__STRIDE_IN_1X1=in_1x1).res3[0]
     assert block.conv1.stride == ((2, 2) if in_1x1 else (1, 1))
     assert block.conv2.stride == ((1, 1) if in_1x1 else (2, 2))
@@ -58,25 +58,25 @@ def test_groups_and_widths(narrow):
     assert [getattr(model, f"res{i}")[0].conv2.weight.shape for i in (2, 5)] == [(8, 2, 3, 3), (64, 16, 3, 3)]
 
 
-def test_no_shortcut_where_the_widths_agree(narrow):
+def test_no_shortcut_for_equal_widths(narrow):
     model = resnet(narrow, MODEL__RESNETS__STEM_OUT_CHANNELS=16)
     assert model.res2[0].shortcut is None and model.res3[0].shortcut is not None
 
 
 @pytest.mark.parametrize(
     ("freeze_at", "frozen"),
-    [(0, []), (1, ["stem"]), (2, ["stem", "res2"]), (5, EVERYTHING), (9, EVERYTHING)],
+    [(0, []), (1, ["stem"]), (2, ["stem", "res2"]), (5, ALL_PARTS), (9, ALL_PARTS)],
 )
 def test_freezing(narrow, freeze_at, frozen):
     model = resnet(narrow, MODEL__BACKBONE__FREEZE_AT=freeze_at, MODEL__RESNETS__NORM="BN")
-    for name in EVERYTHING:
+    for name in ALL_PARTS:
         part = getattr(model, name)
         assert all(p.requires_grad != (name in frozen) for p in part.parameters())
         norms = [module.norm for module in part.modules() if isinstance(module, torch.nn.Conv2d)]
         assert all(isinstance(norm, FrozenBatchNorm2d) == (name in frozen) for norm in norms)
 
 
-def test_frozen_statistics_stay_in_training(narrow):
+def test_training_keeps_frozen_statistics(narrow):
     model = resnet(narrow, MODEL__BACKBONE__FREEZE_AT=1, MODEL__RESNETS__NORM="BN").train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model(torch.randn(2, 3, 64, 64))
@@ -85,8 +85,8 @@ def test_frozen_statistics_stay_in_training(narrow):
     assert changed == {"res2", "res3", "res4", "res5"}
 
 
-def test_initialisation(narrow):
-    """He et al. 2015 (fan out): the standard deviation is sqrt(2 / (out channels * kernel area))."""
+def test_initialization(narrow):
+    """He et al. 2015 (fan-out): the standard deviation is sqrt(2 / (out channels * kernel area))."""
     torch.manual_seed(0)
     weight = resnet(narrow, MODEL__RESNETS__WIDTH_PER_GROUP=32).res4[1].conv2.weight
     assert weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)

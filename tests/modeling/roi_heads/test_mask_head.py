@@ -79,7 +79,7 @@ def test_parameter_names_of_the_zoo(conv_dims, norm, names):
     assert state == [*expected, "deconv.weight", "deconv.bias", "predictor.weight", "predictor.bias"]
 
 
-def test_initialisation():
+def test_initialization():
     model = head(num_classes=80, conv_dims=(64, 64))
     assert model.predictor.weight.std().item() == pytest.approx(0.001, rel=0.1)
     assert model.deconv.bias.abs().sum() == 0 == model.predictor.bias.abs().sum()

@@ -10,7 +10,7 @@ def test_no_positions():
     assert generator([torch.zeros(1, 8, 0, 5)])[0].tensor.shape == (0, 4)
 
 
-def test_cells_by_hand():
+def test_cell_anchors_by_hand():
     boxes = cell_anchors([32, 64], [0.5, 1.0, 2.0])
     assert boxes.shape == (6, 4)
     width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
@@ -28,24 +28,27 @@ def test_positions_row_by_row(offset):
     assert generator.num_anchors == [2, 4]
     levels = generator([torch.zeros(2, 1, 3, 5), torch.zeros(2, 1, 2, 3)])
     assert [len(level) for level in levels] == [3 * 5 * 2, 2 * 3 * 4]
-    centres = levels[0].get_centers().view(3, 5, 2, 2)
+    centers = levels[0].get_centers().view(3, 5, 2, 2)
     for row in range(3):
         for column in range(5):
             expected = torch.tensor([[4.0 * (column + offset), 4.0 * (row + offset)]] * 2)
-            torch.testing.assert_close(centres[row, column], expected)
+            torch.testing.assert_close(centers[row, column], expected)
 
 
-def test_kept_for_a_few_sizes_only():
+def test_cache_is_limited():
     generator = MaskRCNNAnchorGenerator(sizes=[[8]], aspect_ratios=[[1.0]], strides=[4])
-    feature = torch.zeros(1, 1, 2, 2)
-    assert generator([feature])[0] is generator([feature])[0]
-    for size in range(3, 9):
-        generator([torch.zeros(1, 1, size, size)])
-    assert len(generator._cache) == 4
-    assert generator([feature])[0].tensor.shape == (4, 4)
+    features = [torch.zeros(1, 1, size, size) for size in range(2, 7)]
+    first = generator(features[:1])[0]
+    for feature in features[1:4]:
+        generator([feature])
+    assert generator(features[:1])[0] is first
+    for feature in features[1:]:
+        generator([feature])
+    again = generator(features[:1])[0]
+    assert again is not first and torch.equal(again.tensor, first.tensor)
 
 
-def test_what_inference_mode_kept_can_be_trained_with():
+def test_anchors_cached_in_inference_mode_allow_training():
     generator = MaskRCNNAnchorGenerator(sizes=[[8]], aspect_ratios=[[1.0]], strides=[4])
     with torch.inference_mode():
         generator([torch.zeros(1, 1, 2, 2)])

@@ -59,14 +59,28 @@ class DetectionCheckpointer(Checkpointer):
         address, _, query = path.partition("?") if _asks_for_matching(path) else (path, "", "")
         self._match_names = bool(query)
         if address:
-            local = PathManager.get_local_path(address)
-            if not os.path.isfile(local):
+            from d2_maskrcnn.weights import fetch_weights
+
+            downloads = address.startswith(("http://", "https://", "detectron2://"))
+            address = fetch_weights(address) if downloads else PathManager.get_local_path(address)
+            if not os.path.isfile(address):
                 raise FileNotFoundError(f"there is no weight file or checkpoint {address!r}")
         return super().load(address, checkpointables)
 
+    def get_checkpoint_file(self) -> str:
+        """Return the checkpoint that ``save_dir/last_checkpoint`` names; "" if there is none.
+
+        Raises:
+            ValueError: it names a file in another folder.
+        """
+        path: str = super().get_checkpoint_file()
+        if path and os.path.dirname(path) != self.save_dir.rstrip("/"):
+            raise ValueError(f"{self.save_dir}/last_checkpoint names {path!r}, which is outside that folder")
+        return path
+
     def _load_file(self, f: str) -> dict[str, Any]:
         """The content of a local file: ``"model"``, a dict of tensors or arrays, and what else it holds."""
-        # Lazily: that package also has a checkpointer, which imports this engine.
+        # In the function: importing any module of the plugin first imports its models, which import this engine.
         from d2_maskrcnn.weights import read_weights
 
         return read_weights(f)

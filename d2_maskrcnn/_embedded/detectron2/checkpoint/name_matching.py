@@ -27,7 +27,7 @@ def align_and_update_state_dicts(
         ValueError: one tensor of the file fits several of the model's.
     """
     if c2_conversion:
-        # Lazily: that package also has a checkpointer, which imports this engine.
+        # In the function: importing any module of the plugin first imports its models, which import this engine.
         from d2_maskrcnn.weights import convert_names
 
         ckpt_state_dict = convert_names(ckpt_state_dict, model_state_dict).state

@@ -80,6 +80,7 @@ class COCOEvaluator(DatasetEvaluator):
         if not hasattr(self._metadata, "json_file"):
             self._metadata.json_file = self._convert_dataset(dataset_name, allow_cached_coco)
         self._coco_api = load_ground_truth(PathManager.get_local_path(self._metadata.json_file))
+        self._do_evaluation = "annotations" in self._coco_api.dataset  # subclasses may switch it off
         self._predictions: list[dict[str, Any]] = []
 
     def _convert_dataset(self, dataset_name: str, allow_cached: bool) -> str:
@@ -133,7 +134,7 @@ class COCOEvaluator(DatasetEvaluator):
         detections = [found for prediction in predictions for found in prediction.get("instances", [])]
         detections = self._with_dataset_ids(detections)
         self._save(predictions, detections)
-        if "annotations" not in self._coco_api.dataset:
+        if not self._do_evaluation:
             logger.info("%s has no annotations to evaluate against", self._metadata.json_file)
             return {}
         results: dict[str, Any] = OrderedDict()
@@ -181,22 +182,36 @@ class COCOEvaluator(DatasetEvaluator):
     ) -> dict[str, float]:
         key = "segmentation" if task == "segm" else "bbox"
         detections = [detection for detection in detections if key in detection]
-        if not detections:
-            logger.warning("There are no predictions of the task %s", task)
+        evaluation = None
+        if detections:
+            evaluation = run_coco_eval(self._coco_api, detections, task, img_ids, self._max_dets_per_image)
+        return self._derive_coco_results(evaluation, task, class_names=self._metadata.get("thing_classes"))
+
+    def _derive_coco_results(
+        self, coco_eval: COCOeval_faster | None, iou_type: str, class_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Turn a finished evaluation into results; subclasses override it, under Detectron2's name, to see them.
+
+        Args:
+            coco_eval: accumulated and summarized; None if there are no detections.
+            iou_type: ``"bbox"`` or ``"segm"``.
+            class_names: if there are several, the results contain the AP of each.
+        """
+        if coco_eval is None:
+            logger.warning("There are no predictions of the task %s", iou_type)
             return dict.fromkeys(_METRICS, math.nan)
-        evaluation = run_coco_eval(self._coco_api, detections, task, img_ids, self._max_dets_per_image)
-        results = {metric: _percent(value) for metric, value in zip(_METRICS, evaluation.stats, strict=False)}
-        logger.info("Results of %s:\n%s", task, create_small_table(results))
+        results = {metric: _percent(value) for metric, value in zip(_METRICS, coco_eval.stats, strict=False)}
+        limit = coco_eval.params.maxDets[-1]
+        logger.info("Results of %s, up to %d detections per image:\n%s", iou_type, limit, create_small_table(results))
         if any(math.isnan(value) for value in results.values()):
             logger.info("NaN: not defined, since the dataset has no such objects")
-        per_class = self._per_class_ap(evaluation)
+        per_class = self._per_class_ap(coco_eval, class_names)
         if per_class:
-            logger.info("AP of %s by class:\n%s", task, _table(per_class))
+            logger.info("AP of %s by class:\n%s", iou_type, _table(per_class))
         return {**results, **{f"AP-{name}": value for name, value in per_class.items()}}
 
-    def _per_class_ap(self, evaluation: COCOeval_faster) -> dict[str, float]:
+    def _per_class_ap(self, evaluation: COCOeval_faster, names: Sequence[str] | None) -> dict[str, float]:
         """The AP of each class by name; nothing for a dataset with one class, whose AP that would repeat."""
-        names = self._metadata.get("thing_classes")
         if names is None or len(names) <= 1:
             return {}
         to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")

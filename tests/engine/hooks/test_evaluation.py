@@ -1,5 +1,4 @@
 import json
-import signal
 
 import pytest
 import torch
@@ -44,12 +43,6 @@ def test_precise_bn_changes_the_statistics(trainer_of, tmp_path):
     assert different and all("running" in name or "num_batches" in name for name in different)
 
 
-def test_no_evaluation_is_passed_over_by_the_writers(trainer_of, tmp_path):
-    trainer_of("SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 2).train()  # the log is written every 20 iterations
-    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
-    assert [line["iteration"] for line in lines if "segm/AP" in line] == [1, 3, 5]
-
-
 def test_augmented_at_the_end_of_a_training(trainer_of, tmp_path):
     trainer = trainer_of(*AUG, "SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 1, "D2_MASKRCNN.EMA.ENABLED", True)
     trainer.train()
@@ -69,12 +62,3 @@ def test_augmented_where_a_training_stops_early(trainer_of):
     trainer.train()
     assert trainer.iter == 2
     assert [iteration for _, iteration in trainer.storage.history("tta/segm/AP").values()] == [1]
-
-
-def test_a_signal_before_the_first_iteration_saves_nothing(trainer_of, tmp_path):
-    trainer = trainer_of("SOLVER.MAX_ITER", 3)
-    trainer.before_train = lambda: signal.raise_signal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as stopped:
-        trainer.train()
-    assert stopped.value.code == 130
-    assert not list((tmp_path / "out").glob("*.pth"))

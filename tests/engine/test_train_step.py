@@ -1,9 +1,11 @@
+import random
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from d2_maskrcnn.engine.train_step import split_batch
+from d2_maskrcnn.engine.train_step import seed_iteration, split_batch
 from d2_maskrcnn.errors import UserError
 from detectron2.utils.events import EventStorage
 
@@ -24,7 +26,7 @@ def test_split(images, number, sizes):
 
 def gradients(trainer):
     """Losses and gradients of the first iteration."""
-    step = trainer._trainer
+    step = trainer.train_step
     with EventStorage() as storage:
         step.iter = 0
         step.optimizer.step = lambda *args, **kwargs: None
@@ -38,7 +40,7 @@ def test_accumulation_averages_the_micro_batches(trainer_of, number):
     """Loss and gradient are those of autograd for the mean over micro-batches, weighted by their images."""
     opts = [*FROZEN, *PLAIN_SGD, *ALL_SAMPLED, "SOLVER.IMS_PER_BATCH", 4, "D2_MASKRCNN.SOLVER.MAX_GRAD_NORM", 0.0]
     trainer = trainer_of(*opts)
-    batch = trainer._trainer.read_batch()
+    batch = trainer.train_step.read_batch()
     parts = {2: [batch[:2], batch[2:]], 3: [batch[:1], batch[1:2], batch[2:]]}[number]
     with EventStorage():
         expected_losses = [trainer.model(part) for part in parts]
@@ -68,7 +70,7 @@ def test_gradient_norm_is_logged_and_clipped(trainer_of):
     _, free = gradients(trainer_of(*PLAIN_SGD, "D2_MASKRCNN.SOLVER.MAX_GRAD_NORM", 0.0))
     trainer = trainer_of(*PLAIN_SGD, "D2_MASKRCNN.SOLVER.MAX_GRAD_NORM", 0.1)
     with EventStorage() as storage:
-        step = trainer._trainer
+        step = trainer.train_step
         step.iter = 0
         step.optimizer.step = lambda *args, **kwargs: None
         step.run_step()
@@ -117,7 +119,7 @@ def test_planted_image_is_named_and_the_last_checkpoint_kept(trainer_of, tmp_pat
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_bf16(trainer_of, accumulate):
     trainer = trainer_of("SOLVER.AMP.ENABLED", True, ACCUMULATE, accumulate, "SOLVER.MAX_ITER", 3)
-    assert trainer._trainer.amp_dtype is torch.bfloat16
+    assert trainer.train_step.amp_dtype is torch.bfloat16
     seen = []
     trainer.model.backbone.fpn_lateral2.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     trainer.train()
@@ -140,10 +142,25 @@ def test_gradient_norm_is_measured_and_checked_without_clipping(trainer_of):
 def test_a_scaler_that_cannot_scale_less_gives_up(trainer_of):
     """float16: an infinite gradient is left out and the scale halved, but not for ever."""
     trainer = trainer_of("SOLVER.MAX_ITER", 3)
-    trainer._trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    trainer.train_step.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     weight = trainer.model.backbone.fpn_lateral2.weight
     weight.register_hook(lambda gradient: gradient * float("inf"))
     before = weight.detach().clone()
     with pytest.raises(UserError, match="iteration 1"):
         trainer.train()
     assert torch.equal(before, weight)
+
+
+def draw_numbers():
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_random_numbers_depend_on_seed_iteration_and_rank():
+    seen = set()
+    for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (2**31 - 1, 10**6, 7)]:
+        seed_iteration(*key)
+        first = draw_numbers()
+        seed_iteration(*key)
+        assert draw_numbers() == first
+        seen.update(first)
+    assert len(seen) == 15

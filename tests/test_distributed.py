@@ -1,11 +1,14 @@
 """The same training in one process and in two (gloo, CPU)."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+
+from d2_maskrcnn.distributed import distribute, unwrap
 
 SCRIPT = """
 import json, os, sys
@@ -25,16 +28,16 @@ def main(out, opts):
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     seen = []
-    read = trainer._trainer.read_batch
+    read = trainer.train_step.read_batch
     def remember():
         batch = read()
         seen.append([record["file_name"] for record in batch])
         return batch
-    trainer._trainer.read_batch = remember
+    trainer.train_step.read_batch = remember
     if "DIE" in sys.argv and comm.get_rank() == 1:
-        trainer._trainer.read_batch = lambda: sys.exit(9)
+        trainer.train_step.read_batch = lambda: sys.exit(9)
     if "TERMINATE" in sys.argv and comm.get_rank() == 0:
-        trainer._trainer.read_batch = lambda: (trainer.iter == 2 and os.kill(os.getppid(), 15), remember())[1]
+        trainer.train_step.read_batch = lambda: (trainer.iter == 2 and os.kill(os.getppid(), 15), remember())[1]
     trainer.train()
     every = comm.gather(seen)
     if comm.is_main_process():
@@ -64,9 +67,13 @@ def run(repo_dir, tiny_opts, tmp_path):
     return start
 
 
-def test_two_processes_equal_one_with_two_micro_batches(run, tmp_path):
-    import json
+def test_unwrap():
+    model = torch.nn.Linear(1, 1)
+    assert unwrap(model) is model and distribute(model) is model
+    assert unwrap(torch.nn.DataParallel(model)) is model
 
+
+def test_two_processes_equal_one_with_two_micro_batches(run, tmp_path):
     opts = [
         "MODEL.RESNETS.NORM", "FrozenBN", "D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL", False,
         "SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 4,
@@ -74,12 +81,12 @@ def test_two_processes_equal_one_with_two_micro_batches(run, tmp_path):
         # All anchors and proposals are sampled: the processes have random generators of their own.
         "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100000,
     ]  # fmt: skip
-    answers = []
+    histories = []
     for processes, accumulate in ((1, 2), (2, 1)):  # the same two micro-batches
         result, out = run(processes, *opts, "D2_MASKRCNN.SOLVER.ACCUMULATE", accumulate)
         assert result.returncode == 0, result.stderr[-3000:]
-        answers.append(json.loads(out.read_text()))
-    one, two = answers
+        histories.append(json.loads(out.read_text()))
+    one, two = histories
     assert one["images"] == two["images"] and len(one["images"]) == 4
     names = [name for name in one["history"] if "loss" in name and "eta" not in name] + ["grad_norm"]
     assert len(names) == 13  # five losses and their sum, in training and in validation

@@ -1,9 +1,10 @@
-"""A training that is killed at random moments and resumed equals one that never stopped, in all of its states."""
-
 import random
+import signal
 
 import pytest
 import torch
+
+from d2_maskrcnn.engine import Trainer
 
 SETTINGS = [
     "SOLVER.MAX_ITER", 10, "SOLVER.CHECKPOINT_PERIOD", 3, "TEST.EVAL_PERIOD", 2,
@@ -78,3 +79,18 @@ def test_comparison_sees_a_difference():
     assert same(first, {"a": [torch.ones(2), 1.0], "b": {"c": "y"}}) == ["/a/0", "/b/c"]
     with pytest.raises(AssertionError):
         same(first, {"a": []})
+
+
+def test_a_signal_before_the_first_iteration_saves_nothing(trainer_of, tmp_path):
+    trainer = trainer_of("SOLVER.MAX_ITER", 3)
+    trainer.before_train = lambda: signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        trainer.train()
+    assert stopped.value.code == 130
+    assert not list((tmp_path / "out").glob("*.pth"))
+
+
+def test_choose_seed(tiny_cfg):
+    assert Trainer(tiny_cfg("SEED", 5)).seed == 5
+    first, second = (Trainer(tiny_cfg("SEED", -1)).seed for _ in range(2))
+    assert first != second and min(first, second) >= 0 and max(first, second) < 2**31

@@ -1,0 +1,84 @@
+"""Train or evaluate the Mask R-CNN of a config.
+
+    python train_net.py --config-file configs/mrcnn_R101.yaml
+    python train_net.py --config-file configs/mrcnn_R101.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+    python train_net.py --config-file configs/mrcnn_R101.yaml --num-gpus 8
+    torchrun --nproc-per-node 8 train_net.py --config-file configs/mrcnn_R101.yaml
+
+``KEY VALUE`` pairs after the options override the config. On a machine without a GPU, ``--num-gpus N`` starts N
+processes on the CPU.
+"""
+
+import argparse
+import logging
+from typing import Any
+
+from d2_maskrcnn.engine import Trainer, build_checkpointer, draw_test_sets, launch, setup, under_torchrun
+from d2_maskrcnn.engine.launch import check_processes
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.inspection.training import inspection_hooks
+from detectron2.config import CfgNode
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+
+logger = logging.getLogger(__name__)
+
+
+def run() -> None:
+    """Parse the command line and run :func:`main` in all processes of the job."""
+    args = default_argument_parser(__doc__).parse_args()
+    dist_url = args.dist_url if args.num_machines > 1 else "auto"
+    numbers = (args.num_gpus, args.num_machines, args.machine_rank, dist_url)
+    if not under_torchrun():
+        try:
+            check_processes(*numbers)
+        except UserError as error:
+            flags = f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} --machine-rank {args.machine_rank}"
+            raise UserError(f"{flags} --dist-url {args.dist_url}: {error}") from error
+    launch(main, *numbers, args=(args,))
+
+
+def main(args: argparse.Namespace) -> None:
+    """Train or evaluate in one process of the job."""
+    cfg = setup(args)
+    if args.eval_only:
+        evaluate(cfg, resume=args.resume)
+        return
+    trainer = Trainer(cfg, report_hooks=inspection_hooks(cfg))
+    if trainer.checkpointer.has_checkpoint() and not args.resume:
+        raise UserError(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} already contains a training ({trainer.checkpointer.get_checkpoint_file()}): "
+            "add --resume to continue it, or choose another OUTPUT_DIR."
+        )
+    trainer.resume_or_load(resume=args.resume)
+    try:
+        trainer.train()
+    except SystemExit:
+        logger.info("Start the same command with --resume to continue.")
+        raise
+
+
+def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    """Evaluate ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR`` on ``DATASETS.TEST``.
+
+    Returns:
+        What :meth:`Trainer.test` returns, under ``tta`` also with test-time augmentation if ``TEST.AUG.ENABLED``.
+
+    Raises:
+        UserError: there are no weights, or they do not fill the whole model.
+    """
+    model = Trainer.build_model(cfg)
+    checkpointer = build_checkpointer(cfg, model)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise UserError(
+            "--eval-only needs weights: add MODEL.WEIGHTS path/to/model.pth, or --resume for the last checkpoint of "
+            f"OUTPUT_DIR ({cfg.OUTPUT_DIR})."
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer.check_evaluable()
+    results = Trainer.test(cfg, model)
+    if cfg.TEST.AUG.ENABLED:
+        results = {**results, "tta": Trainer.test_with_augmentation(cfg, model)}
+    if comm.is_main_process():
+        draw_test_sets(cfg, model)
+    return results

@@ -1,0 +1,50 @@
+"""Training targets of the RPN: the ground truth that each anchor is compared with.
+
+Shape shorthand: R anchors of all levels, G ground-truth boxes, F sampled objects. Boxes are XYXY in pixels of the
+network's input image.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from d2_maskrcnn.modeling.matcher import Matcher
+from detectron2.structures import Boxes, Instances, pairwise_iou
+
+
+@dataclass
+class AnchorLabels:
+    """Training labels of the anchors of an image.
+
+    Attributes:
+        labels: (R,) int8: 1 object, 0 background, -1 ignored. sampled: the same, -1 for anchors not sampled.
+        matches: (R,) int64, index of the ground-truth box with the highest IoU.
+        gt_boxes: (G, 4).
+    """
+
+    labels: torch.Tensor
+    sampled: torch.Tensor
+    matches: torch.Tensor
+    gt_boxes: torch.Tensor
+
+    def object_boxes(self) -> torch.Tensor:
+        """Return the ground-truth boxes (F, 4) of the sampled objects, in the anchors' order."""
+        return self.gt_boxes[self.matches[self.sampled == 1]]
+
+
+@torch.no_grad()
+def match_anchors(
+    anchors: torch.Tensor, instances: Instances, matcher: Matcher, boundary_thresh: int = -1
+) -> AnchorLabels:
+    """Label the anchors of an image by their IoU with its ground-truth boxes; none is sampled yet.
+
+    Args:
+        anchors: (R, 4). instances: ground truth with ``gt_boxes``.
+        boundary_thresh: anchors that extend beyond the image by more than this many pixels are ignored; negative:
+            none is.
+    """
+    matches, labels = matcher(pairwise_iou(instances.gt_boxes, Boxes(anchors)))
+    if boundary_thresh >= 0:
+        inside = Boxes(anchors).inside_box(instances.image_size, boundary_thresh)
+        labels[~inside] = -1
+    return AnchorLabels(labels, torch.full_like(labels, -1), matches, instances.gt_boxes.tensor)

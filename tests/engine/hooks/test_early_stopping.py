@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from d2_maskrcnn import compat
+from d2_maskrcnn.engine.hooks.early_stopping import EarlyStopping
+from d2_maskrcnn.errors import UserError
+
+PATIENCE = ["D2_MASKRCNN.EARLY_STOPPING.PATIENCE", 2, "D2_MASKRCNN.EARLY_STOPPING.MIN_DELTA", 0.5]
+
+
+def test_patience(train_with_metric, tmp_path):
+    # 1.4 is better than 1.0, but not by 0.5; 1.6 is.
+    trainer = train_with_metric([1.0, 1.4, 1.6, 1.7, 1.8, 9.0, 9.0], *PATIENCE)
+    assert trainer.iter == 5
+    assert torch.load(tmp_path / "out" / "model_final.pth", weights_only=True)["iteration"] == 4
+    assert trainer.best_checkpoint.best == 1.8  # the best checkpoint needs no minimum difference
+
+
+def test_patience_continues_after_a_restart(train_with_metric):
+    values = [1.0, 0.9, 0.8, 9.0]
+    train_with_metric(values, *PATIENCE, stop_after=1)
+    trainer = train_with_metric(values, *PATIENCE, resume=True)
+    assert trainer.start_iter == 2 and trainer.iter == 3
+    hook = next(hook for hook in compat.registered_hooks(trainer) if isinstance(hook, EarlyStopping))
+    assert hook.bad_evaluations == 2
+    # A training that was stopped early remains stopped until the patience is raised.
+    again = train_with_metric(values, *PATIENCE, resume=True)
+    assert again.iter == again.start_iter == 3
+    more = train_with_metric(values, *PATIENCE, "D2_MASKRCNN.EARLY_STOPPING.PATIENCE", 3, resume=True)
+    assert more.iter == 4
+    assert more.best_checkpoint.best == 9.0
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["D2_MASKRCNN.EARLY_STOPPING.PATIENCE", -1], "PATIENCE is -1; expected"),
+        ([*PATIENCE, "D2_MASKRCNN.EARLY_STOPPING.MIN_DELTA", -1.0], "MIN_DELTA is -1.0; expected"),
+    ],
+)
+def test_bad_settings(trainer_of, opts, message):
+    with pytest.raises(UserError, match=message):
+        trainer_of(*opts)
