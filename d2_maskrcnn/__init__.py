@@ -5,6 +5,7 @@ in Detectron2's registries. It must come before any ``from detectron2 ...``.
 """
 
 from d2_maskrcnn._bootstrap import EngineInfo, choose_engine, engine_info
+from d2_maskrcnn._version import __version__
 
 choose_engine()
 
@@ -12,5 +13,4 @@ import d2_maskrcnn.modeling  # noqa: E402, F401 - registers the model's parts
 from d2_maskrcnn.config import add_d2_maskrcnn_config  # noqa: E402
 from d2_maskrcnn.errors import UserError  # noqa: E402
 
-__version__ = "0.1.0"
 __all__ = ["EngineInfo", "UserError", "__version__", "add_d2_maskrcnn_config", "engine_info"]

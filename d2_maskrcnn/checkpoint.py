@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-import d2_maskrcnn
+from d2_maskrcnn._bootstrap import engine_info
+from d2_maskrcnn._version import __version__
 from d2_maskrcnn.config.loading import check_components
 from d2_maskrcnn.config.validation import usable_device
 from d2_maskrcnn.distributed import gather, run_together, unwrap
@@ -74,7 +75,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         super().__init__(unwrap(model), save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.logger = logger
         self.class_names = None if class_names is None else [str(name) for name in class_names]
-        self.engine = dict(engine) if engine is not None else d2_maskrcnn.engine_info().as_dict()
+        self.engine = dict(engine) if engine is not None else engine_info().as_dict()
         self.last_report: LoadReport | None = None
         self._loading = ""  # path or address being loaded, for messages
 
@@ -82,7 +83,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         """Return what a checkpoint stores about its origin: engine, versions, class names, iteration."""
         return {
             "engine": self.engine,
-            "d2_maskrcnn": d2_maskrcnn.__version__,
+            "d2_maskrcnn": __version__,
             "torch": str(torch.__version__),
             "thing_classes": self.class_names,
             "iteration": iteration,
