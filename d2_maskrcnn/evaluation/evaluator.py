@@ -17,6 +17,7 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.events import get_event_storage, has_event_storage
 
 COCO_LIMIT = 100  # highest-scoring detections of each image and class that count in COCO's metrics
+NO_LIMIT = 1_000_000  # for models that return all detections
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class MaskRCNNEvaluator(COCOEvaluator):
         dataset_name: a registered dataset.
         output_dir: where detections and figures are written.
         tasks: ``bbox``, ``segm``; None evaluates what the detections contain.
-        detections_per_image: limit of the model, ``TEST.DETECTIONS_PER_IMAGE``.
+        detections_per_image: limit of the model, ``TEST.DETECTIONS_PER_IMAGE``; negative: none.
         figures: whether to draw into ``output_dir/figures`` and, in a training, into the event storage.
         confusion_iou, confusion_score: thresholds of the confusion matrix, see :func:`confusion_matrix`.
     """
@@ -47,7 +48,7 @@ class MaskRCNNEvaluator(COCOEvaluator):
         confusion_iou: float = 0.5,
         confusion_score: float = 0.5,
     ) -> None:
-        limit = max(COCO_LIMIT, detections_per_image)
+        limit = NO_LIMIT if detections_per_image < 0 else max(COCO_LIMIT, detections_per_image)
         # COCO's own limit is the default; naming it would make Detectron2 use a slower implementation.
         max_dets = limit if limit > COCO_LIMIT else None
         super().__init__(dataset_name, tasks, output_dir=output_dir, max_dets_per_image=max_dets)

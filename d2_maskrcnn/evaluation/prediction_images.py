@@ -40,7 +40,8 @@ def draw_test_sets(cfg: CfgNode, model: nn.Module) -> None:
     names = list(cfg.DATASETS.TEST)
     for name in names:
         folder = Path(cfg.OUTPUT_DIR, "predictions", *([name] if len(names) > 1 else []))
-        draw_predictions(cfg, model, name, folder)
+        with warn_on_failure(f"Drawing predictions on {name}"):
+            draw_predictions(cfg, model, name, folder)
 
 
 def draw_predictions(

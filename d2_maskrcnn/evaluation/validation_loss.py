@@ -63,9 +63,3 @@ def _losses_on(cfg: CfgNode, model: Any, dataset_name: str) -> dict[str, float]:
     count = sum(count for _, count, _ in by_process)
     means = {name: sum(sums[i] for _, _, sums in by_process if sums) / count for i, name in enumerate(names)}
     return {**means, "total_loss": sum(means.values())} if means else {}
-
-
-def evaluation_is_due(trainer: Any) -> bool:
-    """Whether an evaluation comes in the present iteration: every ``TEST.EVAL_PERIOD``, and in the last one."""
-    done, period = trainer.iter + 1, trainer.cfg.TEST.EVAL_PERIOD
-    return done == trainer.max_iter or (period > 0 and done % period == 0)

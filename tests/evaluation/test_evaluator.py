@@ -164,7 +164,9 @@ def run(evaluator, record, instances):
     return evaluator.evaluate()
 
 
-@pytest.mark.parametrize(("per_image", "limit", "expected"), [(300, 300, 100.0), (50, 100, 39.6), (200, 200, 78.2)])
+@pytest.mark.parametrize(
+    ("per_image", "limit", "expected"), [(300, 300, 100.0), (50, 100, 39.6), (200, 200, 78.2), (-1, 1_000_000, 100.0)]
+)
 def test_more_than_100_detections_count(crowded, tmp_path, caplog, per_image, limit, expected):
     caplog.set_level("INFO")
     name, record, instances = crowded()

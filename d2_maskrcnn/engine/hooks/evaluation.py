@@ -6,12 +6,17 @@ from typing import Any
 from torch import nn
 
 from d2_maskrcnn.data.loader import ResumableTrainLoader
-from d2_maskrcnn.evaluation.validation_loss import evaluation_is_due
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 Evaluation = Callable[[], Mapping[str, Any]]  # returns a nested dict of numbers; called by every process
+
+
+def evaluation_is_due(trainer: Any) -> bool:
+    """Return whether the current iteration ends with an evaluation: every ``TEST.EVAL_PERIOD``, and in the last one."""
+    done, period = trainer.iter + 1, trainer.cfg.TEST.EVAL_PERIOD
+    return done == trainer.max_iter or (period > 0 and done % period == 0)
 
 
 class Evaluate(HookBase):

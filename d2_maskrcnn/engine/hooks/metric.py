@@ -5,9 +5,9 @@ import math
 from typing import Any, TypeVar
 
 from d2_maskrcnn.config.validation import MODES
+from d2_maskrcnn.engine.hooks.evaluation import evaluation_is_due
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.evaluation.metric_names import describe_metrics
-from d2_maskrcnn.evaluation.validation_loss import evaluation_is_due
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from d2_maskrcnn import compat
+from d2_maskrcnn.engine.hooks.evaluation import evaluation_is_due
 from d2_maskrcnn.errors import one_line
 from d2_maskrcnn.evaluation.prediction_images import draw_test_sets
-from d2_maskrcnn.evaluation.validation_loss import evaluation_is_due
 from detectron2.engine import HookBase
 from detectron2.utils.events import EventWriter
 
