@@ -89,6 +89,14 @@ VARIANTS = {
     "ciou": {"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": "ciou", "MODEL.RPN.BBOX_REG_LOSS_TYPE": "diou"},
     "boxes_only": {"MODEL.MASK_ON": False},
 }
+# Overrides with which anchors and proposals are sampled at random. In NCHW order no rounding disturbs the samples.
+SAMPLING = {
+    "D2_MASKRCNN__CHANNELS_LAST": False,
+    "MODEL__RPN__BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL__RPN__POSITIVE_FRACTION": 0.5,
+    "MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL__ROI_HEADS__POSITIVE_FRACTION": 0.25,
+}
 GRADS = (
     "backbone.bottom_up.res3.0.conv2.weight",
     "backbone.fpn_lateral4.weight",
@@ -216,5 +224,6 @@ def narrow():
         pair_boxes = staticmethod(pair_boxes)
         variants = tuple(VARIANTS)
         grads = GRADS
+        sampling = SAMPLING
 
     return Narrow

@@ -7,7 +7,9 @@ images of ``make_inputs`` (polygons for ``ciou``, bit masks otherwise). It conta
 * in evaluation mode, float32: p3 features, proposals, detections, mask probabilities of each image's first four
   detections, and post-processed masks (``numpy.packbits`` along x);
 * in training mode, float64: losses, scalars in the event storage, and the gradients of ``GRADS``. In float32, rounding
-  sometimes moves an activation across the corner of a ReLU, which is visible in such a small network.
+  sometimes moves an activation across the corner of a ReLU, which is visible in such a small network;
+* of ``plain`` built and trained after ``torch.manual_seed(0)``, with the overrides ``SAMPLING``: the first element of
+  each initial parameter, and the losses in float32.
 """
 
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 import torch
 
 from d2_maskrcnn.modeling import trace_inference
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 VARIANTS = ("plain", "options", "batchnorm", "ciou", "boxes_only")
@@ -77,6 +80,15 @@ def test_training(narrow, reference, variant, channels_last):
     if variant == "batchnorm":
         name = "backbone.bottom_up.res4.1.conv2.norm.running_var"
         assert narrow.relative_error(model.state_dict()[name], reference["batchnorm/running_var"]) < 1e-4
+
+
+def test_initial_weights_and_random_samples(narrow, reference):
+    torch.manual_seed(0)
+    model = build_model(narrow.cfg(**narrow.sampling)).train()
+    first = torch.stack([parameter.detach().flatten()[0] for parameter in model.parameters()])
+    assert narrow.relative_error(first, reference["seeded/weights"]) < 1e-5
+    losses = model(narrow.inputs())
+    assert [losses[name].item() for name in sorted(losses)] == pytest.approx(reference["seeded/losses"], rel=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["plain", "options", "batchnorm", "boxes_only"])

@@ -60,3 +60,18 @@ def test_training_steps(pair, narrow):
 def test_the_same_parameters_are_frozen(pair):
     frozen = [{name for name, p in model.named_parameters() if not p.requires_grad} for model in pair]
     assert frozen[0] == frozen[1]
+
+
+@pytest.mark.parametrize("variant", ["plain", "options", "batchnorm"])
+def test_a_seed_gives_the_same_weights_and_samples(narrow, variant):
+    results = []
+    for ours in (False, True):
+        torch.manual_seed(0)
+        model = build_model(narrow.cfg(variant, ours=ours, **narrow.sampling)).train()
+        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        with EventStorage():
+            results.append((weights, {name: loss.item() for name, loss in model(narrow.inputs()).items()}))
+    (expected_weights, expected_losses), (weights, losses) = results
+    assert weights.keys() == expected_weights.keys()
+    assert all(torch.equal(tensor, expected_weights[name]) for name, tensor in weights.items())
+    assert losses == pytest.approx(expected_losses, rel=1e-5)

@@ -25,6 +25,7 @@ class Stem(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
         super().__init__()
         self.conv1 = ConvNorm(in_channels, out_channels, 7, stride=2, norm=norm, relu=True)
+        c2_msra_fill(self.conv1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, in, H, W) to (N, out, H/4, W/4)."""
@@ -63,6 +64,10 @@ class Bottleneck(nn.Module):
             width, width, 3, stride=second, dilation=s.dilation, groups=s.groups, norm=norm, relu=True
         )
         self.conv3 = ConvNorm(width, s.out_channels, 1, norm=norm, relu=True)
+        # Block by block and in this order, a seed gives the same initial weights as in Detectron2.
+        for conv in (self.conv1, self.conv2, self.conv3, self.shortcut):
+            if conv is not None:
+                c2_msra_fill(conv)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, in, H, W) to (N, out, H/stride, W/stride)."""
@@ -88,9 +93,6 @@ class ResNet(Backbone):
             self.add_module(name, blocks)
         self._shapes = shapes
         self._out_features = list(out_features)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                c2_msra_fill(module)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map normalized images (N, 3, H, W) to a dict: name -> (N, C, H/stride, W/stride)."""

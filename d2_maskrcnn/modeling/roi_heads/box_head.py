@@ -41,18 +41,19 @@ class MaskRCNNBoxHead(nn.Module):
         self.fcs: list[str] = []
         channels, height, width = channels_of(input_shape), input_shape.height, input_shape.width
         for index, dim in enumerate(conv_dims, start=1):
-            conv = ConvNorm(channels, dim, 3, norm=norm, relu=True)
-            c2_msra_fill(conv)
-            self.add_module(f"conv{index}", conv)
+            self.add_module(f"conv{index}", ConvNorm(channels, dim, 3, norm=norm, relu=True))
             self.convs.append(f"conv{index}")
             channels = dim
         features = channels * _area(input_shape)
         for index, dim in enumerate(fc_dims, start=1):
-            fc = RegionLinear(features, dim)
-            c2_xavier_fill(fc)
-            self.add_module(f"fc{index}", fc)
+            self.add_module(f"fc{index}", RegionLinear(features, dim))
             self.fcs.append(f"fc{index}")
             features = dim
+        # After all layers are built, a seed gives the same initial weights as in Detectron2.
+        for name in self.convs:
+            c2_msra_fill(self.get_submodule(name))
+        for name in self.fcs:
+            c2_xavier_fill(self.get_submodule(name))
         pooled = ShapeSpec(channels=channels, height=height, width=width)
         self._output_shape = ShapeSpec(channels=features) if fc_dims else pooled
 

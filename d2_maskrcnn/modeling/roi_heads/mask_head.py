@@ -42,14 +42,14 @@ class MaskRCNNMaskHead(nn.Module):
         channels = channels_of(input_shape)
         self.convs: list[str] = []
         for index, dim in enumerate(conv_dims[:-1], start=1):
-            conv = ConvNorm(channels, dim, 3, norm=norm, relu=True)
-            c2_msra_fill(conv)
-            self.add_module(f"mask_fcn{index}", conv)
+            self.add_module(f"mask_fcn{index}", ConvNorm(channels, dim, 3, norm=norm, relu=True))
             self.convs.append(f"mask_fcn{index}")
             channels = dim
         self.deconv = nn.ConvTranspose2d(channels, conv_dims[-1], kernel_size=2, stride=2)
         self.predictor = nn.Conv2d(conv_dims[-1], num_classes, kernel_size=1)
-        c2_msra_fill(self.deconv)
+        # After all layers are built, a seed gives the same initial weights as in Detectron2.
+        for name in (*self.convs, "deconv"):
+            c2_msra_fill(self.get_submodule(name))
         nn.init.normal_(self.predictor.weight, std=0.001)
         nn.init.constant_(self.predictor.get_parameter("bias"), 0.0)
         self.loss_weight = loss_weight
