@@ -4,14 +4,21 @@ All other modules use Detectron2's public names only, so a change of these inter
 ``tests/test_compat.py`` runs on an installed Detectron2 and on the embedded engine.
 """
 
+import contextlib
 import gc
+import io
+import json
+import os
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.evaluation import COCOEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -49,6 +56,41 @@ def pending_images(storage: EventStorage) -> list[tuple[str, Any, int]]:
     ``EventStorage`` has ``put_image`` and ``clear_images``, but no method that reads them.
     """
     return storage._vis_data
+
+
+def init_coco_evaluator(
+    evaluator: COCOEvaluator, dataset_name: str, ground_truth: dict[str, Any], **options: Any
+) -> None:
+    """Initialize ``evaluator`` with ground truth in memory; if that has no annotations, it computes no metrics.
+
+    ``COCOEvaluator.__init__`` takes the name of a dataset and reads its file itself, in the encoding of the locale; it
+    has no argument for the content. It gets an empty file here.
+
+    Args:
+        evaluator: not initialized yet.
+        dataset_name: a registered dataset, of which only the metadata is used.
+        ground_truth: content of a COCO JSON.
+        options: further arguments of ``COCOEvaluator``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "empty.json")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"images": [], "annotations": [], "categories": []}, file)
+        MetadataCatalog.get(path).json_file = path
+        COCOEvaluator.__init__(evaluator, path, **options)
+        MetadataCatalog.remove(path)
+    index = type(evaluator._coco_api)()
+    index.dataset = ground_truth
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        index.createIndex()
+    evaluator._coco_api = index
+    evaluator._metadata = MetadataCatalog.get(dataset_name)
+    evaluator._do_evaluation = bool(ground_truth["annotations"])
+
+
+def ground_truth_of(evaluator: COCOEvaluator) -> dict[str, Any]:
+    """Return the content of the COCO JSON that ``evaluator`` compares to; it has no public attribute."""
+    return evaluator._coco_api.dataset
 
 
 def destroy_process_groups() -> None:

@@ -12,7 +12,10 @@ import torch
 import torch.distributed as dist
 
 from d2_maskrcnn import compat
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, SimpleTrainer, TrainerBase
+from detectron2.evaluation import COCOEvaluator
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
@@ -52,6 +55,30 @@ def test_pending_images():
         assert (image[0], image[1].shape, image[2]) == ("a/b", (3, 4, 5), 3)
         storage.clear_images()
         assert list(compat.pending_images(storage)) == []
+
+
+@pytest.mark.parametrize(("annotations", "expected"), [(1, {"AP": 100.0}), (0, None)])
+def test_coco_evaluator_with_ground_truth_in_memory(tmp_path, annotations, expected):
+    MetadataCatalog.get("compat_test").thing_classes = ["a"]
+    objects = [{"id": 1, "image_id": 7, "category_id": 1, "bbox": [2, 2, 10, 10], "area": 100, "iscrowd": 0}]
+    ground_truth = {
+        "images": [{"id": 7, "width": 20, "height": 20}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": objects[:annotations],
+    }
+    evaluator = object.__new__(COCOEvaluator)
+    compat.init_coco_evaluator(
+        evaluator, "compat_test", ground_truth, tasks=("bbox",), output_dir=str(tmp_path), max_dets_per_image=300
+    )
+    MetadataCatalog.remove("compat_test")
+    assert compat.ground_truth_of(evaluator) is ground_truth
+    instances = Instances((20, 20), pred_boxes=Boxes(torch.tensor([[2.0, 2.0, 12.0, 12.0]])), scores=torch.ones(1))
+    instances.pred_classes = torch.ones(1, dtype=torch.int64)  # without a mapping, category ids are class numbers
+    evaluator.reset()
+    evaluator.process([{"image_id": 7}], [{"instances": instances}])
+    results = evaluator.evaluate()
+    assert results == {} if expected is None else results["bbox"]["AP"] == pytest.approx(expected["AP"])
+    assert (tmp_path / "coco_instances_results.json").is_file()
 
 
 def test_process_groups_are_destroyed_and_forgotten():

@@ -3,18 +3,25 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from d2_maskrcnn import compat
+from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.errors import warn_on_failure
 from d2_maskrcnn.evaluation.confusion_matrix import confusion_matrix, write_confusion_csv
 from d2_maskrcnn.evaluation.curves import precision_recall
+from d2_maskrcnn.structures.masks import decode_segmentation
 from d2_maskrcnn.visualization.figures import draw_class_ap, draw_confusion, draw_curves, save_figure
 from d2_maskrcnn.weights.atomic import atomic_write_text
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.events import get_event_storage, has_event_storage
+from detectron2.utils.file_io import PathManager
 
 COCO_LIMIT = 100  # highest-scoring detections of each image and class that count in COCO's metrics
 NO_LIMIT = 1_000_000  # for models that return all detections
@@ -49,14 +56,18 @@ class MaskRCNNEvaluator(COCOEvaluator):
         confusion_score: float = 0.5,
     ) -> None:
         limit = NO_LIMIT if detections_per_image < 0 else max(COCO_LIMIT, detections_per_image)
-        # COCO's own limit is the default; naming it would make Detectron2 use a slower implementation.
-        max_dets = limit if limit > COCO_LIMIT else None
-        super().__init__(dataset_name, tasks, output_dir=output_dir, max_dets_per_image=max_dets)
+        compat.init_coco_evaluator(
+            self,
+            dataset_name,
+            read_ground_truth(dataset_name, output_dir),
+            tasks=tasks,
+            output_dir=output_dir,
+            # With None, COCO's limit applies, and Detectron2 uses a faster implementation.
+            max_dets_per_image=limit if limit > COCO_LIMIT else None,
+        )
         self.folder, self.limit, self.figures = Path(output_dir), limit, figures
         self.confusion_iou, self.confusion_score = confusion_iou, confusion_score
         self._evaluations: dict[str, Any] = {}  # by task, while evaluate() runs
-        if not self._coco_api.anns:
-            self._do_evaluation = False
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, Any]:
         """Compute the metrics, as ``COCOEvaluator.evaluate`` does, and draw the figures in the main process."""
@@ -83,7 +94,7 @@ class MaskRCNNEvaluator(COCOEvaluator):
 
     def _draw_confusion_matrix(self) -> None:
         """Match masks, or boxes if only boxes were evaluated."""
-        ground_truth, detections = self._coco_api.dataset, []
+        ground_truth, detections = compat.ground_truth_of(self), []
         if self._evaluations:
             task = max(self._evaluations)
             evaluation, evaluated = self._evaluations[task], {*self._evaluations[task].params.imgIds}
@@ -113,6 +124,30 @@ class MaskRCNNEvaluator(COCOEvaluator):
         image = save_figure(figure, self.folder / "figures" / f"{name}.png")
         if has_event_storage():
             get_event_storage().put_image(f"{_tag(self.folder)}/{name}", image)
+
+
+def read_ground_truth(dataset_name: str, output_dir: str) -> dict[str, Any]:
+    """Read the COCO JSON of a registered dataset for an evaluation, with the reader that checks and training use.
+
+    A dataset without a JSON file is first written to ``output_dir`` in COCO's format.
+
+    Raises:
+        UserError: the file is not COCO JSON.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    if not metadata.get("json_file"):
+        path = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
+        convert_to_coco_json(dataset_name, path, allow_cached=False)  # an older file may be of other data
+        metadata.json_file = path
+    content = read_coco_json(PathManager.get_local_path(metadata.json_file), annotations_required=False)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for number, annotation in enumerate(content["annotations"], start=1):
+        annotation["id"] = number  # COCO's tools take 0 for "no match", and repeated ids for the same object
+        annotation.setdefault("iscrowd", 0)
+        if "area" not in annotation:
+            mask = decode_segmentation(annotation.get("segmentation"), *sizes[annotation["image_id"]])
+            annotation["area"] = float(mask.sum() or annotation["bbox"][2] * annotation["bbox"][3])
+    return content
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str) -> MaskRCNNEvaluator:

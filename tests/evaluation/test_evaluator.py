@@ -12,7 +12,7 @@ from d2_maskrcnn.evaluation.prediction_images import draw_test_sets
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import inference_on_dataset
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
 
 
@@ -178,6 +178,33 @@ def test_more_than_100_detections_count(crowded, tmp_path, caplog, per_image, li
     assert {path.name for path in (tmp_path / "out" / "figures").glob("*.png")} == {
         "confusion_matrix.png", "precision_recall_bbox.png", "precision_recall_segm.png",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_ground_truth_in_any_encoding_with_ids_from_zero(crowded, tmp_path, encoding):
+    name, record, instances = crowded()
+    file = tmp_path / "crowded.json"
+    data = json.loads(file.read_text())
+    for number, annotation in enumerate(data["annotations"]):
+        annotation["id"] = number % 2  # COCO's tools would take 0 for "no match"
+        del annotation["iscrowd"], annotation["area"]
+    file.write_text(json.dumps(data, ensure_ascii=False), encoding=encoding)
+    results = run(MaskRCNNEvaluator(name, str(tmp_path / "out"), detections_per_image=300), record, instances)
+    assert [results[task]["APs"] for task in ("bbox", "segm")] == pytest.approx([100, 100])
+
+
+def test_dataset_that_was_registered_in_python_is_converted_anew(tmp_path, request):
+    name, box = request.node.name, [2.0, 2.0, 12.0, 12.0]
+    annotation = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "iscrowd": 0}
+    record = {"file_name": "x.png", "image_id": 5, "height": 20, "width": 20, "annotations": [annotation]}
+    DatasetCatalog.register(name, lambda: [record])
+    request.addfinalizer(lambda: (DatasetCatalog.remove(name), MetadataCatalog.remove(name)))
+    MetadataCatalog.get(name).thing_classes = ["a", "b"]
+    (tmp_path / f"{name}_coco_format.json").write_text("an older file")
+    instances = Instances((20, 20), pred_boxes=Boxes(torch.tensor([box])), scores=torch.ones(1))
+    instances.pred_classes = torch.zeros(1, dtype=torch.int64)
+    results = run(MaskRCNNEvaluator(name, str(tmp_path), ("bbox",)), record, instances)
+    assert results["bbox"]["AP"] == results["bbox"]["AP-a"] == pytest.approx(100)
 
 
 @pytest.mark.parametrize("annotations", [None, []])

@@ -135,7 +135,7 @@ class COCOEvaluator(DatasetEvaluator):
         detections = self._with_dataset_ids(detections)
         self._save(predictions, detections)
         if not self._do_evaluation:
-            logger.info("%s has no annotations to evaluate against", self._metadata.json_file)
+            logger.info("Dataset %s has no annotations to evaluate against", self._metadata.name)
             return {}
         results: dict[str, Any] = OrderedDict()
         for task in sorted(self._tasks or _tasks_of(detections)):
