@@ -13,8 +13,8 @@ from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.data import augmented_scenes, inspect_data
-from d2_maskrcnn.inspection.ground_truth import class_names_of, dataset_records, records_for
 from d2_maskrcnn.inspection.observation import observe
+from d2_maskrcnn.inspection.records import class_names_of, dataset_records, records_for
 from d2_maskrcnn.inspection.report import PARTS, Report, write_report
 from d2_maskrcnn.inspection.weights import initial_weights, inspect_weights, read_state
 from detectron2.config import CfgNode

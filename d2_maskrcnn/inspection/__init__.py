@@ -12,9 +12,9 @@ from d2_maskrcnn.inspection.activations import channel_grid, draw_activations, i
 from d2_maskrcnn.inspection.anchors import draw_anchors, inspect_anchors
 from d2_maskrcnn.inspection.boxes import draw_boxes, inspect_boxes
 from d2_maskrcnn.inspection.data import draw_augmented, draw_data, inspect_data
-from d2_maskrcnn.inspection.ground_truth import class_names_of, records_for
 from d2_maskrcnn.inspection.masks import draw_masks, inspect_masks, mask_targets
 from d2_maskrcnn.inspection.observation import Observation, observe
+from d2_maskrcnn.inspection.records import class_names_of, records_for
 from d2_maskrcnn.inspection.report import Report, write_report
 from d2_maskrcnn.inspection.result import draw_result, inspect_result
 from d2_maskrcnn.inspection.weights import draw_overview, draw_weights, initial_weights, inspect_weights, read_state

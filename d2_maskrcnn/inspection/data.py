@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from d2_maskrcnn.data import MaskRCNNMapper
+from d2_maskrcnn.data.coco.records import Record
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.inspection.ground_truth import Record, dataset_records
 from d2_maskrcnn.inspection.observation import as_rgb
+from d2_maskrcnn.inspection.records import dataset_records
 from d2_maskrcnn.inspection.result import TOLERANCE
 from d2_maskrcnn.inspection.statistics import histogram, quantiles
 from d2_maskrcnn.modeling.rpn.anchor_generator import cell_anchors

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from d2_maskrcnn.data import MaskRCNNMapper
+from d2_maskrcnn.data.coco.records import Record
+from d2_maskrcnn.data.ground_truth import GroundTruth, ground_truth_of
 from d2_maskrcnn.data.image_reading import read_image
 from d2_maskrcnn.errors import UserError, did_you_mean
-from d2_maskrcnn.inspection.ground_truth import GroundTruth, Record, ground_truth_of
 from d2_maskrcnn.modeling.intermediates import Intermediates, record_outputs, trace_inference, trace_losses
 from d2_maskrcnn.visualization.scene import Layer, Scene
 from detectron2.config import CfgNode

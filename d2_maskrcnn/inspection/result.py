@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from d2_maskrcnn.inspection.ground_truth import GroundTruth
+from d2_maskrcnn.data.ground_truth import GroundTruth
 from d2_maskrcnn.inspection.observation import Observation
 from d2_maskrcnn.structures.masks import coco_iou, encode_rle, mask_to_polygons
 from d2_maskrcnn.visualization.palette import OUTCOMES

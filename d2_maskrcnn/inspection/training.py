@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from d2_maskrcnn.data.coco.records import Record
 from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.errors import warn_on_failure
 from d2_maskrcnn.inspection.anchors import label_scene, proposal_scene
 from d2_maskrcnn.inspection.boxes import refinement_scene
-from d2_maskrcnn.inspection.ground_truth import Record, class_names_of, dataset_records
 from d2_maskrcnn.inspection.masks import inspect_masks, strip
 from d2_maskrcnn.inspection.observation import observe
+from d2_maskrcnn.inspection.records import class_names_of, dataset_records
 from d2_maskrcnn.inspection.result import result_scene
 from d2_maskrcnn.inspection.weights import group_of
 from d2_maskrcnn.visualization.scene import Scene, raster

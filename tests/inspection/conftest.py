@@ -9,7 +9,7 @@ from d2_maskrcnn.checkpoint import load_model
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.inspection import observe
-from d2_maskrcnn.inspection.ground_truth import class_names_of, dataset_records
+from d2_maskrcnn.inspection.records import class_names_of, dataset_records
 
 
 @pytest.fixture(scope="session")

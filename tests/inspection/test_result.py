@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from d2_maskrcnn.inspection.ground_truth import GroundTruth
+from d2_maskrcnn.data.ground_truth import GroundTruth
 from d2_maskrcnn.inspection.masks import inspect_masks
 from d2_maskrcnn.inspection.result import draw_result, inspect_result, result_scene
 from d2_maskrcnn.modeling.intermediates import Intermediates

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from d2_maskrcnn import UserError
+from d2_maskrcnn.data.ground_truth import ground_truth_of
 from d2_maskrcnn.inspection import records_for
-from d2_maskrcnn.inspection.ground_truth import dataset_records, ground_truth_of
+from d2_maskrcnn.inspection.records import dataset_records
 from detectron2.structures import BoxMode
 
 

@@ -1,65 +1,17 @@
-"""Find the annotations of images, and convert them to boxes and masks in the image's own frame."""
+"""Find the annotations of images in a COCO JSON file or in the config's datasets."""
 
 import functools
-import hashlib
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from d2_maskrcnn.data.coco.reader import read_coco_json
-from d2_maskrcnn.data.coco.report import summarise
-from d2_maskrcnn.data.coco.schema import check_structure
+from d2_maskrcnn.data.coco.records import Record, load_records
 from d2_maskrcnn.data.image_reading import image_size, size_mismatch
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.structures.masks import decode_segmentation
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
-from detectron2.structures import BoxMode
 
 logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]  # a dataset dict in Detectron2's standard format
-
-
-@dataclass
-class GroundTruth:
-    """G annotated objects of one image.
-
-    Attributes:
-        boxes: (G, 4) float32 XYXY in pixels of the image file.
-        classes: (G,) int64, counted from 0.
-        masks: (G, H, W) bool; empty for objects without a segmentation.
-        crowd: (G,) bool, regions of many objects, which count neither as false negatives nor make false positives.
-    """
-
-    boxes: np.ndarray
-    classes: np.ndarray
-    masks: np.ndarray
-    crowd: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.boxes)
-
-
-def ground_truth_of(record: Record) -> GroundTruth | None:
-    """Convert the annotations of a record; None if the record has no key ``annotations``."""
-    if "annotations" not in record:
-        return None
-    annotations = record["annotations"]
-    size = (record["height"], record["width"])
-    boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-    masks = [decode_segmentation(a.get("segmentation"), *size) for a in annotations]
-    return GroundTruth(
-        np.asarray(boxes, dtype=np.float32).reshape(-1, 4),
-        np.asarray([a["category_id"] for a in annotations], dtype=np.int64),
-        np.stack(masks) if masks else np.zeros((0, *size), dtype=bool),
-        np.asarray([bool(a.get("iscrowd", 0)) for a in annotations], dtype=bool),
-    )
 
 
 def records_for(paths: Sequence[str | Path], cfg: CfgNode, annotations: str = "") -> list[Record]:
@@ -95,12 +47,13 @@ def _from_json(files: Iterable[Path], cfg: CfgNode, annotations: str) -> dict[Pa
     """Find images in a COCO JSON file, by resolved path."""
     if not Path(annotations).is_file():
         raise UserError(f"{annotations}: no such file; expected a COCO JSON file")
-    problems = [each for each in check_structure(read_coco_json(annotations), evaluate=False) if each.fatal]
-    if problems:
-        raise UserError(summarise(annotations, problems))
-    dataset = _dataset_of(annotations)
-    records = load_coco_json(annotations, "", dataset)  # with a dataset's name, category ids are mapped to 0, 1, ...
-    _check_classes(cfg, annotations, MetadataCatalog.get(dataset).thing_classes)
+    records, categories = _load_json(annotations)
+    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if len(categories) != expected:
+        raise UserError(
+            f"{annotations}: {len(categories)} categories, but MODEL.ROI_HEADS.NUM_CLASSES is {expected}: name a file "
+            "with the categories that the model was trained on"
+        )
     by_parts = {Path(record["file_name"]).parts: record for record in records}
     known = {}
     for path in (file.resolve() for file in files):
@@ -127,32 +80,26 @@ def _from_datasets(files: Iterable[Path], cfg: CfgNode) -> dict[Path, Record]:
     return known
 
 
-def _check_classes(cfg: CfgNode, annotations: str, names: Sequence[str]) -> None:
-    expected = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-    if len(names) != expected:
-        raise UserError(
-            f"{annotations}: {len(names)} categories, but MODEL.ROI_HEADS.NUM_CLASSES is {expected}: name a file with "
-            "the categories that the model was trained on"
-        )
+def _load_json(annotations: str) -> tuple[list[Record], dict[int, str]]:
+    """Load a COCO JSON file, or return what it was loaded as before if it has not changed since."""
+    return _load_version(annotations, Path(annotations).stat().st_mtime_ns)
 
 
-def _dataset_of(annotations: str) -> str:
-    """Return the name under which the metadata of an annotation file is registered."""
-    return f"inspection_{hashlib.sha256(str(Path(annotations).resolve()).encode()).hexdigest()[:12]}"
+@functools.lru_cache(maxsize=1)
+def _load_version(annotations: str, modified: int) -> tuple[list[Record], dict[int, str]]:
+    return load_records(annotations, None)
 
 
 def class_names_of(cfg: CfgNode, annotations: str = "") -> list[str]:
-    """Return the class names of an annotation file that was read, or of the first of the config's datasets with names.
+    """Return the class names of an annotation file, or of the first of the config's datasets that has names.
 
     Returns:
         ``MODEL.ROI_HEADS.NUM_CLASSES`` names, or an empty list.
     """
-    datasets = [_dataset_of(annotations)] if annotations else []
-    for dataset in (*datasets, *cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        names = MetadataCatalog.get(dataset).get("thing_classes")
-        if names and len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-            return list(names)
-    return []
+    candidates = [list(_load_json(annotations)[1].values())] if annotations else []
+    for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        candidates.append(list(MetadataCatalog.get(dataset).get("thing_classes") or []))
+    return next((names for names in candidates if len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES), [])
 
 
 def dataset_records(name: str) -> list[Record]:
