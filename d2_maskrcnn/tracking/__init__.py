@@ -1,4 +1,4 @@
-"""Following objects through a video: a motion model, likeness of boxes and masks, and an assignment solver."""
+"""Multi-object tracking: a motion model, the similarity of boxes and masks, and an assignment solver."""
 
 from d2_maskrcnn.tracking.tracker import Tracker
 

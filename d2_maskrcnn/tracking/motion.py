@@ -1,19 +1,18 @@
-"""How boxes move: a Kalman filter with constant velocity (Kalman 1960; for tracking by boxes, arXiv:1602.00763).
+"""Motion of boxes: a Kalman filter with constant velocity (Kalman 1960; for tracking by boxes, arXiv:1602.00763).
 
-The four measured numbers of a box, (centre x, centre y, width, height), are taken as independent of one another, so
-each has a 2x2 covariance of (position, velocity) of its own and everything is a few array operations for all tracks
-together.
+The four measured numbers of a box, (center x, center y, width, height), are treated as independent, so that each has
+its own 2x2 covariance of (position, velocity) and all tracks are filtered by a few array operations.
 """
 
 import numpy as np
 
-# Standard deviations as parts of the box's side: of a measurement, of what a step adds to the velocity, and of the
-# velocity of a new track. Detections jitter by a few percent; things in a 10 fps video change speed quickly.
+# Standard deviations relative to the side of the box: of a measurement, of the change of velocity per frame, and of the
+# velocity of a new track. Detections jitter by a few percent; objects in a 10 fps video change their speed quickly.
 MEASUREMENT = 0.05
 ACCELERATION = 0.03
-FIRST_VELOCITY = 0.15
-# How fast the known size of an object follows its boxes, as parts of the difference for each frame: quickly if they
-# grow, slowly if they shrink, as that is what something in front of the object does to them too.
+INITIAL_VELOCITY = 0.15
+# Rates at which the known size of an object approaches the size of its boxes, as shares of the difference per frame. It
+# shrinks slowly, because an occlusion makes the boxes smaller as well.
 GROWING, SHRINKING = 0.5, 0.05
 
 
@@ -21,8 +20,8 @@ class BoxMotion:
     """Positions and velocities of T boxes.
 
     Attributes:
-        position: (T, 4) centre x, centre y, width, height in pixels.
-        velocity: (T, 4) the same per frame.
+        position: (T, 4) center x, center y, width, height in pixels.
+        velocity: (T, 4), the same in pixels per frame.
     """
 
     def __init__(self) -> None:
@@ -35,35 +34,35 @@ class BoxMotion:
         return len(self.position)
 
     def boxes(self) -> np.ndarray:
-        """(T, 4) float32, XYXY in pixels; they may leave the image."""
+        """Return the boxes, (T, 4) float32 XYXY in pixels; they may leave the image."""
         half = self.position[:, 2:] / 2
         return np.concatenate((self.position[:, :2] - half, self.position[:, :2] + half), axis=1).astype(np.float32)
 
     def add(self, boxes: np.ndarray) -> None:
-        """New tracks that stand still: (N, 4) XYXY."""
-        measured = _centred(boxes)
+        """Add tracks without velocity at (N, 4) XYXY boxes."""
+        measured = _to_centers(boxes)
         sides = _sides(measured)
         zero = np.zeros_like(sides)
-        fresh = np.stack(((MEASUREMENT * sides) ** 2, zero, (FIRST_VELOCITY * sides) ** 2), axis=2)
+        covariance = np.stack(((MEASUREMENT * sides) ** 2, zero, (INITIAL_VELOCITY * sides) ** 2), axis=2)
         self.position = np.concatenate((self.position, measured))
         self.velocity = np.concatenate((self.velocity, np.zeros_like(measured)))
-        self._covariance = np.concatenate((self._covariance, fresh))
+        self._covariance = np.concatenate((self._covariance, covariance))
         self._size = np.concatenate((self._size, measured[:, 2:]))
 
     def keep(self, rows: np.ndarray) -> None:
-        """Forgets the tracks that are not picked by ``rows`` (index or bool array)."""
+        """Remove all tracks but those selected by ``rows`` (index or bool array)."""
         self.position, self.velocity = self.position[rows], self.velocity[rows]
         self._covariance, self._size = self._covariance[rows], self._size[rows]
 
-    def predict(self, frames: float, unseen: np.ndarray) -> None:
-        """Moves everything on.
+    def predict(self, frames: float, lost: np.ndarray) -> None:
+        """Predict all boxes some frames later.
 
         Args:
-            frames: how many frames have passed.
-            unseen: (T,) bool: tracks not found in the frame before. They keep moving but no longer grow or shrink, as
-                a box that is about to be covered shrinks quickly.
+            frames: number of frames.
+            lost: (T,) bool, tracks without a detection in the last frame. They keep moving, but their size stays, as
+                the box of an object that becomes occluded shrinks quickly.
         """
-        self.velocity[unseen, 2:] = 0
+        self.velocity[lost, 2:] = 0
         self.position = self.position + frames * self.velocity
         sides = _sides(self.position)
         self.position[:, 2:] = np.maximum(self.position[:, 2:], 1)
@@ -79,8 +78,8 @@ class BoxMotion:
         )
 
     def correct(self, rows: np.ndarray, boxes: np.ndarray) -> None:
-        """Takes in where the tracks ``rows`` were found: (len(rows), 4) XYXY."""
-        measured = self._whole(rows, _centred(boxes))
+        """Update the tracks ``rows`` with their detected boxes, (len(rows), 4) XYXY."""
+        measured = self._whole_objects(rows, _to_centers(boxes))
         p, c, v = np.moveaxis(self._covariance[rows], 2, 0)
         total = p + (MEASUREMENT * _sides(measured)) ** 2
         gain_p, gain_v = p / total, c / total
@@ -89,26 +88,27 @@ class BoxMotion:
         self.velocity[rows] += gain_v * error
         self._covariance[rows] = np.stack(((1 - gain_p) * p, (1 - gain_p) * c, v - gain_v * c), axis=2)
 
-    def _whole(self, rows: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        """The boxes of the whole objects, of which ``seen``, (N, 4) centred, may show a part only.
+    def _whole_objects(self, rows: np.ndarray, visible: np.ndarray) -> np.ndarray:
+        """Estimate the boxes of whole objects from ``visible``, (N, 4) boxes of their visible parts, all by centers.
 
-        An object of known size that covers the part seen can have its centre anywhere within the difference of the two
-        sizes: it is taken to be where it was expected, as near as that allows. So something that goes behind another
-        thing keeps its speed, though the middle of what is seen of it slows down.
+        The center of an object of known size can be anywhere within the difference of the two sizes; the estimate is
+        the nearest such point to the predicted center. So an object that moves behind another one keeps its speed,
+        although the center of its visible part slows down.
         """
-        known, sides = self._size[rows], seen[:, 2:]
+        known, sides = self._size[rows], visible[:, 2:]
         known = known + np.where(sides > known, GROWING, SHRINKING) * (sides - known)
         self._size[rows] = known
-        room = np.clip(known - sides, 0, None) / 2
-        centres = np.clip(self.position[rows, :2], seen[:, :2] - room, seen[:, :2] + room)
-        return np.concatenate((centres, np.maximum(known, sides)), axis=1)
+        margin = np.clip(known - sides, 0, None) / 2
+        centers = np.clip(self.position[rows, :2], visible[:, :2] - margin, visible[:, :2] + margin)
+        return np.concatenate((centers, np.maximum(known, sides)), axis=1)
 
 
-def _centred(boxes: np.ndarray) -> np.ndarray:
+def _to_centers(boxes: np.ndarray) -> np.ndarray:
+    """Convert XYXY to center x, center y, width, height."""
     boxes = boxes.astype(np.float64)
     return np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), axis=1)
 
 
-def _sides(centred: np.ndarray) -> np.ndarray:
-    """(T, 4): the width for what is along x and the height for what is along y, at least a pixel."""
-    return np.maximum(np.concatenate((centred[:, 2:], centred[:, 2:]), axis=1), 1)
+def _sides(centered: np.ndarray) -> np.ndarray:
+    """Return (T, 4) the scale of each number: the width along x and the height along y, at least one pixel."""
+    return np.maximum(np.concatenate((centered[:, 2:], centered[:, 2:]), axis=1), 1)

@@ -1,4 +1,4 @@
-"""How alike two sets of boxes and masks are."""
+"""Similarity of boxes and masks."""
 
 import cv2
 import numpy as np
@@ -6,12 +6,12 @@ import numpy as np
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import BoxMasks, CropMasks
 
-GRID = 28  # masks are compared at this resolution ...
-LONG_SIDE = 256  # ... in an image scaled down to this
+GRID = 28  # side of the grids that masks are stored as
+MAX_SIDE = 256  # longer side, in pixels, of the downscaled image in which masks are compared
 
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N, M) intersection over union of (N, 4) and (M, 4) XYXY boxes; 0 where neither has an area."""
+    """Compute the IoU of (N, 4) and (M, 4) XYXY boxes, (N, M) in [0, 1]; 0 for boxes without area."""
     a, b = a.astype(np.float32), b.astype(np.float32)
     corner = np.maximum(a[:, None, :2], b[None, :, :2])
     sides = np.clip(np.minimum(a[:, None, 2:], b[None, :, 2:]) - corner, 0, None)
@@ -20,42 +20,43 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def widened(boxes: np.ndarray, part: np.ndarray | float) -> np.ndarray:
-    """Boxes with ``part`` of their sides added all around, for what moves too fast to overlap itself.
+def expanded(boxes: np.ndarray, share: np.ndarray | float) -> np.ndarray:
+    """Expand (N, 4) XYXY boxes on each side by ``share`` of their width or height.
 
-    See arXiv:2211.14317.
+    Objects that move too fast to overlap themselves are matched by expanded boxes (arXiv:2211.14317).
     """
-    margin = (boxes[:, 2:] - boxes[:, :2]) * np.broadcast_to(
-        np.asarray(part, np.float32).reshape(-1, 1), (len(boxes), 1)
-    )
+    shares = np.broadcast_to(np.asarray(share, np.float32).reshape(-1, 1), (len(boxes), 1))
+    margin = (boxes[:, 2:] - boxes[:, :2]) * shares
     return np.concatenate((boxes[:, :2] - margin, boxes[:, 2:] + margin), axis=1)
 
 
-def shapes_of(found: Detections) -> np.ndarray | None:
-    """(N, 28, 28) float32: each mask as probabilities inside its box; None where there are no masks."""
-    if isinstance(found.masks, BoxMasks):
-        grids = found.masks.probabilities
+def mask_grids(detections: Detections) -> np.ndarray | None:
+    """Return each mask as (28, 28) probabilities inside its box, (N, 28, 28) float32; None without masks."""
+    masks = detections.masks
+    if isinstance(masks, BoxMasks):
+        grids = masks.probabilities
         if grids.shape[1:] == (GRID, GRID):
             return grids
-        return _stack([cv2.resize(g, (GRID, GRID), interpolation=cv2.INTER_LINEAR) for g in grids])
-    if isinstance(found.masks, CropMasks):
-        return _stack([_grid(found, index) for index in range(len(found))])
+        return _stack([cv2.resize(grid, (GRID, GRID), interpolation=cv2.INTER_LINEAR) for grid in grids])
+    if isinstance(masks, CropMasks):
+        return _stack([_grid(masks, box, index) for index, box in enumerate(detections.boxes)])
     return None
 
 
 def mask_iou(
-    shapes_a: np.ndarray, boxes_a: np.ndarray, shapes_b: np.ndarray, boxes_b: np.ndarray, image_size: tuple[int, int]
+    grids_a: np.ndarray, boxes_a: np.ndarray, grids_b: np.ndarray, boxes_b: np.ndarray, image_size: tuple[int, int]
 ) -> np.ndarray:
-    """(N, M) intersection over union of masks given as shapes in boxes; pairs whose boxes are apart get 0.
+    """Compute the IoU of masks, (N, M) in [0, 1]; 0 for pairs whose boxes do not overlap.
 
     Args:
-        shapes_a, shapes_b: (N, S, S) and (M, S, S) in [0, 1]. boxes_a, boxes_b: (N, 4) and (M, 4) XYXY.
-        image_size: (H, W); masks count only inside it, at a resolution of at most 256 pixels.
+        grids_a, grids_b: (N, S, S) and (M, S, S) in [0, 1].
+        boxes_a, boxes_b: (N, 4) and (M, 4) XYXY boxes of the grids.
+        image_size: (H, W); only pixels inside the image count, at a resolution of at most ``MAX_SIDE``.
     """
-    scale = min(1.0, LONG_SIDE / max(image_size))
+    scale = min(1.0, MAX_SIDE / max(image_size))
     small = (max(1, round(image_size[0] * scale)), max(1, round(image_size[1] * scale)))
-    a = _crops(BoxMasks(boxes_a, shapes_a, image_size).resized(*small))
-    b = _crops(BoxMasks(boxes_b, shapes_b, image_size).resized(*small))
+    a = _crops(BoxMasks(boxes_a, grids_a, image_size).resized(*small))
+    b = _crops(BoxMasks(boxes_b, grids_b, image_size).resized(*small))
     result = np.zeros((len(a), len(b)), np.float32)
     for i, j in np.argwhere(box_iou(boxes_a, boxes_b) > 0):
         (wa, pa, area_a), (wb, pb, area_b) = a[i], b[j]
@@ -70,17 +71,15 @@ def mask_iou(
 
 
 def _crops(masks: BoxMasks) -> list[tuple]:
+    """Return window, pixels and area of each mask."""
     crops = [masks.crop(index) for index in range(len(masks))]
     return [(window, pixels, int(np.count_nonzero(pixels))) for window, pixels in crops]
 
 
-def _grid(found: Detections, index: int) -> np.ndarray:
-    """The part of a bitmap inside its detection's box, resampled to the grid."""
-    assert found.masks is not None
-    window, pixels = found.masks.crop(index)
-    x0, y0, x1, y1 = (
-        int(v) for v in np.concatenate((np.floor(found.boxes[index, :2]), np.ceil(found.boxes[index, 2:])))
-    )
+def _grid(masks: CropMasks, box: np.ndarray, index: int) -> np.ndarray:
+    """Resample the part of a mask inside its box to the grid."""
+    window, pixels = masks.crop(index)
+    x0, y0, x1, y1 = (int(v) for v in np.concatenate((np.floor(box[:2]), np.ceil(box[2:]))))
     inside = np.zeros((max(1, y1 - y0), max(1, x1 - x0)), np.float32)
     left, top, right, bottom = max(x0, window.x0), max(y0, window.y0), min(x1, window.x1), min(y1, window.y1)
     if right > left and bottom > top:

@@ -25,7 +25,7 @@ def test_learns_a_constant_velocity():
     assert motion.boxes()[0, 0] == pytest.approx(6 * 24 - 10, abs=3)
 
 
-def test_uncertainty_grows_unseen_and_shrinks_when_found():
+def test_variance_grows_without_detections_and_shrinks_with_them():
     motion = BoxMotion()
     motion.add(box(0))
     motion.predict(1, np.array([False]))
@@ -36,7 +36,7 @@ def test_uncertainty_grows_unseen_and_shrinks_when_found():
     assert motion._covariance[0, 0, 0] < before
 
 
-def test_hidden_boxes_keep_their_size():
+def test_boxes_of_lost_tracks_keep_their_size():
     motion = BoxMotion()
     motion.add(box(0, side=40))
     for side in (36, 30, 24):
@@ -47,7 +47,7 @@ def test_hidden_boxes_keep_their_size():
     assert motion.position[0, 2] == pytest.approx(before)
 
 
-def test_forgetting():
+def test_tracks_are_removed():
     motion = BoxMotion()
     motion.add(np.concatenate((box(0), box(100))))
     motion.keep(np.array([False, True]))
