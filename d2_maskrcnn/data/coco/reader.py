@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import gc
 import json
+import locale
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 from d2_maskrcnn.errors import UserError
 
 _LISTS = ("images", "annotations", "categories")
-_BYTE_ORDER_MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_coco_json(json_file: str | os.PathLike[str], annotations_required: bool = True) -> dict[str, Any]:
@@ -50,14 +50,21 @@ def read_coco_json(json_file: str | os.PathLike[str], annotations_required: bool
     for key in _LISTS:
         if not isinstance(data[key], list):
             raise UserError(f"{path}: not COCO JSON, {key!r} is {_kind(data[key])}; expected a list of objects")
-    _normalize(data["annotations"])
+    normalize(data["annotations"])
     return data
 
 
-def has_byte_order_mark(json_file: str | os.PathLike[str]) -> bool:
-    """Return whether a file starts with a byte order mark, which Detectron2's own COCO reader does not accept."""
-    with open(json_file, "rb") as file:
-        return file.read(3).startswith(_BYTE_ORDER_MARKS)
+def text_mode_problem(json_file: str | os.PathLike[str]) -> str | None:
+    """Return why Detectron2 and pycocotools, which open JSON files as text, cannot read a file; None if they can."""
+    path = Path(json_file)
+    with path.open("rb") as file:
+        encoding = json.detect_encoding(file.read(4))
+    if encoding != "utf-8":
+        return f"its encoding is {encoding.upper()}; save it as UTF-8 without byte order mark"
+    of_locale = locale.getpreferredencoding(False)
+    if codecs.lookup(of_locale).name != "utf-8" and not path.read_bytes().isascii():
+        return f"it contains non-ASCII text and would be read as {of_locale}, the locale's encoding; set PYTHONUTF8=1"
+    return None
 
 
 def _parse(path: Path) -> Any:
@@ -120,8 +127,8 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _normalize(annotations: list[Any]) -> None:
-    """Make integers of whole floats in RLEs, and 0 or 1 of ``iscrowd``; in place."""
+def normalize(annotations: list[Any]) -> None:
+    """Make integers of whole floats in RLEs, and 0 or 1 of ``iscrowd``; in place. Other values are left alone."""
     for annotation in annotations:
         if type(annotation) is not dict:
             continue

@@ -59,9 +59,6 @@ def summarize(where: str, problems: Iterable[Problem]) -> str:
     return f"{where}: " + " | ".join(parts)
 
 
-summarise = summarize
-
-
 def shorten(value: Any, length: int = 60) -> str:
     """Return ``repr(value)``, truncated to ``length`` characters."""
     text = f"an integer of {value.bit_length()} bits" if type(value) is int and abs(value) >= 2**200 else repr(value)

@@ -376,15 +376,18 @@ def test_more_objects_than_the_model_returns(coco_folder, caplog):
         assert f"1 of 4 images have more objects than {key} {limit}, up to 6" in caplog.text
 
 
-def test_detectron2s_reader_accepts_no_byte_order_mark(coco_folder):
+def test_encodings_that_detectron2_cannot_read(coco_folder):
     coco_folder.json_file.write_bytes(codecs.BOM_UTF8 + coco_folder.json_file.read_bytes())
     check_datasets(own_cfg(coco_folder))
     register_coco_instances("test_with_mark", {}, str(coco_folder.json_file), str(coco_folder.images))
     cfg = own_cfg(coco_folder)
     cfg.DATASETS.TRAIN = ("test_with_mark",)
-    with pytest.raises(UserError, match="starts with a byte order mark"):
+    with pytest.raises(UserError, match="reader of registered datasets cannot read it: its encoding is UTF-8-SIG"):
         check_datasets(cfg)
     DatasetCatalog.remove("test_with_mark")
+    cfg = own_cfg(coco_folder, "D2_MASKRCNN.DATA.VAL_JSON", str(coco_folder.json_file))
+    with pytest.raises(UserError, match=r"evaluator cannot read it: .* save it as UTF-8 without byte order mark"):
+        check_datasets(cfg)
 
 
 def test_rle_needs_the_bitmask_format(coco_folder):
