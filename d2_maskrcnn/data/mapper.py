@@ -12,6 +12,7 @@ from PIL import Image
 
 from d2_maskrcnn.data.image_reading import read_image, size_mismatch
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.structures.masks import check_polygon
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetCatalog,
@@ -96,7 +97,13 @@ class MaskRCNNMapper(DatasetMapper):
             raise UserError(f"{record['file_name']}: an annotation of this image has no {', '.join(missing)}")
         used = {key: annotation[key] for key in keys}
         if isinstance(used.get("segmentation"), list):
-            used["segmentation"] = [np.array(polygon, dtype=np.float64) for polygon in used["segmentation"]]
+            try:
+                polygons = [np.array(polygon, dtype=np.float64).reshape(-1) for polygon in used["segmentation"]]
+                for polygon in polygons:
+                    check_polygon(polygon, record["height"], record["width"])
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{record['file_name']}: {error}") from error
+            used["segmentation"] = polygons
         return used
 
     def _no_instances(self, size: tuple[int, int]) -> Instances:

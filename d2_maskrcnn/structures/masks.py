@@ -109,8 +109,7 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Rle:
         segmentation = {"size": [height, width], "counts": [height * width]}
     if isinstance(segmentation, list):
         for polygon in segmentation:
-            if len(polygon) < 6 or len(polygon) % 2:
-                raise UserError(f"segmentation: expected polygons [x0, y0, x1, y1, x2, y2, ...], got {polygon}")
+            check_polygon(polygon, height, width)
         return mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
     if not isinstance(segmentation, Mapping) or not {"size", "counts"} <= set(segmentation):
         raise UserError(f"segmentation: expected polygons or an RLE with size and counts, got {segmentation!r:.80}")
@@ -121,6 +120,28 @@ def segmentation_to_rle(segmentation: Any, height: int, width: int) -> Rle:
     if isinstance(segmentation["counts"], list):
         return mask_util.frPyObjects(segmentation, height, width)
     return dict(segmentation)
+
+
+def check_polygon(polygon: Any, height: int, width: int) -> None:
+    """Check that a polygon can be rasterized: pycocotools needs memory in proportion to its perimeter.
+
+    Args:
+        polygon: [x0, y0, x1, y1, x2, y2, ...] in pixels.
+        height, width: of the image, in pixels.
+
+    Raises:
+        UserError: it has fewer than three points, a coordinate is not a finite number, or a point lies outside of the
+            image by more than the image's longer side.
+    """
+    try:
+        points = np.asarray(polygon, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        points = np.zeros(0)
+    if points.ndim != 1 or len(points) < 6 or len(points) % 2:
+        raise UserError(f"segmentation: expected polygons [x0, y0, x1, y1, x2, y2, ...], got {polygon!r:.80}")
+    side = max(height, width)
+    if not -side <= points.min() <= points.max() <= 2 * side:  # false for NaN
+        raise UserError(f"segmentation: a polygon {polygon!r:.80} far outside of its image of [{height}, {width}]")
 
 
 def decode_runs(counts: str | bytes) -> np.ndarray:

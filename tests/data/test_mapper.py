@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -70,6 +71,42 @@ def test_damaged_images_are_named(cfg, damage, expected):
         MaskRCNNMapper(cfg, is_train=True)(record)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"segmentation": [[1, 2, 3, 4, 5, 1e9]]}, "far outside of its image"),
+        ({"segmentation": [["a", 2, 3, 4, 5, 6]]}, "could not convert"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "expected polygons"),
+        ({"segmentation": None}, "an annotation of this image has no segmentation"),
+        ({"bbox": None}, "an annotation of this image has no bbox"),
+    ],
+)
+def test_annotations_of_unchecked_datasets(cfg, changes, expected):
+    """Datasets that are registered in Python reach the mapper unchecked."""
+    record = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]
+    for key, value in changes.items():
+        if value is None:
+            del record["annotations"][0][key]
+        else:
+            record["annotations"][0][key] = value
+    with pytest.raises(UserError, match=expected) as error:
+        MaskRCNNMapper(cfg, is_train=True)(record)
+    assert str(error.value).startswith(record["file_name"])
+
+
+def test_polygons_of_points(cfg):
+    """Detectron2 accepts polygons as (N, 2) arrays, and integers, which are not truncated."""
+    record = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])[0]
+    flat = MaskRCNNMapper(cfg, is_train=True)(record)
+    polygon = np.array([[2, 3], [12, 3], [12, 11], [2, 11]])
+    record["annotations"][0]["segmentation"] = [polygon]
+    points = MaskRCNNMapper(cfg, is_train=True)(record)
+    assert polygon.dtype == np.int64 and polygon.max() == 12
+    assert {len(sample["instances"].gt_masks.polygons[0][0]) for sample in (flat, points)} == {8}
+    widths = [np.ptp(sample["instances"].gt_masks.polygons[0][0][::2]) for sample in (flat, points)]
+    assert widths == [20, 20]  # the image is enlarged twice
 
 
 @pytest.mark.parametrize("workers", [0, 2])

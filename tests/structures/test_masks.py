@@ -123,6 +123,9 @@ def test_decode_an_empty_segmentation(segmentation):
     [
         ([[1, 2, 3, 4]], r"expected polygons .*got \[1, 2, 3, 4\]"),
         ([[1, 2, 3, 4, 5, 6, 7]], "expected polygons"),
+        ([[1, 2, 3, 4, 5, "6x"]], "expected polygons"),
+        ([[1, 2, 3, 4, 5, 1e9]], "far outside of its image"),
+        ([[1, 2, 3, 4, 5, float("nan")]], "far outside of its image"),
         ("text", "expected polygons or an RLE"),
         ({"size": [6, 7]}, "size and counts"),
         ({"size": [7, 6], "counts": BLOCK_COUNTS}, r"size \[7, 6\] \(height, width\) in an image of \[6, 7\]"),

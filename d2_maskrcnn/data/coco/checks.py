@@ -15,7 +15,7 @@ import numpy as np
 from d2_maskrcnn.data.coco.boxes import CocoTable, check_areas, check_boxes, check_ids, check_not_empty
 from d2_maskrcnn.data.coco.images import check_images
 from d2_maskrcnn.data.coco.masks import check_segmentations
-from d2_maskrcnn.data.coco.reader import read_coco_json, text_mode_problem
+from d2_maskrcnn.data.coco.reader import is_plain_utf8, read_coco_json
 from d2_maskrcnn.data.coco.report import Problem, summarize
 from d2_maskrcnn.data.coco.schema import check_structure
 from d2_maskrcnn.data.own_data import is_built_in, is_own
@@ -111,10 +111,11 @@ def _check_dataset(cfg: CfgNode, name: str, train: bool, evaluate: bool) -> tupl
         polygons_only=train and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon",
         lenient=is_built_in(name),
     )
-    text_problem = text_mode_problem(path) if evaluate or not is_own(name) else None
-    if text_problem:
-        reader = "Detectron2's evaluator" if evaluate else "Detectron2's reader of registered datasets"
-        raise UserError(f"{path}: {reader} cannot read it: {text_problem}")
+    if not is_own(name) and not is_plain_utf8(path):
+        raise UserError(
+            f"{path}: not UTF-8 without byte order mark, which is all that Detectron2's reader of registered datasets "
+            "accepts; save it as such, or name it with D2_MASKRCNN.DATA"
+        )
     _check_class_count(cfg, json_file, summary.categories)
     if evaluate:
         _check_limits(cfg, json_file, summary)

@@ -1,10 +1,8 @@
 """Read a COCO JSON file, and recognize files of other formats."""
 
-import codecs
 import contextlib
 import gc
 import json
-import locale
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,21 +48,14 @@ def read_coco_json(json_file: str | os.PathLike[str], annotations_required: bool
     for key in _LISTS:
         if not isinstance(data[key], list):
             raise UserError(f"{path}: not COCO JSON, {key!r} is {_kind(data[key])}; expected a list of objects")
-    normalize(data["annotations"])
+    _normalize(data["annotations"])
     return data
 
 
-def text_mode_problem(json_file: str | os.PathLike[str]) -> str | None:
-    """Return why Detectron2 and pycocotools, which open JSON files as text, cannot read a file; None if they can."""
-    path = Path(json_file)
-    with path.open("rb") as file:
-        encoding = json.detect_encoding(file.read(4))
-    if encoding != "utf-8":
-        return f"its encoding is {encoding.upper()}; save it as UTF-8 without byte order mark"
-    of_locale = locale.getpreferredencoding(False)
-    if codecs.lookup(of_locale).name != "utf-8" and not path.read_bytes().isascii():
-        return f"it contains non-ASCII text and would be read as {of_locale}, the locale's encoding; set PYTHONUTF8=1"
-    return None
+def is_plain_utf8(json_file: str | os.PathLike[str]) -> bool:
+    """Return whether a file is UTF-8 without byte order mark, as Detectron2's own COCO reader needs it."""
+    with open(json_file, "rb") as file:
+        return json.detect_encoding(file.read(4)) == "utf-8"
 
 
 def _parse(path: Path) -> Any:
@@ -127,7 +118,7 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def normalize(annotations: list[Any]) -> None:
+def _normalize(annotations: list[Any]) -> None:
     """Make integers of whole floats in RLEs, and 0 or 1 of ``iscrowd``; in place. Other values are left alone."""
     for annotation in annotations:
         if type(annotation) is not dict:

@@ -382,12 +382,9 @@ def test_encodings_that_detectron2_cannot_read(coco_folder):
     register_coco_instances("test_with_mark", {}, str(coco_folder.json_file), str(coco_folder.images))
     cfg = own_cfg(coco_folder)
     cfg.DATASETS.TRAIN = ("test_with_mark",)
-    with pytest.raises(UserError, match="reader of registered datasets cannot read it: its encoding is UTF-8-SIG"):
+    with pytest.raises(UserError, match="not UTF-8 without byte order mark"):
         check_datasets(cfg)
     DatasetCatalog.remove("test_with_mark")
-    cfg = own_cfg(coco_folder, "D2_MASKRCNN.DATA.VAL_JSON", str(coco_folder.json_file))
-    with pytest.raises(UserError, match=r"evaluator cannot read it: .* save it as UTF-8 without byte order mark"):
-        check_datasets(cfg)
 
 
 def test_rle_needs_the_bitmask_format(coco_folder):

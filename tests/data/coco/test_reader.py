@@ -1,11 +1,10 @@
 import json
-import locale
 import os
 
 import pytest
 
 from d2_maskrcnn import UserError
-from d2_maskrcnn.data.coco.reader import read_coco_json, text_mode_problem
+from d2_maskrcnn.data.coco.reader import read_coco_json
 
 EMPTY = '"images": [], "annotations": [], "categories": []'
 
@@ -65,15 +64,6 @@ def test_missing_files(tmp_path):
 def test_encodings(tmp_path, encoding):
     data = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "Äpfel 🍎"}]}
     assert read(tmp_path, json.dumps(data, ensure_ascii=False).encode(encoding)) == data
-
-
-def test_readers_of_text_files_depend_on_the_locale(tmp_path, monkeypatch):
-    for name, text in (("plain", "[]"), ("other", '["Ä"]')):
-        (tmp_path / name).write_text(text, encoding="utf-8")
-        assert text_mode_problem(tmp_path / name) is None
-    monkeypatch.setattr(locale, "getpreferredencoding", lambda _: "ANSI_X3.4-1968")
-    assert text_mode_problem(tmp_path / "plain") is None
-    assert "ANSI_X3.4-1968, the locale's encoding; set PYTHONUTF8=1" in text_mode_problem(tmp_path / "other")
 
 
 def test_whole_floats_of_rles_and_flags_are_normalized(tmp_path):
