@@ -13,7 +13,7 @@ from torch import nn
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn._version import __version__
 from d2_maskrcnn.config.loading import check_components
-from d2_maskrcnn.config.validation import usable_device
+from d2_maskrcnn.config.validation import check_each_value, usable_device
 from d2_maskrcnn.distributed import gather, run_together, unwrap
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, make_folder, plain_values
@@ -267,13 +267,14 @@ def load_model(cfg: CfgNode, device: str | None = None, *, require_weights: bool
         The model, and its class names (see :func:`class_names`).
 
     Raises:
-        UserError: a component is not registered, the device cannot be used, or the weights are missing, unreadable or
-            of another model.
+        UserError: a component is not registered, a value is not allowed, the device cannot be used, or the weights are
+            missing, unreadable or of another model.
     """
     path = cfg.MODEL.WEIGHTS
     if require_weights and not path:
         raise UserError("MODEL.WEIGHTS is empty: set it to the weight file of a trained model.")
     check_components(cfg)
+    check_each_value(cfg)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = str(usable_device(device or cfg.MODEL.DEVICE))

@@ -1,86 +1,112 @@
-"""Values of config keys that a training cannot have, each refused in one line before anything is built."""
+"""Check the values of a config: each by itself, those that must fit together, and those this model does not support."""
 
+import functools
 import logging
 import math
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import torch
 
-from d2_maskrcnn.config.keys import get_value
+from d2_maskrcnn.config.keys import add_d2_maskrcnn_config, get_value
+from d2_maskrcnn.config.rules import RULES
 from d2_maskrcnn.errors import UserError
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
-MODES = ("max", "min")
 DEVICES = ("cpu", "cuda", "mps", "xpu")
+MAX_TEXT = 4096  # characters, as of a path
+_TYPE_NAMES = {bool: "True or False", int: "an integer", float: "a number", str: "text"}
 
 
-class Rule(NamedTuple):
-    """What a value must be."""
+def check_value(key: str, value: Any, default: Any, where: str = "") -> None:
+    """Check the type of one value, and its range or choices.
 
-    holds: Callable[[Any], bool]
-    expected: str
+    Args:
+        key: the full key, such as ``SOLVER.BASE_LR``.
+        value: the value to check.
+        default: a valid value of the key, of the type that is expected; None allows any type.
+        where: the file or command line that the value comes from, for messages.
+
+    Raises:
+        UserError: the value is not allowed; the message says what is.
+    """
+    problem = _type_problem(value, default)
+    rule = RULES.get(key)
+    if not problem and rule is not None and value is not None and not rule.accepts(value):
+        problem = rule.expected
+    if problem:
+        raise UserError(f"{where}{': ' if where else ''}{key} is {_shorten(value)}; expected {problem}.")
 
 
-def at_least(least: float, what: str) -> Rule:
-    """A finite number of ``least`` or more."""
-    return Rule(lambda value: math.isfinite(value) and value >= least, f"at least {least} {what}".rstrip())
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
-def one_of(choices: Collection[str]) -> Rule:
-    """One of a few words."""
-    return Rule(lambda value: value in choices, f"one of {', '.join(repr(choice) for choice in choices)}")
+def _type_problem(value: Any, default: Any) -> str:
+    """Return the type that is expected instead of that of ``value``; "" if it is right."""
+    if default is None:  # an optional number
+        return "" if value is None or type(value) in (int, float) else "a number or None"
+    kinds: tuple[type, ...] = {float: (int, float), list: (list, tuple), tuple: (list, tuple)}.get(
+        type(default), (type(default),)
+    )
+    if type(value) not in kinds:
+        return f"{_TYPE_NAMES.get(type(default), 'a list')}, such as {_shorten(default)}"
+    if isinstance(value, str):
+        plain = len(value) <= MAX_TEXT and value.replace("\n", "").isprintable()
+        return "" if plain else f"at most {MAX_TEXT} characters without control characters"
+    return "numbers" if any(isinstance(item, float) and math.isnan(item) for item in _items(value)) else ""
 
 
-SHARE = Rule(lambda value: 0 <= value <= 1, "0 to 1")
-OURS = "D2_MASKRCNN."
-RULES = {
-    "SOLVER.MAX_ITER": at_least(1, "iteration"),
-    "SOLVER.IMS_PER_BATCH": at_least(1, "image"),
-    "SOLVER.CHECKPOINT_PERIOD": at_least(1, "iteration"),
-    "SOLVER.BASE_LR": at_least(0, "for the learning rate"),
-    "TEST.PRECISE_BN.NUM_ITER": at_least(1, "batch"),
-    OURS + "LOG_PERIOD": at_least(1, "iteration"),
-    OURS + "SOLVER.MAX_GRAD_NORM": at_least(0, "(0 does not clip)"),
-    OURS + "SOLVER.AMP_DTYPE": one_of(("auto", "float16", "bfloat16")),
-    OURS + "SOLVER.REFERENCE_BATCH": at_least(0, "images (0 does not scale)"),
-    OURS + "BEST_CHECKPOINT.MODE": one_of(MODES),
-    OURS + "EARLY_STOPPING.MODE": one_of(MODES),
-    OURS + "EARLY_STOPPING.PATIENCE": at_least(0, "evaluations (0 never stops early)"),
-    OURS + "EARLY_STOPPING.MIN_DELTA": at_least(0, "in the metric's unit"),
-    OURS + "EMA.DECAY": Rule(lambda value: 0 <= value < 1, "at least 0 and less than 1, such as 0.999"),
-    OURS + "EVALUATION.CONFUSION_IOU": SHARE,
-    OURS + "EVALUATION.CONFUSION_SCORE": SHARE,
-    OURS + "INPUT.COPY_PASTE.PROBABILITY": SHARE,
-    OURS + "INSPECT.IMAGES": at_least(0, "images"),
-    OURS + "INSPECT.SCORE_THRESHOLD": SHARE,
-    OURS + "INSPECT.MAX_SHARE": SHARE,
-    OURS + "WANDB.MODE": one_of(("online", "offline", "disabled")),
-    OURS + "WANDB.LOG_MODEL": one_of(("none", "end", "all")),
-    OURS + "WANDB.WATCH": one_of(("", "gradients", "parameters", "all")),
-    OURS + "WANDB.WATCH_PERIOD": at_least(1, "iteration"),
-    OURS + "WANDB.NUM_IMAGES": at_least(0, "images"),
-    OURS + "WANDB.SCORE_THRESHOLD": SHARE,
-}
+def _items(value: Any) -> Iterator[Any]:
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _items(item)
+    else:
+        yield value
 
 
 def check_values(cfg: CfgNode) -> None:
-    """Looks at single values and then at those that must fit together.
+    """Check every value of a training's config, then those that must fit together.
 
     Raises:
-        UserError: the first that cannot be.
+        UserError: the first problem.
     """
-    for key, rule in RULES.items():
-        value = get_value(cfg, key)
-        if not rule.holds(value):
-            raise UserError(f"{key} is {value!r}; expected {rule.expected}.")
-    _check_amp(cfg)
-    _check_parts(cfg)
-    _check_patience(cfg)
-    _check_augmented_sizes(cfg)
+    check_each_value(cfg)
+    usable_device(cfg.MODEL.DEVICE)
+    for check in (_check_amp, _check_schedule, _check_sizes, _check_micro_batches, _check_early_stopping):
+        check(cfg)
+
+
+def check_each_value(cfg: CfgNode) -> None:
+    """Check the type, range and choices of every value of Detectron2's and this plugin's keys.
+
+    Raises:
+        UserError: the first value that is not allowed.
+    """
+    defaults = _defaults()
+    for key, value in leaves(cfg):
+        if key in defaults:  # other keys belong to the user's own code
+            check_value(key, value, defaults[key])
+
+
+@functools.lru_cache(maxsize=1)
+def _defaults() -> dict[str, Any]:
+    cfg = get_cfg()
+    add_d2_maskrcnn_config(cfg)
+    return dict(leaves(cfg))
+
+
+def leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the full key and the value of everything in ``node`` that is not a group of keys."""
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _check_amp(cfg: CfgNode) -> None:
@@ -88,33 +114,71 @@ def _check_amp(cfg: CfgNode) -> None:
     if cfg.SOLVER.AMP.ENABLED and cfg.D2_MASKRCNN.SOLVER.AMP_DTYPE == "float16" and not on_gpu:
         raise UserError(
             f"D2_MASKRCNN.SOLVER.AMP_DTYPE is 'float16' on MODEL.DEVICE {cfg.MODEL.DEVICE}; expected 'bfloat16' or "
-            "'auto' where there is no CUDA."
+            "'auto' without CUDA."
         )
 
 
-def _check_parts(cfg: CfgNode) -> None:
-    parts, share = cfg.D2_MASKRCNN.SOLVER.ACCUMULATE, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-    if not 1 <= parts <= max(share, 1):
+def _check_schedule(cfg: CfgNode) -> None:
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME == "WarmupCosineLR" and not 0 <= solver.BASE_LR_END <= solver.BASE_LR != 0:
         raise UserError(
-            f"D2_MASKRCNN.SOLVER.ACCUMULATE is {parts}: expected 1 to {share}, the images of a batch "
-            f"(SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH}) that each of {comm.get_world_size()} processes gets."
+            f"SOLVER.BASE_LR_END is {solver.BASE_LR_END} and SOLVER.BASE_LR {solver.BASE_LR}; WarmupCosineLR needs a "
+            "BASE_LR above 0, and a BASE_LR_END from 0 to BASE_LR."
         )
 
 
-def _check_patience(cfg: CfgNode) -> None:
+def _check_sizes(cfg: CfgNode) -> None:
+    sizes, sampling = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    if sampling == "range" and len(sizes) != 2:
+        raise UserError(
+            f"INPUT.MIN_SIZE_TRAIN is {tuple(sizes)}; expected two sizes for MIN_SIZE_TRAIN_SAMPLING 'range', such as "
+            "(640, 800)."
+        )
+    crop = cfg.INPUT.CROP
+    if crop.ENABLED and crop.TYPE.startswith("relative") and max(crop.SIZE) > 1:
+        raise UserError(
+            f"INPUT.CROP.SIZE is {tuple(crop.SIZE)}; TYPE {crop.TYPE!r} needs shares of the image, each above 0 to 1."
+        )
+
+
+def _check_micro_batches(cfg: CfgNode) -> None:
+    count, share = cfg.D2_MASKRCNN.SOLVER.ACCUMULATE, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+    if not 1 <= count <= max(share, 1):
+        raise UserError(
+            f"D2_MASKRCNN.SOLVER.ACCUMULATE is {count}; expected 1 to {share}, the images per process of a batch "
+            f"(SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} over {comm.get_world_size()} processes)."
+        )
+
+
+def _check_early_stopping(cfg: CfgNode) -> None:
     patience = cfg.D2_MASKRCNN.EARLY_STOPPING.PATIENCE
     if patience and not (cfg.DATASETS.TEST and cfg.TEST.EVAL_PERIOD > 0):
         raise UserError(
-            f"D2_MASKRCNN.EARLY_STOPPING.PATIENCE is {patience}, but nothing is evaluated on the way: set "
-            f"TEST.EVAL_PERIOD (it is {cfg.TEST.EVAL_PERIOD}) and DATASETS.TEST or D2_MASKRCNN.DATA.VAL_JSON, or "
+            f"D2_MASKRCNN.EARLY_STOPPING.PATIENCE is {patience}, but nothing is evaluated during training: set "
+            f"TEST.EVAL_PERIOD (now {cfg.TEST.EVAL_PERIOD}) and DATASETS.TEST or D2_MASKRCNN.DATA.VAL_JSON, or "
             "PATIENCE 0."
         )
 
 
-def _check_augmented_sizes(cfg: CfgNode) -> None:
-    sizes = tuple(cfg.TEST.AUG.MIN_SIZES)
-    if cfg.TEST.AUG.ENABLED and (not sizes or min(sizes) < 1):
-        raise UserError(f"TEST.AUG.MIN_SIZES is {sizes}; expected one or several sizes in pixels, such as (640, 800).")
+# Key -> the values of the deciding key that use it.
+_USED_BY = {
+    "SOLVER.MOMENTUM": ("D2_MASKRCNN.SOLVER.OPTIMIZER", ("SGD",)),
+    "SOLVER.NESTEROV": ("D2_MASKRCNN.SOLVER.OPTIMIZER", ("SGD",)),
+    "SOLVER.STEPS": ("SOLVER.LR_SCHEDULER_NAME", ("WarmupMultiStepLR",)),
+    "SOLVER.GAMMA": ("SOLVER.LR_SCHEDULER_NAME", ("WarmupMultiStepLR", "WarmupStepWithFixedGammaLR")),
+    "SOLVER.BASE_LR_END": ("SOLVER.LR_SCHEDULER_NAME", ("WarmupCosineLR",)),
+    "SOLVER.NUM_DECAYS": ("SOLVER.LR_SCHEDULER_NAME", ("WarmupStepWithFixedGammaLR",)),
+    "D2_MASKRCNN.SOLVER.AMP_DTYPE": ("SOLVER.AMP.ENABLED", (True,)),
+    "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": ("SOLVER.CLIP_GRADIENTS.ENABLED", (True,)),
+}
+
+
+def warn_ignored_keys(cfg: CfgNode) -> None:
+    """Log the keys that differ from their default but that the chosen optimizer or schedule does not use."""
+    for key, (decider, users) in _USED_BY.items():
+        value, chosen = get_value(cfg, key), get_value(cfg, decider)
+        if value != _defaults()[key] and chosen not in users:
+            logger.warning("%s %r is ignored: %s is %r.", key, value, decider, chosen)
 
 
 def usable_device(name: str) -> torch.device:
@@ -143,7 +207,7 @@ def usable_device(name: str) -> torch.device:
 
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
 
-# Switches of Detectron2 that ask for something else than Mask R-CNN -> what they ask for.
+# Switches of Detectron2 that this model does not support -> what they switch on.
 _OFF = {
     "MODEL.KEYPOINT_ON": "keypoint heads",
     "MODEL.LOAD_PROPOSALS": "precomputed proposals",
@@ -153,20 +217,20 @@ _OFF = {
 
 
 def require(cfg: CfgNode, key: str, supported: Collection[Any]) -> Any:
-    """The value under ``key`` if it is one of ``supported``.
+    """Return the value under ``key`` if it is one of ``supported``.
 
     Raises:
-        UserError: it is not; the message names the key, its value and the supported ones.
+        UserError: it is not; the message gives the key, its value and the supported values.
     """
     value = get_value(cfg, key)
     if value not in supported:
         expected = ", ".join(repr(choice) for choice in supported)
-        raise UserError(f"{key} is {value!r}, which this model does not support: expected {expected}")
+        raise UserError(f"{key} is {value!r}, which this model does not support; expected {expected}.")
     return value
 
 
 def require_norm(cfg: CfgNode, key: str, *channels: int) -> str:
-    """The normalisation named under ``key``, for layers of these widths ("" for none).
+    """Return the normalization under ``key`` for layers of these widths ("" for none).
 
     Raises:
         UserError: an unknown name, or group norm (32 groups) on a width that 32 does not divide.
@@ -175,34 +239,33 @@ def require_norm(cfg: CfgNode, key: str, *channels: int) -> str:
     odd = [width for width in channels if width % 32]
     if norm == "GN" and odd:
         raise UserError(
-            f"{key} is 'GN', which makes 32 groups of channels, but a layer has {odd[0]}: use a multiple of 32"
+            f"{key} is 'GN' (32 groups of channels), but a layer has {odd[0]} channels; use a multiple of 32."
         )
     return norm
 
 
 def refuse_unsupported(cfg: CfgNode) -> None:
-    """Checks the switches that no single component looks at.
+    """Refuse switches that belong to no single component of the model.
 
     Raises:
-        UserError: one of them asks for something that this model has not got.
+        UserError: one of them needs something that this model does not have.
     """
     for key, meaning in _OFF.items():
         if get_value(cfg, key):
-            raise UserError(f"{key} is True, but this model has no {meaning}: set it to False")
-    if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
-        raise UserError(f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}: expected 1 or more")
+            raise UserError(f"{key} is True, but this model has no {meaning}; set it to False.")
+    check_value("MODEL.ROI_HEADS.NUM_CLASSES", cfg.MODEL.ROI_HEADS.NUM_CLASSES, default=80)
     if cfg.VIS_PERIOD > 0:
-        raise UserError(f"VIS_PERIOD is {cfg.VIS_PERIOD}, but this model draws no images while training: set it to 0")
+        raise UserError(f"VIS_PERIOD is {cfg.VIS_PERIOD}, but this model draws no images during training; set it to 0.")
 
 
 def level_names(cfg: CfgNode, key: str, input_shape: dict[str, ShapeSpec]) -> list[str]:
-    """The feature names under ``key``.
+    """Return the feature names under ``key``.
 
     Raises:
-        UserError: there is none, or one that the backbone does not give.
+        UserError: there are none, or one that the backbone does not have.
     """
     names: list[str] = list(get_value(cfg, key))
     unknown = [name for name in names if name not in input_shape]
     if unknown or not names:
-        raise UserError(f"{key} is {names}: expected one or more of the backbone's features {', '.join(input_shape)}")
+        raise UserError(f"{key} is {names}; expected one or more of the backbone's features {', '.join(input_shape)}.")
     return names

@@ -13,7 +13,7 @@ from torch import nn
 from d2_maskrcnn import compat
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
-from d2_maskrcnn.config.validation import check_values
+from d2_maskrcnn.config.validation import check_values, warn_ignored_keys
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
 from d2_maskrcnn.distributed import distribute
 from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint
@@ -57,6 +57,7 @@ class Trainer(DefaultTrainer):
         # DefaultTrainer.__init__ would build Detectron2's loader, step and checkpointer, which are replaced here.
         TrainerBase.__init__(self)
         check_values(cfg)
+        warn_ignored_keys(cfg)
         self.cfg = scale_learning_rate(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
         self.seed = comm.all_gather(_choose_seed(self.cfg.SEED))[0]
         self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER

@@ -65,7 +65,7 @@ def test_other_kinds_of_numbers(tmp_path, name, change, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_are_accepted(tmp_path, dtype, caplog):
     load(tmp_path, WEIGHT, lambda t: t.to(dtype)).check_evaluable()
-    assert caplog.text == ""
+    assert "impossible" not in caplog.text
 
 
 def test_values_in_a_pickle(tmp_path):

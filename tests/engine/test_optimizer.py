@@ -43,7 +43,7 @@ def test_clipping(name):
 
 
 def test_unknown_name():
-    with pytest.raises(UserError, match="'Lion'; expected one of SGD, AdamW"):
+    with pytest.raises(UserError, match="'Lion'; expected one of 'SGD', 'AdamW'"):
         build_optimizer(settings("Lion"), model())
 
 

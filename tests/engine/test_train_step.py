@@ -62,7 +62,7 @@ def test_batch_norm_sees_every_micro_batch_once(trainer_of):
 
 
 def test_too_many_micro_batches(trainer_of):
-    with pytest.raises(UserError, match="ACCUMULATE is 3: expected 1 to 2"):
+    with pytest.raises(UserError, match="ACCUMULATE is 3; expected 1 to 2"):
         trainer_of(ACCUMULATE, 3)
 
 
