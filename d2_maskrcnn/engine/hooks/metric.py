@@ -4,7 +4,7 @@ import logging
 import math
 from typing import Any, TypeVar
 
-from d2_maskrcnn.config.validation import MODES
+from d2_maskrcnn.config.rules import MODES
 from d2_maskrcnn.engine.hooks.evaluation import evaluation_is_due
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.evaluation.metric_names import describe_metrics
