@@ -185,7 +185,7 @@ run.finish()
 
 @pytest.mark.parametrize("key", ["", "0" * 40])
 def test_unreachable_server_records_offline(repo_dir, tmp_path, key):
-    """On a terminal, where W&B would ask for a missing API key and wait."""
+    """On a terminal, where W&B would prompt for a missing API key and wait."""
     import pty
 
     opts = [*SETTINGS, OURS + "MODE", "online", "OUTPUT_DIR", tmp_path / "out"]
