@@ -94,7 +94,7 @@ def load_kernels(device_index: int, scalars: torch.dtype, coords: torch.dtype) -
     driver = import_bindings("driver")
     functions: dict[str, Any] = {}
     with torch.cuda.device(device_index):
-        torch.cuda.current_stream().synchronize()  # makes the device's context current in this thread
+        call(driver.cuCtxSetCurrent, primary_context(device_index))
         for part, inputs in cubin_inputs(device_index, scalars, coords).items():
             cubin = cached_cubin(*inputs)
             module = call(driver.cuModuleLoadData, cubin)  # kept for the life of the process
@@ -237,5 +237,18 @@ def launch(kernel: Any, blocks: tuple[int, int], threads: int, params: ctypes.St
     driver = import_bindings("driver")
     pointers = (ctypes.c_void_p * 1)(ctypes.addressof(params))  # the driver copies the struct before it returns
     with torch.cuda.device(device):
+        # PyTorch makes a device's context current lazily, so a thread of autograd may have none yet.
+        call(driver.cuCtxSetCurrent, primary_context(torch.cuda.current_device()))
         stream = torch.cuda.current_stream().cuda_stream
         call(driver.cuLaunchKernel, kernel, *blocks, 1, threads, 1, 1, 0, stream, ctypes.addressof(pointers), 0)
+
+
+@cache
+def primary_context(index: int) -> Any:
+    """Return the driver's handle of the context that PyTorch uses on device ``index``.
+
+    Raises:
+        KernelError: the driver reports an error.
+    """
+    driver = import_bindings("driver")
+    return call(driver.cuDevicePrimaryCtxRetain, call(driver.cuDeviceGet, index))
