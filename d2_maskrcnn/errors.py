@@ -3,10 +3,13 @@
 import contextlib
 import difflib
 import logging
+import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
 EXIT_BAD_INPUT = 2
+EXIT_OUTPUT_CLOSED = 141  # what shells report for a program that SIGPIPE ended
 EXIT_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,16 @@ def warn_on_failure(action: str) -> Iterator[None]:
         logger.debug("%s failed", action, exc_info=True)
 
 
+def output_is_closed() -> bool:
+    """Return whether the reader of the standard output has gone, as in ``train_net.py | head``."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no poll (Windows), no stdout, or not a file (notebooks)
+        return False
+
+
 def run_main(main: Callable[[], object]) -> int:
     """Run a program and return its exit status.
 
@@ -68,15 +81,37 @@ def run_main(main: Callable[[], object]) -> int:
             a fault of this package and keeps its traceback.
 
     Returns:
-        0, 2 for bad input, or 130 after Ctrl-C. ``SystemExit`` is passed on.
+        0, 2 for bad input, 130 after Ctrl-C, or 141 if the reader of stdout has gone. ``SystemExit`` is passed on.
     """
+    logging.raiseExceptions = False  # a closed terminal or pipe is not worth a traceback for every log line
     try:
         main()
     except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        _print(f"error: {one_line(error)}")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         logger.debug("interrupted", exc_info=True)
-        print("interrupted", file=sys.stderr, flush=True)
+        _print("interrupted")
         return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        if not output_is_closed():
+            raise
+        return EXIT_OUTPUT_CLOSED
+    finally:
+        _flush_output()
     return 0
+
+
+def _flush_output() -> None:
+    """Flush stdout, as the interpreter does at its end, but without complaint if its reader has gone."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (AttributeError, OSError, ValueError):  # no stdout, or it is closed
+        return
+
+
+def _print(message: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal has gone
+        print(message, file=sys.stderr, flush=True)

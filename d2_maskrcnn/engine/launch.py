@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from d2_maskrcnn import compat
+from d2_maskrcnn.engine.signals import stop_signals
 from d2_maskrcnn.errors import EXIT_INTERRUPTED, UserError, run_main
 from detectron2.utils import comm
 
@@ -74,7 +75,8 @@ def launch(
         while not workers.join():
             pass
     except mp.ProcessExitedException as error:
-        if error.exit_code == EXIT_INTERRUPTED:  # stopped by a signal: the workers have saved and logged it
+        if error.exit_code == EXIT_INTERRUPTED:  # stopped on request: the workers have saved and logged it
+            print("interrupted", file=sys.stderr, flush=True)
             raise SystemExit(EXIT_INTERRUPTED) from error
         # join() has ended the others, which would wait for the dead one until the process group's timeout.
         reason = f"signal {error.signal_name}" if error.signal_name else f"status {error.exit_code}"
@@ -88,15 +90,15 @@ def launch(
 
 
 def _let_workers_handle_signals(pids: list[int]) -> None:
-    """Leave stopping to the workers, which save and exit. Ctrl-C reaches them directly, SIGTERM is passed on."""
+    """Leave stopping to the workers, which save and exit. Ctrl-C reaches them directly, other signals are passed on."""
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    signal.signal(signal.SIGINT, lambda number, frame: None)
-    signal.signal(signal.SIGTERM, pass_on)
+    for number in stop_signals():
+        signal.signal(number, (lambda number, frame: None) if number == signal.SIGINT else pass_on)
 
 
 def check_processes(processes_per_machine: int, num_machines: int, machine_rank: int, dist_url: str) -> None:
@@ -145,8 +147,13 @@ def _run_spawned_worker(
     args: tuple[Any, ...],
 ) -> None:
     def work() -> None:
-        _join(dist_url, machine_rank * processes + local_rank, machines * processes, local_rank, processes)
-        main(*args)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # train_net.py replaces it during the imports
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            _join(dist_url, machine_rank * processes + local_rank, machines * processes, local_rank, processes)
+            main(*args)
+        except KeyboardInterrupt as error:  # the launcher prints it once for all workers
+            raise SystemExit(EXIT_INTERRUPTED) from error
         compat.destroy_process_groups()
 
     try:
@@ -163,8 +170,9 @@ def _exit_now(code: int) -> None:
     If a peer is gone already, gloo would abort, and the launcher would see a signal instead of this status.
     """
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the terminal has gone
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)
 
 

@@ -1,4 +1,4 @@
-"""Stop a training after the current iteration on Ctrl-C or SIGTERM, in all of its processes at once."""
+"""Stop a training after the current iteration on Ctrl-C, SIGTERM or SIGHUP, in all of its processes at once."""
 
 import contextlib
 import logging
@@ -15,9 +15,16 @@ from detectron2.utils import comm
 logger = logging.getLogger(__name__)
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that request a stop, without those that this process ignores, as SIGHUP under ``nohup``."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    signals = [signal.Signals[name] for name in names]
+    return [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+
+
 @contextlib.contextmanager
 def stop_on_signals(trainer: Any) -> Iterator[None]:
-    """Set ``trainer.stop_requested`` on Ctrl-C or SIGTERM in the ``with`` block; a second Ctrl-C stops immediately."""
+    """Set ``trainer.stop_requested`` on a stop signal in the ``with`` block; a second Ctrl-C stops immediately."""
 
     def request(number: int, _frame: FrameType | None) -> None:
         if trainer.stop_requested and number == signal.SIGINT:
@@ -28,7 +35,7 @@ def stop_on_signals(trainer: Any) -> Iterator[None]:
         )
 
     try:
-        old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+        old = {number: signal.signal(number, request) for number in stop_signals()}
     except ValueError:  # only the main thread can handle signals; a training in another thread does without
         old = {}
     try:
