@@ -11,11 +11,14 @@ processes on the CPU.
 
 import argparse
 import logging
+from pathlib import Path
 from typing import Any
 
 from d2_maskrcnn.engine import Trainer, build_checkpointer, draw_test_sets, launch, setup, under_torchrun
 from d2_maskrcnn.engine.launch import check_processes
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.engine.output_dir import unlock_output_dir
+from d2_maskrcnn.errors import UserError, warn_on_failure
+from d2_maskrcnn.evaluation.evaluator import write_results
 from d2_maskrcnn.inspection.training import inspection_hooks
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
@@ -41,16 +44,25 @@ def run() -> None:
 def main(args: argparse.Namespace) -> None:
     """Train or evaluate in one process of the job."""
     cfg = setup(args)
-    if args.eval_only:
-        evaluate(cfg, resume=args.resume)
-        return
+    try:
+        (evaluate if args.eval_only else train)(cfg, resume=args.resume)
+    finally:
+        unlock_output_dir(cfg.OUTPUT_DIR)
+
+
+def train(cfg: CfgNode, resume: bool) -> None:
+    """Train the model of a config from its weights or, with ``resume``, from the last checkpoint of ``OUTPUT_DIR``.
+
+    Raises:
+        UserError: ``OUTPUT_DIR`` contains a training that would be overwritten without ``resume``.
+    """
     trainer = Trainer(cfg, report_hooks=inspection_hooks(cfg))
-    if trainer.checkpointer.has_checkpoint() and not args.resume:
+    if trainer.checkpointer.has_checkpoint() and not resume:
         raise UserError(
             f"OUTPUT_DIR {cfg.OUTPUT_DIR} already contains a training ({trainer.checkpointer.get_checkpoint_file()}): "
             "add --resume to continue it, or choose another OUTPUT_DIR."
         )
-    trainer.resume_or_load(resume=args.resume)
+    trainer.resume_or_load(resume=resume)
     try:
         trainer.train()
     except SystemExit:
@@ -60,6 +72,8 @@ def main(args: argparse.Namespace) -> None:
 
 def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     """Evaluate ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR`` on ``DATASETS.TEST``.
+
+    The numbers are also written to ``OUTPUT_DIR/inference/results.json``.
 
     Returns:
         What :meth:`Trainer.test` returns, under ``tta`` also with test-time augmentation if ``TEST.AUG.ENABLED``.
@@ -80,5 +94,9 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     if cfg.TEST.AUG.ENABLED:
         results = {**results, "tta": Trainer.test_with_augmentation(cfg, model)}
     if comm.is_main_process():
-        draw_test_sets(cfg, model)
+        path = Path(cfg.OUTPUT_DIR) / "inference" / "results.json"
+        write_results(results, path)
+        logger.info("Results are in %s", path)
+        with warn_on_failure("drawing predictions"):
+            draw_test_sets(cfg, model)
     return results

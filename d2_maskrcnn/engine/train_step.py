@@ -167,8 +167,15 @@ class TrainStep(SimpleTrainer):
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: it is the state of another optimizer.
+        """
         state = dict(state_dict)
+        saved, own = state["optimizer"]["param_groups"], self.optimizer.param_groups
+        if any(("betas" in old) != ("betas" in new) for old, new in zip(saved, own, strict=False)):
+            raise ValueError("D2_MASKRCNN.SOLVER.OPTIMIZER was another optimizer, whose state cannot be used")
         scaler = state.pop("grad_scaler", None)
         super().load_state_dict(state)
         check_optimizer(self.optimizer)

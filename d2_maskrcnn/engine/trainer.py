@@ -1,9 +1,11 @@
 """Detectron2's ``DefaultTrainer`` with a loader, an iteration and checkpoints that make resuming exact."""
 
+import functools
 import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +24,16 @@ from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage
 from d2_maskrcnn.engine.hooks.evaluation import Evaluate, EvaluateAtEnd, ResumablePreciseBN
 from d2_maskrcnn.engine.hooks.reports import DrawPredictions, Tolerant, WriteEvents
 from d2_maskrcnn.engine.optimizer import build_optimizer, scale_learning_rate
+from d2_maskrcnn.engine.output_dir import locked_output_dir
+from d2_maskrcnn.engine.resume import apply_hyperparameters, describe_run, hyperparameters, log_changes
 from d2_maskrcnn.engine.signals import anyone_stopped, stop_on_signals
 from d2_maskrcnn.engine.train_step import TrainStep
-from d2_maskrcnn.errors import EXIT_INTERRUPTED, UserError
+from d2_maskrcnn.errors import EXIT_INTERRUPTED, UserError, output_is_closed
 from d2_maskrcnn.evaluation.evaluator import build_evaluator
 from d2_maskrcnn.evaluation.tta import TestTimeAugmentation
 from d2_maskrcnn.evaluation.validation_loss import validation_losses
 from d2_maskrcnn.loggers.wandb import WandbHook, WandbRun, WandbWriter
+from d2_maskrcnn.weights.atomic import atomic_write_text
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
@@ -128,7 +133,7 @@ class Trainer(DefaultTrainer):
 
     def _build_report_hooks(self) -> list[HookBase]:
         if self.cfg.D2_MASKRCNN.INSPECT.ENABLED and not self.report_hooks:
-            logger.warning(
+            logger.info(
                 "D2_MASKRCNN.INSPECT.ENABLED is True, but the trainer got no hook for it: pass "
                 "report_hooks=d2_maskrcnn.inspection.training.inspection_hooks(cfg) to Trainer"
             )
@@ -223,20 +228,53 @@ class Trainer(DefaultTrainer):
         self.train_loader.set_start_iter(self.start_iter)
 
     def train(self) -> Any:  # type: ignore[override]
-        """Run from ``start_iter`` to ``max_iter``, or to the end of the iteration in which Ctrl-C or SIGTERM arrives.
+        """Run from ``start_iter`` to ``max_iter``, or to the end of the iteration in which a stop is requested.
+
+        Ctrl-C, SIGTERM, SIGHUP and a closed standard output request a stop.
 
         Returns:
             The results of the last evaluation; None if there was none.
 
         Raises:
-            SystemExit: stopped by a signal; a checkpoint was saved.
+            UserError: another process uses ``OUTPUT_DIR``; or see :meth:`TrainStep.run_step`.
+            SystemExit: stopped on request; a checkpoint was saved.
         """
-        logger.info("Training iterations %d to %d with seed %d", self.start_iter, self.max_iter - 1, self.seed)
+        with locked_output_dir(self.cfg.OUTPUT_DIR):
+            self._log_start()
+            self._run_iterations()
+            if self.iter < self.max_iter:
+                self._save_and_exit()
+        if self.last_results and comm.is_main_process() and self.cfg.TEST.EXPECTED_RESULTS:
+            verify_results(self.cfg, self.last_results)
+        return self.last_results
+
+    def _log_start(self) -> None:
+        """Log what will be trained, and write the config in force to ``OUTPUT_DIR/config.yaml``."""
+        if self.start_iter < self.max_iter:
+            logger.info("Training iterations %d to %d with seed %d", self.start_iter, self.max_iter - 1, self.seed)
+        else:
+            logger.warning(
+                "Nothing to train: the checkpoint was saved after iteration %d and SOLVER.MAX_ITER is %d. Raise "
+                "SOLVER.MAX_ITER to continue the training.",
+                self.start_iter - 1,
+                self.max_iter,
+            )
+        if not comm.is_main_process():
+            return
+        folder = Path(self.cfg.OUTPUT_DIR)
+        if self.start_iter == 0 and (folder / "metrics.json").is_file() and (folder / "metrics.json").stat().st_size:
+            logger.warning("%s contains records of an earlier training; new ones are appended", folder / "metrics.json")
+        in_force = self.cfg.clone()
+        in_force.defrost()
+        in_force.SEED = self.seed
+        atomic_write_text(folder / "config.yaml", in_force.dump())
+
+    def _run_iterations(self) -> None:
         self.iter, self.max_iter = self.start_iter, max(self.max_iter, self.start_iter)
         with stop_on_signals(self), EventStorage(self.start_iter) as self.storage:
             try:
                 self.before_train()
-                while self.iter < self.max_iter and not anyone_stopped(self.stop_requested):
+                while self.iter < self.max_iter and not self._is_stopped():
                     self.before_step()
                     self.run_step()
                     self.after_step()
@@ -247,11 +285,10 @@ class Trainer(DefaultTrainer):
                 finally:
                     if self.wandb_run is not None:
                         self.wandb_run.finish()
-        if self.iter < self.max_iter:
-            self._save_and_exit()
-        if self.last_results and comm.is_main_process() and self.cfg.TEST.EXPECTED_RESULTS:
-            verify_results(self.cfg, self.last_results)
-        return self.last_results
+
+    def _is_stopped(self) -> bool:
+        self.stop_requested = anyone_stopped(self.stop_requested or output_is_closed())
+        return self.stop_requested
 
     def after_train(self) -> None:
         """Call the hooks; what they log belongs to the last iteration that was finished."""
@@ -269,15 +306,27 @@ class Trainer(DefaultTrainer):
         logger.info("Stopped after iteration %d and saved a checkpoint; resume to continue from there.", self.iter)
         raise SystemExit(EXIT_INTERRUPTED)
 
+    @functools.cached_property
+    def run_description(self) -> dict[str, str]:
+        """What this training depends on; stored in checkpoints and compared when they are resumed."""
+        records: Any = self.train_loader.records
+        return describe_run(self.cfg, len(records), comm.get_world_size())
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the training state beside the weights: iteration, hooks, optimizer and seeds."""
-        return {**super().state_dict(), "seed": self.seed, "initial_seed": self.initial_seed}
+        """Return the training state beside the weights: iteration, hooks, optimizer, seeds and description."""
+        own = {"seed": self.seed, "initial_seed": self.initial_seed, "run": self.run_description}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned."""
+        """Restore what :meth:`state_dict` returned, except what the config sets: learning rates, schedule, ..."""
+        configured = hyperparameters(self.optimizer)
         super().load_state_dict(state_dict)
+        if self.iter < self.max_iter:  # a schedule is not defined beyond its end
+            apply_hyperparameters(self.optimizer, self.scheduler, configured)
         self.seed = state_dict.get("seed", self.seed)
         self.initial_seed = state_dict.get("initial_seed")  # None: the seed of the initial weights is unknown
+        if comm.is_main_process():
+            log_changes(state_dict.get("run"), self.run_description)
 
 
 def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -> MaskRCNNCheckpointer:

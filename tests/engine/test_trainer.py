@@ -3,6 +3,7 @@ import signal
 
 import pytest
 import torch
+import yaml
 
 from d2_maskrcnn.engine import Trainer
 
@@ -14,6 +15,9 @@ SETTINGS = [
     "D2_MASKRCNN.EARLY_STOPPING.MODE", "min",
     "D2_MASKRCNN.BEST_CHECKPOINT.METRIC", "ema/validation/total_loss", "D2_MASKRCNN.BEST_CHECKPOINT.MODE", "min",
 ]  # fmt: skip
+
+
+SHORT = ["SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"]
 
 
 class Killed(Exception):
@@ -94,3 +98,61 @@ def test_choose_seed(tiny_cfg):
     assert Trainer(tiny_cfg("SEED", 5)).seed == 5
     first, second = (Trainer(tiny_cfg("SEED", -1)).seed for _ in range(2))
     assert first != second and min(first, second) >= 0 and max(first, second) < 2**31
+
+
+@pytest.mark.parametrize("max_iter", [3, 2])
+def test_a_finished_training_that_is_resumed(trainer_of, tmp_path, caplog, max_iter):
+    caplog.set_level("INFO")
+    trainer_of("SOLVER.MAX_ITER", 3).train()
+    before = (tmp_path / "out" / "model_final.pth").read_bytes()
+    caplog.clear()
+    again = trainer_of("SOLVER.MAX_ITER", max_iter, resume=True)
+    assert "segm" in again.train()
+    expected = f"Nothing to train: the checkpoint was saved after iteration 2 and SOLVER.MAX_ITER is {max_iter}. Raise"
+    assert expected in caplog.text and "Training iterations" not in caplog.text
+    assert (tmp_path / "out" / "model_final.pth").read_bytes() == before
+
+
+def test_the_config_in_force_is_written(trainer_of, tmp_path):
+    trainer = trainer_of(*SHORT, "SEED", -1, "SOLVER.BASE_LR", 0.02, "D2_MASKRCNN.SOLVER.REFERENCE_BATCH", 8)
+    trainer.train()
+    config = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())
+    assert config["SEED"] == trainer.seed
+    assert config["SOLVER"]["BASE_LR"] == pytest.approx(0.01)  # AdamW, batches of 2
+
+
+def test_records_of_an_earlier_training_are_announced(trainer_of, tmp_path, caplog):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.json").write_text('{"iteration": 4}\n')
+    trainer_of(*SHORT).train()
+    assert "metrics.json contains records of an earlier training" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_saves_a_checkpoint(trainer_of, tmp_path, name):
+    trainer = trainer_of("SOLVER.MAX_ITER", 50, "DATASETS.TEST", "()")
+    step = trainer.run_step
+
+    def run_step():
+        if trainer.iter == 3:
+            signal.raise_signal(signal.Signals[name])
+        step()
+
+    trainer.run_step = run_step
+    with pytest.raises(SystemExit) as stopped:
+        trainer.train()
+    assert stopped.value.code == 130
+    assert (tmp_path / "out" / "last_checkpoint").read_text() == "model_0000003.pth"
+
+
+def test_an_ignored_hangup_is_ignored(trainer_of):
+    """As under nohup."""
+    trainer = trainer_of(*SHORT)
+    step = trainer.run_step
+    trainer.run_step = lambda: (signal.raise_signal(signal.SIGHUP), step())
+    old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        trainer.train()
+    finally:
+        signal.signal(signal.SIGHUP, old)
+    assert trainer.iter == 1
