@@ -67,7 +67,7 @@ def test_timer_leaves_the_warmup_out(iterations, timed, caplog):
     with caplog.at_level("INFO", logger="detectron2"):
         trainer.train(0, iterations)
     assert "Total training time" in caplog.text
-    assert (f"Speed: {timed} iterations" in caplog.text) == (timed > 0)
+    assert (f"training speed: {timed} iterations" in caplog.text) == (timed > 0)
     if timed:
         assert [iteration for _, iteration in scalars(trainer, "time")] == [2, 3, 4]
         assert all(seconds > 0 for seconds, _ in scalars(trainer, "time"))

@@ -16,7 +16,8 @@ def test_one_process_is_this_process():
 
 
 @pytest.mark.parametrize(
-    ("machines", "url", "message"), [(1, None, "dist_url is missing"), (2, None, "missing"), (2, "auto", "not 2")]
+    ("machines", "url", "message"),
+    [(1, None, "dist_url is None"), (2, None, "dist_url is None"), (2, "auto", "not on 2")],
 )
 def test_processes_need_a_place_to_meet(machines, url, message, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -1,8 +1,17 @@
-"""What most training programs do alike: command line, set-up, trainer and predictor."""
+"""What most training and inference programs need: command line, setup, trainer, predictor."""
 
+from typing import Any
+
+import numpy as np
+import torch
+
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
 from detectron2.engine.default_trainer import DefaultTrainer
-from detectron2.engine.predictor import DefaultPredictor
 from detectron2.engine.setup import create_ddp_model, default_argument_parser, default_setup, default_writers
+from detectron2.modeling import build_model
 
 __all__ = [
     "DefaultPredictor",
@@ -12,3 +21,54 @@ __all__ = [
     "default_setup",
     "default_writers",
 ]
+
+
+class DefaultPredictor:
+    """Run the model of a config on single images.
+
+    >>> predictor = DefaultPredictor(cfg)  # doctest: +SKIP
+    >>> instances = predictor(cv2.imread("image.jpg"))["instances"]  # doctest: +SKIP
+
+    Args:
+        cfg: names the model and its weights (``MODEL.WEIGHTS``); ``INPUT.*_TEST`` and ``INPUT.FORMAT`` define how
+            images are prepared, the first dataset of ``DATASETS.TEST`` the metadata. Cloned.
+
+    Attributes:
+        cfg: the clone.
+        model: in evaluation mode.
+        aug: the resizing.
+        input_format: order of the channels that the model was trained on, ``"BGR"`` or ``"RGB"``.
+        metadata: of the first test dataset; not set if there is none.
+
+    Raises:
+        ValueError: ``INPUT.FORMAT`` is neither BGR nor RGB.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg.clone()
+        node, datasets = self.cfg.INPUT, self.cfg.DATASETS.TEST
+        self.input_format = node.FORMAT
+        if self.input_format not in ("BGR", "RGB"):
+            raise ValueError(f"INPUT.FORMAT is {self.input_format!r}: expected BGR or RGB")
+        self.aug = T.ResizeShortestEdge([node.MIN_SIZE_TEST, node.MIN_SIZE_TEST], node.MAX_SIZE_TEST)
+        if datasets:
+            self.metadata = MetadataCatalog.get(datasets[0])
+        self.model = build_model(self.cfg)
+        self.model.eval()
+        DetectionCheckpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
+
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
+        """Return the model's output for one image.
+
+        Args:
+            original_image: (H, W, 3) uint8 in BGR order, as ``cv2.imread`` returns it.
+
+        Returns:
+            For detectors ``{"instances": Instances}`` in the frame of ``original_image``.
+        """
+        height, width = original_image.shape[:2]
+        ordered = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        resized = self.aug.get_transform(ordered).apply_image(ordered).astype(np.float32)  # (H', W', 3)
+        record = {"image": torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))}
+        with torch.no_grad():
+            return self.model([{**record, "height": height, "width": width}])[0]

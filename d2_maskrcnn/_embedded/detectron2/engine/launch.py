@@ -1,10 +1,10 @@
-"""Runs a function in every process of a distributed training."""
+"""Run a function in every process of a distributed training."""
 
 import logging
 import socket
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,18 @@ DEFAULT_TIMEOUT = timedelta(minutes=30)
 logger = logging.getLogger(__name__)
 
 
+class _Job(NamedTuple):
+    """What every process of a job needs to know."""
+
+    main_func: Callable[..., Any]
+    args: tuple[Any, ...]
+    num_machines: int
+    machine_rank: int
+    processes_per_machine: int
+    address: str
+    timeout: timedelta
+
+
 def launch(
     main_func: Callable[..., Any],
     num_gpus_per_machine: int,
@@ -28,76 +40,67 @@ def launch(
     args: tuple[Any, ...] = (),
     timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> None:
-    """Calls ``main_func(*args)`` in ``num_machines * num_gpus_per_machine`` processes and waits for their end.
+    """Call ``main_func(*args)`` in ``num_machines * num_gpus_per_machine`` processes and wait for their end.
 
-    One process is this process. More are spawned; with GPUs they talk through nccl and process i of a machine gets its
-    GPU i, without GPUs they talk through gloo.
+    A single process is the current one. Several are spawned on each machine: process i uses GPU i and NCCL, or gloo if
+    there is no GPU.
 
     Args:
-        main_func: a function that can be imported by name.
+        main_func: a function that can be pickled, that is, imported by name.
         num_gpus_per_machine: processes on each machine; 0 and 1 mean one.
         num_machines: machines in the job.
-        machine_rank: which of them this is, from 0.
-        dist_url: where the processes meet, ``tcp://HOST:PORT``; ``"auto"`` takes a free port of a single machine.
+        machine_rank: index of this machine, from 0.
+        dist_url: address at which the processes meet, ``tcp://HOST:PORT``; ``"auto"`` takes a free port of this
+            machine, if it is the only one.
         args: arguments of ``main_func``.
         timeout: of collective operations.
 
     Raises:
         ValueError: ``dist_url`` is missing, or is ``"auto"`` for several machines.
-        RuntimeError: more GPUs are asked for than there are.
+        RuntimeError: the machine has fewer GPUs.
     """
-    local_size = max(num_gpus_per_machine, 1)
-    if num_machines * local_size == 1:
+    processes = max(num_gpus_per_machine, 1)
+    if num_machines * processes == 1:
         main_func(*args)
         return
-    if torch.cuda.is_available() and local_size > torch.cuda.device_count():
-        raise RuntimeError(f"{local_size} GPUs were asked for, but there are {torch.cuda.device_count()}")
-    mp.start_processes(
-        _distributed_worker,
-        args=(main_func, num_machines, local_size, machine_rank, _meeting_point(dist_url, num_machines), args, timeout),
-        nprocs=local_size,
-        daemon=False,  # daemons may not have children, and data loaders need some
-        start_method="spawn",
-    )
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        raise RuntimeError(
+            f"num_gpus_per_machine is {processes}, but this machine has {torch.cuda.device_count()} GPUs"
+        )
+    address = _meeting_point(dist_url, num_machines)
+    job = _Job(main_func, args, num_machines, machine_rank, processes, address, timeout)
+    # Daemonic processes must not have children, which data loaders need.
+    mp.start_processes(_run_process, args=(job,), nprocs=processes, daemon=False, start_method="spawn")
 
 
 def _meeting_point(dist_url: str | None, num_machines: int) -> str:
     if dist_url is None:
-        raise ValueError("dist_url is missing: several processes need an address to meet, or 'auto'")
+        raise ValueError("dist_url is None: several processes need an address at which they meet, or 'auto'")
     if dist_url != "auto":
         if num_machines > 1 and dist_url.startswith("file://"):
-            logger.warning("%s: file:// is unreliable between machines; tcp:// is the better choice", dist_url)
+            logger.warning("dist_url %s: file:// is unreliable between machines; prefer tcp://", dist_url)
         return dist_url
     if num_machines > 1:
-        raise ValueError(f"dist_url 'auto' serves one machine, not {num_machines}: give tcp://HOST:PORT")
+        raise ValueError(f"dist_url is 'auto', which works on one machine, not on {num_machines}: pass tcp://HOST:PORT")
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))  # port 0: the system chooses a free one
         return f"tcp://127.0.0.1:{server.getsockname()[1]}"
 
 
-def _distributed_worker(
-    local_rank: int,
-    main_func: Callable[..., Any],
-    num_machines: int,
-    local_size: int,
-    machine_rank: int,
-    dist_url: str,
-    args: tuple[Any, ...],
-    timeout: timedelta,
-) -> None:
-    has_gpu = torch.cuda.is_available()
-    if has_gpu:
+def _run_process(local_rank: int, job: _Job) -> None:
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
         torch.cuda.set_device(local_rank)
     dist.init_process_group(
-        backend="nccl" if has_gpu else "gloo",
-        init_method=dist_url,
-        world_size=num_machines * local_size,
-        rank=machine_rank * local_size + local_rank,
-        timeout=timeout,
+        backend="nccl" if on_gpu else "gloo",
+        init_method=job.address,
+        world_size=job.num_machines * job.processes_per_machine,
+        rank=job.machine_rank * job.processes_per_machine + local_rank,
+        timeout=job.timeout,
     )
     try:
-        comm.create_local_process_group(local_size)
+        comm.create_local_process_group(job.processes_per_machine)
         comm.synchronize()
-        main_func(*args)
+        job.main_func(*job.args)
     finally:
         comm.destroy_process_groups()

@@ -1,11 +1,9 @@
-"""The usual hooks of a training."""
+"""Hooks of a training."""
 
-from detectron2.engine.hooks.checkpoints import BestCheckpointer, PeriodicCheckpointer
-from detectron2.engine.hooks.evaluation import EvalHook
-from detectron2.engine.hooks.precise_bn import PreciseBN
-from detectron2.engine.hooks.profilers import AutogradProfiler, TorchProfiler
+from detectron2.engine.hooks.profilers import AutogradProfiler, TorchMemoryStats, TorchProfiler
 from detectron2.engine.hooks.progress import CallbackHook, IterationTimer, PeriodicWriter
-from detectron2.engine.hooks.schedule import LRScheduler
+from detectron2.engine.hooks.results import BestCheckpointer, EvalHook, PeriodicCheckpointer
+from detectron2.engine.hooks.state import LRScheduler, PreciseBN
 from detectron2.engine.train_loop import HookBase
 
 __all__ = [
@@ -19,5 +17,6 @@ __all__ = [
     "PeriodicCheckpointer",
     "PeriodicWriter",
     "PreciseBN",
+    "TorchMemoryStats",
     "TorchProfiler",
 ]

@@ -1,4 +1,4 @@
-"""Hooks that time the training and write its numbers."""
+"""Hooks that time the training, write its numbers, and call functions."""
 
 import logging
 import time
@@ -14,7 +14,7 @@ Callback = Callable[[TrainerBase], None]
 
 
 class CallbackHook(HookBase):
-    """A hook made of functions, each called with the trainer."""
+    """Call functions with the trainer."""
 
     def __init__(
         self,
@@ -24,44 +24,40 @@ class CallbackHook(HookBase):
         before_step: Callback | None = None,
         after_step: Callback | None = None,
     ) -> None:
-        self._callbacks = {
-            "before_train": before_train,
-            "after_train": after_train,
-            "before_step": before_step,
-            "after_step": after_step,
-        }
+        self._callbacks: dict[str, Callback | None] = {"before_train": before_train, "after_train": after_train}
+        self._callbacks |= {"before_step": before_step, "after_step": after_step}
 
     def _call(self, moment: str) -> None:
-        callback = self._callbacks[moment]
+        callback = self._callbacks.get(moment)
         if callback is not None:
             callback(self.trainer)
 
     def before_train(self) -> None:
-        """Calls the function for this moment."""
+        """Call the function of this moment."""
         self._call("before_train")
 
     def after_train(self) -> None:
-        """Calls the function for this moment, then drops all: they may hold the trainer and so keep it alive."""
+        """Call the function of this moment, then drop all of them: they may refer to the trainer."""
         self._call("after_train")
-        self._callbacks = dict.fromkeys(self._callbacks)
+        self._callbacks = {}
 
     def before_step(self) -> None:
-        """Calls the function for this moment."""
+        """Call the function of this moment."""
         self._call("before_step")
 
     def after_step(self) -> None:
-        """Calls the function for this moment."""
+        """Call the function of this moment."""
         self._call("after_step")
 
 
 class IterationTimer(HookBase):
-    """Puts the seconds of each iteration into the storage as ``time`` and logs a summary at the end.
+    """Write the seconds of each iteration to the event storage as ``time``, and log a summary at the end.
 
-    It should be the first hook, so that it times the others' ``before_step`` too; what the hooks behind it do after a
-    step counts as time on hooks.
+    Register it first: then an iteration's time includes the other hooks' ``before_step``, and what they do after a step
+    counts as time of hooks.
 
     Args:
-        warmup_iter: iterations at the start that are left out of the speed: they are slower than the rest.
+        warmup_iter: number of iterations at the start that the summary leaves out, since they are slower.
     """
 
     def __init__(self, warmup_iter: int = 3) -> None:
@@ -70,44 +66,36 @@ class IterationTimer(HookBase):
         self._seconds_in_steps = 0.0
 
     def before_train(self) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self._train_start = self._timed_from = time.perf_counter()
         self._seconds_in_steps = 0.0
 
     def before_step(self) -> None:
-        """Starts the iteration's clock."""
+        """Start the clock of the iteration."""
         self._step_start = time.perf_counter()
 
     def after_step(self) -> None:
-        """Puts the iteration's time into the storage, or forgets it during the warm-up."""
+        """Write the time of the iteration, unless it belongs to the warm-up."""
         now = time.perf_counter()
-        finished = self.trainer.iter - self.trainer.start_iter + 1
-        if finished <= self._warmup_iter:
+        if self.trainer.iter - self.trainer.start_iter < self._warmup_iter:
             self._timed_from = now
-        else:
-            self._seconds_in_steps += now - self._step_start
-            self.trainer.storage.put_scalars(time=now - self._step_start)
+            return
+        self._seconds_in_steps += now - self._step_start
+        self.trainer.storage.put_scalars(time=now - self._step_start)
 
     def after_train(self) -> None:
-        """Logs the speed, the whole time, and the part of it that the other hooks took."""
-        total = time.perf_counter() - self._train_start
-        timed = time.perf_counter() - self._timed_from
-        # An error leaves `iter` at the iteration that failed: that one is not finished.
+        """Log the speed, the total time, and how much of it the other hooks took."""
+        now = time.perf_counter()
+        # After an error, `iter` is the iteration that failed, which is not finished.
         iterations = self.trainer.iter - self.trainer.start_iter - self._warmup_iter
         if iterations > 0 and self._seconds_in_steps > 0:
+            per_iteration = self._seconds_in_steps / iterations
+            stepping = _whole_seconds(self._seconds_in_steps)
             logger.info(
-                "Speed: %d iterations in %s (%.4f s/iteration)",
-                iterations,
-                _whole_seconds(self._seconds_in_steps),
-                self._seconds_in_steps / iterations,
+                "Overall training speed: %d iterations in %s (%.4f s / it)", iterations, stepping, per_iteration
             )
-            logger.info(
-                "Total training time: %s (%s of it on hooks)",
-                _whole_seconds(total),
-                _whole_seconds(timed - self._seconds_in_steps),
-            )
-        else:
-            logger.info("Total training time: %s", _whole_seconds(total))
+        on_hooks = _whole_seconds(now - self._timed_from - self._seconds_in_steps)
+        logger.info("Total training time: %s (%s on hooks)", _whole_seconds(now - self._train_start), on_hooks)
 
 
 def _whole_seconds(seconds: float) -> timedelta:
@@ -115,25 +103,28 @@ def _whole_seconds(seconds: float) -> timedelta:
 
 
 class PeriodicWriter(HookBase):
-    """Lets writers write every ``period`` iterations and at the end, when it also closes them.
+    """Write the event storage every ``period`` iterations and at the end, and close the writers.
 
-    It should be the last hook, so that what the others put into the storage is written too.
+    Register it last, so that it writes what the other hooks put into the storage.
+
+    Raises:
+        TypeError: a writer is not an ``EventWriter``.
     """
 
     def __init__(self, writers: Sequence[EventWriter], period: int = 20) -> None:
         for writer in writers:
             if not isinstance(writer, EventWriter):
                 raise TypeError(f"a writer must be an EventWriter, got {writer!r}")
-        self._writers = writers
-        self._period = period
+        self._writers, self._period = writers, period
 
     def after_step(self) -> None:
-        """Writes if this iteration is one to be written."""
-        if (self.trainer.iter + 1) % self._period == 0 or self.trainer.iter == self.trainer.max_iter - 1:
+        """Write if it is due."""
+        finished = self.trainer.iter + 1
+        if finished % self._period == 0 or finished == self.trainer.max_iter:
             self._write()
 
     def after_train(self) -> None:
-        """Writes what other hooks put into the storage at the end, and closes the writers."""
+        """Write what the hooks put into the storage at the end, and close the writers."""
         self._write()
         for writer in self._writers:
             writer.close()
