@@ -1,7 +1,7 @@
-"""Register this plugin's components under the names in Detectron2's configs, where Detectron2 itself is not installed.
+"""Register this plugin's components under Detectron2's names, on the embedded engine only.
 
-So an unmodified config of the model zoo, and a program that mixes parts of its own with Detectron2's, build this
-plugin's model on the embedded engine. On an installed Detectron2 those names stay Detectron2's.
+Unmodified configs of the model zoo then build this plugin's model, also in a program that registers components of its
+own. On an installed Detectron2 the names remain Detectron2's.
 """
 
 from d2_maskrcnn._bootstrap import engine_info
@@ -17,7 +17,7 @@ from d2_maskrcnn.ops import ROIPooler
 from detectron2 import modeling
 from detectron2.modeling import proposal_generator, roi_heads
 
-# Detectron2's registry -> its name of a component -> ours.
+# (registry of Detectron2, Detectron2's name of a component, our component).
 REGISTERED = (
     (modeling.META_ARCH_REGISTRY, "GeneralizedRCNN", MaskRCNN),
     (modeling.BACKBONE_REGISTRY, "build_resnet_backbone", build_resnet),
@@ -32,7 +32,7 @@ REGISTERED = (
 
 
 def register_zoo_names() -> None:
-    """Register the components, and let ``detectron2.modeling`` give them out by name. Only once per process."""
+    """Register the components and export them from ``detectron2.modeling``. Call it once per process."""
     from detectron2._names import provide
 
     for registry, name, component in REGISTERED:

@@ -90,6 +90,7 @@ class BoxPredictor(nn.Module):
         class_agnostic: whether all classes share one box.
     """
 
+    @configurable
     def __init__(self, input_shape: ShapeSpec, num_classes: int, class_agnostic: bool = False) -> None:
         super().__init__()
         features = channels_of(input_shape) * _area(input_shape)
@@ -98,6 +99,15 @@ class BoxPredictor(nn.Module):
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, object]:
+        """Read ``cfg.MODEL.ROI_HEADS.NUM_CLASSES`` and ``ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG``."""
+        return {
+            "input_shape": input_shape,
+            "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            "class_agnostic": cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG,
+        }
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map (M, D) or (M, C, P, P) to logits (M, K + 1) and deltas (M, 4K), or (M, 4) if class-agnostic."""

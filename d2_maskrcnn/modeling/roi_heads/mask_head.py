@@ -9,12 +9,15 @@ from fvcore.nn.weight_init import c2_msra_fill
 from torch import nn
 
 from d2_maskrcnn.config.validation import require_norm
+from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
 from d2_maskrcnn.modeling.box_coding import at_least_float32
 from d2_maskrcnn.modeling.losses import mask_accuracy, mask_loss, put_scalars
+from d2_maskrcnn.modeling.roi_heads.targets import mask_targets
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+from detectron2.structures import Instances
 from detectron2.utils.events import has_event_storage
 
 
@@ -83,6 +86,48 @@ class MaskRCNNMaskHead(nn.Module):
     def probabilities(self, x: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         """Predict the masks (M, 1, S, S), in [0, 1], of each region's class. Args: x (M, C, P, P); classes (M,)."""
         return at_least_float32(_logits_of_class(self(x), classes)).sigmoid().unsqueeze(1)
+
+
+def add_masks(head: nn.Module, x: torch.Tensor, instances: list[Instances]) -> None:
+    """Add ``pred_masks`` (n, 1, S, S), in [0, 1], to the instances of each image, in place.
+
+    Args:
+        head: a :class:`MaskRCNNMaskHead`, or a module with the interface of Detectron2's mask heads: called with ``x``
+            and ``instances``, it adds the masks itself.
+        x: (M, C, P, P), pooled features of all instances. instances: per image, with ``pred_classes``.
+    """
+    if not isinstance(head, MaskRCNNMaskHead):
+        head(x, instances)
+        return
+    masks = head.probabilities(x, torch.cat([item.pred_classes for item in instances]))
+    for item, item_masks in zip(instances, masks.split([len(item) for item in instances]), strict=True):
+        item.pred_masks = item_masks
+
+
+def mask_losses(
+    head: nn.Module, x: torch.Tensor, foreground: list[Instances]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """Compute the losses of a mask head.
+
+    Args:
+        head: as for :func:`add_masks`; in training mode Detectron2's mask heads return their losses.
+        x: (F, C, P, P). foreground: per image its regions, with ``proposal_boxes``, ``gt_classes`` and ``gt_masks``.
+
+    Returns:
+        losses: name -> weighted scalar. targets: (F, S, S) bool; None if the head does not use them.
+
+    Raises:
+        UserError: a mask head of Detectron2's interface is in evaluation mode, in which it has no losses.
+    """
+    if isinstance(head, MaskRCNNMaskHead):
+        targets = mask_targets(foreground, 2 * x.shape[-1])
+        return head.losses(x, torch.cat([item.gt_classes for item in foreground]), targets), targets
+    if not head.training:
+        raise UserError(
+            f"the mask head {type(head).__name__} has no losses in evaluation mode: set D2_MASKRCNN.VALIDATION_LOSS to "
+            "False"
+        )
+    return head(x, foreground), None
 
 
 def _logits_of_class(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

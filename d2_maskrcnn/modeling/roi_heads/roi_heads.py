@@ -23,11 +23,11 @@ from d2_maskrcnn.modeling.losses import (
 from d2_maskrcnn.modeling.matcher import Matcher
 from d2_maskrcnn.modeling.roi_heads.box_head import BoxPredictions, BoxPredictor, deltas_of_class
 from d2_maskrcnn.modeling.roi_heads.inference import DetectionSelection, DetectionSettings, select_detections
+from d2_maskrcnn.modeling.roi_heads.mask_head import add_masks, mask_losses
 from d2_maskrcnn.modeling.roi_heads.targets import (
     append_gt,
     foreground_with_masks,
     label_rois,
-    mask_targets,
     proposal_classes,
 )
 from d2_maskrcnn.modeling.sampling import sample_labels
@@ -50,7 +50,7 @@ class ROITraining:
         predictions: of the sampled proposals.
         rois: per image the sampled proposals; their boxes are refined if the mask head is trained on refined boxes.
         mask_rois: per image the foreground regions whose masks are predicted. mask_targets: (F, 2P, 2P) bool. Both
-            None without a mask head.
+            None without a mask head, the latter also with a mask head of the user's own.
         losses: weighted scalars.
     """
 
@@ -135,7 +135,7 @@ class MaskRCNNROIHeads(nn.Module):
             "proposal_append_gt": node.PROPOSAL_APPEND_GT,
             "box_pooler": box_pooler,
             "box_head": box_head,
-            "box_predictor": BoxPredictor(box_head.output_shape, node.NUM_CLASSES, box.CLS_AGNOSTIC_BBOX_REG),
+            "box_predictor": BoxPredictor(cfg, box_head.output_shape),
             "box_coder": BoxCoder(tuple(box.BBOX_REG_WEIGHTS)),
             "box_loss": require(cfg, "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", BOX_LOSSES),
             "smooth_l1_beta": box.SMOOTH_L1_BETA,
@@ -233,10 +233,7 @@ class MaskRCNNROIHeads(nn.Module):
         if self.mask_head is None or not instances:
             return
         pooled = self.mask_pooler(levels, [item.pred_boxes for item in instances])  # (M, C, P, P)
-        classes = torch.cat([item.pred_classes for item in instances])
-        masks = self.mask_head.probabilities(pooled, classes)
-        for item, item_masks in zip(instances, masks.split([len(item) for item in instances]), strict=True):
-            item.pred_masks = item_masks
+        add_masks(self.mask_head, pooled, instances)
 
     @torch.no_grad()
     def _sample_proposals(
@@ -290,6 +287,6 @@ class MaskRCNNROIHeads(nn.Module):
             for rois, target in zip(training.rois, targets, strict=True)
         ]
         pooled = self.mask_pooler(levels, [item.proposal_boxes for item in foreground])  # (F, C, P, P)
-        classes = torch.cat([item.gt_classes for item in foreground])
-        training.mask_rois, training.mask_targets = foreground, mask_targets(foreground, 2 * pooled.shape[-1])
-        training.losses.update(self.mask_head.losses(pooled, classes, training.mask_targets))
+        losses, training.mask_targets = mask_losses(self.mask_head, pooled, foreground)
+        training.mask_rois = foreground
+        training.losses.update(losses)
