@@ -15,7 +15,7 @@ from d2_maskrcnn._version import __version__
 from d2_maskrcnn.config.loading import check_components
 from d2_maskrcnn.config.validation import check_each_value, usable_device
 from d2_maskrcnn.distributed import gather, run_together, unwrap
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, doing
 from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, make_folder, plain_values
 from d2_maskrcnn.weights.download import fetch_weights, is_remote
 from d2_maskrcnn.weights.names import convert_names
@@ -174,8 +174,9 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         states = list(self.checkpointables) if checkpointables is None else checkpointables
         # One process of each machine downloads; the others find the file in its cache.
         run_together(lambda: fetch_weights(path) if comm.get_local_rank() == 0 else path)
-        checkpoint = run_together(lambda: self._read(fetch_weights(path), states))
-        self.last_report = self._load_model(checkpoint)
+        with doing(f"loading {path}"):
+            checkpoint = run_together(lambda: self._read(fetch_weights(path), states))
+            self.last_report = self._load_model(checkpoint)
         self._log_report(self.last_report)
         if resuming:
             self._check_resumed(path, checkpoint)

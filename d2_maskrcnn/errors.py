@@ -6,8 +6,11 @@ import logging
 import os
 import select
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 
+EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
 EXIT_OUTPUT_CLOSED = 141  # what shells report for a program that SIGPIPE ended
 EXIT_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
@@ -73,15 +76,35 @@ def output_is_closed() -> bool:
         return False
 
 
+@contextlib.contextmanager
+def doing(action: str) -> Iterator[None]:
+    """Name what the block does, with its file, in the report of an unexpected exception (see :func:`run_main`).
+
+    Args:
+        action: such as ``reading a.json``; of nested blocks the innermost is reported.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not hasattr(error, "d2_maskrcnn_action"):
+            with contextlib.suppress(AttributeError):  # an exception with slots
+                error.d2_maskrcnn_action = action  # type: ignore[attr-defined]
+        raise
+
+
 def run_main(main: Callable[[], object]) -> int:
     """Run a program and return its exit status.
 
     Args:
-        main: the program. A :class:`UserError` that it raises is printed on stderr as one line; any other exception is
-            a fault of this package and keeps its traceback.
+        main: the program. A :class:`UserError` that it raises is printed on stderr as one line. For any other exception
+            the line says what was being done, and names the file that contains the traceback; with
+            ``D2_MASKRCNN_DEBUG=1`` the exception is passed on.
 
     Returns:
-        0, 2 for bad input, 130 after Ctrl-C, or 141 if the reader of stdout has gone. ``SystemExit`` is passed on.
+        0, 1 for an unexpected exception, 2 for bad input, 130 after Ctrl-C, or 141 if the reader of stdout has gone.
+        ``SystemExit`` is passed on.
     """
     logging.raiseExceptions = False  # a closed terminal or pipe is not worth a traceback for every log line
     try:
@@ -93,10 +116,13 @@ def run_main(main: Callable[[], object]) -> int:
         logger.debug("interrupted", exc_info=True)
         _print("interrupted")
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        if not output_is_closed():
+    except Exception as error:  # the last resort: whatever it is, the user gets one line
+        if isinstance(error, BrokenPipeError) and output_is_closed():
+            return EXIT_OUTPUT_CLOSED
+        if os.environ.get("D2_MASKRCNN_DEBUG") == "1":
             raise
-        return EXIT_OUTPUT_CLOSED
+        _print(f"error: {_describe_fault(error)}")
+        return EXIT_FAULT
     finally:
         _flush_output()
     return 0
@@ -115,3 +141,23 @@ def _flush_output() -> None:
 def _print(message: str) -> None:
     with contextlib.suppress(OSError):  # the terminal has gone
         print(message, file=sys.stderr, flush=True)
+
+
+def _describe_fault(error: Exception) -> str:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "d2_maskrcnn" in frame.filename]
+    place = f"{os.path.basename(frames[-1].filename)}, {frames[-1].name}" if frames else "the program"
+    action = getattr(error, "d2_maskrcnn_action", f"running {place}")
+    if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
+        cure = "use smaller images (INPUT.MIN_SIZE_*) or fewer at a time (SOLVER.IMS_PER_BATCH)"
+    else:
+        cure = "this is a fault of d2_maskrcnn, please report it"
+    text = "".join(traceback.format_exception(error))
+    logger.debug("unexpected exception", exc_info=error)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="d2_maskrcnn_", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.write(text)
+    except OSError:
+        return one_line(f"{action}: {type(error).__name__}: {error}; {cure} (D2_MASKRCNN_DEBUG=1 shows the traceback)")
+    return one_line(f"{action}: {type(error).__name__}: {error!s:.300}; {cure}. The traceback is in {file.name}")

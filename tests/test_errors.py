@@ -1,6 +1,10 @@
-import pytest
+import re
+import tempfile
 
-from d2_maskrcnn.errors import UserError, did_you_mean, one_line, run_main
+import pytest
+import torch
+
+from d2_maskrcnn.errors import UserError, did_you_mean, doing, one_line, run_main
 
 
 def _raise(error):
@@ -21,11 +25,48 @@ def test_ctrl_c(capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_faults_of_ours_keep_their_traceback():
-    with pytest.raises(ZeroDivisionError):
-        run_main(lambda: 1 / 0)
+def read(path):
+    with doing(f"reading {path}"):
+        return {}["missing\nkey"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        (lambda: read("a.json"), "error: reading a.json: KeyError: 'missing\\\\nkey'; this is a fault of d2_maskrcnn"),
+        (lambda: _raise(MemoryError("3 GB")), r"error: running .*: MemoryError: 3 GB; use smaller images"),
+        (lambda: _raise(torch.OutOfMemoryError("3 GB")), r"error: running .*: OutOfMemoryError: 3 GB; use smaller"),
+    ],
+)
+def test_an_unexpected_exception_is_one_line_and_a_file(fault, expected, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert run_main(fault) == 1
+    line = capsys.readouterr().err
+    assert re.match(expected, line) and line.count("\n") == 1 and "Traceback" not in line
+    (file,) = tmp_path.iterdir()
+    assert str(file) in line and "Traceback (most recent call last)" in file.read_text()
+
+
+def test_an_unexpected_exception_without_a_place_for_its_file(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    assert run_main(lambda: read("a.json")) == 1
+    assert "D2_MASKRCNN_DEBUG=1 shows the traceback" in capsys.readouterr().err
+
+
+def test_debugging_shows_the_traceback(monkeypatch):
+    monkeypatch.setenv("D2_MASKRCNN_DEBUG", "1")
+    with pytest.raises(KeyError):
+        run_main(lambda: read("a.json"))
+
+
+def test_other_exits_are_passed_on():
     with pytest.raises(SystemExit):
         run_main(lambda: _raise(SystemExit(3)))
+
+
+def test_bad_input_is_not_renamed_by_what_was_being_done():
+    with pytest.raises(UserError, match=r"^bad$"), doing("reading"):
+        raise UserError("bad")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import yaml
 
 from d2_maskrcnn.config.keys import COMPONENTS, RENAMED_KEYS, add_d2_maskrcnn_config, get_value
 from d2_maskrcnn.config.validation import check_value, leaves
-from d2_maskrcnn.errors import UserError, did_you_mean, one_line
+from d2_maskrcnn.errors import UserError, did_you_mean, doing, one_line
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
@@ -70,8 +70,9 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_d2_maskrcnn_config(cfg)
     if config_file:
-        for path, values in read_yaml_with_bases(config_file):
-            _merge(cfg, values, where=str(path))
+        with doing(f"reading {config_file}"):
+            for path, values in read_yaml_with_bases(config_file):
+                _merge(cfg, values, where=str(path))
     if len(opts) % 2:
         raise UserError(
             f"Command line: {len(opts)} words after the options ({' '.join(opts)}); expected pairs KEY VALUE, "
