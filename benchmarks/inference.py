@@ -1,14 +1,13 @@
-"""Time and peak memory of a ResNet101-FPN Mask R-CNN on one image: this project's, torchvision's and Detectron2's
-own.
+"""Measure time and peak memory of a ResNet101-FPN Mask R-CNN on one image: ours, torchvision's and Detectron2's.
 
-    python benchmarks/inference.py                # Detectron2's own where it is installed
+    python benchmarks/inference.py                # Detectron2's only if it is installed
     python benchmarks/inference.py --output benchmarks/results/inference.md
 
 One image of 800 x 1200 pixels, batch 1, float32, on the CPU, 80 classes, 1,000 proposals and 100 detections with
-masks of the whole image. Each model lives in a process of its own, which gives its peak memory; they take turns,
-one forward pass each, so that other work on the machine hits all of them alike. The weights are random and scaled so
-that all find 1,000 proposals and 100 detections. Seconds depend on the machine and on what
-else it does: compare the ratios; CPU seconds, summed over the threads, are disturbed least.
+masks of the whole image. Each model has its own process, which gives its peak memory; they alternate, one forward pass
+each, so that other programs affect all of them equally. The weights are random and scaled so that all models have
+1,000 proposals and 100 detections. Seconds depend on the machine and its load: compare the ratios. CPU seconds, summed
+over the threads, vary least.
 """
 
 import argparse
@@ -25,96 +24,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from models import (
+    DETECTIONS,
+    HEIGHT,
+    PROPOSALS,
+    WIDTH,
+    build_detectron2,
+    build_torchvision,
+    calibrate,
+    make_image,
+    make_run,
+)
 from torch import nn
 
-HEIGHT, WIDTH, CLASSES = 800, 1200, 80
-PROPOSALS, DETECTIONS = 1000, 100
-
-
-def draw_image() -> torch.Tensor:
-    """(3, HEIGHT, WIDTH) uint8: noise at several scales, the same each time."""
-    generator = torch.Generator().manual_seed(0)
-    layers = [torch.rand(1, 3, HEIGHT // s, WIDTH // s, generator=generator) for s in (1, 8, 50, 200)]
-    total = sum(nn.functional.interpolate(layer, size=(HEIGHT, WIDTH), mode="bilinear") for layer in layers)
-    return (total[0] * (255 / len(layers))).to(torch.uint8)
-
-
-def build_detectron2(ours: bool) -> tuple[nn.Module, Callable[[], int]]:
-    import d2_maskrcnn
-    from d2_maskrcnn.config import use_d2_maskrcnn_components
-    from detectron2.config import get_cfg
-    from detectron2.modeling import build_model
-
-    cfg = get_cfg()
-    d2_maskrcnn.add_d2_maskrcnn_config(cfg)
-    cfg.merge_from_file(str(Path(__file__).parent.parent / "configs" / "mrcnn_R101.yaml"))
-    if ours:
-        use_d2_maskrcnn_components(cfg)
-    else:
-        cfg.merge_from_list(
-            [
-                *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
-                *("MODEL.ANCHOR_GENERATOR.NAME", "DefaultAnchorGenerator", "MODEL.PROPOSAL_GENERATOR.NAME", "RPN"),
-                *("MODEL.RPN.HEAD_NAME", "StandardRPNHead", "MODEL.ROI_HEADS.NAME", "StandardROIHeads"),
-                *("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
-                *("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
-            ]
-        )
-    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
-    model = build_model(cfg)
-    item = {"image": draw_image(), "height": HEIGHT, "width": WIDTH}
-
-    def run() -> int:
-        masks = model([item])[0]["instances"].pred_masks
-        assert masks.shape[1:] == (HEIGHT, WIDTH)
-        return len(masks)
-
-    return model, run
-
-
-def build_torchvision() -> tuple[nn.Module, Callable[[], int]]:
-    from torchvision.models.detection import MaskRCNN
-    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-
-    backbone = resnet_fpn_backbone(backbone_name="resnet101", weights=None)
-    model = MaskRCNN(
-        backbone, num_classes=CLASSES + 1, rpn_post_nms_top_n_test=PROPOSALS, box_detections_per_img=DETECTIONS
-    )
-    image = draw_image().float() / 255
-
-    def run() -> int:
-        masks = model([image])[0]["masks"]
-        assert masks.shape[1:] == (1, HEIGHT, WIDTH)
-        return len(masks)
-
-    return model, run
-
-
-def calibrate(model: nn.Module, run: Callable[[], int]) -> None:
-    """Random weights whose activations neither grow with depth nor make every score the same."""
-    for name, tensor in model.named_buffers():
-        if name.endswith(("conv3.norm.weight", "bn3.weight")):
-            tensor.fill_(0.2)  # a block adds little to its shortcut
-    predictor: Any = model.get_submodule("roi_heads.box_predictor")
-    nn.init.normal_(predictor.cls_score.weight, std=0.01)
-    nn.init.normal_(predictor.bbox_pred.weight, std=0.001)
-    outputs: list[torch.Tensor] = []
-    hook = predictor.cls_score.register_forward_hook(lambda module, args, output: outputs.append(output))
-    run()
-    hook.remove()
-    with torch.no_grad():
-        predictor.cls_score.weight.mul_(2.0 / outputs[0].std())
+import d2_maskrcnn
 
 
 def count(model: nn.Module, run: Callable[[], int]) -> tuple[int, int]:
-    """Proposals and detections of one forward pass."""
+    """Return the number of proposals and of detections of one forward pass."""
     proposals: list[int] = []
 
-    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
-        found = next(arg for arg in args if isinstance(arg, list))  # one element: one image
-        proposals.append(len(found[0]))
+    def record(module: nn.Module, args: tuple[Any, ...]) -> None:
+        per_image = next(arg for arg in args if isinstance(arg, list))
+        proposals.append(len(per_image[0]))
 
-    hook = model.get_submodule("roi_heads").register_forward_pre_hook(look)
+    hook = model.get_submodule("roi_heads").register_forward_pre_hook(record)
     detections = run()
     hook.remove()
     return proposals[0], detections
@@ -127,10 +61,10 @@ def peak_gigabytes() -> float:
 
 @torch.no_grad()
 def work(name: str) -> None:
-    """Answers each line on stdin with the seconds of a forward pass; at the end with a summary."""
+    """Build a model, print a summary, then time a forward pass for each line on stdin."""
     torch.manual_seed(0)
-    model, run = build_torchvision() if name == "torchvision" else build_detectron2(ours=name == "d2_maskrcnn")
-    model.eval()
+    model = build_torchvision() if name == "torchvision" else build_detectron2(ours=name == "d2_maskrcnn")
+    run = make_run(model.eval(), make_image())
     loaded = peak_gigabytes()
     calibrate(model, run)
     proposals, detections = count(model, run)
@@ -143,7 +77,7 @@ def work(name: str) -> None:
 
 
 class Worker:
-    """A process that holds one model."""
+    """A process with one model."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -152,31 +86,31 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_WAIT_POLICY": "passive"},  # threads that wait take no time from the others
+            env={**os.environ, "OMP_WAIT_POLICY": "passive"},  # waiting threads leave the cores to the others
         )
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self.peak = 0.0
-        first = self._answer()
-        self.loaded, found = first["loaded"], (first["proposals"], first["detections"])
-        if found != (PROPOSALS, DETECTIONS):
-            raise RuntimeError(f"{name} has {found} proposals and detections instead of {(PROPOSALS, DETECTIONS)}")
+        first = self._read()
+        self.loaded, counts = first["loaded"], (first["proposals"], first["detections"])
+        if counts != (PROPOSALS, DETECTIONS):
+            raise RuntimeError(f"{name} has {counts} proposals and detections instead of {(PROPOSALS, DETECTIONS)}")
 
     def run(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        answer = self._answer()
-        self.seconds.append(answer["seconds"])
-        self.cpu_seconds.append(answer["cpu_seconds"])
-        self.peak = answer["peak"]
+        result = self._read()
+        self.seconds.append(result["seconds"])
+        self.cpu_seconds.append(result["cpu_seconds"])
+        self.peak = result["peak"]
 
     def close(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 
-    def _answer(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
@@ -202,8 +136,6 @@ def table(workers: list[Worker]) -> str:
 
 
 def report(rounds: int) -> str:
-    import d2_maskrcnn
-
     names = ["d2_maskrcnn", "torchvision"]
     engine = d2_maskrcnn.engine_info()
     if engine.name == "installed":
@@ -217,7 +149,7 @@ def report(rounds: int) -> str:
     return (
         f"# Inference, one {HEIGHT}x{WIDTH} image\n\n"
         f"ResNet101-FPN Mask R-CNN, float32, batch 1, {PROPOSALS} proposals, {DETECTIONS} detections, {rounds} rounds "
-        f"taking turns, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, engine: {engine.name} "
+        f"alternating, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, engine: {engine.name} "
         f"detectron2 {engine.version}, load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores. "
         f"Made by `python benchmarks/inference.py`.\n\n{table(workers)}\n"
     )

@@ -1,12 +1,11 @@
-"""Times our ROIAlign beside torchvision's ``MultiScaleRoIAlign`` and, where installed, Detectron2's ``ROIPooler``.
+"""Time our ROIAlign beside torchvision's ``MultiScaleRoIAlign`` and, if installed, Detectron2's ``ROIPooler``.
 
     python benchmarks/roi_align.py --output benchmarks/results/roi_align.md
 
-All run in this process on the same inputs, one after the other in each round, after a warm-up round; a time is the
-median over the rounds, a ratio the median of the rounds' ratios, so that a machine that is busy for a while disturbs
-neither much. torchvision has no bfloat16 kernels for CPUs and float16 ones that are 10 times slower than float32: there
-the features are converted to float32 before, and the result back after, which is what its operator does under autocast
-(Detectron2's pooler the same).
+All run in this process on the same inputs, alternating, after a warm-up round. A time is the median over the rounds, a
+ratio the median of the rounds' ratios, so that short loads from other programs affect neither much. torchvision has no
+bfloat16 kernels, and on CPUs its float16 ones are 10 times slower than float32: there features are converted to float32
+and the result back, as torchvision does under autocast. The same holds for Detectron2's pooler, which uses them.
 """
 
 import argparse
@@ -35,7 +34,7 @@ GPU_CALLS = 10
 
 
 class Case(NamedTuple):
-    """One line of the table."""
+    """One row of the table."""
 
     task: str
     num_boxes: int
@@ -46,7 +45,7 @@ class Case(NamedTuple):
     training: bool
 
     def describe(self) -> list[str]:
-        """The line's first cells."""
+        """Return the row's first cells."""
         return [
             f"{self.task}: {self.num_boxes} boxes, {self.output_size}x{self.output_size}",
             "forward + backward" if self.training else "forward",
@@ -57,7 +56,7 @@ class Case(NamedTuple):
 
 
 def all_cases(dtypes: Sequence[torch.dtype], formats: Sequence[torch.memory_format]) -> Iterator[Case]:
-    """Box and mask pooling, both sampling modes, inference and training."""
+    """Yield box and mask pooling with both sampling modes, for inference and training."""
     for memory_format in formats:
         for dtype in dtypes:
             for training in (False, True):
@@ -67,14 +66,14 @@ def all_cases(dtypes: Sequence[torch.dtype], formats: Sequence[torch.memory_form
 
 
 def make_pyramid(case: Case, device: torch.device) -> list[torch.Tensor]:
-    """P2 to P5 of one image."""
+    """Return P2 to P5 of one image."""
     shapes = [(1, CHANNELS, IMAGE[0] // stride, IMAGE[1] // stride) for stride in STRIDES]
     features = [torch.randn(shape, device=device).to(case.dtype) for shape in shapes]
     return [feature.contiguous(memory_format=case.memory_format) for feature in features]
 
 
 def make_boxes(count: int, device: torch.device) -> torch.Tensor:
-    """Boxes (M, 4) in the image, of all scales alike (geometric mean of the sides 16 to 600 pixels), any shape."""
+    """Return (M, 4) boxes inside the image: square roots of areas log-uniform in 16 to 600 pixels, any aspect ratio."""
     height, width = IMAGE
     size = 16 * (600 / 16) ** torch.rand(count, device=device)
     shape = torch.exp((torch.rand(count, device=device) - 0.5) * 1.4)
@@ -86,36 +85,37 @@ def make_boxes(count: int, device: torch.device) -> torch.Tensor:
 Pooling = Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
 
 
-def poolings(case: Case) -> dict[str, Pooling]:
-    """The implementations that there are, by name, ours first."""
+def poolings(case: Case, device: torch.device) -> dict[str, Pooling]:
+    """Return the available implementations by name, ours first."""
     scales = [1 / stride for stride in STRIDES]
-    found = {"ours": with_boxes(ROIPooler(case.output_size, scales, case.sampling_ratio, "ROIAlignV2"))}
+    result = {"ours": with_boxes(ROIPooler(case.output_size, scales, case.sampling_ratio, "ROIAlignV2"))}
     multi_scale = MultiScaleRoIAlign(list("0123"), case.output_size, case.sampling_ratio or -1)
 
     def torchvision_pooling(features: list[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
         return multi_scale(dict(zip("0123", features, strict=True)), [boxes], [IMAGE])
 
-    found["torchvision"] = in_float32(torchvision_pooling, case)
+    result["torchvision"] = in_float32(torchvision_pooling, case, device)
     if d2_maskrcnn.engine_info().name != "embedded":
         from detectron2.modeling.poolers import ROIPooler as Detectron2Pooler
 
         pooler = Detectron2Pooler(case.output_size, scales, case.sampling_ratio, "ROIAlignV2")
-        found["Detectron2"] = in_float32(with_boxes(pooler), case)
-    return found
+        result["Detectron2"] = in_float32(with_boxes(pooler), case, device)
+    return result
 
 
 def with_boxes(pooler: torch.nn.Module) -> Pooling:
-    """``pooler`` takes Detectron2's Boxes."""
+    """Adapt a pooler that takes Detectron2's Boxes."""
     from detectron2.structures import Boxes
 
     return lambda features, boxes: pooler(features, [Boxes(boxes)])
 
 
-def in_float32(pooling: Pooling, case: Case) -> Pooling:
-    """On a CPU, half types go through ``pooling`` as float32."""
+def in_float32(pooling: Pooling, case: Case, device: torch.device) -> Pooling:
+    """Convert features of types without (fast) kernels to float32 before ``pooling``, and the result back."""
+    direct = (torch.float32,) if device.type == "cpu" else (torch.float32, torch.float16)
 
     def converted(features: list[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
-        if features[0].device.type != "cpu" or case.dtype == torch.float32:
+        if case.dtype in direct:
             return pooling(features, boxes.to(case.dtype))
         return pooling([feature.float() for feature in features], boxes).to(case.dtype)
 
@@ -123,7 +123,7 @@ def in_float32(pooling: Pooling, case: Case) -> Pooling:
 
 
 def make_call(pooling: Pooling, case: Case, device: torch.device, boxes: torch.Tensor) -> Callable[[], object]:
-    """What is timed: pooling, and in training the gradients of all levels too."""
+    """Return the timed function: pooling and, in training, the gradients of all levels."""
     features = [feature.requires_grad_(case.training) for feature in make_pyramid(case, device)]
     shape = (case.num_boxes, CHANNELS, case.output_size, case.output_size)
     grad = torch.randn(shape, device=device).to(case.dtype).contiguous(memory_format=case.memory_format)
@@ -136,7 +136,7 @@ def make_call(pooling: Pooling, case: Case, device: torch.device, boxes: torch.T
 
 
 def time_once(call: Callable[[], object], device: torch.device) -> float:
-    """Milliseconds of one call, its results freed; on a GPU the mean of calls that follow each other."""
+    """Return the milliseconds of one call; on a GPU the mean of several calls in a row."""
     if device.type != "cuda":
         start = time.perf_counter()
         call()
@@ -152,24 +152,24 @@ def time_once(call: Callable[[], object], device: torch.device) -> float:
 
 
 def copy_time(num_bytes: int, device: torch.device) -> float:
-    """Milliseconds that copying takes which moves ``num_bytes``, reads and writes together."""
+    """Return the milliseconds of a copy that moves ``num_bytes``, reads and writes together."""
     source = torch.empty(num_bytes // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return statistics.median(time_once(lambda: target.copy_(source), device) for _ in range(20))
 
 
 def bytes_moved(case: Case) -> int:
-    """Each level read (in training: its gradient written too) and each bin written (and its gradient read) once."""
+    """Return the bytes if each level and bin (in training also their gradients) is read or written once."""
     cells = sum(IMAGE[0] // stride * (IMAGE[1] // stride) for stride in STRIDES)
     elements = CHANNELS * (cells + case.num_boxes * case.output_size**2)
     return elements * case.dtype.itemsize * (2 if case.training else 1)
 
 
 def run_case(case: Case, device: torch.device, rounds: int) -> list[str]:
-    """One line of the table: times and ratios."""
+    """Return one row of the table: times and ratios."""
     torch.manual_seed(0)
     boxes = make_boxes(case.num_boxes, device)
-    calls = {name: make_call(pooling, case, device, boxes) for name, pooling in poolings(case).items()}
+    calls = {name: make_call(pooling, case, device, boxes) for name, pooling in poolings(case, device).items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
         for name, call in calls.items():
@@ -186,15 +186,15 @@ def run_case(case: Case, device: torch.device, rounds: int) -> list[str]:
 
 
 def heading(device: torch.device) -> list[str]:
-    """The table's first line."""
-    names = list(poolings(Case("", 1, 7, 2, torch.float32, torch.channels_last, False)))
+    """Return the table's heading."""
+    names = list(poolings(Case("", 1, 7, 2, torch.float32, torch.channels_last, False), device))
     cells = ["task", "pass", "samples", "type", "features", *(f"{name} ms" for name in names)]
     cells += [f"{name} / ours" for name in names[1:]]
     return cells + (["GB/s", "ours / copy"] if device.type == "cuda" else [])
 
 
 def describe_machine(device: torch.device) -> str:
-    """Device and versions."""
+    """Return device and versions."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -204,7 +204,7 @@ def describe_machine(device: torch.device) -> str:
 
 
 def cpu_name() -> str:
-    """As Linux knows it, or the architecture."""
+    """Return the processor's name on Linux, otherwise its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -212,7 +212,7 @@ def cpu_name() -> str:
 
 
 def parse_args() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=11, help="timed rounds of each case")
@@ -224,7 +224,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Runs all cases and prints a Markdown table."""
+    """Run all cases and print a Markdown table."""
     args = parse_args()
     device = torch.device(args.device)
     if args.threads:

@@ -16,7 +16,7 @@ from pycocotools import mask as mask_util
 from d2_maskrcnn.errors import UserError
 
 MASK_THRESHOLD = 0.5  # probability at or above which a pixel belongs to a mask
-_CHUNK_BYTES = 2**28  # probabilities of whole images that are on a GPU at the same time
+_CHUNK_BYTES = 2**26  # probabilities of whole images that are on a GPU at the same time
 _RUN_CHARACTERS = 8  # of five bits each: enough for a run of 2**39 pixels
 
 Rle = dict[str, Any]
@@ -363,23 +363,33 @@ def _neighbors(pixels: range, start: float, end: float, size: int) -> tuple[np.n
 
 
 def _paste_batched(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, threshold: float) -> torch.Tensor:
-    """Paste on a GPU with matrix products, ``Y @ mask @ X.T``: no box is read back, so the host never waits."""
-    valid = boxes.isfinite().all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
-    boxes = boxes.where(valid[:, None], torch.nan)  # no comparison with NaN sets a pixel
+    """Paste on a GPU, several whole images at once: no box is read back, so the host never waits."""
+    valid = boxes.isfinite().all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # (N,)
+    padded = torch.nn.functional.pad(masks, (1, 1, 1, 1))  # (N, S + 2, S + 2), 0 outside the box
     pasted = torch.empty((len(masks), height, width), dtype=torch.bool, device=masks.device)
     step = max(1, _CHUNK_BYTES // (4 * height * width))
     for begin in range(0, len(masks), step):
         part = slice(begin, begin + step)
         x0, y0, x1, y1 = boxes[part].unbind(dim=1)
-        rows = _weights(y0, y1, height, masks.shape[1])  # (n, height, S)
-        columns = _weights(x0, x1, width, masks.shape[2])  # (n, width, S)
-        pasted[part] = rows @ masks[part] @ columns.mT >= threshold
+        rows = _interpolate(padded[part].mT, *_neighbors_batched(y0, y1, height, masks.shape[1]))  # (n, S + 2, height)
+        values = _interpolate(rows.mT, *_neighbors_batched(x0, x1, width, masks.shape[2]))  # (n, height, width)
+        pasted[part] = (values >= threshold) & valid[part, None, None]
     return pasted
 
 
-def _weights(start: torch.Tensor, end: torch.Tensor, pixels: int, size: int) -> torch.Tensor:
-    """Return (n, pixels, size) bilinear weights of the ``size`` values over [start, end] at each pixel's center."""
+def _neighbors_batched(
+    start: torch.Tensor, end: torch.Tensor, pixels: int, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Locate all pixel centers of an axis as :func:`_neighbors` does, for n boxes: (n, pixels) each."""
     centers = torch.arange(pixels, dtype=torch.float32, device=start.device) + 0.5
-    position = (centers - start[:, None]) / (end - start)[:, None] * size - 0.5  # value i is at i
-    distance = position[:, :, None] - torch.arange(size, dtype=torch.float32, device=start.device)
-    return (1 - distance.abs()).clamp(min=0)
+    position = (centers - start[:, None]) / (end - start)[:, None] * size + 0.5
+    position = position.nan_to_num(0.0).clamp(0, size + 1)
+    before = position.long().clamp(max=size)
+    return before, position - before
+
+
+def _interpolate(values: torch.Tensor, before: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Interpolate the last axis of (n, K, size + 2) values at (n, pixels) positions: (n, K, pixels)."""
+    index = before[:, None].expand(-1, values.shape[1], -1)
+    low, high = values.gather(2, index), values.gather(2, index + 1)
+    return low * (1 - weight[:, None]) + high * weight[:, None]

@@ -62,6 +62,15 @@ def test_paste_equals_the_engine(random_masks, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_autocast_does_not_change_pasting(random_masks, device):
+    masks = torch.from_numpy(random_masks.probabilities).to(device)
+    boxes = torch.from_numpy(random_masks.boxes).to(device)
+    with torch.autocast(device, dtype=torch.bfloat16):
+        pasted = paste_masks(masks, boxes, *random_masks.image_size)
+    assert torch.equal(pasted, paste_masks(masks, boxes, *random_masks.image_size))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_paste_threshold(device):
     masks = torch.full((1, 28, 28), 0.3, device=device)
     box = torch.tensor([[10.0, 10.0, 20.0, 30.0]], device=device)
