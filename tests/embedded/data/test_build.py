@@ -158,7 +158,7 @@ def test_loader_arguments():
     for dataset, sampler, size, message in (
         (Stream(), TrainingSampler(2), 2, "iterable"),
         ([1], None, 2, "needs a sampler"),
-        ([1], TrainingSampler(1), 0, "got 0"),
+        ([1], TrainingSampler(1), 0, "is 0: expected a positive"),
     ):
         with pytest.raises(ValueError, match=message):
             build_batch_data_loader(dataset, sampler, size)

@@ -1,16 +1,17 @@
-"""Loaders for training and inference."""
+"""Build loaders for training and inference."""
 
 from __future__ import annotations
 
 import logging
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
+from detectron2._names import lookup
 from detectron2.config import CfgNode, configurable
+from detectron2.data import samplers
 from detectron2.data._dataset_dicts import (
     filter_images_with_only_crowd_annotations,
     get_detection_dataset_dicts,
@@ -18,14 +19,7 @@ from detectron2.data._dataset_dicts import (
 )
 from detectron2.data.common import AspectRatioGroupedDataset, DatasetFromList, MapDataset, ToIterableDataset
 from detectron2.data.dataset_mapper import DatasetMapper
-from detectron2.data.samplers import (
-    InferenceSampler,
-    RandomSubsetTrainingSampler,
-    RepeatFactorTrainingSampler,
-    TrainingSampler,
-)
-from detectron2.utils.comm import get_world_size
-from detectron2.utils.env import seed_all_rng
+from detectron2.utils import comm, env
 
 __all__ = [
     "build_batch_data_loader",
@@ -38,27 +32,64 @@ __all__ = [
     "worker_init_reset_seed",
 ]
 
+__getattr__ = lookup(__name__)
 logger = logging.getLogger(__name__)
+
+Mapper = Callable[[dict[str, Any]], Any]
+Collator = Callable[[list[Any]], Any]
+
+
+def _repeat_factor_sampler(cfg: CfgNode, records: Any) -> Sampler:
+    node, kind = cfg.DATALOADER, samplers.RepeatFactorTrainingSampler
+    return kind(kind.repeat_factors_from_category_frequency(records, node.REPEAT_THRESHOLD, node.REPEAT_SQRT))
+
+
+# DATALOADER.SAMPLER_TRAIN -> function of the config and the records.
+_TRAIN_SAMPLERS: dict[str, Callable[[CfgNode, Any], Sampler]] = {
+    "TrainingSampler": lambda cfg, records: samplers.TrainingSampler(len(records)),
+    "RepeatFactorTrainingSampler": _repeat_factor_sampler,
+    "RandomSubsetTrainingSampler": lambda cfg, records: samplers.RandomSubsetTrainingSampler(
+        len(records), cfg.DATALOADER.RANDOM_SUBSET_RATIO
+    ),
+}
 
 
 def trivial_batch_collator(batch: list[Any]) -> list[Any]:
-    """A batch is the list of its elements."""
-    return batch
+    """Return the list of elements as the batch."""
+    return list(batch)
 
 
 def worker_init_reset_seed(worker_id: int) -> None:
-    """Seeds Python's, NumPy's and PyTorch's generators in a worker, differently in each."""
-    seed_all_rng(torch.initial_seed() % 2**31 + worker_id)
+    """Seed Python's, NumPy's and PyTorch's generators of a worker, differently in each worker."""
+    env.seed_all_rng(torch.initial_seed() % 2**31 + worker_id)
 
 
-def _batch_size_of_process(total_batch_size: int) -> int:
-    world_size = get_world_size()
-    if total_batch_size <= 0 or total_batch_size % world_size != 0:
+def _only_element(batch: list[Any]) -> Any:
+    return batch[0]
+
+
+def _per_process(total_batch_size: int) -> int:
+    size, rest = divmod(total_batch_size, comm.get_world_size())
+    if size < 1 or rest:
         raise ValueError(
-            f"the total batch size (SOLVER.IMS_PER_BATCH) must be a positive multiple of the number of processes, "
-            f"{world_size}, got {total_batch_size}."
+            f"the total batch size (SOLVER.IMS_PER_BATCH) is {total_batch_size}: expected a positive multiple of the "
+            f"number of processes, {comm.get_world_size()}"
         )
-    return total_batch_size // world_size
+    return size
+
+
+def _ordered(dataset: Any, mapper: Mapper | None, sampler: Sampler | None, default: Callable[[int], Sampler]) -> Any:
+    """Return the mapped dataset, and the sampler of a dataset with indices.
+
+    Raises:
+        ValueError: a sampler is given for an iterable dataset.
+    """
+    source = DatasetFromList(dataset, copy=False) if isinstance(dataset, list) else dataset
+    if not isinstance(source, IterableDataset):
+        sampler = default(len(source)) if sampler is None else sampler
+    elif sampler is not None:
+        raise ValueError("an iterable dataset has its own order: pass sampler=None")
+    return source if mapper is None else MapDataset(source, mapper), sampler
 
 
 def build_batch_data_loader(
@@ -68,7 +99,7 @@ def build_batch_data_loader(
     *,
     aspect_ratio_grouping: bool = False,
     num_workers: int = 0,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
+    collate_fn: Collator | None = None,
     drop_last: bool = True,
     single_gpu_batch_size: int | None = None,
     prefetch_factor: int | None = 2,
@@ -77,197 +108,132 @@ def build_batch_data_loader(
     seed: int | None = None,
     **kwargs: Any,
 ) -> Any:
-    """An iterable of batches for training. For a given sampler, the order does not depend on the number of workers.
+    """Return an iterable of training batches. For a given sampler, their order is the same for any number of workers.
 
     Args:
         dataset: with indices, or iterable.
-        sampler: gives indices; None for an iterable dataset.
+        sampler: yields indices; None for an iterable dataset.
         total_batch_size: of all processes together.
-        aspect_ratio_grouping: put wide images with wide ones; elements must be dicts with ``width`` and ``height``.
+        aspect_ratio_grouping: whether a batch has only wide or only tall images; elements are dicts with ``width`` and
+            ``height`` then.
         num_workers: worker processes; 0 loads in this one.
-        collate_fn: from a list of elements to a batch; None leaves the list.
-        drop_last: leave out a last batch that is not full.
-        single_gpu_batch_size: of this process; then ``total_batch_size`` is ignored.
+        collate_fn: makes a batch of a list of elements; None keeps the list.
+        drop_last: whether an incomplete last batch is skipped.
+        single_gpu_batch_size: of this process, instead of ``total_batch_size``.
         prefetch_factor: batches that each worker loads ahead.
-        persistent_workers: keep workers between iterations over the loader.
-        pin_memory: of torch's ``DataLoader``.
-        seed: of the workers' random generators; None draws it from PyTorch's global generator.
-        **kwargs: further arguments of torch's ``DataLoader``.
+        persistent_workers, pin_memory: see ``torch.utils.data.DataLoader``.
+        seed: of the workers' random generators; None for one from PyTorch's global generator.
+        **kwargs: further arguments of ``DataLoader``.
 
     Raises:
-        ValueError: the batch size does not divide by the number of processes, or an iterable dataset comes with a
-            sampler.
+        ValueError: the batch size is not a multiple of the number of processes, a dataset with indices has no sampler,
+            or an iterable one has one.
     """
-    batch_size = single_gpu_batch_size or _batch_size_of_process(total_batch_size)
-    if isinstance(dataset, IterableDataset):
-        if sampler is not None:
-            raise ValueError("a sampler makes no sense with an iterable dataset: pass sampler=None.")
-    elif sampler is None:
-        raise ValueError("a dataset with indices needs a sampler, got None.")
-    else:
-        # Chunks as large as what a worker hands over at a time: the loader then joins them in the sampler's order.
-        chunk = 1 if aspect_ratio_grouping else batch_size
-        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=chunk)
-    options: dict[str, Any] = {
-        "num_workers": num_workers,
-        "worker_init_fn": worker_init_reset_seed,
-        "prefetch_factor": prefetch_factor if num_workers > 0 else None,
-        "persistent_workers": persistent_workers,
-        "pin_memory": pin_memory,
-        "generator": None if seed is None else torch.Generator().manual_seed(seed),
-        **kwargs,
-    }
+    size = single_gpu_batch_size or _per_process(total_batch_size)
+    iterable = isinstance(dataset, IterableDataset)
+    if iterable == (sampler is not None):
+        raise ValueError(f"{'an iterable dataset takes no' if iterable else 'a dataset with indices needs a'} sampler")
+    if sampler is not None:
+        # The chunks are what a worker loads at a time, so that the loader's round over workers restores the order.
+        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=1 if aspect_ratio_grouping else size)
+    options: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": worker_init_reset_seed}
+    options |= {"persistent_workers": persistent_workers, "pin_memory": pin_memory}
+    options["prefetch_factor"] = prefetch_factor if num_workers else None
+    options["generator"] = None if seed is None else torch.Generator().manual_seed(seed)
+    options |= kwargs
     if not aspect_ratio_grouping:
-        collate_fn = collate_fn or trivial_batch_collator
-        return DataLoader(dataset, batch_size=batch_size, drop_last=drop_last, collate_fn=collate_fn, **options)
-    elements = DataLoader(dataset, batch_size=1, collate_fn=operator.itemgetter(0), **options)
-    batches = AspectRatioGroupedDataset(elements, batch_size)
-    return batches if collate_fn is None else MapDataset(batches, collate_fn)
+        collate = collate_fn or trivial_batch_collator
+        return DataLoader(dataset, size, drop_last=drop_last, collate_fn=collate, **options)
+    grouped = AspectRatioGroupedDataset(DataLoader(dataset, 1, collate_fn=_only_element, **options), size)
+    return MapDataset(grouped, collate_fn) if collate_fn else grouped
 
 
-def _build_sampler(cfg: CfgNode, dataset: Any) -> Sampler:
-    """The sampler that ``DATALOADER.SAMPLER_TRAIN`` names."""
-    name = cfg.DATALOADER.SAMPLER_TRAIN
-    logger.info("Training sampler: %s", name)
-    if name == "TrainingSampler":
-        return TrainingSampler(len(dataset))
-    if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-        )
-        return RepeatFactorTrainingSampler(factors)
-    if name == "RandomSubsetTrainingSampler":
-        return RandomSubsetTrainingSampler(len(dataset), cfg.DATALOADER.RANDOM_SUBSET_RATIO)
-    raise ValueError(
-        f"DATALOADER.SAMPLER_TRAIN is {name!r}; expected 'TrainingSampler', 'RepeatFactorTrainingSampler' or "
-        "'RandomSubsetTrainingSampler'."
-    )
-
-
-def _train_loader_from_config(
-    cfg: CfgNode,
-    mapper: Callable[[dict[str, Any]], Any] | None = None,
-    *,
-    dataset: Any = None,
-    sampler: Sampler | None = None,
+def _train_arguments(
+    cfg: CfgNode, mapper: Mapper | None = None, *, dataset: Any = None, sampler: Sampler | None = None
 ) -> dict[str, Any]:
-    if dataset is None:
-        dataset = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    if sampler is None and not isinstance(dataset, IterableDataset):
-        sampler = _build_sampler(cfg, dataset)
-    return {
-        "dataset": dataset,
-        "sampler": sampler,
-        "mapper": DatasetMapper(cfg, True) if mapper is None else mapper,
-        "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
-        "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        "num_workers": cfg.DATALOADER.NUM_WORKERS,
-    }
+    node = cfg.DATALOADER
+    records = dataset
+    if records is None:
+        records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, node.FILTER_EMPTY_ANNOTATIONS)
+    if sampler is None and not isinstance(records, IterableDataset):
+        if node.SAMPLER_TRAIN not in _TRAIN_SAMPLERS:
+            expected = ", ".join(_TRAIN_SAMPLERS)
+            raise ValueError(f"DATALOADER.SAMPLER_TRAIN is {node.SAMPLER_TRAIN!r}: expected one of {expected}")
+        logger.info("Using training sampler %s", node.SAMPLER_TRAIN)
+        sampler = _TRAIN_SAMPLERS[node.SAMPLER_TRAIN](cfg, records)
+    batches = {"total_batch_size": cfg.SOLVER.IMS_PER_BATCH, "aspect_ratio_grouping": node.ASPECT_RATIO_GROUPING}
+    return {**_arguments(cfg, records, mapper, is_train=True), **batches, "sampler": sampler}
 
 
-@configurable(from_config=_train_loader_from_config)
+def _test_arguments(cfg: CfgNode, dataset_name: str | Sequence[str], mapper: Mapper | None = None) -> dict[str, Any]:
+    return _arguments(cfg, get_detection_dataset_dicts(dataset_name, filter_empty=False), mapper, is_train=False)
+
+
+def _arguments(cfg: CfgNode, records: Any, mapper: Mapper | None, is_train: bool) -> dict[str, Any]:
+    mapper = mapper or DatasetMapper(cfg, is_train)
+    return {"dataset": records, "mapper": mapper, "num_workers": cfg.DATALOADER.NUM_WORKERS}
+
+
+@configurable(from_config=_train_arguments)
 def build_detection_train_loader(
     dataset: Any,
     *,
-    mapper: Callable[[dict[str, Any]], Any] | None,
+    mapper: Mapper | None,
     sampler: Sampler | None = None,
     total_batch_size: int,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
+    collate_fn: Collator | None = None,
     **kwargs: Any,
 ) -> Any:
-    """An endless iterable of training batches.
+    """Return an endless iterable of training batches.
 
-    Call it as ``(cfg)``, with keywords to override, or with explicit arguments.
+    Call it as ``(cfg)``, with keywords that override the config, or with explicit arguments.
 
     Args:
-        dataset: a list of records, or a torch dataset.
-        mapper: from a record to the model's input; None leaves records as they are.
-        sampler: None means a shuffling :class:`TrainingSampler`.
+        dataset: a list of records, or a PyTorch dataset.
+        mapper: makes the model's input of a record; None keeps records.
+        sampler: None for a :class:`~detectron2.data.samplers.TrainingSampler`, which shuffles.
         total_batch_size: of all processes together.
-        aspect_ratio_grouping: put wide images with wide ones.
-        num_workers: worker processes; 0 loads in this one.
-        collate_fn: from a list of mapped records to a batch; None leaves the list.
-        **kwargs: further arguments of :func:`build_batch_data_loader`.
+        aspect_ratio_grouping, num_workers, collate_fn, **kwargs: see :func:`build_batch_data_loader`.
 
     Returns:
         an iterable of lists of mapped records, ``total_batch_size`` divided by the number of processes in each.
 
     Raises:
-        ValueError: the batch size does not divide by the number of processes, or an iterable dataset comes with a
-            sampler.
+        ValueError: see :func:`build_batch_data_loader`.
     """
-    if isinstance(dataset, list):
-        dataset = DatasetFromList(dataset, copy=False)
-    if sampler is None and not isinstance(dataset, IterableDataset):
-        sampler = TrainingSampler(len(dataset))
-    if mapper is not None:
-        dataset = MapDataset(dataset, mapper)
-    return build_batch_data_loader(
-        dataset,
-        sampler,
-        total_batch_size,
-        aspect_ratio_grouping=aspect_ratio_grouping,
-        num_workers=num_workers,
-        collate_fn=collate_fn,
-        **kwargs,
-    )
+    kwargs |= {"aspect_ratio_grouping": aspect_ratio_grouping, "num_workers": num_workers, "collate_fn": collate_fn}
+    mapped, order = _ordered(dataset, mapper, sampler, samplers.TrainingSampler)
+    return build_batch_data_loader(mapped, order, total_batch_size, **kwargs)
 
 
-def _test_loader_from_config(
-    cfg: CfgNode,
-    dataset_name: str | Sequence[str],
-    mapper: Callable[[dict[str, Any]], Any] | None = None,
-) -> dict[str, Any]:
-    dataset = get_detection_dataset_dicts(dataset_name, filter_empty=False)
-    return {
-        "dataset": dataset,
-        "mapper": DatasetMapper(cfg, False) if mapper is None else mapper,
-        "num_workers": cfg.DATALOADER.NUM_WORKERS,
-        "sampler": None if isinstance(dataset, IterableDataset) else InferenceSampler(len(dataset)),
-    }
-
-
-@configurable(from_config=_test_loader_from_config)
+@configurable(from_config=_test_arguments)
 def build_detection_test_loader(
     dataset: Any,
     *,
-    mapper: Callable[[dict[str, Any]], Any] | None,
+    mapper: Mapper | None,
     sampler: Sampler | None = None,
     batch_size: int = 1,
     num_workers: int = 0,
-    collate_fn: Callable[[list[Any]], Any] | None = None,
+    collate_fn: Collator | None = None,
 ) -> DataLoader:
-    """A loader that gives each record once, in order.
+    """Return a loader that reads each record once, in order.
 
     Call it as ``(cfg, dataset_name)`` or with explicit arguments.
 
     Args:
-        dataset: a list of records, or a torch dataset.
-        mapper: from a record to the model's input; None leaves records as they are.
-        sampler: None means an :class:`InferenceSampler`, which divides the records between the processes.
+        dataset: a list of records, or a PyTorch dataset.
+        mapper: makes the model's input of a record; None keeps records.
+        sampler: None for an :class:`~detectron2.data.samplers.InferenceSampler`, which divides the records between the
+            processes.
         batch_size: of this process.
         num_workers: worker processes; 0 loads in this one.
-        collate_fn: from a list of mapped records to a batch; None leaves the list.
+        collate_fn: makes a batch of a list of mapped records; None keeps the list.
 
     Raises:
-        ValueError: an iterable dataset comes with a sampler.
+        ValueError: a sampler is given for an iterable dataset.
     """
-    if isinstance(dataset, list):
-        dataset = DatasetFromList(dataset, copy=False)
-    if mapper is not None:
-        dataset = MapDataset(dataset, mapper)
-    if isinstance(dataset, IterableDataset):
-        if sampler is not None:
-            raise ValueError("a sampler makes no sense with an iterable dataset: pass sampler=None.")
-    elif sampler is None:
-        sampler = InferenceSampler(len(dataset))
-    return DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=False,
-        num_workers=num_workers,
-        collate_fn=collate_fn or trivial_batch_collator,
-    )
+    mapped, order = _ordered(dataset, mapper, sampler, samplers.InferenceSampler)
+    collate = collate_fn or trivial_batch_collator
+    return DataLoader(mapped, batch_size, sampler=order, num_workers=num_workers, collate_fn=collate)
