@@ -73,7 +73,7 @@ class MaskRCNN(nn.Module):
         self.input_format = input_format
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.channels_last = channels_last  # not a torch.memory_format, which cannot be pickled with the model
         self.to(memory_format=self.memory_format)
 
     @classmethod
@@ -94,6 +94,11 @@ class MaskRCNN(nn.Module):
             "input_format": cfg.INPUT.FORMAT,
             "channels_last": plugin_node(cfg).CHANNELS_LAST,
         }
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Memory format of the images and of the convolutions' weights."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
     @property
     def device(self) -> torch.device:

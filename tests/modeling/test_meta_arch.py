@@ -1,4 +1,5 @@
 import copy
+import io
 
 import numpy as np
 import pytest
@@ -203,6 +204,16 @@ def test_mixed_precision_on_cpu(narrow):
     sum(losses.values()).backward()
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
     assert detections.scores.dtype == detections.pred_boxes.tensor.dtype == torch.float32
+
+
+def test_a_whole_model_can_be_saved(model, narrow):
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    again = torch.load(stream, weights_only=False)
+    assert again.memory_format == model.memory_format
+    state = again.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_memory_format(narrow):

@@ -75,13 +75,18 @@ def _positions(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:
     """Yield repeated ids and names, and references to images and categories that are not listed."""
     category_ids = np.array([category["id"] for category in table.categories], dtype=np.int64)
-    for values, what in (
-        (table.image_ids, "images with the id of another image"),
-        (table.ids, "annotations with the id of another annotation"),
-        (category_ids, "categories with the id of another category"),
-        (np.array([category["name"] for category in table.categories]), "categories with the name of another category"),
+    once = "expected each one once"
+    for values, what, cure in (
+        (table.image_ids, "images with the id of another image", once),
+        (table.ids, "annotations with the id of another annotation", once),
+        (category_ids, "categories with the id of another category", once),
+        (
+            np.array([category["name"] for category in table.categories]),
+            "categories with the name of another category",
+            "rename one, or delete it if it is only the supercategory of the others",
+        ),
     ):
-        yield from problem(_repeated(values), what, values.astype(str).item, "expected each one once")
+        yield from problem(_repeated(values), what, values.astype(str).item, cure)
     names = np.array([image["file_name"] for image in table.images])
     yield from problem(
         _repeated(names),

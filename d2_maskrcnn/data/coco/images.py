@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -53,10 +54,19 @@ def check_images(table: CocoTable, image_root: str | os.PathLike[str]) -> Iterat
         missing,
         f"of {len(names)} images missing from {root}",
         lambda index: names[index],
-        "copy them there or name their folder (D2_MASKRCNN.DATA.TRAIN_IMAGES or VAL_IMAGES)",
+        _cure(root, [names[index] for index in missing[:SAMPLED]]),
     )
-    if len(missing) == 0 and names:
+    if len(missing) == 0 and len(too_large) == 0 and names:
         yield from _check_headers(table, root, names)
+
+
+def _cure(root: Path, missing: list[str]) -> str:
+    """Return what to do about missing images: correct their names if the files exist under similar ones."""
+    for name in missing:
+        for other, reason in ((name.replace("\\", "/"), "has backslashes"), (unquote(name), "is URL-encoded")):
+            if other != name and is_inside(root, other) and (root / other).is_file():
+                return f"{root / other} exists, but the name in the JSON {reason}: write 'file_name' as {other!r}"
+    return "copy them there or name their folder (D2_MASKRCNN.DATA.TRAIN_IMAGES or VAL_IMAGES)"
 
 
 def is_inside(root: str | os.PathLike[str], name: str) -> bool:

@@ -280,6 +280,27 @@ def test_missing_images_are_counted(coco_folder):
     assert "(1.jpg, 3.jpg)" in message
 
 
+@pytest.mark.parametrize(
+    ("write", "reason"),
+    [(lambda name: f"deep\\{name}", "has backslashes"), (lambda name: f"deep/{name[0]}%2Ejpg", "is URL-encoded")],
+)
+def test_names_that_other_programs_write(coco_folder, write, reason):
+    (coco_folder.images / "deep").mkdir()
+    for image in coco_folder.data["images"]:
+        name = image["file_name"]
+        (coco_folder.images / name).rename(coco_folder.images / "deep" / name)
+        image["file_name"] = write(name)
+    message = error_of(coco_folder)
+    assert f"{coco_folder.images / 'deep' / '0.jpg'} exists, but the name in the JSON {reason}" in message
+    assert "write 'file_name' as 'deep/0.jpg'" in message
+
+
+def test_a_root_category_with_the_name_of_a_class(coco_folder):
+    categories = coco_folder.data["categories"]
+    categories.insert(0, {"id": 100, "name": categories[0]["name"], "supercategory": "none"})
+    assert "rename one, or delete it if it is only the supercategory of the others" in error_of(coco_folder)
+
+
 def test_images_in_folders_of_their_own(coco_folder):
     (coco_folder.images / "deep").mkdir()
     (coco_folder.images / "0.jpg").rename(coco_folder.images / "deep" / "0.jpg")
