@@ -43,11 +43,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
     check_values(cfg)
     check_output_dir(cfg.OUTPUT_DIR)
     lock_output_dir(cfg.OUTPUT_DIR)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_maskrcnn", abbrev_name="d2m")
     check_datasets(cfg, train=not args.eval_only)
     cfg.freeze()
     with _kept_file(Path(cfg.OUTPUT_DIR) / "config.yaml") if args.eval_only else nullcontext():
         default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_maskrcnn", abbrev_name="d2m")
     logger.info("Engine: %s", engine_info())
     if moved_to_cpu:
         logger.warning("MODEL.DEVICE is cuda, but this machine has no CUDA device: using the CPU, which is slow.")

@@ -7,6 +7,7 @@ from PIL import Image
 
 from d2_maskrcnn import UserError, add_d2_maskrcnn_config
 from d2_maskrcnn.data import MaskRCNNMapper, build_checked_test_loader, register_own_data
+from d2_maskrcnn.video.sources.images import ImageSource
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 
@@ -27,6 +28,26 @@ def cfg(coco_folder):
 def cut_off(path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("name", ["cutout.png", "float.tif", "deep.png", "turned.jpg"])
+def test_training_and_demo_decode_the_same_pixels(cfg, tmp_path, name):
+    gray = np.tile(np.linspace(0, 1, 80, dtype=np.float32), (60, 1))
+    color = np.dstack([gray * 255, gray * 0, 255 - gray * 255]).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    {
+        "cutout.png": lambda path: Image.fromarray(np.dstack([color, color[..., 0]])).save(path),
+        "float.tif": lambda path: Image.fromarray(gray).save(path),
+        "deep.png": lambda path: Image.fromarray((gray * 65535).astype(np.uint16)).save(path),
+        "turned.jpg": lambda path: Image.fromarray(color).save(path, exif=exif),
+    }[name](tmp_path / name)
+    (frame,) = ImageSource([tmp_path / name])
+    cfg.INPUT.MIN_SIZE_TEST = 0  # no resizing
+    sample = MaskRCNNMapper(cfg, is_train=False)({"file_name": str(tmp_path / name), "image_id": 1})
+    assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), frame.image)
+    assert (sample["height"], sample["width"]) == frame.image.shape[:2]
+    assert frame.image.std() > 50
 
 
 DAMAGES = [
