@@ -11,12 +11,10 @@ from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import (
     Window,
     coco_iou,
-    decode_runs,
     decode_segmentation,
     encode_rle,
     mask_to_polygons,
     paste_masks,
-    rle_pixel_counts,
 )
 from detectron2.layers import paste_masks_in_image
 
@@ -55,6 +53,9 @@ def test_paste_equals_bilinear_sampling(box, device):
 def test_paste_equals_the_engine(random_masks, device):
     masks = torch.from_numpy(random_masks.probabilities).to(device)
     boxes = torch.from_numpy(random_masks.boxes).to(device)
+    height, width = random_masks.image_size
+    inside = (boxes[:, 2:] > 0).all(dim=1) & (boxes[:, 0] < width) & (boxes[:, 1] < height)
+    masks, boxes = masks[inside], boxes[inside]  # Detectron2 fails for boxes outside the image
     expected = paste_masks_in_image(masks, boxes, random_masks.image_size)
     pasted = paste_masks(masks, boxes, *random_masks.image_size)
     assert expected.any(dim=2).any(dim=1).sum() > 20
@@ -146,31 +147,6 @@ def test_decode_an_empty_segmentation(segmentation):
 def test_decode_malformed_segmentations(segmentation, message):
     with pytest.raises(UserError, match=message):
         decode_segmentation(segmentation, 6, 7)
-
-
-@pytest.mark.parametrize("runs", [[], [3], [0, 5, 1], [2, 7, 30, 4, 900, 1, 1, 2, 50, 1202]])
-def test_decode_runs(runs):
-    total = sum(runs)
-    rle = mask_util.frPyObjects({"size": [total, 1], "counts": runs}, total, 1)
-    assert decode_runs(rle["counts"]).tolist() == decode_runs(rle["counts"].decode()).tolist() == runs
-
-
-@pytest.mark.parametrize("counts", ["é", "P", " ", "P" * 20 + "0", "@"])
-def test_decode_malformed_runs(counts):
-    with pytest.raises(UserError, match="RLE"):
-        decode_runs(counts)
-
-
-def test_pixel_counts_of_many_rles():
-    rng = np.random.default_rng(0)
-    lists = [rng.integers(0, 10 ** rng.integers(1, 6), rng.integers(1, 12)).tolist() for _ in range(300)]
-    counts = [mask_util.frPyObjects({"size": [sum(r), 1], "counts": r}, sum(r), 1)["counts"].decode() for r in lists]
-    expected = [sum(runs) for runs in lists]
-    for number, malformed in enumerate(["", "é", "P", "o" * 30, "P" * 20 + "0", "\ud800", "@"]):
-        counts.insert(7 * number, malformed)
-        expected.insert(7 * number, -1)
-    assert rle_pixel_counts(counts).tolist() == expected
-    assert rle_pixel_counts([]).tolist() == []
 
 
 def test_polygons_of_a_mask():

@@ -9,7 +9,7 @@ from pycocotools import mask as mask_util
 
 from d2_maskrcnn.data.coco.boxes import CocoTable
 from d2_maskrcnn.data.coco.report import Problem, problem
-from d2_maskrcnn.structures.masks import rle_pixel_counts
+from d2_maskrcnn.structures.rle import rle_pixel_counts
 
 CHUNK = 10_000  # segmentations processed at a time
 MIN_IOU = 0.5  # of a box with its mask's bounding box; below, a warning
