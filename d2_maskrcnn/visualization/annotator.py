@@ -19,7 +19,8 @@ class Annotator:
     """Draw detections into images; one instance serves a whole video, so that tracked objects keep their color.
 
     Args:
-        class_names: name of each class; classes without a name are labeled by their number.
+        class_names: name of each class; classes without a name are labeled by their number. A single class is named
+            on one object only.
         alpha: opacity of masks, in [0, 1].
         masks, boxes, labels: what is drawn.
 
@@ -76,13 +77,14 @@ class Annotator:
         if self._painter is None or self._painter.font_size != size:
             self._painter = LabelPainter(size)
         ids = None if detections.track_ids is None else detections.track_ids.tolist()
-        texts = [
-            label_text(self.class_names, int(cls), float(score), ids[i] if ids else None)
-            for i, (cls, score) in enumerate(zip(detections.classes, scores, strict=True))
-        ]
-        # Labels are placed in the order of their tracks, so that they stay in place from frame to frame.
-        order = np.argsort(ids, kind="stable").tolist() if ids else list(range(len(detections)))
-        self._painter.draw(image, [texts[i] for i in order], detections.boxes[order], [colors[i] for i in order])
+        # The order decides which labels are placed first: that of the tracks, which is the same in all frames, otherwise
+        # that of the scores.
+        order = np.argsort(-scores if ids is None else ids, kind="stable").tolist()
+        texts = []
+        for number, i in enumerate(order):
+            cls = None if number and len(self.class_names) == 1 else int(detections.classes[i])
+            texts.append(label_text(self.class_names, cls, float(scores[i]), ids[i] if ids else None))
+        self._painter.draw(image, texts, detections.boxes[order], [colors[i] for i in order])
 
 
 def draw_mask(
@@ -132,8 +134,14 @@ def font_size(image_size: tuple[int, int]) -> int:
     return max(MIN_FONT_SIZE, round((image_size[0] * image_size[1]) ** 0.5 * 0.018))
 
 
-def label_text(names: Sequence[str], cls: int, score: float | None = None, track_id: int | None = None) -> str:
-    """Format a label: ``person 98%``, or ``#7 person 98%`` for a track; a NaN score (ground truth) is left out."""
-    name = names[cls] if 0 <= cls < len(names) else f"class {cls}"
-    text = name if track_id is None else f"#{track_id} {name}"
-    return text if score is None or math.isnan(score) else f"{text} {score:.0%}"
+def label_text(names: Sequence[str], cls: int | None, score: float | None = None, track_id: int | None = None) -> str:
+    """Format a label, such as ``#7 person 98%``, from those of track id, class and score that are known.
+
+    The score of ground truth is NaN, which is left out.
+    """
+    parts = [] if track_id is None else [f"#{track_id}"]
+    if cls is not None:
+        parts.append(names[cls] if 0 <= cls < len(names) else f"class {cls}")
+    if score is not None and not math.isnan(score):
+        parts.append(f"{score:.0%}")
+    return " ".join(parts)

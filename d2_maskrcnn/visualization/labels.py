@@ -1,6 +1,5 @@
 """Readable labels: text on a plain background, inside the image and, where there is room, clear of one another."""
 
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -10,21 +9,17 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from d2_maskrcnn.errors import one_line
 from d2_maskrcnn.visualization.palette import Color, text_color
 
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
 
 _CACHED_STAMPS = 512
+# In crowded images labels are thinned: beyond a few, none may be larger than its object or hide more than a share of the
+# others, and all together may cover a share of the image only.
+_MAX_COVERAGE, _MAX_HIDDEN, _ALWAYS_SHOWN = 0.1, 0.25, 10
 _MAX_DISTANCE = 2  # how far a label may be above or below its box, in heights of the label
 _MAX_PLACES = 24  # rows of candidate places along a box
-_UNPRINTABLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # Unicode categories: controls, bidirectional marks, surrogates, breaks
-_JOINERS = "\u200c\u200d"  # format characters that scripts and emoji need
-
-
-def printable(text: str) -> str:
-    r"""Escape the characters that cannot be drawn or that would change their surroundings, such as ``\n``."""
-    escaped = {c for c in set(text) if unicodedata.category(c) in _UNPRINTABLE} - set(_JOINERS)
-    return "".join(c.encode("unicode_escape").decode("ascii") if c in escaped else c for c in text)
 
 
 def font_path(text: str) -> str:
@@ -75,20 +70,32 @@ class LabelPainter:
         self._stamps: OrderedDict[tuple[str, Color, int], np.ndarray] = OrderedDict()
 
     def draw(self, image: np.ndarray, texts: Sequence[str], boxes: np.ndarray, colors: Sequence[Color]) -> None:
-        """Draw one text at each box, in place.
+        """Draw one text at each box, in place; in crowded images, only as many of the first texts as are readable.
 
         Args:
             image: (H, W, 3) uint8, BGR.
-            texts: N texts.
+            texts: N texts, the most important first; "" for a box without a label.
             boxes: (N, 4) XYXY in pixels.
             colors: N backgrounds, RGB.
         """
         height, width = image.shape[:2]
         taken: list[Rect] = []
+        covered = 0
         for text, box, color in zip(texts, boxes, colors, strict=True):
+            if not text:
+                continue
             stamp = self.stamp(text, color, width)
+            area = stamp.shape[0] * stamp.shape[1]
+            crowded = len(taken) >= _ALWAYS_SHOWN
+            if crowded and covered + area > _MAX_COVERAGE * height * width:
+                break
+            if crowded and area > np.prod(box[2:] - box[:2]):
+                continue
             rect = place(box, stamp.shape[1], min(stamp.shape[0], height), (height, width), taken)
+            if crowded and sum(_overlap(rect, other) for other in taken) > _MAX_HIDDEN * area:
+                continue
             taken.append(rect)
+            covered += area
             x0, y0, x1, y1 = rect
             image[y0:y1, x0:x1] = stamp[: y1 - y0, : x1 - x0]
 
@@ -103,7 +110,7 @@ class LabelPainter:
         return self._stamps[key]
 
     def _render(self, text: str, color: Color, max_width: int) -> np.ndarray:
-        text = printable(text)[:max_width]  # longer texts cannot fit
+        text = one_line(text)[:max_width]  # longer texts cannot fit
         font, room = _load_font(font_path(text), self.font_size), max_width - 2 * self.padding
         while len(text) > 1 and font.getlength(text) > room:
             text = text[:-2] + "…"

@@ -87,6 +87,20 @@ def test_label_texts():
     assert label_text(["cat"], 0, 0.98) == "cat 98%"
     assert label_text(["cat"], 0, 0.98, 7) == "#7 cat 98%"
     assert label_text([], 3) == "class 3"
+    assert label_text(["cat"], None, 0.98, 7) == "#7 98%"
+    assert label_text(["cat"], None, float("nan")) == ""
+
+
+def test_a_single_class_is_named_once(make_detections):
+    """Labels of ground truth, which has no score: the first object is named, the others have no label."""
+    boxes, size = [[10, 30, 40, 60], [110, 30, 140, 60]], (80, 200)
+    detections = make_detections(boxes, size, scores=[np.nan, np.nan])
+    options = {"masks": False, "boxes": False}
+    image = np.zeros((*size, 3), np.uint8)
+    Annotator(["cat"], **options).draw(image, detections)
+    assert image[:, :100].any() and not image[:, 100:].any()
+    Annotator(["cat", "dog"], **options).draw(image, detections)
+    assert image[:, 100:].any()
 
 
 def test_everything_grows_with_the_image():

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from d2_maskrcnn.visualization.labels import LabelPainter, place, printable
+from d2_maskrcnn.visualization.labels import LabelPainter, place
 from d2_maskrcnn.visualization.palette import PALETTE
 
 FRAME = (100, 200)
@@ -64,11 +64,26 @@ def test_tiny_images(size):
 
 
 def test_control_characters_are_shown_escaped():
-    assert printable("a\nb\x1b[31m\u202e\ud800") == r"a\nb\x1b[31m\u202e\ud800"
-    assert printable("日本語 ящик ä") == "日本語 ящик ä"
+    painter = LabelPainter(16)
+    escaped = painter.stamp(r"a\x1b[31m\u202e\ud800", PALETTE[0], 400)
+    np.testing.assert_array_equal(painter.stamp("a\x1b[31m\u202e\ud800", PALETTE[0], 400), escaped)
 
 
 @pytest.mark.parametrize("text", ["\x00", "\ud800", "日本語", "👩‍🚀", "שלום", "", "x" * 100_000])
 def test_any_text_can_be_drawn(text):
     stamp = LabelPainter(16).stamp(text, PALETTE[0], 200)
     assert stamp.shape[1] <= 200 and stamp.size > 0
+
+
+@pytest.mark.parametrize(("side", "share"), [(12, (0.01, 0.03)), (50, (0.05, 0.1))])
+def test_labels_of_a_crowded_image_are_thinned(side, share):
+    corners = np.random.default_rng(0).uniform(0, 500, (1400, 2))
+    image = np.zeros((512, 512, 3), np.uint8)
+    LabelPainter(11).draw(image, ["98%"] * 1400, np.concatenate((corners, corners + side), axis=1), [PALETTE[0]] * 1400)
+    assert share[0] < image.any(axis=2).mean() <= share[1]
+
+
+def test_boxes_without_text_get_no_label():
+    image = np.zeros((40, 80, 3), np.uint8)
+    LabelPainter(11).draw(image, ["", ""], np.array([[5, 5, 20, 20], [30, 5, 60, 20]]), [PALETTE[0]] * 2)
+    assert not image.any()
