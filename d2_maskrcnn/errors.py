@@ -15,6 +15,9 @@ EXIT_BAD_INPUT = 2
 EXIT_OUTPUT_CLOSED = 141  # what shells report for a program that SIGPIPE ended
 EXIT_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
+# Spaces and joiners of scripts and emoji, which str.isprintable rejects.
+_SHOWN = "\u00a0\u3000\u200c\u200d"
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,8 +35,16 @@ def one_line(error: object) -> str:
     >>> one_line("a.json:\\n  not   JSON\\x1b")
     'a.json: not JSON\\\\x1b'
     """
-    text = " ".join(str(error).split())
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return printable(" ".join(str(error).split()))
+
+
+def printable(text: str) -> str:
+    """Escape the characters of a text that change or break the line they are shown in.
+
+    >>> printable("a\\nb\\x1b[31m")
+    'a\\\\nb\\\\x1b[31m'
+    """
+    return "".join(char if char.isprintable() or char in _SHOWN else ascii(char)[1:-1] for char in text)
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

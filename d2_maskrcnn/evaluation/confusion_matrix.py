@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from d2_maskrcnn.errors import printable
 from d2_maskrcnn.structures.masks import coco_iou, segmentation_to_rle
-from d2_maskrcnn.visualization.labels import printable
 from d2_maskrcnn.weights.atomic import atomic_write_text
 
 Json = Mapping[str, Any]

@@ -13,10 +13,12 @@ from torch import nn
 from d2_maskrcnn.data import MaskRCNNMapper, dataset_records
 from d2_maskrcnn.data.image_reading import read_image
 from d2_maskrcnn.errors import warn_on_failure
+from d2_maskrcnn.evaluation.outcomes import compare
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import CropMasks
 from d2_maskrcnn.structures.masks import Window, decode_segmentation
 from d2_maskrcnn.visualization import Annotator
+from d2_maskrcnn.visualization.palette import choose_colors
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_context
@@ -49,6 +51,9 @@ def draw_predictions(
 ) -> list[Path]:
     """Draw the first images of a dataset, with the ground truth on the left and predictions on the right.
 
+    An object and the prediction that matches it have the same color. False positives, false negatives and wrong classes
+    have dashed boxes and say so.
+
     Args:
         cfg: the config that the model was built from.
         model: takes a list of dicts; its training mode is restored.
@@ -62,16 +67,15 @@ def draw_predictions(
         warning.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    class_names = MetadataCatalog.get(dataset_name).get("thing_classes") or ()
     records = first_records(dataset_name, count)
+    class_names = MetadataCatalog.get(dataset_name).get("thing_classes") or ()  # known once the records are loaded
     names = unique_names([str(Path(record["file_name"]).with_suffix("")) for record in records])
     written = []
     for record, name in zip(records, names, strict=True):
         with warn_on_failure(f"Drawing predictions on {record['file_name']}"):
-            panels = [
-                _draw(read_image(record["file_name"], "BGR"), detections, class_names)
-                for detections in predict_record(cfg, model, record, threshold)
-            ]
+            panels = _draw_panels(
+                read_image(record["file_name"], "BGR"), *predict_record(cfg, model, record, threshold), class_names
+            )
             axis = 1 if 2 * panels[0].shape[1] <= JPEG_MAX_SIDE else 0
             path = folder / f"{name}.jpg"
             Image.fromarray(np.concatenate(panels, axis=axis)[:, :, ::-1]).save(path, quality=90)
@@ -137,7 +141,24 @@ def unique_names(files: Sequence[str]) -> list[str]:
     return [f"{position:04d}_{each[-1]}" for position, each in enumerate(parts)]
 
 
-def _draw(image: np.ndarray, detections: Detections, class_names: Sequence[str]) -> np.ndarray:
+def _draw_panels(
+    image: np.ndarray, ground_truth: Detections, predictions: Detections, class_names: Sequence[str]
+) -> list[np.ndarray]:
+    """Draw the ground truth and the predictions on copies of ``image``; see :func:`_draw`."""
+    outcomes, unmatched = compare(ground_truth, predictions)
+    gt_colors = choose_colors(ground_truth.boxes, [None] * len(ground_truth))
+    gt_tags = ["FN" if index in unmatched else "" for index in range(len(ground_truth))]
+    colors = choose_colors(predictions.boxes, [None if gt is None else gt_colors[gt] for _, gt in outcomes])
+    tags = ["" if outcome == "TP" else outcome for outcome, _ in outcomes]
+    return [
+        _draw(image, ground_truth, class_names, gt_colors, gt_tags),
+        _draw(image, predictions, class_names, colors, tags),
+    ]
+
+
+def _draw(
+    image: np.ndarray, detections: Detections, class_names: Sequence[str], colors: list[int], tags: list[str]
+) -> np.ndarray:
     """Draw on a copy of ``image`` ((H, W, 3) uint8 BGR), enlarged by a whole factor if it is small."""
     scale = max(1, min(round(MIN_SIDE / min(image.shape[:2])), MAX_SIDE // max(image.shape[:2])))
     enlarged = image.repeat(scale, 0).repeat(scale, 1)
@@ -150,5 +171,5 @@ def _draw(image: np.ndarray, detections: Detections, class_names: Sequence[str])
             enlarged.shape[:2],
         )
     drawn = Detections(detections.boxes * scale, detections.scores, detections.classes, enlarged.shape[:2], masks)
-    Annotator(class_names).draw(enlarged, drawn)
+    Annotator(class_names).draw(enlarged, drawn, colors=colors, tags=tags)
     return enlarged

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from d2_maskrcnn.evaluation.outcomes import MATCH_IOU
 from d2_maskrcnn.inspection.observation import Observation
-from d2_maskrcnn.inspection.result import MATCH_IOU, overlap_matrix
+from d2_maskrcnn.inspection.result import overlap_matrix
 from d2_maskrcnn.structures.lazy_masks import BoxMasks
 from d2_maskrcnn.structures.masks import Window
 from d2_maskrcnn.visualization.figures import literal, new_figure

@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from d2_maskrcnn.errors import one_line
+from d2_maskrcnn.errors import printable
 from d2_maskrcnn.inspection import data
 from d2_maskrcnn.inspection.data import DataFindings
 from d2_maskrcnn.inspection.statistics import histogram, quantiles
@@ -59,7 +59,7 @@ def _environment() -> Environment:
         "svg_path": svg_path,
         "bar_path": bar_path,
         "largest": largest,
-        "one_line": one_line,
+        "printable": printable,
     }
     environment.globals |= {
         "class_color": class_color,
@@ -86,7 +86,7 @@ def readable(value: Any) -> str:
     if isinstance(value, Markup):
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return one_line(value)
+        return printable(str(value))
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 

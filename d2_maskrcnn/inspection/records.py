@@ -98,6 +98,8 @@ def class_names_of(cfg: CfgNode, annotations: str = "") -> list[str]:
     """
     candidates = [list(_load_json(annotations)[1].values())] if annotations else []
     for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if not MetadataCatalog.get(dataset).get("thing_classes"):
+            dataset_records(dataset)  # some datasets know their names once they are loaded
         candidates.append(list(MetadataCatalog.get(dataset).get("thing_classes") or []))
     return next((names for names in candidates if len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES), [])
 

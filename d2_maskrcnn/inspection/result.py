@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2_maskrcnn.data.ground_truth import GroundTruth
+from d2_maskrcnn.evaluation.outcomes import match
 from d2_maskrcnn.inspection.observation import Observation
 from d2_maskrcnn.structures.masks import coco_iou, encode_rle, mask_to_polygons
 from d2_maskrcnn.visualization.palette import OUTCOMES
@@ -15,7 +16,6 @@ from detectron2.structures import Instances
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MATCH_IOU = 0.5  # as in PASCAL VOC and COCO's AP50
 TOLERANCE = 0.5  # pixels by which polygons may deviate from a mask
 FALSE_NEGATIVE = "FN"
 DETECTION_OUTCOMES = tuple(name for name in OUTCOMES if name != FALSE_NEGATIVE)
@@ -82,7 +82,7 @@ def inspect_result(observation: Observation, threshold: float = 0.5) -> ResultFi
     if truth is None:
         return findings
     overlaps = overlap_matrix(results, truth)[chosen.numpy()]  # (n, G)
-    outcomes, unmatched = match(results.pred_classes[chosen].numpy(), truth, overlaps)
+    outcomes, unmatched = match(results.pred_classes[chosen].numpy(), truth.classes, overlaps, truth.crowd)
     for row, (index, (outcome, gt_index)) in enumerate(zip(chosen.tolist(), outcomes, strict=True)):
         item = Outcome(index, names[row], float(results.scores[index]), outcome)
         if gt_index is not None:
@@ -93,40 +93,6 @@ def inspect_result(observation: Observation, threshold: float = 0.5) -> ResultFi
     findings.counts = {kind: kinds.count(kind) for kind in DETECTION_OUTCOMES} | {FALSE_NEGATIVE: len(unmatched)}
     findings.ground_truth, findings.false_negatives = int((~truth.crowd).sum()), unmatched
     return findings
-
-
-def match(
-    classes: np.ndarray, truth: GroundTruth, overlaps: np.ndarray, iou: float = MATCH_IOU
-) -> tuple[list[tuple[str, int | None]], list[int]]:
-    """Match detections to ground truth objects.
-
-    As in COCO's evaluation, each detection in turn takes the free object of its class with the highest IoU. Detections
-    that are left then take free objects of other classes.
-
-    Args:
-        classes: (n,) of the detections, highest score first.
-        truth: G objects.
-        overlaps: (n, G), as from :func:`overlap_matrix`.
-        iou: minimum for a match.
-
-    Returns:
-        The outcome of each detection with the index of its object, and the objects that no detection matched.
-    """
-    same = classes[:, None] == truth.classes[None]  # (n, G)
-    free = ~truth.crowd
-    outcomes: list[tuple[str, int | None]] = [("FP", None)] * len(classes)
-    for outcome, allowed in (("TP", same), ("wrong class", ~same)):
-        for index in range(len(classes)):
-            candidates = np.where(allowed[index] & free, overlaps[index], 0)
-            if outcomes[index][1] is None and candidates.max(initial=0) >= iou:
-                best = int(candidates.argmax())
-                outcomes[index], free[best] = (outcome, best), False
-    in_crowd = (same & truth.crowd & (overlaps >= iou)).any(axis=1)
-    outcomes = [
-        ("ignored", None) if gt is None and crowd else (outcome, gt)
-        for (outcome, gt), crowd in zip(outcomes, in_crowd, strict=True)
-    ]
-    return outcomes, np.flatnonzero(free).tolist()
 
 
 def overlap_matrix(results: Instances, truth: GroundTruth) -> np.ndarray:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from d2_maskrcnn.evaluation.outcomes import MATCH_IOU
 from d2_maskrcnn.inspection import activations, anchors, boxes, masks, result
 from d2_maskrcnn.inspection.observation import Observation
 from d2_maskrcnn.visualization.figures import encode_png, png
@@ -71,7 +72,7 @@ def _result_context(seen: Observation, threshold: float) -> dict[str, Any]:
     return {
         "findings": result.inspect_result(seen, threshold),
         "scene": result.result_scene(seen, threshold),
-        "match_iou": result.MATCH_IOU,
+        "match_iou": MATCH_IOU,
     }
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from d2_maskrcnn.data.image_reading import read_image
 from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.errors import warn_on_failure
+from d2_maskrcnn.evaluation.outcomes import compare
 from d2_maskrcnn.evaluation.prediction_images import first_records, predict_record, unique_names
 from d2_maskrcnn.structures.detections import Detections
 from detectron2.config import CfgNode
@@ -66,8 +67,8 @@ def prediction_images(wandb: Any, cfg: CfgNode, model: nn.Module) -> dict[str, A
         boxes and masks that can be switched on and off in W&B.
     """
     node, dataset_name = cfg.D2_MASKRCNN.WANDB, cfg.DATASETS.TEST[0]
-    labels = dict(enumerate(MetadataCatalog.get(dataset_name).get("thing_classes") or []))
     records = first_records(dataset_name, node.NUM_IMAGES)
+    labels = dict(enumerate(MetadataCatalog.get(dataset_name).get("thing_classes") or []))  # known once they are loaded
     samples = {}
     for record, name in zip(records, unique_names([record["file_name"] for record in records]), strict=True):
         with warn_on_failure(f"Predicting on {record['file_name']}"):
@@ -78,22 +79,25 @@ def prediction_images(wandb: Any, cfg: CfgNode, model: nn.Module) -> dict[str, A
 def _image(
     wandb: Any, file_name: str, ground_truth: Detections, predictions: Detections, labels: dict[int, str]
 ) -> Any:
-    overlays = {"ground_truth": ground_truth, "predictions": predictions}
+    outcomes, unmatched = compare(ground_truth, predictions)
+    gt_tags = ["FN" if index in unmatched else "" for index in range(len(ground_truth))]
+    tags = ["" if outcome == "TP" else outcome for outcome, _ in outcomes]
+    overlays = {"ground_truth": (ground_truth, gt_tags), "predictions": (predictions, tags)}
     return wandb.Image(
         np.ascontiguousarray(read_image(file_name, "RGB")),
         caption=file_name,
-        boxes={group: _boxes(detections, labels) for group, detections in overlays.items()},
-        masks={group: _masks(detections, labels) for group, detections in overlays.items()},
+        boxes={group: _boxes(*overlay, labels) for group, overlay in overlays.items()},
+        masks={group: _masks(detections, labels) for group, (detections, _) in overlays.items()},
     )
 
 
-def _boxes(detections: Detections, labels: dict[int, str]) -> dict[str, Any]:
-    """Convert boxes to the form that ``wandb.Image`` takes; a score of NaN is left out."""
+def _boxes(detections: Detections, tags: list[str], labels: dict[int, str]) -> dict[str, Any]:
+    """Convert boxes to the form of ``wandb.Image``; a score of NaN is left out, and captions begin with the tags."""
     data = []
-    for box, index, score in zip(
-        detections.boxes.tolist(), detections.classes.tolist(), detections.scores.tolist(), strict=True
+    for box, index, score, tag in zip(
+        detections.boxes.tolist(), detections.classes.tolist(), detections.scores.tolist(), tags, strict=True
     ):
-        label, known = labels.get(index, str(index)), np.isfinite(score)
+        label, known = f"{tag} {labels.get(index, str(index))}".strip(), np.isfinite(score)
         data.append(
             {
                 "position": dict(zip(("minX", "minY", "maxX", "maxY"), box, strict=True)),

@@ -13,6 +13,7 @@ from d2_maskrcnn.visualization.palette import PALETTE, Color, ColorAssigner
 
 MASK_ALPHA = 0.45
 MIN_FONT_SIZE = 11
+DASHED = (6, 4)  # length of a dash and of a gap, relative to the width of the line
 
 
 class Annotator:
@@ -45,13 +46,24 @@ class Annotator:
         self._assigner = ColorAssigner()
         self._painter: LabelPainter | None = None
 
-    def draw(self, image: np.ndarray, detections: Detections, shown_scores: np.ndarray | None = None) -> None:
+    def draw(
+        self,
+        image: np.ndarray,
+        detections: Detections,
+        shown_scores: np.ndarray | None = None,
+        *,
+        colors: Sequence[int] | None = None,
+        tags: Sequence[str] | None = None,
+    ) -> None:
         """Draw detections into ``image``, small objects over large ones.
 
         Args:
             image: (H, W, 3) uint8, BGR, contiguous; changed in place.
             detections: in pixels of ``image``.
             shown_scores: (N,) scores for the labels in place of ``detections.scores``, such as averages over a track.
+            colors: N indices into :data:`~d2_maskrcnn.visualization.palette.PALETTE`; by default, neighbors get
+                different colors and tracks keep theirs.
+            tags: N texts such as ``FP`` that labels begin with; boxes with a tag are dashed. "" for no tag.
 
         Raises:
             ValueError: the image is not uint8 or not of the detections' size.
@@ -60,30 +72,38 @@ class Annotator:
             raise ValueError(
                 f"expected an image of {detections.image_size} and 3 uint8 channels, got {image.shape} {image.dtype}"
             )
-        colors = [PALETTE[i] for i in self._assigner.assign(detections.boxes, detections.track_ids)]
+        if colors is None:
+            colors = self._assigner.assign(detections.boxes, detections.track_ids)
+        tags = [""] * len(detections) if tags is None else tags
+        rgb = [PALETTE[index] for index in colors]
         areas = np.prod(detections.boxes[:, 2:] - detections.boxes[:, :2], axis=1)
         thickness = line_thickness(detections.image_size)
         for index in np.argsort(-areas, kind="stable").tolist():
             if self.masks and detections.masks is not None:
                 window, pixels = detections.masks.crop(index)
-                draw_mask(image, window, pixels, colors[index], self.alpha, thickness)
+                draw_mask(image, window, pixels, rgb[index], self.alpha, thickness)
             if self.boxes:
-                draw_box(image, detections.boxes[index], colors[index], thickness)
+                draw_box(image, detections.boxes[index], rgb[index], thickness, dashed=bool(tags[index]))
         if self.labels:
-            self._draw_labels(image, detections, colors, detections.scores if shown_scores is None else shown_scores)
+            scores = detections.scores if shown_scores is None else shown_scores
+            self._draw_labels(image, detections, rgb, scores, tags)
 
-    def _draw_labels(self, image: np.ndarray, detections: Detections, colors: list[Color], scores: np.ndarray) -> None:
+    def _draw_labels(
+        self, image: np.ndarray, detections: Detections, colors: list[Color], scores: np.ndarray, tags: Sequence[str]
+    ) -> None:
         size = font_size(detections.image_size)
         if self._painter is None or self._painter.font_size != size:
             self._painter = LabelPainter(size)
         ids = None if detections.track_ids is None else detections.track_ids.tolist()
-        # The order decides which labels are placed first: that of the tracks, which is the same in all frames, otherwise
-        # that of the scores.
-        order = np.argsort(-scores if ids is None else ids, kind="stable").tolist()
+        # Labels with a tag are placed first, then those of the earliest tracks, which are the same in all frames, or of
+        # the highest scores.
+        ranks = -scores if ids is None else ids
+        order = np.lexsort((ranks, np.array([not tag for tag in tags], dtype=bool))).tolist()
         texts = []
         for number, i in enumerate(order):
             cls = None if number and len(self.class_names) == 1 else int(detections.classes[i])
-            texts.append(label_text(self.class_names, cls, float(scores[i]), ids[i] if ids else None))
+            text = label_text(self.class_names, cls, float(scores[i]), ids[i] if ids else None)
+            texts.append(f"{tags[i]} {text}".strip())
         self._painter.draw(image, texts, detections.boxes[order], [colors[i] for i in order])
 
 
@@ -115,13 +135,38 @@ def draw_mask(
     cv2.drawContours(image, contours, -1, color[::-1], thickness, cv2.LINE_8, offset=(window.x0, window.y0))
 
 
-def draw_box(image: np.ndarray, box: np.ndarray, color: Color, thickness: int = 1) -> None:
+def draw_box(image: np.ndarray, box: np.ndarray, color: Color, thickness: int = 1, dashed: bool = False) -> None:
     """Draw an XYXY box, clipped to the (H, W, 3) uint8 BGR image, in place."""
     height, width = image.shape[:2]
     x0, y0 = (max(int(v), 0) for v in np.floor(box[:2]))
     x1, y1 = (min(int(v), side) - 1 for v, side in zip(np.ceil(box[2:]), (width, height), strict=True))
-    if x0 <= x1 and y0 <= y1:
+    if x0 > x1 or y0 > y1:
+        return
+    corners = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
+    if dashed:
+        cv2.polylines(image, dashes(corners, *DASHED, thickness), False, color[::-1], thickness)
+    else:
         cv2.rectangle(image, (x0, y0), (x1, y1), color[::-1], thickness)
+
+
+def dashes(polygon: np.ndarray, on: int, off: int, thickness: int = 1) -> list[np.ndarray]:
+    """Cut the edges of a closed polygon into dashes.
+
+    Args:
+        polygon: (n, 2) x, y in pixels.
+        on, off: length of a dash and of a gap, relative to ``thickness``.
+
+    Returns:
+        Lines (2, 2) int32.
+    """
+    lines = []
+    for start, end in zip(polygon.astype(float), np.roll(polygon, -1, axis=0).astype(float), strict=True):
+        length = float(np.linalg.norm(end - start))
+        begins = np.arange(0, length, thickness * (on + off))[:, None]
+        ends = np.minimum(begins + thickness * on, length)
+        shares = np.stack([begins, ends], axis=1) / max(length, 1.0)  # (m, 2, 1) of the edge
+        lines += list(np.round(start + shares * (end - start)).astype(np.int32))
+    return lines
 
 
 def line_thickness(image_size: tuple[int, int]) -> int:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from d2_maskrcnn.errors import one_line
+from d2_maskrcnn.errors import printable
 from d2_maskrcnn.visualization.labels import font_path
 
 DPI = 100
@@ -128,7 +128,7 @@ def draw_class_ap(values: Mapping[str, Mapping[str, float]]) -> Figure:
 
 def literal(text: str) -> str:
     """Prepare a text such as a class name, so that matplotlib draws it as it is: one line, no mathtext."""
-    return one_line(text).replace("$", r"\$")
+    return printable(text).replace("$", r"\$")
 
 
 def pixels(figure: Figure) -> np.ndarray:

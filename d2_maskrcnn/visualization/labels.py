@@ -9,14 +9,14 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from d2_maskrcnn.errors import one_line
+from d2_maskrcnn.errors import printable
 from d2_maskrcnn.visualization.palette import Color, text_color
 
 Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
 
 _CACHED_STAMPS = 512
-# In crowded images labels are thinned: beyond a few, none may be larger than its object or hide more than a share of the
-# others, and all together may cover a share of the image only.
+# In crowded images labels are thinned: beyond a few, none may be larger than its object or hide more than a share of
+# the others, and all together may cover a share of the image only.
 _MAX_COVERAGE, _MAX_HIDDEN, _ALWAYS_SHOWN = 0.1, 0.25, 10
 _MAX_DISTANCE = 2  # how far a label may be above or below its box, in heights of the label
 _MAX_PLACES = 24  # rows of candidate places along a box
@@ -110,7 +110,7 @@ class LabelPainter:
         return self._stamps[key]
 
     def _render(self, text: str, color: Color, max_width: int) -> np.ndarray:
-        text = one_line(text)[:max_width]  # longer texts cannot fit
+        text = printable(text)[:max_width]  # longer texts cannot fit
         font, room = _load_font(font_path(text), self.font_size), max_width - 2 * self.padding
         while len(text) > 1 and font.getlength(text) > room:
             text = text[:-2] + "…"

@@ -1,5 +1,7 @@
 """The one palette of the project, and the assignment of its colors to objects, classes and outcomes."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 Color = tuple[int, int, int]  # RGB, each in [0, 255]
@@ -84,22 +86,29 @@ class ColorAssigner:
             self._last_frame.clear()
         self._frame += 1
         ids = list(range(len(boxes))) if track_ids is None else track_ids.tolist()
-        colors = np.array([self._color.get(track, -1) for track in ids], dtype=np.int64)
-        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-        for row in np.flatnonzero(colors < 0).tolist():
-            colors[row] = self._color[ids[row]] = _farthest_color(centers, colors, row)
+        colors = choose_colors(boxes, [self._color.get(track) for track in ids])
+        self._color.update(zip(ids, colors, strict=True))
         self._last_frame.update(dict.fromkeys(ids, self._frame))
         self._forget()
-        return colors.tolist()
+        return colors
 
     def _forget(self) -> None:
         for track in [t for t, frame in self._last_frame.items() if self._frame - frame > self.memory]:
             del self._last_frame[track], self._color[track]
 
 
-def _farthest_color(centers: np.ndarray, colors: np.ndarray, row: int) -> int:
-    """Return the color whose nearest owner is farthest from object ``row``; ``colors`` is -1 for objects without."""
-    owners = np.flatnonzero(colors >= 0)
-    nearest = np.full(len(PALETTE), np.inf)
-    np.minimum.at(nearest, colors[owners], np.hypot(*(centers[owners] - centers[row]).T))
-    return int(nearest.argmax())
+def choose_colors(boxes: np.ndarray, colors: Sequence[int | None]) -> list[int]:
+    """Choose colors for the objects that have none: those whose nearest owner is farthest away.
+
+    Args:
+        boxes: (N, 4) XYXY in pixels.
+        colors: for each object an index into :data:`PALETTE`, or None.
+    """
+    chosen = np.array([-1 if color is None else color for color in colors], dtype=np.int64)
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    for row in np.flatnonzero(chosen < 0):
+        owners = np.flatnonzero(chosen >= 0)
+        nearest = np.full(len(PALETTE), np.inf)  # distance to the nearest owner of each color
+        np.minimum.at(nearest, chosen[owners], np.hypot(*(centers[owners] - centers[row]).T))
+        chosen[row] = nearest.argmax()
+    return chosen.tolist()

@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from d2_maskrcnn.visualization.annotator import MASK_ALPHA, font_size, line_thickness
+from d2_maskrcnn.visualization.annotator import DASHED, MASK_ALPHA, dashes, font_size, line_thickness
 from d2_maskrcnn.visualization.figures import IMAGE_PIXELS, image_figure, show_image
 from d2_maskrcnn.visualization.labels import LabelPainter
 from d2_maskrcnn.visualization.palette import Color, class_color
 
-_DASHES = {"dotted": (1, 3), "dashed": (6, 4)}  # length of a dash and of a gap, in pixels of the drawing
+_DASHES = {"dotted": (1, 3), "dashed": DASHED}
 _PIXELATED = 3  # scale from which on enlarged images show their pixels
 
 
@@ -157,8 +157,8 @@ def _draw_layer(image: np.ndarray, layer: Layer, scale: float) -> np.ndarray:
         if layer.style == "solid" or mark.line:
             cv2.polylines(image, points, not mark.line, color, thickness if mark.line else 2 * thickness)
         else:
-            on, off = (thickness * length for length in _DASHES[layer.style])
-            cv2.polylines(image, [d for p in points for d in _dashes(p, on, off)], False, color, thickness)
+            lines = [line for polygon in points for line in dashes(polygon, *_DASHES[layer.style], thickness)]
+            cv2.polylines(image, lines, False, color, thickness)
     if layer.filled:
         image = cv2.addWeighted(fill, MASK_ALPHA, image, 1 - MASK_ALPHA, 0)
     labeled = [mark for mark in layer.marks if mark.label and mark.points]
@@ -166,15 +166,3 @@ def _draw_layer(image: np.ndarray, layer: Layer, scale: float) -> np.ndarray:
     painter = LabelPainter(font_size((image.shape[0], image.shape[1])))
     painter.draw(image, [mark.label for mark in labeled], boxes, [layer.color_of(mark) for mark in labeled])
     return image
-
-
-def _dashes(polygon: np.ndarray, on: float, off: float) -> list[np.ndarray]:
-    """Cut the edges of a closed polygon (n, 2) into lines (2, 2) int32 of ``on`` pixels with gaps of ``off``."""
-    dashes = []
-    for start, end in zip(polygon.astype(float), np.roll(polygon, -1, axis=0).astype(float), strict=True):
-        length = float(np.linalg.norm(end - start))
-        begins = np.arange(0, length, on + off)[:, None]
-        ends = np.minimum(begins + on, length)
-        shares = np.stack([begins, ends], axis=1) / max(length, 1.0)  # (m, 2, 1) of the edge
-        dashes += list(np.round(start + shares * (end - start)).astype(np.int32))
-    return dashes

@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from d2_maskrcnn.evaluation.prediction_images import draw_predictions, ground_truth_of, unique_names
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 
 SQUARE = {"bbox": [1, 2, 3, 1], "category_id": 2, "segmentation": [[1, 2, 4, 2, 4, 3, 1, 3]], "iscrowd": 0}
 
@@ -68,6 +69,36 @@ def test_images_show_the_ground_truth_beside_predictions(tiny_cfg, tmp_path):
         left = np.abs(shown[:, :384].astype(int) - plain).max(axis=2) > 60
         x0, y0, w, h = (int(v * 6) for v in record["annotations"][0]["bbox"])
         assert left[y0 : y0 + h, x0 : x0 + w].any()  # something is drawn where the first annotation lies
+
+
+class Detector(torch.nn.Module):
+    """A model that detects given boxes."""
+
+    def __init__(self, boxes):
+        super().__init__()
+        self.boxes = torch.tensor(boxes, dtype=torch.float32)
+
+    def forward(self, batch):
+        size = (batch[0]["height"], batch[0]["width"])
+        scores, classes = torch.full((len(self.boxes),), 0.9), torch.zeros(len(self.boxes), dtype=torch.int64)
+        return [{"instances": Instances(size, pred_boxes=Boxes(self.boxes), scores=scores, pred_classes=classes)}]
+
+
+def test_an_object_and_its_prediction_have_the_same_color(tiny_cfg, register, tmp_path):
+    """The predictions come in another order than the objects; a false positive gets another color."""
+    Image.new("RGB", (400, 400)).save(tmp_path / "a.png")
+    boxes = [[20, 100, 100, 180], [250, 250, 330, 330]]
+    objects = [{"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0} for box in boxes]
+    record = {"file_name": str(tmp_path / "a.png"), "height": 400, "width": 400, "annotations": objects}
+    detector = Detector([boxes[1], boxes[0], [250, 50, 330, 130]])
+    (path,) = draw_predictions(tiny_cfg, detector, register([record]), tmp_path)
+    with Image.open(path) as file:
+        image = np.asarray(file).astype(int)
+    left, right = image[:, :400], image[:, 400:]
+    for x, y in ((20, 140), (250, 290)):  # on the left edges of the boxes
+        assert np.abs(left[y, x] - right[y, x]).max() < 40 and left[y, x].max() > 100
+    edges = [right[y, 250] for y in range(60, 120)]
+    assert max(edge.max() for edge in edges) > 100 > min(edge.max() for edge in edges)  # dashed
 
 
 def test_images_of_equal_names_do_not_overwrite_each_other(tiny_cfg, register, tmp_path):

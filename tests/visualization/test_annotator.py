@@ -57,6 +57,19 @@ def test_colors_stay_with_tracks(make_detections):
         assert tuple(image[60, 80, ::-1]) == PALETTE[1]
 
 
+def test_tags_are_drawn_and_their_boxes_are_dashed(make_detections):
+    detections = make_detections([[20, 20, 60, 60], [80, 20, 120, 60]], (80, 140))
+    image = np.full((80, 140, 3), GREY, np.uint8)
+    Annotator(labels=False, masks=False).draw(image, detections, colors=[3, 4], tags=["", "FP"])
+    colored = (image[20] != GREY).any(axis=1)
+    assert colored[20:60].all() and 0.5 < colored[80:120].mean() < 0.8
+    assert tuple(image[20, 20, ::-1]) == PALETTE[3] and tuple(image[20, 80, ::-1]) == PALETTE[4]
+    labels = [drawn(detections, masks=False, boxes=False)]
+    labels.append(np.full((80, 140, 3), GREY, np.uint8))
+    Annotator(["cat", "dog"], masks=False, boxes=False).draw(labels[1], detections, tags=["", "FP"])
+    assert (labels[1][:, 80:] != labels[0][:, 80:]).any()
+
+
 def test_fill_never_wraps_around(make_detections):
     for alpha in (0, 0.25, 0.5, 1):
         image = np.full((60, 60, 3), 255, np.uint8)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from d2_maskrcnn.visualization.palette import PALETTE, ColorAssigner, luminance, text_color
+from d2_maskrcnn.visualization.palette import PALETTE, ColorAssigner, choose_colors, luminance, text_color
 
 # Machado, Oliveira and Fernandes (2009), severity 1, for linear RGB.
 VISIONS = {
@@ -60,6 +60,11 @@ def test_colors_stay_with_tracks():
     again = assigner.assign(boxes_at(50, 220, 120, 300), np.array([10, 9, 8, 7]))
     assert again[1:] == [first[2], first[1], first[0]]
     assert again[0] not in first
+
+
+def test_given_colors_are_kept_and_the_others_differ_from_them():
+    colors = choose_colors(boxes_at(0, 100, 200), [3, None, 0])
+    assert colors[0] == 3 and colors[2] == 0 and colors[1] not in (0, 3)
 
 
 def test_colors_of_lost_tracks_are_forgotten():
