@@ -29,8 +29,8 @@ from inference import CLASSES, HEIGHT, WIDTH, calibrate, draw_image
 from torch import nn
 
 import d2_maskrcnn
-from d2_maskrcnn.checkpoint import load_model
 from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.model_loading import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTS, FACTOR, ALLOWANCE = 30, 3, 20.0

@@ -12,8 +12,6 @@ from torch import nn
 
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn._version import __version__
-from d2_maskrcnn.config.loading import check_components
-from d2_maskrcnn.config.validation import check_each_value, usable_device
 from d2_maskrcnn.distributed import gather, run_together, unwrap
 from d2_maskrcnn.errors import UserError, doing
 from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, make_folder, plain_values
@@ -36,9 +34,6 @@ from d2_maskrcnn.weights.resume import (
     stored_class_names,
 )
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
@@ -55,6 +50,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         save_dir: folder of the checkpoints.
         save_to_disk: whether this process writes; default: only the main process.
         class_names: class names in the order of the model's outputs, stored in the metadata.
+        config: the model's config as YAML, stored in the metadata, so that the file can be used without others.
         engine: description of the engine for the metadata; default: :func:`d2_maskrcnn.engine_info`.
         checkpointables: further objects to save and load, by name.
 
@@ -69,23 +65,26 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         *,
         save_to_disk: bool | None = None,
         class_names: Sequence[str] | None = None,
+        config: str | None = None,
         engine: Mapping[str, str] | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(unwrap(model), save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.logger = logger
         self.class_names = None if class_names is None else [str(name) for name in class_names]
+        self.config = config
         self.engine = dict(engine) if engine is not None else engine_info().as_dict()
         self.last_report: LoadReport | None = None
         self._loading = ""  # path or address being loaded, for messages
 
     def metadata(self, iteration: int | None = None) -> dict[str, Any]:
-        """Return what a checkpoint stores about its origin: engine, versions, class names, iteration."""
+        """Return what a checkpoint stores about its origin: engine, versions, class names, config, iteration."""
         return {
             "engine": self.engine,
             "d2_maskrcnn": __version__,
             "torch": str(torch.__version__),
             "thing_classes": self.class_names,
+            "config": self.config,
             "iteration": iteration,
         }
 
@@ -254,54 +253,3 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
                 f"The state of {key!r} in {self._loading} does not fit this run ({type(error).__name__}: {error}): "
                 "resume with the config it was written with, or start a new training with it as MODEL.WEIGHTS."
             ) from error
-
-
-def load_model(cfg: CfgNode, device: str | None = None, *, require_weights: bool = True) -> tuple[nn.Module, list[str]]:
-    """Build the model of a config in evaluation mode and load ``MODEL.WEIGHTS`` into it.
-
-    Args:
-        cfg: the config; not changed.
-        device: ``cpu``, ``cuda`` or ``cuda:N``; default: ``MODEL.DEVICE``. Without a CUDA device the CPU is used.
-        require_weights: refuse a config without weights, and weights that do not fill the whole model.
-
-    Returns:
-        The model, and its class names (see :func:`class_names`).
-
-    Raises:
-        UserError: a component is not registered, a value is not allowed, the device cannot be used, or the weights are
-            missing, unreadable or of another model.
-    """
-    path = cfg.MODEL.WEIGHTS
-    if require_weights and not path:
-        raise UserError("MODEL.WEIGHTS is empty: set it to the weight file of a trained model.")
-    check_components(cfg)
-    check_each_value(cfg)
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = str(usable_device(device or cfg.MODEL.DEVICE))
-    model = build_model(cfg).eval()
-    if not path:
-        logger.warning("MODEL.WEIGHTS is empty: the model has random weights.")
-    checkpointer = MaskRCNNCheckpointer(model)
-    checkpoint = checkpointer.load(path, checkpointables=[])
-    if require_weights:
-        checkpointer.check_evaluable()
-    return model, class_names(cfg, checkpoint)
-
-
-def class_names(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> list[str]:
-    """Return the class names stored in a checkpoint, else those of the first of ``DATASETS.TEST``.
-
-    Args:
-        cfg: the model's config.
-        checkpoint: as returned by :meth:`MaskRCNNCheckpointer.load`.
-
-    Returns:
-        ``MODEL.ROI_HEADS.NUM_CLASSES`` names, or an empty list if neither has that many.
-    """
-    names = stored_class_names(checkpoint)
-    if not names and cfg.DATASETS.TEST:
-        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
-    if not names or len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-        return []
-    return [str(name) for name in names]

@@ -186,7 +186,7 @@ def _work(args: argparse.Namespace, cfg: CfgNode) -> Work:
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     processes = 1 if args.parallel is None else args.parallel or default_count()
     model: InProcess | WorkerPool = (
-        InProcess(Predictor(cfg, args.precision))
+        InProcess(Predictor(cfg, precision=args.precision, threshold=None))
         if args.parallel is None
         else WorkerPool(cfg, args.precision, processes)
     )

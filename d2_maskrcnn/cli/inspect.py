@@ -8,7 +8,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from d2_maskrcnn._bootstrap import engine_info
-from d2_maskrcnn.checkpoint import load_model
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.errors import UserError
@@ -17,6 +16,7 @@ from d2_maskrcnn.inspection.observation import observe
 from d2_maskrcnn.inspection.records import class_names_of, dataset_records, records_for
 from d2_maskrcnn.inspection.report import PARTS, Report, write_report
 from d2_maskrcnn.inspection.weights import initial_weights, inspect_weights, read_state
+from d2_maskrcnn.model_loading import load_model
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 

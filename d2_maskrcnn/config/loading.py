@@ -73,6 +73,26 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         with doing(f"reading {config_file}"):
             for path, values in read_yaml_with_bases(config_file):
                 _merge(cfg, values, where=str(path))
+    return _with_options(cfg, opts)
+
+
+def parse_config(text: str, where: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Return the defaults, with the YAML in ``text`` and then ``opts`` merged over them.
+
+    Args:
+        where: where ``text`` comes from, for messages.
+        opts: see :func:`load_config`.
+
+    Raises:
+        UserError: see :func:`load_config`.
+    """
+    cfg = get_cfg()
+    add_d2_maskrcnn_config(cfg)
+    _merge(cfg, _parse(text, where), where)
+    return _with_options(cfg, opts)
+
+
+def _with_options(cfg: CfgNode, opts: Sequence[str]) -> CfgNode:
     if len(opts) % 2:
         raise UserError(
             f"Command line: {len(opts)} words after the options ({' '.join(opts)}); expected pairs KEY VALUE, "
@@ -107,7 +127,7 @@ def _read_chain(name: Any, chain: tuple[Path, ...]) -> list[tuple[Path, dict[str
     path = chain[-1].parent / path if chain else path
     if path.resolve() in (each.resolve() for each in chain):
         raise UserError(f"Config {path}{named_by}: {BASE_KEY} leads back to the file itself; remove one of the links.")
-    values = _read_yaml(path, named_by)
+    values = _parse(_read_file(path, named_by), f"Config {path}")
     bases = values.pop(BASE_KEY, [])
     files: list[tuple[Path, dict[str, Any]]] = []
     for base in bases if isinstance(bases, list) else [bases]:
@@ -115,8 +135,7 @@ def _read_chain(name: Any, chain: tuple[Path, ...]) -> list[tuple[Path, dict[str
     return [*files, (path, values)]
 
 
-def _read_yaml(path: Path, named_by: str) -> dict[str, Any]:
-    text = _read_file(path, named_by)
+def _parse(text: str | bytes, source: str) -> dict[str, Any]:
     try:
         values = yaml.load(text, Loader=_Loader)
         size = _size(values, {})
@@ -124,13 +143,13 @@ def _read_yaml(path: Path, named_by: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = one_line(getattr(error, "problem", None) or error)
-        raise UserError(f"Config {path}{where}: not valid YAML ({problem}).") from error
+        raise UserError(f"{source}{where}: not valid YAML ({problem}).") from error
     except RecursionError as error:
-        raise UserError(f"Config {path}: its values are nested too deeply, or contain themselves.") from error
+        raise UserError(f"{source}: its values are nested too deeply, or contain themselves.") from error
     if size > MAX_VALUES:
-        raise UserError(f"Config {path}: its aliases expand to more than {MAX_VALUES} values.")
+        raise UserError(f"{source}: its aliases expand to more than {MAX_VALUES} values.")
     if values is not None and not isinstance(values, dict):
-        raise UserError(f"Config {path}: expected a map of keys such as MODEL, got a {type(values).__name__}.")
+        raise UserError(f"{source}: expected a map of keys such as MODEL, got a {type(values).__name__}.")
     return values or {}
 
 

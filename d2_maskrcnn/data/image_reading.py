@@ -68,8 +68,13 @@ def read_image(source: Source, channels: str = "RGB") -> np.ndarray:
     if channels not in ("RGB", "BGR"):
         raise ValueError(f"channels {channels!r}; expected 'RGB' or 'BGR'")
     with _open(source) as image:
-        image.load()
-        return _to_array(_upright(image), channels)
+        return pillow_to_array(image, channels)
+
+
+def pillow_to_array(image: Image.Image, channels: str = "RGB") -> np.ndarray:
+    """Convert an image of any mode that Pillow has opened or made; see :func:`read_image`."""
+    image.load()
+    return _to_array(_upright(image), channels)
 
 
 def image_size(source: Source) -> tuple[int, int]:

@@ -337,6 +337,7 @@ def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -
         cfg.OUTPUT_DIR,
         save_to_disk=comm.is_main_process(),
         class_names=names,
+        config=cfg.dump(),
         engine=engine_info().as_dict(),
         **checkpointables,
     )

@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.predictor import Resizer
+from d2_maskrcnn.results import to_records
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.tracking import Tracker
 from d2_maskrcnn.video.frame import Frame, VideoInfo
 from d2_maskrcnn.video.pipeline import Pipeline, Stage
 from d2_maskrcnn.video.sinks.image_files import ImageFiles
-from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines, to_records
+from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines
 from d2_maskrcnn.video.sinks.window import Window
 from d2_maskrcnn.video.sources.images import ImageSource
 from d2_maskrcnn.video.workers import InProcess, WorkerPool
@@ -147,7 +148,7 @@ class Work:
             if self.draw:
                 self.annotator.draw(frame.image, frame.detections, frame.label_scores)
             if self.record:
-                frame.records = to_records(frame, self.class_names, self.category_ids)
+                frame.records = to_records(frame.detections, self.class_names, self.category_ids)
         return frames
 
     def _frames_since(self, frame: Frame) -> float:

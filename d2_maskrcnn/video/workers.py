@@ -97,7 +97,8 @@ def _start(config: str, precision: str, devices: Any, threads: int) -> None:
 @lru_cache(maxsize=1)
 def _predictor() -> Predictor:
     assert _settings is not None
-    return Predictor(*_settings)
+    cfg, precision = _settings
+    return Predictor(cfg, precision=precision, threshold=None)
 
 
 def _class_names() -> list[str]:

@@ -43,13 +43,14 @@ def test_saving_and_loading_gives_everything_back(folder):
 
 
 def test_every_checkpoint_tells_its_origin(folder):
-    checkpointer = MaskRCNNCheckpointer(Heads(2), str(folder), class_names=["cat", "dog"])
+    checkpointer = MaskRCNNCheckpointer(Heads(2), str(folder), class_names=["cat", "dog"], config="MODEL: {}")
     checkpointer.save("model_final", iteration=np.int64(3))
     assert read_weights(folder / "model_final.pth")["metadata"] == {
         "engine": d2_maskrcnn.engine_info().as_dict(),
         "d2_maskrcnn": d2_maskrcnn.__version__,
         "torch": str(torch.__version__),
         "thing_classes": ["cat", "dog"],
+        "config": "MODEL: {}",
         "iteration": 3,
     }
     MaskRCNNCheckpointer(Heads(2), str(folder), engine={"name": "x"}).save("other")

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from d2_maskrcnn.checkpoint import load_model
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.inspection import observe
 from d2_maskrcnn.inspection.records import class_names_of, dataset_records
+from d2_maskrcnn.model_loading import load_model
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.structures.masks import encode_rle
 from d2_maskrcnn.video.frame import Frame
 
 CSV_COLUMNS = ("frame", "time", "file", "track_id", "category_id", "category", "score", "x0", "y0", "x1", "y1", "area")
@@ -115,38 +112,3 @@ class CsvRows(_TextFile):
 def _text_cell(text: str) -> str:
     """Keep a spreadsheet from evaluating text as a formula (https://owasp.org/www-community/attacks/CSV_Injection)."""
     return f"'{text}" if text.startswith(FORMULA_SIGNS) else text
-
-
-def to_records(frame: Frame, names: Sequence[str], ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Convert the detections of a frame to JSON-compatible dicts.
-
-    Args:
-        frame: with ``detections``.
-        names: class names; classes without one are named by their number.
-        ids: COCO category id of each class.
-
-    Returns:
-        For each detection ``category_id``, ``category``, ``bbox`` (XYWH, pixels), ``score`` and, where available,
-        ``segmentation`` (RLE), ``area`` (pixels) and ``track_id``.
-    """
-    detections = frame.detections
-    if detections is None:
-        return []
-    records = []
-    for index in range(len(detections)):
-        category = int(detections.classes[index])
-        x0, y0, x1, y1 = (round(float(side), 2) for side in detections.boxes[index])
-        record: dict[str, Any] = {
-            "category_id": ids[category],
-            "category": names[category] if category < len(names) else str(category),
-            "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
-            "score": round(float(detections.scores[index]), 5),
-        }
-        if detections.track_ids is not None:
-            record["track_id"] = int(detections.track_ids[index])
-        if detections.masks is not None:
-            window, pixels = detections.masks.crop(index)  # computed once for both
-            record["segmentation"] = encode_rle(pixels, window, detections.image_size)
-            record["area"] = int(np.count_nonzero(pixels))
-        records.append(record)
-    return records

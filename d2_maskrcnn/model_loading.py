@@ -1,0 +1,96 @@
+"""Load a model: its config, its weights and the names of its classes."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
+from d2_maskrcnn.config.loading import check_components, load_config, parse_config
+from d2_maskrcnn.config.validation import check_each_value, usable_device
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.weights.download import fetch_weights
+from d2_maskrcnn.weights.readers import read_weights
+from d2_maskrcnn.weights.resume import stored_class_names
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+logger = logging.getLogger(__name__)
+
+
+def model_config(weights: str, config: str | Path | None = None, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Return the config that a weight file stores, or another one, with ``MODEL.WEIGHTS`` set.
+
+    Args:
+        weights: weight file or address.
+        config: config file that replaces the stored one.
+        overrides: ``KEY, VALUE, ...`` merged over it.
+
+    Raises:
+        UserError: the file cannot be read, stores no valid config (and ``config`` is None), or a key or value is wrong.
+    """
+    options = [str(each) for each in overrides]
+    if config is not None:
+        cfg = load_config(str(config), options)
+    else:
+        metadata = read_weights(fetch_weights(weights), copy_states=()).get("metadata")
+        stored = metadata.get("config") if isinstance(metadata, dict) else None
+        if not isinstance(stored, str):
+            raise UserError(f"{weights}: stores no config; give the config that it was trained with.")
+        cfg = parse_config(stored, f"The config stored in {weights}", options)
+    cfg.MODEL.WEIGHTS = weights
+    return cfg
+
+
+def load_model(cfg: CfgNode, device: str | None = None, *, require_weights: bool = True) -> tuple[nn.Module, list[str]]:
+    """Build the model of a config in evaluation mode and load ``MODEL.WEIGHTS`` into it.
+
+    Args:
+        cfg: the config; not changed.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; default: ``MODEL.DEVICE``. Without a CUDA device the CPU is used.
+        require_weights: refuse a config without weights, and weights that do not fill the whole model.
+
+    Returns:
+        The model, and its class names (see :func:`class_names`).
+
+    Raises:
+        UserError: a component is not registered, a value is not allowed, the device cannot be used, or the weights are
+            missing, unreadable or of another model.
+    """
+    path = cfg.MODEL.WEIGHTS
+    if require_weights and not path:
+        raise UserError("MODEL.WEIGHTS is empty: set it to the weight file of a trained model.")
+    check_components(cfg)
+    check_each_value(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = str(usable_device(device or cfg.MODEL.DEVICE))
+    model = build_model(cfg).eval()
+    if not path:
+        logger.warning("MODEL.WEIGHTS is empty: the model has random weights.")
+    checkpointer = MaskRCNNCheckpointer(model)
+    checkpoint = checkpointer.load(path, checkpointables=[])
+    if require_weights:
+        checkpointer.check_evaluable()
+    return model, class_names(cfg, checkpoint)
+
+
+def class_names(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the class names stored in a checkpoint, else those of the first of ``DATASETS.TEST``.
+
+    Args:
+        cfg: the model's config.
+        checkpoint: as returned by :meth:`MaskRCNNCheckpointer.load`.
+
+    Returns:
+        ``MODEL.ROI_HEADS.NUM_CLASSES`` names, or an empty list if neither has that many.
+    """
+    names = stored_class_names(checkpoint)
+    if not names and cfg.DATASETS.TEST:
+        names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes")
+    if not names or len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+        return []
+    return [str(name) for name in names]

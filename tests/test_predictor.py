@@ -1,0 +1,212 @@
+"""Predictor and Results: every kind of input, the same detections everywhere, and the conversions."""
+
+import json
+import threading
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as mask_util
+
+import d2_maskrcnn
+from d2_maskrcnn import Predictor, UserError
+from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
+from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.results import Results
+from d2_maskrcnn.structures.detections import Detections
+from detectron2.modeling import build_model
+from tests.video.conftest import CLASS_NAMES, MODEL_OPTS, frame_image
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, repo_dir) -> Path:
+    """A checkpoint of a tiny random model that stores its config."""
+    options = [str(x) for pair in MODEL_OPTS.items() for x in pair]
+    cfg = load_config(str(repo_dir / "configs" / "quickstart.yaml"), options)
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("predictor")
+    model = build_model(cfg)
+    MaskRCNNCheckpointer(model, str(folder), class_names=CLASS_NAMES, config=cfg.dump()).save("tiny")
+    MaskRCNNCheckpointer(model, str(folder), class_names=CLASS_NAMES).save("bare")
+    return folder / "tiny.pth"
+
+
+@pytest.fixture(scope="module")
+def predictor(weights) -> Predictor:
+    return Predictor(weights, threshold=0.1, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return frame_image(3, (100, 140))
+
+
+def test_public_names():
+    for name in d2_maskrcnn.__all__:
+        assert getattr(d2_maskrcnn, name) is not None
+    with pytest.raises(AttributeError, match="Predictr"):
+        d2_maskrcnn.Predictr  # noqa: B018
+
+
+def same(a: Results, b: Results) -> bool:
+    return np.array_equal(a.boxes, b.boxes) and np.array_equal(a.scores, b.scores) and np.array_equal(a.masks, b.masks)
+
+
+def test_every_kind_of_image_gives_the_same(predictor, image, tmp_path):
+    Image.fromarray(image).save(tmp_path / "a.png")
+    expected = predictor(str(tmp_path / "a.png"))
+    assert len(expected) > 0 and expected.image_size == (100, 140) and expected.path.endswith("a.png")
+    others = [
+        predictor(tmp_path / "a.png"),
+        predictor(image),
+        predictor(image[:, :, ::-1], bgr=True),
+        predictor(Image.fromarray(image)),
+        predictor(torch.from_numpy(image.transpose(2, 0, 1).copy())),
+        next(iter(predictor([image]))),
+    ]
+    assert all(same(expected, other) for other in others)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "CMYK", "I;16", "F"])
+def test_pillow_images_are_converted_as_files_are(predictor, image, tmp_path, mode):
+    pillow = Image.fromarray(image)
+    pillow = Image.fromarray(image[:, :, 0].astype(np.uint16) * 257) if mode == "I;16" else pillow.convert(mode)
+    pillow.save(tmp_path / "a.tif")
+    assert same(predictor(pillow), predictor(tmp_path / "a.tif"))
+
+
+def test_same_as_default_predictor_and_evaluation(weights, predictor, image):
+    from detectron2.engine import DefaultPredictor
+
+    cfg = predictor.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "cpu"
+    instances = DefaultPredictor(cfg)(image[:, :, ::-1])["instances"]
+    results = predictor(image)
+    np.testing.assert_allclose(results.scores, instances.scores.numpy(), atol=1e-6)
+    np.testing.assert_allclose(results.boxes, instances.pred_boxes.tensor.numpy(), atol=1e-3)
+    assert (results.masks != instances.pred_masks.numpy()).mean() < 1e-3
+
+
+def test_folders_and_globs_are_iterated(predictor, image, tmp_path, caplog):
+    for name in ("b.png", "a.jpg"):
+        Image.fromarray(image).save(tmp_path / name)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for source in (tmp_path, str(tmp_path / "*"), str(tmp_path / "*.[pj]*g")):
+        assert [Path(r.path).name for r in predictor(source, batch_size=2)] == ["a.jpg", "b.png"]
+    assert "broken.png" in caplog.text
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="contains no images"):
+        predictor(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "got NoneType"),
+        (np.zeros((4, 4, 3)), "uint8 image, got ndarray of shape .* float64"),
+        (np.zeros((4, 4, 4), np.uint8), r"shape \(4, 4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), "with pixels"),
+        ("missing.jpg", "no such file"),
+    ],
+)
+def test_bad_images(predictor, source, message):
+    with pytest.raises(UserError, match=message):
+        predictor(source)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": ["circl"]}, "Did you mean circle"),
+        ({"classes": [9]}, "no class '9'"),
+        ({"threshold": 2}, "from 0 to 1"),
+        ({"precision": "int8"}, "float32"),
+        ({"overrides": ["MODEL.NO", "1"]}, r"MODEL\.NO"),
+        ({"config": "missing.yaml"}, "file not found"),
+    ],
+)
+def test_bad_arguments(weights, arguments, message):
+    with pytest.raises(UserError, match=message):
+        Predictor(weights, **arguments)
+
+
+def test_weights_without_a_config(weights, repo_dir):
+    bare = weights.with_name("bare.pth")
+    with pytest.raises(UserError, match="stores no config"):
+        Predictor(bare)
+    options = [x for pair in MODEL_OPTS.items() for x in pair]
+    assert (
+        Predictor(bare, config=repo_dir / "configs" / "quickstart.yaml", overrides=options).class_names == CLASS_NAMES
+    )
+
+
+def test_classes_are_kept(weights, predictor, image):
+    wanted = predictor(image).names[0]
+    chosen = Predictor(weights, threshold=0.1, classes=[wanted.upper()])(image)
+    assert set(chosen.names) == {wanted} and len(chosen) == predictor(image).names.count(wanted)
+
+
+def test_threads_share_a_predictor(predictor, image):
+    expected, results = predictor(image), []
+    threads = [threading.Thread(target=lambda: results.append(predictor(image))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 and all(same(expected, each) for each in results)
+
+
+def test_no_detections(image):
+    results = Results(image, Detections.empty((100, 140)), CLASS_NAMES)
+    assert len(results) == 0 and list(results) == [] and results.names == [] and results.to_coco(1) == []
+    assert results.masks.shape == (0, 100, 140) and "no detections" in repr(results)
+    assert np.array_equal(results.plot(), image) and len(results.to_instances()) == 0
+
+
+def test_selecting(predictor, image):
+    results = predictor(image)
+    assert len(results[0]) == 1 and np.array_equal(results[-1].boxes[0], results.boxes[-1])
+    assert len(results[results.scores >= results.scores[0]]) >= 1 and len(results[:2]) == 2
+    assert [len(each) for each in results] == [1] * len(results)
+    with pytest.raises(IndexError):
+        results[len(results)]
+
+
+def test_conversions(predictor, image, tmp_path):
+    results = predictor(image)
+    records = results.to_coco(7)
+    for record, mask, box, name in zip(records, results.masks, results.boxes, results.names, strict=True):
+        assert record["image_id"] == 7 and record["category"] == name
+        assert record["category_id"] == CLASS_NAMES.index(name) + 1
+        assert (
+            np.array_equal(mask_util.decode(record["segmentation"]).astype(bool), mask) and record["area"] == mask.sum()
+        )
+        np.testing.assert_allclose(record["bbox"][:2], box[:2], atol=0.01)
+    described = json.loads(results.to_json())
+    assert (described["width"], described["height"]) == (140, 100) and len(described["detections"]) == len(results)
+    assert "image_id" not in described["detections"][0]
+    instances = results.to_instances()
+    assert instances.image_size == (100, 140) and np.array_equal(instances.pred_masks.numpy(), results.masks)
+    drawn = results.plot()
+    assert drawn.shape == image.shape and (drawn != image).any()
+    assert np.array_equal(cv2.imread(str(results.save(tmp_path / "new" / "a.png")))[:, :, ::-1], drawn)
+    assert Image.open(tmp_path / "new" / "a.png").size == (140, 100)
+    assert results._repr_png_().startswith(b"\x89PNG") and "140x100" in repr(results)
+    with pytest.raises(UserError, match="image format"):
+        results.save(tmp_path / "a.xyz")
+
+
+def test_pandas_and_supervision(predictor, image):
+    results = predictor(image)
+    for name, convert in (("pandas", results.to_pandas), ("supervision", results.to_supervision)):
+        try:
+            __import__(name)
+        except ImportError:
+            with pytest.raises(UserError, match=f"pip install {name}"):
+                convert()
+            continue
+        assert len(convert()) == len(results)
