@@ -91,7 +91,7 @@ def test_an_object_and_its_prediction_have_the_same_color(tiny_cfg, register, tm
     objects = [{"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0} for box in boxes]
     record = {"file_name": str(tmp_path / "a.png"), "height": 400, "width": 400, "annotations": objects}
     detector = Detector([boxes[1], boxes[0], [250, 50, 330, 130]])
-    (path,) = draw_predictions(tiny_cfg, detector, register([record]), tmp_path)
+    (path,) = draw_predictions(tiny_cfg(), detector, register([record]), tmp_path)
     with Image.open(path) as file:
         image = np.asarray(file).astype(int)
     left, right = image[:, :400], image[:, 400:]
