@@ -73,6 +73,8 @@ def read_image(source: Source, channels: str = "RGB") -> np.ndarray:
 
 def pillow_to_array(image: Image.Image, channels: str = "RGB") -> np.ndarray:
     """Convert an image of any mode that Pillow has opened or made; see :func:`read_image`."""
+    if isinstance(image, TiffImageFile):
+        image.filename = ""  # Pillow would map an uncompressed file with the sides of the upright image
     image.load()
     return _to_array(_upright(image), channels)
 

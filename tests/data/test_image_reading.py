@@ -49,6 +49,14 @@ def test_orientation_in_every_format(tmp_path, suffix, orientation):
     assert image_size(path) == (30, 20)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_uncompressed_tiff_that_is_turned(tmp_path, mode):
+    gray = (np.arange(35).reshape(5, 7) * 7).astype(np.uint8)
+    image = Image.fromarray(gray.astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(gray).convert(mode)
+    image.save(tmp_path / "image.tif", exif=exif_of(6))
+    assert (read_image(tmp_path / "image.tif")[..., 0] == np.rot90(gray, -1)).all()
+
+
 def test_orientation_behind_the_pixels_of_a_png(tmp_path):
     path = tmp_path / "image.png"
     Image.fromarray(np.ascontiguousarray(STORED[6])).save(path)

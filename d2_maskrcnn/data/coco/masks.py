@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from d2_maskrcnn.data.coco.boxes import CocoTable
-from d2_maskrcnn.data.coco.report import Problem, problem
+from d2_maskrcnn.data.coco.report import Problem, problem, shorten
 from d2_maskrcnn.structures.rle import rle_pixel_counts
 
 CHUNK = 10_000  # segmentations processed at a time
@@ -78,7 +78,7 @@ def _rle_fault(table: CocoTable, index: int, rle: dict[str, Any]) -> str | None:
         return None  # reported by check_ids
     width, height = table.sizes[position].tolist()
     if size != [height, width] or not all(type(side) is int for side in size):
-        return f"an RLE of size {size} (height, width) in an image of [{height}, {width}]"
+        return f"an RLE of size {shorten(size)} (height, width) in an image of [{height}, {width}]"
     if isinstance(counts, list) and not (
         all(type(run) is int for run in counts) and min(counts, default=-1) >= 0 and sum(counts) == height * width
     ):

@@ -195,6 +195,7 @@ def test_warnings(coco_folder, caplog, changes, expected):
         ({"segmentation": [[0.05, 0.1, 0.3, 0.1, 0.3, 0.37]]}, "mask outside of the box (annotation 1 in 0.jpg of 40"),
         ({"segmentation": {"size": [30, 40], "counts": [1200]}}, "an RLE without any pixel"),
         ({"segmentation": {"size": [30.5, 40], "counts": [1200]}}, "an RLE of size [30.5, 40]"),
+        ({"segmentation": {"size": [30, "x" * 5000], "counts": [1200]}}, "xxx... (height, width) in an image"),
         ({"segmentation": {"size": [30, 40], "counts": [100.5, 1099.5]}}, "an RLE whose runs do not add up"),
         ({"segmentation": {"size": [30, 40], "counts": [-1, 1201]}}, "an RLE whose runs do not add up"),
         ({"bbox": [0, 0, 1e9, 5]}, "1 box reaching beyond the image by more than its size"),
