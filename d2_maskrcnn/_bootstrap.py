@@ -1,12 +1,12 @@
-"""Chooses which ``detectron2`` this process uses: the installed one, or the embedded engine.
+"""Choose which ``detectron2`` this process uses: the installed one, or the embedded engine.
 
 The rules, in order:
 
 1. A ``detectron2`` that is already imported is kept: two engines in one process would register everything twice.
-2. ``D2_MASKRCNN_ENGINE=installed`` or ``=embedded`` is obeyed.
-3. An installed Detectron2 wins, and its own import errors are never hidden by falling back.
-4. Otherwise the embedded engine's folder is appended to ``sys.path``. Appending keeps one name for each module, so
-   pickles name the same classes under both engines, and worker processes that inherit ``sys.path`` find it too.
+2. ``D2_MASKRCNN_ENGINE=installed`` or ``=embedded`` decides.
+3. An installed Detectron2 is used. Its import errors are shown; there is no fallback that would hide them.
+4. Otherwise the embedded engine's folder is appended to ``sys.path``, so that modules have the same names with both
+   engines, and worker processes, which inherit ``sys.path``, import the same one.
 """
 
 import importlib
@@ -27,7 +27,7 @@ _CHOICES = ("auto", "installed", "embedded")
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """Which ``detectron2`` is in use.
+    """Name, version and location of the ``detectron2`` in use.
 
     Attributes:
         name: ``"installed"`` or ``"embedded"``.
@@ -40,7 +40,7 @@ class EngineInfo:
     path: str
 
     def as_dict(self) -> dict[str, str]:
-        """The same three values as a plain dict (what checkpoints store)."""
+        """Return the three values as a dict, as checkpoints store them."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -48,15 +48,14 @@ class EngineInfo:
 
 
 def _find_installed() -> importlib.machinery.ModuleSpec | None:
-    """The spec of a really installed Detectron2, or None.
+    """Return the module spec of an installed Detectron2, or None.
 
-    A bare ``detectron2/`` folder in the working directory (a clone's parent, say) gives a namespace spec without an
-    origin; it is no installation. The embedded folder may be on ``sys.path`` already in worker processes; it is none
-    either.
+    Not installed are a plain ``detectron2/`` folder in the working directory, whose namespace spec has no origin, and
+    the embedded engine, whose folder is already on ``sys.path`` in worker processes.
     """
     search_path = [entry for entry in sys.path if Path(entry or ".").resolve() != EMBEDDED_ROOT]
     spec = importlib.machinery.PathFinder.find_spec("detectron2", search_path)
-    if spec is None:  # editable installs announce themselves through a finder of their own instead of a path entry
+    if spec is None:  # editable installs have an import finder of their own instead of a path entry
         spec = _find_with_other_finders()
     return spec if spec is not None and spec.origin is not None else None
 
@@ -74,10 +73,7 @@ def _find_with_other_finders() -> importlib.machinery.ModuleSpec | None:
 def _forced_choice() -> str:
     choice = os.environ.get(ENGINE_VARIABLE, "auto").strip().lower() or "auto"
     if choice not in _CHOICES:
-        raise UserError(
-            f"{ENGINE_VARIABLE}={choice!r} is not an engine: set it to one of {', '.join(_CHOICES)}, or unset it for "
-            "auto."
-        )
+        raise UserError(f"{ENGINE_VARIABLE}={choice!r} is not an engine; expected one of {', '.join(_CHOICES)}.")
     return choice
 
 
@@ -92,10 +88,11 @@ def _check_already_imported(choice: str) -> None:
 
 
 def choose_engine() -> None:
-    """Makes ``import detectron2`` find the chosen engine. Calling it again changes nothing.
+    """Make ``import detectron2`` import the chosen engine. Further calls change nothing.
 
     Raises:
-        UserError: ``D2_MASKRCNN_ENGINE`` names no engine, or asks for an installed Detectron2 where there is none.
+        UserError: ``D2_MASKRCNN_ENGINE`` is not an engine, contradicts the ``detectron2`` that is already imported, or
+            is ``installed`` although no Detectron2 is installed.
     """
     choice = _forced_choice()
     if "detectron2" in sys.modules and getattr(sys.modules["detectron2"], "__file__", None):
@@ -110,7 +107,7 @@ def choose_engine() -> None:
         )
     root = str(EMBEDDED_ROOT)
     if choice == "embedded":
-        # Forced, so it must come before an installed one.
+        # In front, since an installed one may exist.
         sys.path[:] = [root] + [entry for entry in sys.path if entry != root]
         sys.modules.pop("detectron2", None)  # an empty namespace package, if anything
     elif installed is None and root not in sys.path:
@@ -120,15 +117,15 @@ def choose_engine() -> None:
 
 
 def _import_fvcore_quietly() -> None:
-    # fvcore's newest release scripts a few losses at import; PyTorch 2.15 answers each with a warning about a
-    # deprecated function, which the users of this package can do nothing about.
+    # At import fvcore scripts a few losses, for which PyTorch 2.15 warns of a deprecated function; users of this
+    # package cannot change that.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
         importlib.import_module("fvcore.nn")
 
 
 def engine_info() -> EngineInfo:
-    """Name, version and path of the ``detectron2`` in use.
+    """Return the name, version and path of the ``detectron2`` in use.
 
     >>> import d2_maskrcnn
     >>> d2_maskrcnn.engine_info().name in ("installed", "embedded")

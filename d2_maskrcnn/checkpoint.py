@@ -21,6 +21,7 @@ from d2_maskrcnn.weights.readers import read_weights
 from d2_maskrcnn.weights.report import (
     LoadReport,
     check_evaluable,
+    check_resumable,
     check_same_model,
     check_values,
     class_change,
@@ -231,14 +232,8 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
             check_evaluable(self.last_report)
 
     def _check_resumed(self, path: str, checkpoint: Mapping[str, Any]) -> None:
-        report = self.last_report
-        if report is not None and not report.is_complete:
-            raise UserError(
-                f"Cannot resume from {path}: it was written by another model ({len(report.missing)} tensors missing, "
-                f"{len(report.wrong_shape)} of another shape, e.g. "
-                f"{(report.missing or [w.name for w in report.wrong_shape])[0]}); use the config it was trained with, "
-                "or another OUTPUT_DIR."
-            )
+        if self.last_report is not None:
+            check_resumable(self.last_report)
         check_training_state(path, checkpoint, {k: tuple(v.shape) for k, v in self.model.state_dict().items()})
         names = stored_class_names(checkpoint)
         if names and self.class_names and names != self.class_names:

@@ -1,6 +1,6 @@
-"""What ``train_net.py`` answers to bad input: one line on stderr that names the culprit and the cure, and status 2.
+"""Bad input to ``train_net.py`` gives one line on stderr, with the cause and the cure, and status 2.
 
-The cases run inside this process through the same ``run_main``, since every process of its own would cost seconds.
+The cases run in this process through the same ``run_main``, since starting a process takes seconds.
 """
 
 import json
@@ -17,7 +17,7 @@ from detectron2.engine import default_argument_parser
 
 @pytest.fixture
 def train_net(load_script, repo_dir, capfd):
-    """Runs train_net's main with arguments; returns (exit status, the stderr line that begins with "error:")."""
+    """``train_net(*words)``: run main; return the exit status and the stderr line that begins with "error:"."""
     script = load_script("train_net.py")
 
     def run(*words):
@@ -35,7 +35,7 @@ def train_net(load_script, repo_dir, capfd):
 
 @pytest.fixture
 def shapes(tiny_shapes, tmp_path, tiny_opts):
-    """A copy of the dataset to spoil: (its folder, options that name it)."""
+    """A copy of the dataset that may be changed: its folder, and the options that name it."""
     folder = tmp_path / "shapes"
     shutil.copytree(tiny_shapes, folder)
     return folder, [word.replace(str(tiny_shapes), str(folder)) for word in tiny_opts]
@@ -135,14 +135,14 @@ def test_image_of_another_size(train_net, shapes):
     assert any(path.name in line for path in (folder / "train").iterdir())
 
 
-def test_weight_file_that_is_none(train_net, tiny_opts, tmp_path):
+def test_a_file_that_is_not_a_weight_file(train_net, tiny_opts, tmp_path):
     path = tmp_path / "weights.pth"
     path.write_text("<html>not found</html>")
     status, line = train_net(*tiny_opts, "MODEL.WEIGHTS", path)
     assert status == 2 and str(path) in line
 
 
-def test_loss_that_is_not_finite(train_net, tiny_opts, tiny_shapes):
+def test_a_loss_that_is_not_finite(train_net, tiny_opts, tiny_shapes):
     status, line = train_net(*tiny_opts, "SOLVER.BASE_LR", "1000", "SOLVER.WARMUP_FACTOR", "1.0")
     assert status == 2
     assert "iteration" in line and str(tiny_shapes / "train") in line and "resume from the last checkpoint" in line

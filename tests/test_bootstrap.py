@@ -1,4 +1,4 @@
-"""Which detectron2 is used. Every case runs in a process of its own, since a choice holds for the life of a process."""
+"""The choice of the engine. Every case runs in a process of its own, since a process keeps its first choice."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def run(code, repo_dir, engine=None, cwd=None, extra_path=""):
 
 @pytest.fixture
 def own_install(tmp_path):
-    """A folder with an importable detectron2: a copy of the embedded one, under another version."""
+    """A folder with an importable detectron2: a copy of the embedded one with another version."""
     package = tmp_path / "site" / "detectron2"
     shutil.copytree(EMBEDDED_ROOT / "detectron2", package, ignore=shutil.ignore_patterns("__pycache__"))
     init = package / "__init__.py"
@@ -46,7 +46,7 @@ def test_embedded_when_forced(repo_dir):
 
 
 @pytest.mark.parametrize("engine", [None, "auto", "installed"])
-def test_installed_one_wins(repo_dir, own_install, engine):
+def test_an_installed_one_is_preferred(repo_dir, own_install, engine):
     result = run(INFO, repo_dir, engine=engine, extra_path=own_install)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == f"installed|{FAKE_VERSION}|{own_install / 'detectron2'}"
@@ -57,14 +57,14 @@ def test_embedded_can_be_forced_over_an_installed_one(repo_dir, own_install):
     assert result.stdout.startswith("embedded|"), result.stderr
 
 
-def test_errors_of_an_installed_one_are_not_hidden(repo_dir, own_install):
+def test_import_errors_of_an_installed_one_are_shown(repo_dir, own_install):
     (own_install / "detectron2" / "config" / "__init__.py").write_text("raise ImportError('broken on purpose')\n")
     result = run(INFO, repo_dir, extra_path=own_install)
     assert result.returncode != 0
     assert "broken on purpose" in result.stderr
 
 
-def test_bare_folder_in_the_working_directory_is_no_installation(repo_dir, tmp_path):
+def test_a_plain_folder_is_not_an_installation(repo_dir, tmp_path):
     (tmp_path / "detectron2").mkdir()
     result = run(INFO, repo_dir, engine=None, cwd=tmp_path)
     has_real_one = subprocess.run(
@@ -74,12 +74,12 @@ def test_bare_folder_in_the_working_directory_is_no_installation(repo_dir, tmp_p
     assert result.stdout.startswith(expected), result.stderr
 
 
-def test_already_imported_is_kept(repo_dir, own_install):
+def test_an_imported_engine_is_kept(repo_dir, own_install):
     result = run("import detectron2.config; " + INFO, repo_dir, extra_path=own_install)
     assert result.stdout.startswith("installed|"), result.stderr
 
 
-def test_already_imported_one_that_contradicts_the_variable(repo_dir, own_install):
+def test_an_imported_engine_that_contradicts_the_variable(repo_dir, own_install):
     result = run("import detectron2.config; " + INFO, repo_dir, engine="embedded", extra_path=own_install)
     assert result.returncode != 0
     assert "put `import d2_maskrcnn` before" in result.stderr
@@ -91,7 +91,7 @@ def test_unknown_engine(repo_dir):
     assert "D2_MASKRCNN_ENGINE='fastest'" in result.stderr and "auto, installed, embedded" in result.stderr
 
 
-def test_installed_forced_where_there_is_none(repo_dir):
+def test_installed_forced_without_an_installation(repo_dir):
     code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'etectron' not in str(f)]; import d2_maskrcnn"
     real = subprocess.run(
         [sys.executable, "-c", "import detectron2"], cwd=os.path.sep, env={"PATH": os.environ["PATH"]}
@@ -103,7 +103,7 @@ def test_installed_forced_where_there_is_none(repo_dir):
     assert "no Detectron2 is installed" in result.stderr
 
 
-def test_spawned_workers_find_the_same_engine(repo_dir):
+def test_spawned_workers_use_the_same_engine(repo_dir):
     code = (
         "import d2_maskrcnn, multiprocessing as mp\n"
         "if __name__ == '__main__':\n"

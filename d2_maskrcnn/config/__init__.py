@@ -1,4 +1,4 @@
-"""Config keys of this plugin, reading YAML files, and checking values."""
+"""Define the plugin's config keys, read YAML files, and check values."""
 
 from d2_maskrcnn.config.keys import COMPONENTS, add_d2_maskrcnn_config, use_d2_maskrcnn_components
 

@@ -205,6 +205,21 @@ def check_evaluable(report: LoadReport) -> None:
         )
 
 
+def check_resumable(report: LoadReport) -> None:
+    """Refuse to resume from a checkpoint that does not fill the whole model.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not report.is_complete:
+        example = [*report.missing, *(wrong.name for wrong in report.wrong_shape)][0]
+        raise UserError(
+            f"Cannot resume from {report.path}: it was written by another model ({len(report.missing)} tensors "
+            f"missing, {len(report.wrong_shape)} of another shape, e.g. {example}); use the config it was trained "
+            "with, or another OUTPUT_DIR."
+        )
+
+
 def _nearest_reason(report: LoadReport, model_shapes: Mapping[str, Shape]) -> str:
     total = len(model_shapes)
     if len(report.wrong_shape) > len(report.loaded):

@@ -41,16 +41,16 @@ def resumed(folder, model=None, **options):
     return state.value
 
 
-def test_resuming_takes_the_last(run):
+def test_resuming_uses_the_last(run):
     assert resumed(run) == 3
 
 
-def test_resuming_takes_the_one_that_is_tagged(run):
+def test_resuming_uses_the_tagged_checkpoint(run):
     (run / "last_checkpoint").write_text("model_0000002.pth")
     assert resumed(run) == 2
 
 
-def test_not_resuming_leaves_the_run_alone(run, tmp_path):
+def test_without_resume_the_weights_are_loaded(run, tmp_path):
     source, model = Heads(2), Heads(2)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     MaskRCNNCheckpointer(model, str(run)).resume_or_load(str(tmp_path / "weights.pth"), resume=False)
@@ -58,7 +58,7 @@ def test_not_resuming_leaves_the_run_alone(run, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "empty"])
-def test_resuming_goes_back_to_a_whole_file(run, caplog, damage):
+def test_resuming_goes_back_to_a_complete_file(run, caplog, damage):
     last = run / "model_0000003.pth"
     if damage == "remove":
         last.unlink()
@@ -69,7 +69,7 @@ def test_resuming_goes_back_to_a_whole_file(run, caplog, damage):
     assert "model_0000003.pth" in caplog.text and "Going back to an older checkpoint" in caplog.text
 
 
-def test_resuming_without_a_tag_takes_the_newest(run):
+def test_resuming_without_a_tag_uses_the_newest(run):
     (run / "last_checkpoint").unlink()
     torch.save(Heads(2).state_dict(), run / "R-101.pth")  # newer, but no checkpoint of a training
     torch.save(Heads(2).state_dict(), run / "model_zoo.pth")
@@ -162,7 +162,7 @@ def test_the_numbers_of_an_optimizer(folder, training_state, key, value):
         MaskRCNNCheckpointer(Heads(2), str(folder)).resume_or_load("", resume=True)
 
 
-def test_a_sound_training_state_is_accepted(folder, training_state):
+def test_a_valid_training_state_is_accepted(folder, training_state):
     folder.mkdir(parents=True)
     torch.save(training_state, folder / "model_0000005.pth")
     assert MaskRCNNCheckpointer(Heads(2), str(folder)).resume_or_load("", resume=True)["iteration"] == 5
@@ -188,7 +188,7 @@ def test_momentum_of_another_shape():
         check_optimizer(optimizer)
 
 
-def test_no_checkpoint_is_whole(run):
+def test_all_checkpoints_are_damaged(run):
     for path in run.glob("*.pth"):
         path.write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match=r"No checkpoint in OUTPUT_DIR .* can be read .*in another OUTPUT_DIR"):
@@ -207,7 +207,7 @@ def test_resuming_with_other_class_names_warns(run, caplog):
     assert "was trained with the classes ['a', 'b'], this run has ['b', 'a']" in caplog.text
 
 
-def test_resuming_a_state_that_the_file_lacks_warns(run, caplog):
+def test_resuming_without_one_of_the_states_warns(run, caplog):
     MaskRCNNCheckpointer(Heads(2), str(run), other=State()).resume_or_load("", resume=True)
     assert "does not contain the state of 'other'" in caplog.text
 
@@ -221,7 +221,7 @@ def test_a_state_that_does_not_fit_is_named(folder):
         checkpointer.resume_or_load("", resume=True)
 
 
-# Two processes, as on two machines: each has a folder of its own, and the first alone writes.
+# Two processes, as on two machines: each has its own folder, and only the first one writes.
 PROCESS = """
 import sys, torch, torch.distributed as dist
 import d2_maskrcnn

@@ -20,7 +20,7 @@ def test_it_is_a_checkpointer_of_the_engine(folder):
     assert isinstance(MaskRCNNCheckpointer(Heads(2), str(folder)), DetectionCheckpointer)
 
 
-def test_saving_and_loading_gives_everything_back(folder):
+def test_saving_and_loading_restores_everything(folder):
     model = Heads(2)
     optimizer = trained(model)
     other = State({"list": [1, (2.5, None)], "tensor": torch.ones(2), "text": "ü"})
@@ -42,7 +42,7 @@ def test_saving_and_loading_gives_everything_back(folder):
     assert set(rest) == {"iteration", "note", "metadata"} and rest["iteration"] == 9
 
 
-def test_every_checkpoint_tells_its_origin(folder):
+def test_every_checkpoint_stores_its_origin(folder):
     checkpointer = MaskRCNNCheckpointer(Heads(2), str(folder), class_names=["cat", "dog"], config="MODEL: {}")
     checkpointer.save("model_final", iteration=np.int64(3))
     assert read_weights(folder / "model_final.pth")["metadata"] == {
@@ -58,7 +58,7 @@ def test_every_checkpoint_tells_its_origin(folder):
     assert metadata["engine"] == {"name": "x"} and metadata["thing_classes"] is None and metadata["iteration"] is None
 
 
-def test_no_weights_given_changes_nothing():
+def test_an_empty_path_changes_nothing():
     model = Heads(2)
     before = copy(model)
     assert MaskRCNNCheckpointer(model).load("") == {}
@@ -72,7 +72,7 @@ def test_other_processes_do_not_write(tmp_path, monkeypatch, options):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_numpy_values_in_states_are_stored_plainly(folder):
+def test_numpy_values_in_states_become_plain_values(folder):
     state = State({"lr": np.float64(0.1), "best": [np.int32(3)], "curve": np.arange(3.0), "flag": np.bool_(True)})
     MaskRCNNCheckpointer(Heads(2), str(folder), state=state).save("a", score=np.float32(0.5))
     loaded = read_weights(folder / "a.pth")
@@ -81,7 +81,7 @@ def test_numpy_values_in_states_are_stored_plainly(folder):
     assert torch.equal(value["curve"], torch.arange(3.0, dtype=torch.float64))
 
 
-def test_a_state_that_cannot_be_read_again_is_not_written(folder):
+def test_a_state_that_could_not_be_loaded_is_not_written(folder):
     checkpointer = MaskRCNNCheckpointer(Heads(2), str(folder), state=State(logging.getLogger()))
     with pytest.raises(TypeError, match=r"logging"):
         checkpointer.save("a")
@@ -89,12 +89,12 @@ def test_a_state_that_cannot_be_read_again_is_not_written(folder):
 
 
 @pytest.mark.parametrize("name", ["../a", "x/a"])
-def test_names_have_no_folder(folder, name):
+def test_a_name_with_a_folder_is_refused(folder, name):
     with pytest.raises(ValueError, match="without a folder"):
         MaskRCNNCheckpointer(Heads(2), str(folder)).save(name)
 
 
-def test_a_folder_that_cannot_be_made(tmp_path):
+def test_a_folder_that_cannot_be_created(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"OUTPUT_DIR .*file/run cannot be created"):
         MaskRCNNCheckpointer(Heads(2), str(tmp_path / "file" / "run")).save("a")
@@ -106,7 +106,7 @@ def test_a_wrapped_model_is_unwrapped(folder):
     assert list(read_weights(folder / "a.pth")["model"]) == list(model.state_dict())
 
 
-def test_weights_only_leave_the_other_states(folder):
+def test_loading_weights_only_keeps_the_other_states(folder):
     state = State("of the file")
     MaskRCNNCheckpointer(Heads(2), str(folder), state=state).save("a")
     state.value = "mine"
@@ -147,7 +147,7 @@ def test_a_missing_file(tmp_path, name):
         MaskRCNNCheckpointer(Heads(2)).load(str(tmp_path / name))
 
 
-def test_a_broken_cached_copy_is_named(tmp_path, monkeypatch):
+def test_a_damaged_cached_copy_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
     path = cached_path("detectron2://a/model.pkl")
     path.parent.mkdir(parents=True)
@@ -165,7 +165,7 @@ def test_periodic_saving_removes_the_oldest(folder):
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
 
 
-def test_what_killed_processes_left_is_removed(folder):
+def test_temporaries_of_killed_processes_are_removed(folder):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Weight files of other programs, made when the tests run: names by the rules of their authors, narrow shapes."""
+"""Small weight files with the parameter names of other programs, written when the tests run."""
 
 import pickle
 
@@ -12,7 +12,7 @@ WIDTH = 8
 
 
 def _layers(depth, width):
-    """Name in our ResNet, name in Caffe2, and shape of every convolution. Widths as in the ResNet paper, scaled."""
+    """Yield the name in this ResNet, the Caffe2 names, and the shape of every convolution, at a small width."""
     yield "stem.conv1", ("conv1", "res_conv1"), (width, 3, 7, 7)
     before = width
     for stage, count in enumerate(BLOCKS[depth], start=2):
@@ -44,7 +44,7 @@ def resnet_shapes():
 
 @pytest.fixture(scope="session")
 def msra_blobs():
-    """``msra_blobs(depth)``: the blobs of an MSRA ImageNet file, and what each must be called."""
+    """``msra_blobs(depth)``: the blobs of an MSRA ImageNet file, and the name in this ResNet of each."""
 
     def blobs(depth=50, width=WIDTH):
         state, names = {}, {}
@@ -65,7 +65,7 @@ def msra_blobs():
 
 @pytest.fixture(scope="session")
 def torchvision_state():
-    """``torchvision_state(depth)``: the state dict of a narrow ResNet that torchvision itself builds."""
+    """``torchvision_state(depth)``: the state dict of torchvision's own ResNet, at a small width."""
 
     def state(depth=50, width=WIDTH):
         class Narrow(ResNet):

@@ -1,4 +1,4 @@
-"""Whole or not at all: after every kind of failure the older file is as it was, and nothing else is left."""
+"""After every kind of failed write the older file is unchanged, and no other file is left."""
 
 import os
 import signal
@@ -16,11 +16,11 @@ from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, rem
 
 
 class Unreadable:
-    """An object of our own, which no tensors-only reader admits."""
+    """A class that tensors-only loading refuses."""
 
 
 class Interrupting:
-    """Stands for Ctrl-C in the middle of writing."""
+    """Raises KeyboardInterrupt in the middle of writing."""
 
     def __reduce__(self):
         raise KeyboardInterrupt
@@ -51,7 +51,7 @@ def is_unchanged(older):
         {"bf16": torch.ones(2, dtype=torch.bfloat16), "empty": torch.zeros(0, 4)},
     ],
 )
-def test_what_is_saved_is_read_safely(tmp_path, data):
+def test_saved_data_can_be_loaded_safely(tmp_path, data):
     atomic_torch_save(data, tmp_path / "a.pth")
     loaded = torch.load(tmp_path / "a.pth", weights_only=True)
     assert str(loaded) == str(data)
@@ -71,7 +71,7 @@ def test_a_text_file_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("content", [Unreadable(), np.float64(1.0), {"hooks": [Unreadable]}])
-def test_what_could_not_be_read_again_is_not_written(older, is_unchanged, content):
+def test_data_that_could_not_be_loaded_is_not_written(older, is_unchanged, content):
     with pytest.raises(TypeError, match=r"not written.*cannot be loaded safely"):
         atomic_torch_save({"x": content}, older)
     assert is_unchanged()
@@ -90,7 +90,7 @@ def test_a_missing_folder(tmp_path):
 
 @pytest.fixture
 def small_files():
-    """No file may grow beyond 100 kB: the system refuses writes as on a full disk (and Python ignores SIGXFSZ)."""
+    """Limit files to 100 kB: larger writes fail as on a full disk (Python ignores SIGXFSZ)."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
@@ -106,7 +106,7 @@ def small_files():
         lambda path: atomic_write_text(path, "x" * 200_000),
     ],
 )
-def test_a_write_that_the_system_refuses(older, is_unchanged, small_files, write):
+def test_a_failed_write(older, is_unchanged, small_files, write):
     with pytest.raises(UserError) as info:
         write(older)
     for part in (str(older), "File too large", "MiB free", "unchanged"):
@@ -153,7 +153,7 @@ while True:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX's")
-def test_a_killed_writer_leaves_a_whole_file(tmp_path, repo_dir):
+def test_a_killed_writer_leaves_a_complete_file(tmp_path, repo_dir):
     path = tmp_path / "a.pth"
     writer = subprocess.Popen([sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, cwd=repo_dir)
     assert writer.stdout.readline() == b"ready\n"
@@ -169,7 +169,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path, repo_dir):
     assert names(tmp_path) == ["a.pth"]
 
 
-def test_only_the_temporaries_of_dead_processes_go(tmp_path):
+def test_only_temporaries_of_dead_processes_are_removed(tmp_path):
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     stale = f".model_final.pth.{dead.pid}.tmp"

@@ -1,4 +1,4 @@
-"""The project's own model takes the weights of the zoo, of MSRA and of torchvision."""
+"""The weights of Detectron2's model zoo, of MSRA and of torchvision fill this project's model."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ def bottom_up(model):
 
 
 def write_zoo_file(path, shapes):
-    """A pickle in the zoo's form; the tensor number i is full of i."""
+    """Write a pickle in the zoo's format; tensor number i is filled with i."""
     state = {name: np.full(shape, i, np.float32) for i, (name, shape) in enumerate(shapes.items())}
     path.write_bytes(pickle.dumps({"model": state, "__author__": "Detectron2 Model Zoo"}, 2))
     return path
@@ -56,7 +56,7 @@ def assert_filled(model, shapes):
 
 
 @pytest.mark.parametrize("depth", [50, 101])
-def test_the_zoos_file_fills_the_model(tmp_path, config, depth, caplog):
+def test_a_zoo_file_fills_the_model(tmp_path, config, depth, caplog):
     model = build_model(config(depth))
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     # Older zoo files also have the constants that are computed today.
@@ -70,7 +70,7 @@ def test_the_zoos_file_fills_the_model(tmp_path, config, depth, caplog):
     assert_filled(model, shapes)
 
 
-def test_the_full_size_model_has_the_zoos_names(tmp_path, repo_dir, shared_dir):
+def test_the_full_size_model_has_the_names_of_the_zoo(tmp_path, repo_dir, shared_dir):
     shapes = json.loads((shared_dir / "reference" / "state_dict_R101_FPN.json").read_text())
     cfg = get_cfg()
     add_d2_maskrcnn_config(cfg)
@@ -87,7 +87,7 @@ def test_the_full_size_model_has_the_zoos_names(tmp_path, repo_dir, shared_dir):
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 @pytest.mark.parametrize("depth", [50, 101, 152])
-def test_msras_file_fills_the_whole_resnet(config, msra_file, msra_blobs, depth, norm):
+def test_an_msra_file_fills_the_resnet(config, msra_file, msra_blobs, depth, norm):
     model = build_model(config(depth, norm))
     checkpointer = MaskRCNNCheckpointer(model)
     checkpointer.load(str(msra_file(depth, WIDTH)))
@@ -104,7 +104,7 @@ def test_msras_file_fills_the_whole_resnet(config, msra_file, msra_blobs, depth,
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
 @pytest.mark.parametrize("depth", [50, 101, 152])
-def test_torchvisions_file_fills_the_whole_resnet(tmp_path, config, torchvision_state, depth, norm, caplog):
+def test_a_torchvision_file_fills_the_resnet(tmp_path, config, torchvision_state, depth, norm, caplog):
     theirs = {
         name: torch.rand_like(value) if value.is_floating_point() else value
         for name, value in torchvision_state(depth, WIDTH).items()
@@ -127,8 +127,8 @@ def test_torchvisions_file_fills_the_whole_resnet(tmp_path, config, torchvision_
         assert torch.equal(state[PREFIX + ours], theirs[source])
 
 
-def test_a_trained_batch_norm_is_frozen_as_it_is(tmp_path, config):
-    """The version number that torch keeps for BatchNorm must not change the variance in the frozen layer."""
+def test_a_trained_batch_norm_can_be_frozen(tmp_path, config):
+    """The version number that torch stores for BatchNorm must not change the variance of the frozen layer."""
     trained = build_model(config(50, "BN"))
     for buffer in trained.buffers():
         if buffer.is_floating_point() and buffer.ndim == 1:
@@ -143,17 +143,17 @@ def test_a_trained_batch_norm_is_frozen_as_it_is(tmp_path, config):
 
 
 @pytest.mark.parametrize("in_file", [50, 152])
-def test_another_depth_is_told(config, msra_file, in_file):
+def test_another_depth(config, msra_file, in_file):
     with pytest.raises(UserError, match=rf"ResNet-{in_file} .*but the model is a ResNet-101 .*DEPTH {in_file}"):
         MaskRCNNCheckpointer(build_model(config(101))).load(str(msra_file(in_file, WIDTH)))
 
 
-def test_another_width_is_told(config, msra_file):
+def test_another_width(config, msra_file):
     with pytest.raises(UserError, match=r"another model: the names fit, but"):
         MaskRCNNCheckpointer(build_model(config(50))).load(str(msra_file(50, 2 * WIDTH)))
 
 
-def test_fine_tuning_begins_with_all_but_the_outputs(tmp_path, config):
+def test_fine_tuning_keeps_all_but_the_outputs(tmp_path, config):
     source, model = build_model(config(classes=80)), build_model(config(classes=1))
     MaskRCNNCheckpointer(source, str(tmp_path)).save("coco")
     checkpointer = MaskRCNNCheckpointer(model)

@@ -13,14 +13,14 @@ PREFIX = "backbone.bottom_up."
 @pytest.mark.parametrize(
     ("state", "keys"), [({}, []), ({}, ["a.b"]), ({"a.b": torch.ones(1)}, []), ({"a.b": torch.ones(1)}, ["a.b", "c"])]
 )
-def test_names_that_need_nothing_stay(state, keys):
+def test_names_of_the_model_are_kept(state, keys):
     converted = convert_names(state, keys)
     assert converted.state == state and converted.convention == "detectron2"
     assert converted.prefix == "" and converted.dropped == [] and converted.note == ""
 
 
 @pytest.mark.parametrize("depth", [50, 101, 152])
-def test_msra_blobs_fill_the_whole_resnet(msra_blobs, resnet_shapes, depth):
+def test_msra_blobs_fill_the_resnet(msra_blobs, resnet_shapes, depth):
     blobs, names = msra_blobs(depth)
     shapes = resnet_shapes(depth)
     converted = convert_names(blobs, [PREFIX + name for name in shapes])
@@ -35,7 +35,7 @@ def test_msra_blobs_fill_the_whole_resnet(msra_blobs, resnet_shapes, depth):
             assert value.dtype == np.float32 and (value == float(name.endswith("running_var"))).all()
 
 
-def test_the_rule_gives_the_published_names(shared_dir):
+def test_the_published_names(shared_dir):
     published = json.loads((shared_dir / "reference" / "c2_msra_names.json").read_text())
     by_rule = {blob: caffe2_name(blob) for blob in published if not blob.startswith("fc")}
     assert by_rule == {blob: name for blob, name in published.items() if not blob.startswith("fc")}
@@ -66,7 +66,7 @@ def test_statistics_in_a_caffe2_file_are_kept():
 
 @pytest.mark.parametrize("depth", [50, 101, 152])
 @pytest.mark.parametrize("wrapper", ["", "module."])
-def test_torchvision_fills_the_whole_resnet(torchvision_state, resnet_shapes, depth, wrapper):
+def test_torchvision_fills_the_resnet(torchvision_state, resnet_shapes, depth, wrapper):
     state = {wrapper + name: value for name, value in torchvision_state(depth).items()}
     shapes = resnet_shapes(depth)
     converted = convert_names(state, [PREFIX + name for name in shapes])
@@ -108,18 +108,18 @@ def test_torchvision_name(name, expected):
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "module.module."])
-def test_a_wrapper_is_taken_off(wrapper):
+def test_a_wrapper_is_removed(wrapper):
     state = {wrapper + "a.weight": torch.ones(1), wrapper + "b.weight": torch.ones(2)}
     assert list(convert_names(state, ["a.weight", "b.weight"]).state) == ["a.weight", "b.weight"]
 
 
-def test_a_name_of_only_some_tensors_is_no_wrapper():
+def test_a_prefix_of_some_tensors_is_not_a_wrapper():
     state = {"module.a": torch.ones(1), "b": torch.ones(1)}
     assert list(convert_names(state, ["module.a", "b"]).state) == ["module.a", "b"]
 
 
-def test_the_prefix_is_one_for_all(resnet_shapes):
-    """Names such as ``conv1.weight`` end many of the model's names; only the prefix that fits most is right."""
+def test_one_prefix_for_all_names(resnet_shapes):
+    """``conv1.weight`` is the end of many of the model's names; the prefix that fits most names is right."""
     keys = [PREFIX + name for name in resnet_shapes(50)] + ["teacher.stem.conv1.weight", "head.res2.0.conv1.weight"]
     state = {name: torch.zeros(shape) for name, shape in resnet_shapes(50).items()}
     converted = convert_names(state, keys)
@@ -133,7 +133,7 @@ def test_a_full_model_needs_no_prefix(resnet_shapes):
     assert converted.prefix == "" and list(converted.state) == keys
 
 
-def test_the_versions_of_modules_are_left_behind():
+def test_module_versions_are_dropped():
     """BatchNorm's version number in a state dict would make Detectron2's frozen one reinterpret the variance."""
     state = torch.nn.Sequential(torch.nn.BatchNorm2d(2)).state_dict()
     assert hasattr(state, "_metadata")

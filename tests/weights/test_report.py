@@ -33,7 +33,7 @@ def test_group_names(names, groups):
     assert sorted(group_names(reversed(names))) == sorted(groups)
 
 
-def test_groups_stand_for_exactly_their_names(resnet_shapes):
+def test_groups_expand_to_exactly_their_names(resnet_shapes):
     import itertools
     import re
 
@@ -76,7 +76,7 @@ def mask_rcnn_shapes(resnet_shapes):
     return shapes
 
 
-def judge(file_shapes, model_shapes, path="file.pth"):
+def check(file_shapes, model_shapes, path="file.pth"):
     state = {name: np.broadcast_to(np.float32(0), shape) for name, shape in file_shapes.items()}
     converted = convert_names(state, model_shapes)
     report = compare(path, converted, model_shapes)
@@ -85,7 +85,7 @@ def judge(file_shapes, model_shapes, path="file.pth"):
 
 
 def test_the_same_model_gives_an_empty_report(mask_rcnn_shapes):
-    report = judge(mask_rcnn_shapes(), mask_rcnn_shapes())
+    report = check(mask_rcnn_shapes(), mask_rcnn_shapes())
     assert report.is_complete and not report.unexpected and len(report.loaded) == len(mask_rcnn_shapes())
     total = len(mask_rcnn_shapes())
     assert str(report) == f"file.pth: {total} of the model's {total} tensors loaded"
@@ -95,12 +95,12 @@ def test_constants_of_older_files_are_not_mentioned(mask_rcnn_shapes):
     shapes = mask_rcnn_shapes()
     old = {**shapes, "pixel_mean": (3, 1, 1), "proposal_generator.anchor_generator.cell_anchors.0": (3, 4)}
     model = {**shapes, PREFIX + "stem.conv1.norm.num_batches_tracked": ()}
-    report = judge(old, model)
+    report = check(old, model)
     assert report.is_complete and not report.unexpected
 
 
 def test_another_number_of_classes_is_for_fine_tuning(mask_rcnn_shapes):
-    report = judge(mask_rcnn_shapes(classes=80), mask_rcnn_shapes(classes=3))
+    report = check(mask_rcnn_shapes(classes=80), mask_rcnn_shapes(classes=3))
     assert class_change(report) == (80, 3)
     assert {wrong.name for wrong in report.wrong_shape} == {
         f"roi_heads.{name}.{part}"
@@ -108,10 +108,10 @@ def test_another_number_of_classes_is_for_fine_tuning(mask_rcnn_shapes):
         for part in ("weight", "bias")
     }
     assert "roi_heads.box_predictor.cls_score.weight: (81, 32) in the file, (4, 32) in the model" in str(report)
-    assert class_change(judge(mask_rcnn_shapes(), mask_rcnn_shapes())) is None
+    assert class_change(check(mask_rcnn_shapes(), mask_rcnn_shapes())) is None
 
 
-def test_a_backbones_report_is_short(msra_blobs, mask_rcnn_shapes):
+def test_the_report_of_a_backbone_is_short(msra_blobs, mask_rcnn_shapes):
     shapes = mask_rcnn_shapes(101)
     converted = convert_names(msra_blobs(101)[0], shapes)
     report = compare("R-101.pkl", converted, shapes)
@@ -124,40 +124,40 @@ def test_a_backbones_report_is_short(msra_blobs, mask_rcnn_shapes):
     assert "backbone.{fpn_lateral,fpn_output}{2-5}.weight" in text and len(text.splitlines()) == 2 and len(text) < 700
 
 
-def test_many_groups_are_cut(mask_rcnn_shapes):
+def test_many_groups_are_abbreviated(mask_rcnn_shapes):
     shapes = mask_rcnn_shapes()
     odd = {f"odd{'.x' * depth}.w": (1,) for depth in range(24)}  # of different lengths, so no two share a group
-    report = judge({**shapes, **odd}, shapes)
+    report = check({**shapes, **odd}, shapes)
     assert len(report.unexpected) == 24
     assert f"and {24 - MAX_GROUPS} more" in str(report)
 
 
 @pytest.mark.parametrize(("in_file", "in_model"), [(50, 101), (101, 50), (152, 101)])
-def test_another_depth_is_told(mask_rcnn_shapes, in_file, in_model):
+def test_another_depth(mask_rcnn_shapes, in_file, in_model):
     expected = rf"contains a ResNet-{in_file} \(.* blocks\), but the model is a ResNet-{in_model} \(.*DEPTH {in_file}"
     with pytest.raises(UserError, match=expected):
-        judge(mask_rcnn_shapes(in_file), mask_rcnn_shapes(in_model))
+        check(mask_rcnn_shapes(in_file), mask_rcnn_shapes(in_model))
 
 
-def test_another_width_is_told(mask_rcnn_shapes):
+def test_another_width(mask_rcnn_shapes):
     with pytest.raises(
         UserError, match=r"another model: the names fit, but .*\(16, 3, 7, 7\) in the file and \(8, 3, 7, 7\)"
     ):
-        judge(mask_rcnn_shapes(width=16), mask_rcnn_shapes(width=8))
+        check(mask_rcnn_shapes(width=16), mask_rcnn_shapes(width=8))
 
 
-def test_another_kind_of_resnet_is_told(mask_rcnn_shapes):
+def test_another_kind_of_resnet(mask_rcnn_shapes):
     resnext = {
         name: (shape[0], shape[1] // 4, *shape[2:]) if ".conv2.weight" in name else shape
         for name, shape in mask_rcnn_shapes().items()
     }
     with pytest.raises(UserError, match=r"another ResNet's weights: .*conv2\.weight is .*NUM_GROUPS"):
-        judge(resnext, mask_rcnn_shapes())
+        check(resnext, mask_rcnn_shapes())
 
 
 def test_a_stem_for_other_channels_is_allowed(mask_rcnn_shapes):
     four = {**mask_rcnn_shapes(), PREFIX + "stem.conv1.weight": (8, 4, 7, 7)}
-    report = judge(mask_rcnn_shapes(), four)
+    report = check(mask_rcnn_shapes(), four)
     assert [wrong.name for wrong in report.wrong_shape] == [PREFIX + "stem.conv1.weight"]
 
 
@@ -166,10 +166,10 @@ def test_a_stem_for_other_channels_is_allowed(mask_rcnn_shapes):
 )
 def test_a_file_of_another_model_is_refused(mask_rcnn_shapes, names):
     with pytest.raises(UserError, match="another model") as info:
-        judge(dict.fromkeys(names, (5, 5, 5)), mask_rcnn_shapes())
+        check(dict.fromkeys(names, (5, 5, 5)), mask_rcnn_shapes())
     assert "file.pth" in str(info.value) and "\n" not in str(info.value)
 
 
 def test_the_names_of_both_sides_are_shown(mask_rcnn_shapes):
     with pytest.raises(UserError, match=r"its names are such as blocks\.0\.w, .*, the model's backbone"):
-        judge({f"blocks.{i}.w": (1,) for i in range(30)}, mask_rcnn_shapes())
+        check({f"blocks.{i}.w": (1,) for i in range(30)}, mask_rcnn_shapes())
