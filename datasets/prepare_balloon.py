@@ -1,4 +1,4 @@
-"""Converts polygons drawn with the VGG Image Annotator (VIA), such as the balloon data, to COCO format.
+"""Convert polygons drawn with the VGG Image Annotator (VIA), such as the balloon data, to COCO format.
 
     python datasets/prepare_balloon.py --input balloon --output datasets/balloon
 
@@ -20,117 +20,93 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-from PIL import Image
 from tqdm import tqdm
+
+from d2_maskrcnn.data.image_reading import read_image
+from d2_maskrcnn.errors import UserError
 
 SPLITS = ("train", "val")
 VIA_NAME = "via_region_data.json"
 MADE_BY = "made by prepare_balloon.py"
-EXIF_ORIENTATION, EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
-
-
-class InputError(ValueError):
-    """Something in the input cannot be converted; the message is one line for the person at the keyboard."""
 
 
 def read_via(path: Path) -> list[dict[str, Any]]:
-    """The image entries (``filename``, ``regions``, ...) of a VIA JSON file, in the file's order.
+    """Read the image entries (``filename``, ``regions``, ...) of a VIA JSON file, in the file's order.
 
     Raises:
-        InputError: no such file, no JSON, or not VIA's.
+        UserError: the file does not exist, is not JSON, or not VIA's.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file; expected VIA's JSON there, in a folder train and a folder val")
+        raise UserError(f"{path}: no such file; expected VIA's JSON there, in a folder train and a folder val")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not JSON ({error}); export the annotations from VIA again") from error
+        raise UserError(f"{path}: not JSON ({error}); export the annotations from VIA again") from error
     if isinstance(data, dict) and {"images", "annotations"} <= data.keys():
-        raise InputError(f"{path}: this is COCO JSON already; train with it as it is (see datasets/README.md)")
+        raise UserError(f"{path}: this is COCO JSON already; train with it as it is (see datasets/README.md)")
     if isinstance(data, dict) and "_via_img_metadata" in data:
         data = data["_via_img_metadata"]
     entries = list(data.values()) if isinstance(data, dict) else None
     if not entries or not all(isinstance(entry, dict) and {"filename", "regions"} <= entry.keys() for entry in entries):
-        raise InputError(f"{path}: not VIA's JSON; expected entries with 'filename' and 'regions'")
+        raise UserError(f"{path}: not VIA's JSON; expected entries with 'filename' and 'regions'")
     return entries
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of an image as it is shown, that is after the turn that its EXIF data asks for.
-
-    Raises:
-        InputError: no such file, or no image that can be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            width, height = image.size
-            turned = image.getexif().get(EXIF_ORIENTATION) in EXIF_QUARTER_TURNS
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: the annotations name this image, but it is not there") from error
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for some broken PNGs
-        raise InputError(f"{path}: not a readable image ({error})") from error
-    return (height, width) if turned else (width, height)
-
-
 def region_corners(region: dict[str, Any], where: str) -> np.ndarray:
-    """Corners (N, 2), x and y in pixels, of a VIA region; pixel i covers [i, i + 1] and VIA gives pixel indices.
+    """Return the corners (N, 2), x and y in pixels, of a VIA region. Pixel i covers [i, i + 1]; VIA gives indices.
 
     Raises:
-        InputError: neither a polygon nor a rectangle, or its coordinates are incomplete.
+        UserError: it is neither a polygon nor a rectangle, or its coordinates are incomplete.
     """
-    shape = region.get("shape_attributes", {})
-    kind = shape.get("name")
+    shape = region.get("shape_attributes") if isinstance(region, dict) else None
+    kind = shape.get("name") if isinstance(shape, dict) else None
+    if kind not in ("polygon", "polyline", "rect"):
+        raise UserError(f"{where}: its shape is {kind!r}; expected 'polygon' or 'rect'; draw it as one of these")
     try:
-        if kind in ("polygon", "polyline"):
-            corners = np.array([shape["all_points_x"], shape["all_points_y"]], dtype=np.float64).T
-        elif kind == "rect":
+        if kind == "rect":
             x, y, width, height = (float(shape[key]) for key in ("x", "y", "width", "height"))
             return np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]])
-        else:
-            raise InputError(f"{where}: its shape is {kind!r}; expected 'polygon' or 'rect', draw it as one of these")
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{where}: bad coordinates ({error!r}); expected as many numbers for x as for y") from error
+        corners = np.array([shape["all_points_x"], shape["all_points_y"]], dtype=np.float64).T
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{where}: bad coordinates ({error!r}); expected as many numbers for x as for y") from error
     if len(corners) < 3:
-        raise InputError(f"{where}: a polygon of {len(corners)} points; expected at least 3")
-    return corners + 0.5  # a pixel's centre
+        raise UserError(f"{where}: a polygon of {len(corners)} points; expected at least 3")
+    return corners + 0.5  # a pixel's center
 
 
 def region_category(region: dict[str, Any], attribute: str | None, default: str, where: str) -> str:
-    """The category of a region: the value of ``attribute`` where one is named, else ``default``."""
+    """Return the category of a region: the value of ``attribute``, or ``default`` if that is None."""
     if attribute is None:
         return default
     value = (region.get("region_attributes") or {}).get(attribute)
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{where}: its attribute {attribute!r} is {value!r}; expected the name of a category")
+        raise UserError(f"{where}: its attribute {attribute!r} is {value!r}; expected the name of a category")
     return value.strip()
 
 
 def annotate(corners: np.ndarray, width: int, height: int, where: str) -> dict[str, Any]:
-    """COCO annotation of one polygon (N, 2), cut at the borders of a ``width`` x ``height`` image.
+    """Make the COCO annotation of a polygon (N, 2), clipped to a ``width`` x ``height`` image.
 
     Raises:
-        InputError: it lies outside of the image or has no area.
+        UserError: it lies outside of the image or has no area.
     """
     if (corners.min(axis=0) >= (width, height)).any() or (corners.max(axis=0) <= 0).any():
-        raise InputError(f"{where}: it lies outside of the image, which is {width}x{height} (as shown, EXIF applied)")
+        raise UserError(f"{where}: it lies outside of the image, which is {width}x{height} (upright)")
     corners = np.clip(corners, 0, (width, height))
     polygon = [float(value) for value in corners.ravel()]
     area = float(mask_util.area(mask_util.merge(mask_util.frPyObjects([polygon], height, width))))
     low, high = corners.min(axis=0), corners.max(axis=0)
     if area == 0 or not (high > low).all():
-        raise InputError(f"{where}: it covers no pixel; delete it in VIA or draw it again")
+        raise UserError(f"{where}: it covers no pixel; delete it in VIA or draw it again")
     box = [float(value) for value in (*low, *(high - low))]
     return {"segmentation": [polygon], "bbox": box, "area": area, "iscrowd": 0}
 
 
 def convert_split(folder: Path, attribute: str | None, category: str) -> tuple[dict[str, Any], list[str]]:
-    """Converts one folder.
+    """Convert one folder.
 
     Returns:
-        The split in COCO format with category *names* in the place of ids, and the names of its images.
+        The split in COCO format, with category names instead of ids, and the names of its images.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -138,8 +114,8 @@ def convert_split(folder: Path, attribute: str | None, category: str) -> tuple[d
     for image_id, entry in enumerate(tqdm(read_via(via), desc=folder.name, leave=False, disable=None), start=1):
         name = str(entry["filename"])
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{via}: the image {name!r} lies outside of {folder}; expected it in that folder")
-        width, height = image_size(folder / name)
+            raise UserError(f"{via}: the image {name!r} lies outside of {folder}; expected it in that folder")
+        height, width, _ = read_image(folder / name).shape  # decoded, since the header does not show truncation
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         regions = entry["regions"]
         for key, region in regions.items() if isinstance(regions, dict) else enumerate(regions):
@@ -149,12 +125,12 @@ def convert_split(folder: Path, attribute: str | None, category: str) -> tuple[d
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **annotation})
     names = [image["file_name"] for image in images]
     if len(set(names)) != len(names):
-        raise InputError(f"{via}: the image {max(names, key=names.count)} is there more than once; expected once")
+        raise UserError(f"{via}: the image {max(names, key=names.count)} occurs more than once; expected once")
     return {"info": {"description": MADE_BY}, "images": images, "annotations": annotations}, names
 
 
 def number_categories(splits: list[dict[str, Any]]) -> None:
-    """Replaces category names by ids from 1 on, in alphabetical order, the same in all splits; in place."""
+    """Replace category names by ids from 1 on, in alphabetical order, the same in all splits; in place."""
     names = sorted({annotation["category"] for split in splits for annotation in split["annotations"]})
     ids = {name: number for number, name in enumerate(names, start=1)}
     for split in splits:
@@ -164,25 +140,23 @@ def number_categories(splits: list[dict[str, Any]]) -> None:
 
 
 def check_may_write(path: Path, overwrite: bool) -> None:
-    """Refuses to replace a JSON file that this script did not write."""
+    """Refuse to replace a JSON file that this script did not write."""
     if overwrite or not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:
         if MADE_BY not in file.read(200):
-            raise InputError(
-                f"{path}: exists and was not made by this script; name another --output or add --overwrite"
-            )
+            raise UserError(f"{path}: exists and was not made by this script; name another --output or add --overwrite")
 
 
 def convert_dataset(
     source: Path, output: Path, attribute: str | None = None, category: str = "balloon", overwrite: bool = False
 ) -> list[dict[str, Any]]:
-    """Converts ``source/{train,val}`` to COCO format under ``output``. All input is checked before anything is written.
+    """Convert ``source/{train,val}`` to COCO format under ``output``; all input is checked before anything is written.
 
     Args:
         source: folder with ``{train,val}/via_region_data.json`` and the images.
-        output: folder to write; may be ``source`` itself, then only the JSON is written.
-        attribute: the region attribute that holds the category's name; None: all regions are of one category.
+        output: folder to write; if it is ``source`` itself, only the JSON is written.
+        attribute: the region attribute with the category's name; None: all regions are of one category.
         category: the name of that one category.
         overwrite: replace JSON files that something else wrote.
 
@@ -190,10 +164,10 @@ def convert_dataset(
         The two splits as written.
 
     Raises:
-        InputError: bad input, see the message.
+        UserError: bad input, see the message.
     """
     if not source.is_dir():
-        raise InputError(f"--input {source}: no such folder; expected one with train/{VIA_NAME} and val/{VIA_NAME}")
+        raise UserError(f"--input {source}: no such folder; expected one with train/{VIA_NAME} and val/{VIA_NAME}")
     targets = [output / "annotations" / f"instances_{split}.json" for split in SPLITS]
     for target in targets:
         check_may_write(target, overwrite)
@@ -202,13 +176,13 @@ def convert_dataset(
     number_categories(splits)
     for split, (_, names) in zip(SPLITS, converted, strict=True):
         copy_images(source / split, output / split, names)
-    for target, data in zip(targets, splits, strict=True):  # last, so that JSON is only there once its images are
+    for target, data in zip(targets, splits, strict=True):  # last: the images exist before the JSON
         write_whole(target, json.dumps(data))
     return splits
 
 
 def copy_images(source: Path, target: Path, names: list[str]) -> None:
-    """Copies the named images into ``target`` where they are not there already."""
+    """Copy the named images into ``target``, except those that it has already."""
     for name in names:
         copy = target / name
         if copy.exists() and copy.stat().st_size == (source / name).stat().st_size:
@@ -218,7 +192,7 @@ def copy_images(source: Path, target: Path, names: list[str]) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path``: all of it or nothing."""
+    """Write ``text`` to ``path`` atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -229,8 +203,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Converts VIA polygons (the balloon data) to COCO format.")
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(description="Convert VIA polygons (the balloon data) to COCO format.")
     parser.add_argument("--input", type=Path, required=True, help=f"folder with train/{VIA_NAME} and val/{VIA_NAME}")
     parser.add_argument("--output", type=Path, default=Path("datasets/balloon"), help="default: %(default)s")
     parser.add_argument("--category", default="balloon", help="the one category's name (default: %(default)s)")
@@ -241,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
         splits = convert_dataset(
             options.input, options.output, options.category_attribute, options.category, options.overwrite
         )
-    except (InputError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"prepare_balloon.py: {error}", file=sys.stderr)
         return 1
     for name, data in zip(SPLITS, splits, strict=True):

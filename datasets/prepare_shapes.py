@@ -1,12 +1,13 @@
-"""Draws a small dataset in COCO format: circles, squares, triangles and stars on a noisy background.
+"""Draw a small dataset in COCO format: circles, squares, triangles and stars on a noisy background.
 
     python datasets/prepare_shapes.py --output datasets/shapes --train 600 --val 100 --size 128 --seed 0
 
 writes ``annotations/instances_{train,val}.json`` and the images ``{train,val}/NNNNNN.png``. Like real data it has
-shapes that hide one another (an annotation covers the visible part only), shapes cut off by the border, a few tiny
-ones, and crowds (many small shapes under one ``iscrowd`` RLE). Colours hint at the category but do not decide it.
+shapes that occlude one another (an annotation covers the visible part only), shapes cut off by the border, a few tiny
+ones, and crowds (many small shapes under one ``iscrowd`` RLE). The color hints at the category but does not determine
+it.
 
-Every image depends on (seed, split, number) alone, so a larger dataset begins with the images of a smaller one.
+Every image is a function of (seed, split, number), so a larger dataset begins with the images of a smaller one.
 """
 
 import argparse
@@ -32,18 +33,18 @@ MARKER = "made_by_prepare_shapes.json"
 SUPERSAMPLING = 4  # shapes are drawn 4 times as large, then averaged: anti-aliased images and sub-pixel contours
 TINY_SHARE, BORDER_SHARE, CROWD_SHARE = 0.06, 0.12, 0.08  # of shapes, of shapes, of images
 RADIUS, TINY_RADIUS, CROWD_RADIUS = (0.10, 0.26), (0.025, 0.045), (0.02, 0.035)  # in image sides
-MIN_VISIBLE = 0.4  # a shape is not placed where less than this would be left of one below it
-MIN_PART_AREA = 3.0  # square pixels; smaller slivers of a partly hidden shape are not annotated
+MIN_VISIBLE = 0.4  # least visible fraction of a shape that others occlude
+MIN_PART_AREA = 3.0  # square pixels; smaller slivers of an occluded shape are not annotated
 
 
 @dataclass
 class Shape:
-    """A shape as placed: its outline and what can still be seen of it.
+    """A shape in an image, as masks of supersampled pixels.
 
     Attributes:
         category: index in ``CATEGORIES``.
-        full: (S, S) bool, the supersampled image's pixels it covers, hidden ones included.
-        visible: (S, S) bool, those that no later shape hides.
+        full: (S, S) bool, S = size * SUPERSAMPLING, all pixels of the shape.
+        visible: (S, S) bool, those that no later shape occludes.
     """
 
     category: int
@@ -51,14 +52,14 @@ class Shape:
     visible: np.ndarray
 
 
-def outline(category: str, centre: np.ndarray, radius: float, angle: float) -> np.ndarray:
-    """Corners of a shape.
+def corners_of(category: str, center: np.ndarray, radius: float, angle: float) -> np.ndarray:
+    """Return the corners of a shape.
 
     Args:
         category: one of ``CATEGORIES``.
-        centre: (2,) x and y, in pixels; pixel i covers [i, i + 1].
-        radius: from the centre to the outermost corner, in pixels.
-        angle: turn in radians.
+        center: (2,) x and y, in pixels; pixel i covers [i, i + 1].
+        radius: from the center to the outermost corner, in pixels.
+        angle: rotation in radians.
 
     Returns:
         (N, 2) x and y in the same frame.
@@ -68,19 +69,19 @@ def outline(category: str, centre: np.ndarray, radius: float, angle: float) -> n
     radii = np.full(count, radius)
     if category == "star":
         radii[1::2] *= 0.45
-    return centre + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return center + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def rasterise(corners: np.ndarray, size: int) -> np.ndarray:
-    """(S, S) bool mask, S = size * SUPERSAMPLING, of the polygon ``corners`` (N, 2) given in image pixels."""
+def rasterize(corners: np.ndarray, size: int) -> np.ndarray:
+    """Rasterize a polygon (N, 2) in image pixels: (S, S) bool, S = size * SUPERSAMPLING."""
     mask = np.zeros((size * SUPERSAMPLING, size * SUPERSAMPLING), np.uint8)
-    fixed_point = np.round((corners * SUPERSAMPLING - 0.5) * 16).astype(np.int32)  # OpenCV's pixel centres are integers
+    fixed_point = np.round((corners * SUPERSAMPLING - 0.5) * 16).astype(np.int32)  # OpenCV's pixel centers are integers
     cv2.fillPoly(mask, [fixed_point], 1, lineType=cv2.LINE_8, shift=4)
     return mask.astype(bool)
 
 
 def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size, 3) float32 BGR in 0..255: blurred greyish blotches, faint stripes, pixel noise."""
+    """Draw gray blotches, faint stripes and pixel noise: (size, size, 3) float32 BGR in 0..255."""
     cells = rng.uniform(60, 190, (5, 5, 1)) + rng.normal(0, 12, (5, 5, 3))
     image = cv2.resize(cells.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
     image += stripes(rng, size, strength=8.0)[..., None]
@@ -88,47 +89,47 @@ def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def stripes(rng: np.random.Generator, size: int, strength: float) -> np.ndarray:
-    """(size, size) float32 sine waves of a random direction and wavelength, between -strength and strength."""
+    """Draw sine waves of a random direction and wavelength: (size, size) float32 in [-strength, strength]."""
     angle, wavelength, phase = rng.uniform(0, math.pi), size * rng.uniform(0.06, 0.25), rng.uniform(0, 2 * math.pi)
     position = np.arange(size, dtype=np.float32)
     along = position * math.cos(angle) + position[:, None] * math.sin(angle)
     return np.sin(along * (2 * math.pi / wavelength) + phase) * strength
 
 
-def pick_colour(rng: np.random.Generator, category: int) -> np.ndarray:
-    """(3,) BGR in 0..255: saturated, of a hue around the category's own (standard deviation 30 degrees of 360)."""
+def sample_color(rng: np.random.Generator, category: int) -> np.ndarray:
+    """Sample a saturated color with a hue around the category's (standard deviation 30 degrees): (3,) BGR in 0..255."""
     hue = (category / len(CATEGORIES) + rng.normal(0, 30 / 360)) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, rng.uniform(0.65, 1.0), rng.uniform(0.65, 1.0))
     return 255 * np.array([blue, green, red])
 
 
-def paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> None:
-    """Paints ``mask`` (S, S) in a slightly striped and noisy ``colour`` onto ``image`` (size, size, 3), in place."""
+def paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, color: np.ndarray) -> None:
+    """Paint ``mask`` (S, S) in a slightly striped and noisy ``color`` onto ``image`` (size, size, 3), in place."""
     size = image.shape[0]
     alpha = cv2.resize(mask.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)[..., None]
-    texture = colour + stripes(rng, size, strength=14.0)[..., None] + rng.normal(0, 6, image.shape)
+    texture = color + stripes(rng, size, strength=14.0)[..., None] + rng.normal(0, 6, image.shape)
     image[:] = (1 - alpha) * image + alpha * texture
 
 
-def pick_place(rng: np.random.Generator, size: int) -> tuple[np.ndarray, float]:
-    """Centre (2,) and radius, in pixels, of a new shape: tiny, on the border, or (mostly) clear and inside."""
+def sample_place(rng: np.random.Generator, size: int) -> tuple[np.ndarray, float]:
+    """Sample the center (2,) and radius, in pixels, of a shape: tiny, on the border, or (mostly) large and inside."""
     if rng.random() < TINY_SHARE:
         return rng.uniform(0.06, 0.94, 2) * size, float(rng.uniform(*TINY_RADIUS)) * size
     radius = float(rng.uniform(*RADIUS)) * size
-    centre = rng.uniform(radius, size - radius, 2)
+    center = rng.uniform(radius, size - radius, 2)
     if rng.random() < BORDER_SHARE:
-        centre[rng.integers(2)] = rng.choice([0, size]) + rng.uniform(-0.3, 0.3) * radius
-    return centre, radius
+        center[rng.integers(2)] = rng.choice([0, size]) + rng.uniform(-0.3, 0.3) * radius
+    return center, radius
 
 
 def has_hole(mask: np.ndarray) -> bool:
-    """Whether ``mask`` (S, S) encloses pixels that are not its own: such a region is no list of simple polygons."""
+    """Return whether ``mask`` (S, S) has a hole, so that it is not a union of simple polygons."""
     _, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     return hierarchy is not None and bool((hierarchy[0, :, 3] >= 0).any())
 
 
 def may_cover(mask: np.ndarray, below: list[Shape]) -> bool:
-    """Whether every shape in ``below`` stays visible enough, and without a hole, when ``mask`` (S, S) is put on it."""
+    """Return whether all shapes in ``below`` stay visible enough and without holes under ``mask`` (S, S)."""
     for shape in below:
         if not (mask & shape.visible).any():
             continue
@@ -139,26 +140,28 @@ def may_cover(mask: np.ndarray, below: list[Shape]) -> bool:
 
 
 def place_shape(rng: np.random.Generator, size: int, below: list[Shape]) -> Shape | None:
-    """Tries a few places for a shape of a random category; None where none leaves the others visible."""
+    """Try a few places for a shape of a random category; None if all of them occlude others too much."""
     category = int(rng.integers(len(CATEGORIES)))
     for _ in range(12):
-        centre, radius = pick_place(rng, size)
-        mask = rasterise(outline(CATEGORIES[category], centre, radius, rng.uniform(0, 2 * math.pi)), size)
+        center, radius = sample_place(rng, size)
+        mask = rasterize(corners_of(CATEGORIES[category], center, radius, rng.uniform(0, 2 * math.pi)), size)
         if mask.any() and may_cover(mask, below):
             return Shape(category, mask, mask.copy())
     return None
 
 
 def draw_crowd(rng: np.random.Generator, image: np.ndarray) -> Shape:
-    """Draws 12 to 20 small shapes of one category close together; the region between them belongs to the crowd too."""
+    """Draw 12 to 20 small shapes of one category close together; the crowd includes the region between them."""
     size = image.shape[0]
-    category, centre = int(rng.integers(len(CATEGORIES))), rng.uniform(0.2, 0.8, 2) * size
+    category, center = int(rng.integers(len(CATEGORIES))), rng.uniform(0.2, 0.8, 2) * size
     together = np.zeros((size * SUPERSAMPLING,) * 2, bool)
     for _ in range(rng.integers(12, 21)):
-        place = centre + rng.normal(0, 0.08, 2) * size
-        corners = outline(CATEGORIES[category], place, rng.uniform(*CROWD_RADIUS) * size, rng.uniform(0, 2 * math.pi))
-        mask = rasterise(corners, size)
-        paint(rng, image, mask, pick_colour(rng, category))
+        place = center + rng.normal(0, 0.08, 2) * size
+        corners = corners_of(
+            CATEGORIES[category], place, rng.uniform(*CROWD_RADIUS) * size, rng.uniform(0, 2 * math.pi)
+        )
+        mask = rasterize(corners, size)
+        paint(rng, image, mask, sample_color(rng, category))
         together |= mask
     reach = int(0.1 * size * SUPERSAMPLING) | 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach))
@@ -167,7 +170,7 @@ def draw_crowd(rng: np.random.Generator, image: np.ndarray) -> Shape:
 
 
 def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Shape], Shape | None]:
-    """Draws one image.
+    """Draw one image.
 
     Returns:
         The image (size, size, 3) uint8 BGR, its shapes from bottom to top, and its crowd (below all shapes) or None.
@@ -179,7 +182,7 @@ def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Sh
         shape = place_shape(rng, size, shapes)
         if shape is None:
             continue
-        paint(rng, image, shape.full, pick_colour(rng, shape.category))
+        paint(rng, image, shape.full, sample_color(rng, shape.category))
         for other in [*shapes, *([crowd] if crowd else [])]:
             other.visible &= ~shape.full
         shapes.append(shape)
@@ -187,7 +190,7 @@ def draw_image(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[Sh
 
 
 def to_polygons(mask: np.ndarray) -> list[list[float]]:
-    """The region ``mask`` (S, S) as COCO polygons ``[x0, y0, x1, y1, ...]`` in image pixels, slivers left out."""
+    """Convert ``mask`` (S, S) to COCO polygons ``[x0, y0, x1, y1, ...]`` in image pixels, without slivers."""
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     polygons = []
     for contour in contours:
@@ -200,33 +203,33 @@ def to_polygons(mask: np.ndarray) -> list[list[float]]:
 
 
 def grow_to_edges(corners: np.ndarray, side: int) -> np.ndarray:
-    """Pixel indices (N, 2) of a supersampled contour -> image pixels, up to the image's edge where it touches it.
+    """Convert pixel indices (N, 2) of a supersampled contour to image pixels, and extend it to the image's edge.
 
-    A contour goes through the centres of the outermost pixels; half a supersampled pixel (1/8 pixel) matters on the
-    border alone, where a shape must end exactly at the image's edge.
+    A contour passes through the centers of the outermost pixels. The missing half of a supersampled pixel (1/8 pixel)
+    matters only at the border, where a shape must end exactly at the image's edge.
     """
-    centres = corners + 0.5
-    centres[corners == 0] = 0
-    centres[corners == side - 1] = side
-    return centres / SUPERSAMPLING
+    centers = corners + 0.5
+    centers[corners == 0] = 0
+    centers[corners == side - 1] = side
+    return centers / SUPERSAMPLING
 
 
-def is_cut(shape: Shape) -> bool:
-    """Whether a part of the shape is hidden or lies beyond the border."""
+def is_partial(shape: Shape) -> bool:
+    """Return whether a part of the shape is occluded or lies beyond the border."""
     full = shape.full
     at_border = full[0].any() or full[-1].any() or full[:, 0].any() or full[:, -1].any()
     return bool(at_border or (shape.visible != full).any())
 
 
 def without_slivers(mask: np.ndarray) -> np.ndarray:
-    """``mask`` (S, S) without what is narrower than a pixel: edges that a cut leaves and that nobody can see."""
+    """Remove what is narrower than a pixel from ``mask`` (S, S): invisible edges of occluded shapes."""
     kernel = np.ones((SUPERSAMPLING | 1, SUPERSAMPLING | 1), np.uint8)  # an even one would shift the mask
     return cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_OPEN, kernel).astype(bool)
 
 
 def annotate_shape(shape: Shape, size: int) -> dict[str, Any] | None:
-    """COCO annotation of the visible part of a shape, or None where only slivers are left."""
-    polygons = to_polygons(without_slivers(shape.visible) if is_cut(shape) else shape.visible)
+    """Make the COCO annotation of the visible part of a shape; None if only slivers are left."""
+    polygons = to_polygons(without_slivers(shape.visible) if is_partial(shape) else shape.visible)
     if not polygons:
         return None
     corners = np.concatenate([np.array(polygon).reshape(-1, 2) for polygon in polygons])
@@ -243,12 +246,12 @@ def annotate_shape(shape: Shape, size: int) -> dict[str, Any] | None:
 
 
 def annotate_crowd(crowd: Shape, size: int) -> dict[str, Any] | None:
-    """COCO annotation (uncompressed RLE, iscrowd 1) of the visible part of a crowd, or None where nothing is left."""
+    """Make the COCO annotation (uncompressed RLE) of the visible part of a crowd; None if nothing is left."""
     mask = cv2.resize(crowd.visible.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) >= 0.5
     if not mask.any():
         return None
     ys, xs = np.nonzero(mask)
-    pixels = mask.ravel(order="F")  # COCO's RLE runs down the columns and begins with a run of zeros
+    pixels = mask.ravel(order="F")  # COCO's RLE goes column by column and begins with a run of zeros
     changes = np.flatnonzero(np.diff(pixels)) + 1
     starts = np.concatenate([[0], [0] if pixels[0] else [], changes, [pixels.size]])
     return {
@@ -261,12 +264,12 @@ def annotate_crowd(crowd: Shape, size: int) -> dict[str, Any] | None:
 
 
 def box_of(low: np.ndarray, high: np.ndarray) -> list[float]:
-    """COCO box [x, y, width, height] from the two corners, each (2,)."""
+    """Make a COCO box [x, y, width, height] of its two corners, each (2,)."""
     return [round(float(value), 2) for value in (*low, *(high - low))]
 
 
 def draw_split(root: Path, split: str, count: int, size: int, seed: int) -> None:
-    """Writes the images and the JSON of one split under ``root``."""
+    """Write the images and the JSON of one split under ``root``."""
     (root / split).mkdir()
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -274,11 +277,11 @@ def draw_split(root: Path, split: str, count: int, size: int, seed: int) -> None
         rng = np.random.default_rng([seed, SPLITS.index(split), number])
         image, shapes, crowd = draw_image(rng, size)
         name = f"{number:06d}.png"
-        # write_bytes raises OSError where cv2.imwrite would only return False (a full disk, say)
+        # write_bytes raises OSError if the disk is full; cv2.imwrite would only return False
         (root / split / name).write_bytes(cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes())
         images.append({"id": number, "file_name": name, "width": size, "height": size})
-        found = [annotate_shape(shape, size) for shape in shapes] + ([annotate_crowd(crowd, size)] if crowd else [])
-        for annotation in filter(None, found):
+        visible = [annotate_shape(shape, size) for shape in shapes] + ([annotate_crowd(crowd, size)] if crowd else [])
+        for annotation in filter(None, visible):
             annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
     data = {
         "info": {"description": f"shapes drawn by prepare_shapes.py, split {split}, size {size}, seed {seed}"},
@@ -293,23 +296,23 @@ def draw_split(root: Path, split: str, count: int, size: int, seed: int) -> None
 def draw_dataset(
     output: str | os.PathLike[str], train: int, val: int, size: int, seed: int, overwrite: bool = False
 ) -> bool:
-    """Draws the whole dataset into the folder ``output``: all of it or nothing.
+    """Draw the whole dataset into the folder ``output``, or nothing if that fails.
 
-    A folder that this function made before is kept where it was made with the same arguments, and replaced otherwise.
+    A folder from an earlier call is kept if the arguments are the same, and replaced otherwise.
 
     Args:
-        output: the folder to make.
+        output: the folder to create.
         train: number of training images.
         val: number of validation images.
         size: side of the square images, in pixels.
-        seed: of the random generator.
-        overwrite: take the place of a folder made by something else, which is kept as ``<output>.old``.
+        seed: seed of the random generator.
+        overwrite: replace a folder that something else made, which is kept as ``<output>.old``.
 
     Returns:
-        False where the same dataset was there already, True where it was drawn.
+        False if the same dataset existed already, True if it was drawn.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: a number is out of range.
         FileExistsError: ``output`` exists, was made by something else, and ``overwrite`` is False.
     """
     if train < 1 or val < 1 or size < 32 or seed < 0:
@@ -342,11 +345,11 @@ def _check_may_replace(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise FileExistsError(
-            f"{target} exists and was not made by prepare_shapes.py: name another --output, or give --overwrite "
+            f"{target} exists and was not made by prepare_shapes.py: name another --output, or add --overwrite "
             f"(it is then kept as {target.name}.old)"
         )
     if _old(target).exists():
-        raise FileExistsError(f"{_old(target)} is in the way of keeping {target}: move or delete it first")
+        raise FileExistsError(f"{_old(target)} exists, so {target} cannot be kept there: move or delete it first")
 
 
 def _old(target: Path) -> Path:
@@ -354,7 +357,7 @@ def _old(target: Path) -> Path:
 
 
 def _put_in_place(partial: Path, target: Path, keep_old: bool) -> None:
-    """Renames ``partial`` to ``target``; what was there is deleted, or kept beside it as ``<target>.old``."""
+    """Rename ``partial`` to ``target``; an earlier ``target`` is deleted, or kept beside it as ``<target>.old``."""
     if target.exists():
         if keep_old and (not target.is_dir() or any(target.iterdir())):
             target.rename(_old(target))
@@ -364,13 +367,13 @@ def _put_in_place(partial: Path, target: Path, keep_old: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Draws a small COCO-format dataset of simple shapes.")
-    parser.add_argument("--output", default="datasets/shapes", help="folder to make (default: %(default)s)")
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(description="Draw a small COCO-format dataset of simple shapes.")
+    parser.add_argument("--output", default="datasets/shapes", help="folder to create (default: %(default)s)")
     parser.add_argument("--train", type=int, default=600, help="training images (default: %(default)s)")
     parser.add_argument("--val", type=int, default=100, help="validation images (default: %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="side of the images in pixels (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the random generator (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random generator (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that something else made")
     options = parser.parse_args(arguments)
     try:
@@ -379,7 +382,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"prepare_shapes.py: {error}", file=sys.stderr)
         return 1
     counts = f"{options.train} training and {options.val} validation images"
-    print(f"{options.output}: {counts}" + ("" if drawn else " were there already"))
+    print(f"{options.output}: {counts}" + ("" if drawn else " existed already"))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Data: sets of your own, checks before training, images to model inputs, and a loader that resumes exactly."""
+"""Register and check datasets, decode images, map records to model inputs, and load batches that resume exactly."""
 
 from d2_maskrcnn.data.coco.checks import CocoSummary, check_coco_json, check_datasets
 from d2_maskrcnn.data.loader import ResumableTrainLoader, build_resumable_train_loader

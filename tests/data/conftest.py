@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from d2_maskrcnn import UserError
+from d2_maskrcnn.data import check_coco_json
+
 SIZES = [(40, 30), (30, 40), (50, 50), (64, 32)]  # width, height
 
 
@@ -47,6 +50,16 @@ class CocoFolder:
 
     def write(self) -> None:
         self.json_file.write_text(json.dumps(self.data))
+
+    def error(self, **options: Any) -> str:
+        """Write ``data`` and return the one line with which it is refused."""
+        self.write()
+        with pytest.raises(UserError) as error:
+            check_coco_json(self.json_file, self.images, **options)
+        message = str(error.value)
+        assert "\n" not in message
+        assert str(self.json_file) in message or str(self.images) in message
+        return message
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
+from d2_maskrcnn import UserError
 from d2_maskrcnn.data import check_coco_json
 
 POLYGON = {"name": "polygon", "all_points_x": [4, 20, 20, 4], "all_points_y": [5, 5, 15, 15]}
@@ -106,7 +107,7 @@ def test_in_place_and_again(script, via):
     script.convert_dataset(via, via)
     assert (via / "annotations" / "instances_train.json").read_text() == before
     (via / "annotations" / "instances_train.json").write_text("{}")
-    with pytest.raises(script.InputError, match="not made by this script"):
+    with pytest.raises(UserError, match="not made by this script"):
         script.convert_dataset(via, via)
     script.convert_dataset(via, via, overwrite=True)
     assert (via / "annotations" / "instances_train.json").read_text() == before
@@ -127,9 +128,9 @@ def points(**changes):
         (points(all_points_x=[1, 2], all_points_y=[1, 2]), "a polygon of 2 points; expected at least 3"),
         (points(all_points_x=[90, 95, 95, 90]), "lies outside of the image, which is 40x30"),
         (points(all_points_x=[7, 7, 7, 7]), "covers no pixel"),
-        (lambda data: data["a.jpg1"].update(filename="b.jpg"), "b.jpg: the annotations name this image"),
+        (lambda data: data["a.jpg1"].update(filename="b.jpg"), "b.jpg: no such file"),
         (lambda data: data["a.jpg1"].update(filename="../val/c.jpg"), "lies outside of"),
-        (lambda data: data.update(again=copy.deepcopy(data["a.jpg1"])), "'?a.jpg'? is there more than once"),
+        (lambda data: data.update(again=copy.deepcopy(data["a.jpg1"])), "'?a.jpg'? occurs more than once"),
     ],
 )
 def test_bad_input_writes_nothing(script, via, tmp_path, capsys, edit, expected):
@@ -143,21 +144,21 @@ def test_bad_input_writes_nothing(script, via, tmp_path, capsys, edit, expected)
 
 
 def test_broken_files(script, via, tmp_path):
-    with pytest.raises(script.InputError, match="no such folder"):
+    with pytest.raises(UserError, match="no such folder"):
         script.convert_dataset(tmp_path / "nowhere", tmp_path / "out")
-    with pytest.raises(script.InputError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         script.convert_dataset(tmp_path, tmp_path / "out")
     image = via / "train" / "a.jpg"
     image.write_bytes(image.read_bytes()[:300])
-    with pytest.raises(script.InputError, match=r"a\.jpg: not a readable image"):
+    with pytest.raises(UserError, match=r"a\.jpg: not a readable image"):
         script.convert_dataset(via, tmp_path / "out")
     (via / "train" / "via_region_data.json").write_text("{")
-    with pytest.raises(script.InputError, match="not JSON"):
+    with pytest.raises(UserError, match="not JSON"):
         script.convert_dataset(via, tmp_path / "out")
 
 
 def test_attribute_that_is_missing(script, via, tmp_path):
-    with pytest.raises(script.InputError, match="its attribute 'kind' is None; expected the name of a category"):
+    with pytest.raises(UserError, match="its attribute 'kind' is None; expected the name of a category"):
         script.convert_dataset(via, tmp_path / "out", attribute="kind")
 
 

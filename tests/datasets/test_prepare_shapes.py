@@ -18,7 +18,7 @@ def script(load_script):
 
 @pytest.fixture(scope="module")
 def shapes(script, tmp_path_factory):
-    """Enough images to hold some of everything."""
+    """Enough images to contain some of everything."""
     folder = tmp_path_factory.mktemp("drawn") / "shapes"
     script.draw_dataset(folder, train=80, val=2, size=96, seed=1)
     return folder
@@ -29,13 +29,13 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_is_sound_coco_data(shapes, split):
+def test_is_valid_coco_data(shapes, split):
     json_file = shapes / "annotations" / f"instances_{split}.json"
     summary = check_coco_json(json_file, shapes / split, polygons_only=True)
     assert summary.categories == ("circle", "square", "triangle", "star")
 
 
-def test_holds_what_real_data_holds(shapes):
+def test_contains_what_real_data_contains(shapes):
     coco = COCO(shapes / "annotations" / "instances_train.json")
     objects = [each for each in coco.anns.values() if not each["iscrowd"]]
     crowds = [each for each in coco.anns.values() if each["iscrowd"]]
@@ -46,7 +46,7 @@ def test_holds_what_real_data_holds(shapes):
     edges = [(x, y, x + w, y + h) for x, y, w, h in (each["bbox"] for each in objects)]
     assert any(x0 == 0 or y0 == 0 or x1 == 96 or y1 == 96 for x0, y0, x1, y1 in edges)  # cut off by the border
     covered = [mask_util.iou([a["bbox"]], [b["bbox"]], [0])[0, 0] > 0 for a, b in pairs(coco, objects)]
-    assert sum(covered) > 10  # shapes hide one another
+    assert sum(covered) > 10  # shapes occlude one another
 
 
 def pairs(coco, objects):
@@ -71,8 +71,8 @@ def test_masks_of_an_image_do_not_overlap_and_fit_their_boxes(shapes):
             assert annotation["area"] == len(xs)
 
 
-def test_masks_lie_on_the_shapes(shapes):
-    """Inside of its outline a shape has one saturated colour, which the greyish background has not."""
+def test_masks_cover_the_shapes(shapes):
+    """A shape has one saturated color, the background is gray."""
     coco = COCO(shapes / "annotations" / "instances_train.json")
     inside, outside = [], []
     for image in coco.imgs.values():
@@ -89,7 +89,7 @@ def test_masks_lie_on_the_shapes(shapes):
     assert (np.concatenate(outside) < 0.45).mean() > 0.97
 
 
-def test_depends_on_the_seed_alone(script, shapes, tmp_path):
+def test_depends_only_on_the_seed(script, shapes, tmp_path):
     script.draw_dataset(tmp_path / "again", train=80, val=2, size=96, seed=1)
     assert contents(tmp_path / "again") == contents(shapes)
     script.draw_dataset(tmp_path / "other", train=3, val=2, size=96, seed=2)
@@ -104,7 +104,7 @@ def test_a_larger_dataset_begins_with_a_smaller_one(script, shapes, tmp_path):
     assert all(large[name] == image for name, image in small.items())
 
 
-def test_its_own_folder_is_kept_or_replaced(script, tmp_path):
+def test_an_earlier_dataset_is_kept_or_replaced(script, tmp_path):
     folder = tmp_path / "shapes"
     assert script.draw_dataset(folder, train=2, val=1, size=32, seed=0)
     before = contents(folder)
@@ -115,10 +115,10 @@ def test_its_own_folder_is_kept_or_replaced(script, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["shapes"]
 
 
-def test_a_folder_of_something_else_is_refused_or_kept_aside(script, tmp_path):
+def test_other_folders_are_refused_or_renamed(script, tmp_path):
     folder = tmp_path / "shapes"
     folder.mkdir()
-    assert script.draw_dataset(folder, train=1, val=1, size=32, seed=0)  # an empty one is taken
+    assert script.draw_dataset(folder, train=1, val=1, size=32, seed=0)  # an empty folder may be used
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("precious")
@@ -129,7 +129,7 @@ def test_a_folder_of_something_else_is_refused_or_kept_aside(script, tmp_path):
     assert (mine / "train").is_dir()
 
 
-def test_what_fails_leaves_nothing_behind(script, tmp_path, monkeypatch):
+def test_a_failure_leaves_nothing_behind(script, tmp_path, monkeypatch):
     real = script.draw_split
 
     def full_disk(root, split, *arguments):
