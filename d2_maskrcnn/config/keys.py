@@ -50,8 +50,8 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     node.SOLVER = CfgNode()
     # "SGD" (momentum and Nesterov as in SOLVER) or "AdamW" (decoupled weight decay).
     node.SOLVER.OPTIMIZER = "SGD"
-    # Parts that each process computes its share of a batch in, one after the other: 1 is all at once. Batch size and
-    # result stay (exactly, without BN and for images of one size); memory falls.
+    # Micro-batches that each process splits its share of a batch into, to save memory. Their losses are averaged, which
+    # is close to the loss of the whole batch, see docs/training.md.
     node.SOLVER.ACCUMULATE = 1
     # Maximum L2 norm of the gradient over all weights; larger gradients are scaled down to it. The default clips only
     # outliers of a normal training; 0.0 does not clip. The norm is always logged as grad_norm.

@@ -75,18 +75,19 @@ def launch(
         while not workers.join():
             pass
     except mp.ProcessExitedException as error:
-        if error.exit_code == EXIT_INTERRUPTED:  # stopped on request: the workers have saved and logged it
-            print("interrupted", file=sys.stderr, flush=True)
-            raise SystemExit(EXIT_INTERRUPTED) from error
         # join() has ended the others, which would wait for the dead one until the process group's timeout.
-        reason = f"signal {error.signal_name}" if error.signal_name else f"status {error.exit_code}"
-        print(
-            f"Process {error.error_index} of {processes_per_machine} ended with {reason}; the others were terminated. "
-            "Resume to continue from the last checkpoint.",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(_describe_exit(error, processes_per_machine), file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from error
+
+
+def _describe_exit(error: mp.ProcessExitedException, processes: int) -> str:
+    if error.exit_code == EXIT_INTERRUPTED:  # stopped on request: the workers have saved and logged it
+        return "interrupted"
+    reason = f"signal {error.signal_name}" if error.signal_name else f"status {error.exit_code}"
+    return (
+        f"Process {error.error_index} of {processes} ended with {reason}; the others were terminated. "
+        "Resume to continue from the last checkpoint."
+    )
 
 
 def _let_workers_handle_signals(pids: list[int]) -> None:

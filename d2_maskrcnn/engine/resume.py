@@ -1,4 +1,4 @@
-"""Compare a resumed run with the one that wrote its checkpoint, and apply the settings of the config.
+"""Log what a training does, compare it with the one that it resumes, and apply the settings of the config.
 
 Everything of the config applies to a resumed run, except the seed and the weights, which are the checkpoint's.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from d2_maskrcnn.errors import one_line
+from d2_maskrcnn.weights.atomic import atomic_write_text
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.solver import LRMultiplier
@@ -27,6 +28,37 @@ _APPLIED = {
 _IRRELEVANT = ("OUTPUT_DIR", "VERSION", "DATALOADER.NUM_WORKERS")
 
 logger = logging.getLogger(__name__)
+
+
+def log_start(start_iter: int, max_iter: int, seed: int) -> None:
+    """Log which iterations are going to be trained, or that none are left."""
+    if start_iter < max_iter:
+        logger.info("Training iterations %d to %d with seed %d", start_iter, max_iter - 1, seed)
+        return
+    logger.warning(
+        "This training is finished: the checkpoint was saved after %d iterations, so SOLVER.MAX_ITER %d is reached. "
+        "Raise SOLVER.MAX_ITER to continue it.",
+        start_iter,
+        max_iter,
+    )
+
+
+def write_config(cfg: CfgNode, seed: int, is_new: bool) -> None:
+    """Write the config in force, with the seed in use, to ``OUTPUT_DIR/config.yaml``.
+
+    Args:
+        cfg: the config, with scaled learning rate.
+        seed: chosen, or taken from the checkpoint.
+        is_new: whether the training starts at iteration 0; records of an earlier training are announced then.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    records = folder / "metrics.json"
+    if is_new and records.is_file() and records.stat().st_size:
+        logger.warning("%s contains records of an earlier training; new ones are appended.", records)
+    in_force = cfg.clone()
+    in_force.defrost()
+    in_force.SEED = seed
+    atomic_write_text(folder / "config.yaml", in_force.dump())
 
 
 def describe_run(cfg: CfgNode, num_images: int, num_processes: int) -> dict[str, str]:

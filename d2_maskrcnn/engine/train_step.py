@@ -15,6 +15,7 @@ from d2_maskrcnn import compat
 from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.weights.resume import check_optimizer
+from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -200,3 +201,18 @@ def seed_iteration(seed: int, iteration: int, rank: int) -> None:
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))
     torch.manual_seed(int(words[2]))
+
+
+def choose_seed(configured: int) -> int:
+    """Return ``configured`` (``cfg.SEED``), or a random seed below 2**31 if it is negative."""
+    return configured if configured >= 0 else int(np.random.SeedSequence().generate_state(1)[0]) & 0x7FFFFFFF
+
+
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """Return the dtype of the forward pass under ``SOLVER.AMP`` and ``D2_MASKRCNN.SOLVER.AMP_DTYPE``; None if off."""
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    name = cfg.D2_MASKRCNN.SOLVER.AMP_DTYPE
+    if name == "auto":
+        name = "float16" if str(cfg.MODEL.DEVICE).startswith("cuda") else "bfloat16"
+    return torch.float16 if name == "float16" else torch.bfloat16

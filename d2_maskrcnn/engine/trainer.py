@@ -4,11 +4,9 @@ import functools
 import logging
 import os
 import weakref
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,20 +18,26 @@ from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_lo
 from d2_maskrcnn.distributed import distribute
 from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint
 from d2_maskrcnn.engine.hooks.early_stopping import EarlyStopping, SaveCheckpoints
-from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage
+from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage, with_average
 from d2_maskrcnn.engine.hooks.evaluation import Evaluate, EvaluateAtEnd, ResumablePreciseBN
 from d2_maskrcnn.engine.hooks.reports import DrawPredictions, Tolerant, WriteEvents
 from d2_maskrcnn.engine.optimizer import build_optimizer, scale_learning_rate
 from d2_maskrcnn.engine.output_dir import locked_output_dir
-from d2_maskrcnn.engine.resume import apply_hyperparameters, describe_run, hyperparameters, log_changes
+from d2_maskrcnn.engine.resume import (
+    apply_hyperparameters,
+    describe_run,
+    hyperparameters,
+    log_changes,
+    log_start,
+    write_config,
+)
 from d2_maskrcnn.engine.signals import anyone_stopped, stop_on_signals
-from d2_maskrcnn.engine.train_step import TrainStep
+from d2_maskrcnn.engine.train_step import TrainStep, amp_dtype, choose_seed
 from d2_maskrcnn.errors import EXIT_INTERRUPTED, UserError, output_is_closed
 from d2_maskrcnn.evaluation.evaluator import build_evaluator
 from d2_maskrcnn.evaluation.tta import TestTimeAugmentation
 from d2_maskrcnn.evaluation.validation_loss import validation_losses
 from d2_maskrcnn.loggers.wandb import WandbHook, WandbRun, WandbWriter
-from d2_maskrcnn.weights.atomic import atomic_write_text
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
@@ -64,7 +68,7 @@ class Trainer(DefaultTrainer):
         check_values(cfg)
         warn_ignored_keys(cfg)
         self.cfg = scale_learning_rate(DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size()))
-        self.seed = comm.all_gather(_choose_seed(self.cfg.SEED))[0]
+        self.seed = comm.all_gather(choose_seed(self.cfg.SEED))[0]
         self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
         self.stop_requested = self.resumed = False
         self.last_results: dict[str, Any] | None = None  # of the latest evaluation, as :meth:`test` returns them
@@ -79,7 +83,7 @@ class Trainer(DefaultTrainer):
             self.train_loader,
             optimizer,
             seed=self.seed,
-            amp_dtype=_amp_dtype(self.cfg),
+            amp_dtype=amp_dtype(self.cfg),
             accumulate=self.cfg.D2_MASKRCNN.SOLVER.ACCUMULATE,
             max_grad_norm=self.cfg.D2_MASKRCNN.SOLVER.MAX_GRAD_NORM,
         )
@@ -92,6 +96,7 @@ class Trainer(DefaultTrainer):
         wandb = self.cfg.D2_MASKRCNN.WANDB
         use_wandb = wandb.ENABLED and wandb.MODE != "disabled" and comm.is_main_process()
         self.wandb_run = WandbRun(self.cfg) if use_wandb else None
+        self.early_stopping = EarlyStopping.from_config(self.cfg)
         self.best_checkpoint = BestCheckpoint.from_config(self.cfg)
         self.report_hooks = list(report_hooks)
         self.register_hooks(self.build_hooks())
@@ -124,7 +129,7 @@ class Trainer(DefaultTrainer):
             self._build_precise_bn_hook() if cfg.TEST.PRECISE_BN.ENABLED else None,
             UpdateAverage(self.average) if self.average else None,
             Evaluate(self.evaluate) if evaluates else None,
-            EarlyStopping.from_config(cfg),  # before the best checkpoint, which contains its state
+            self.early_stopping,  # before the best checkpoint, which contains its state
             self.best_checkpoint,
             EvaluateAtEnd("tta", self._evaluate_augmented) if evaluates and cfg.TEST.AUG.ENABLED else None,
             SaveCheckpoints(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if is_main else None,
@@ -156,23 +161,12 @@ class Trainer(DefaultTrainer):
         """Compute COCO's AP and the validation losses, also of the averaged weights; every process must call it."""
         self.last_results = self.test(self.cfg, self.model)
         results = {**self.last_results, **self._validation()}
-        folder = "inference_ema"
-        averaged = self._with_average(lambda: {**self.test(self.cfg, self.model, folder=folder), **self._validation()})
-        return {**results, **averaged}
+        test_average = functools.partial(self.test, self.cfg, self.model, folder="inference_ema")
+        return {**results, **with_average(self.average, lambda: {**test_average(), **self._validation()})}
 
     def _evaluate_augmented(self) -> dict[str, Any]:
-        results = self.test_with_augmentation(self.cfg, self.model)
-        folder = "inference_tta_ema"
-        averaged = self._with_average(lambda: self.test_with_augmentation(self.cfg, self.model, folder=folder))
-        return {**results, **averaged}
-
-    def _with_average(self, function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Return ``{"ema": function()}``, computed with the averaged weights; {} if there are none."""
-        if self.average is None:
-            return {}
-        with self.average.applied():
-            logger.info("Evaluating the averaged weights")
-            return {"ema": function()}
+        test = functools.partial(self.test_with_augmentation, self.cfg, self.model)
+        return {**test(), **with_average(self.average, lambda: test(folder="inference_tta_ema"))}
 
     def _validation(self) -> dict[str, Any]:
         if not self.cfg.D2_MASKRCNN.VALIDATION_LOSS:
@@ -240,34 +234,16 @@ class Trainer(DefaultTrainer):
             SystemExit: stopped on request; a checkpoint was saved.
         """
         with locked_output_dir(self.cfg.OUTPUT_DIR):
-            self._log_start()
+            if self.early_stopping is None or not self.early_stopping.is_exhausted():  # else its hook logs that
+                log_start(self.start_iter, self.max_iter, self.seed)
+            if comm.is_main_process():
+                write_config(self.cfg, self.seed, is_new=self.start_iter == 0)
             self._run_iterations()
             if self.iter < self.max_iter:
                 self._save_and_exit()
         if self.last_results and comm.is_main_process() and self.cfg.TEST.EXPECTED_RESULTS:
             verify_results(self.cfg, self.last_results)
         return self.last_results
-
-    def _log_start(self) -> None:
-        """Log what will be trained, and write the config in force to ``OUTPUT_DIR/config.yaml``."""
-        if self.start_iter < self.max_iter:
-            logger.info("Training iterations %d to %d with seed %d", self.start_iter, self.max_iter - 1, self.seed)
-        else:
-            logger.warning(
-                "Nothing to train: the checkpoint was saved after iteration %d and SOLVER.MAX_ITER is %d. Raise "
-                "SOLVER.MAX_ITER to continue the training.",
-                self.start_iter - 1,
-                self.max_iter,
-            )
-        if not comm.is_main_process():
-            return
-        folder = Path(self.cfg.OUTPUT_DIR)
-        if self.start_iter == 0 and (folder / "metrics.json").is_file() and (folder / "metrics.json").stat().st_size:
-            logger.warning("%s contains records of an earlier training; new ones are appended", folder / "metrics.json")
-        in_force = self.cfg.clone()
-        in_force.defrost()
-        in_force.SEED = self.seed
-        atomic_write_text(folder / "config.yaml", in_force.dump())
 
     def _run_iterations(self) -> None:
         self.iter, self.max_iter = self.start_iter, max(self.max_iter, self.start_iter)
@@ -341,17 +317,3 @@ def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -
         engine=engine_info().as_dict(),
         **checkpointables,
     )
-
-
-def _choose_seed(configured: int) -> int:
-    """Return ``configured`` (``cfg.SEED``), or a random seed below 2**31 if it is negative."""
-    return configured if configured >= 0 else int(np.random.SeedSequence().generate_state(1)[0]) & 0x7FFFFFFF
-
-
-def _amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    name = cfg.D2_MASKRCNN.SOLVER.AMP_DTYPE
-    if name == "auto":
-        name = "float16" if str(cfg.MODEL.DEVICE).startswith("cuda") else "bfloat16"
-    return torch.float16 if name == "float16" else torch.bfloat16

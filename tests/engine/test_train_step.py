@@ -41,10 +41,11 @@ def test_accumulation_averages_the_micro_batches(trainer_of, number):
     opts = [*FROZEN, *PLAIN_SGD, *ALL_SAMPLED, "SOLVER.IMS_PER_BATCH", 4, "D2_MASKRCNN.SOLVER.MAX_GRAD_NORM", 0.0]
     trainer = trainer_of(*opts)
     batch = trainer.train_step.read_batch()
-    parts = {2: [batch[:2], batch[2:]], 3: [batch[:1], batch[1:2], batch[2:]]}[number]
+    micro_batches = {2: [batch[:2], batch[2:]], 3: [batch[:1], batch[1:2], batch[2:]]}[number]
     with EventStorage():
-        expected_losses = [trainer.model(part) for part in parts]
-    expected = sum(sum(losses.values()) * len(part) / 4 for losses, part in zip(expected_losses, parts, strict=True))
+        expected_losses = [trainer.model(micro_batch) for micro_batch in micro_batches]
+    shares = [len(micro_batch) / 4 for micro_batch in micro_batches]
+    expected = sum(sum(losses.values()) * share for losses, share in zip(expected_losses, shares, strict=True))
     expected.backward()
 
     losses, accumulated = gradients(trainer_of(*opts, ACCUMULATE, number))
@@ -81,7 +82,7 @@ def test_gradient_norm_is_logged_and_clipped(trainer_of):
     assert float(clipped) == pytest.approx(0.1, rel=1e-3)
 
 
-def test_gradient_that_is_not_finite(trainer_of):
+def test_non_finite_gradient(trainer_of):
     trainer = trainer_of("D2_MASKRCNN.SOLVER.MAX_GRAD_NORM", 35.0)
     before = trainer.model.state_dict()["backbone.fpn_lateral2.weight"].clone()
     trainer.model.backbone.fpn_lateral2.weight.register_hook(lambda gradient: gradient * float("nan"))
@@ -90,29 +91,29 @@ def test_gradient_that_is_not_finite(trainer_of):
     assert torch.equal(before, trainer.model.state_dict()["backbone.fpn_lateral2.weight"])
 
 
-def test_planted_image_is_named_and_the_last_checkpoint_kept(trainer_of, tmp_path, tiny_shapes):
+def test_the_image_with_a_non_finite_loss_is_named_and_the_last_checkpoint_kept(trainer_of, tmp_path, tiny_shapes):
     trainer = trainer_of("SOLVER.MAX_ITER", 50, "SOLVER.CHECKPOINT_PERIOD", 2)
     loader = trainer.train_loader
-    planted = loader.records[5]["file_name"]
+    broken = loader.records[5]["file_name"]
     mapper = loader.mapper
 
-    def plant(record):
+    def break_image(record):
         sample = mapper(record)
-        if record["file_name"] == planted and trainer.iter >= 4:
+        if record["file_name"] == broken and trainer.iter >= 4:
             sample["image"] = sample["image"].float() * float("nan")
         return sample
 
-    loader.mapper = plant
+    loader.mapper = break_image
     with pytest.raises(UserError) as caught:
         trainer.train()
     message = str(caught.value)
     assert f"iteration {trainer.iter} " in message
-    assert f"the loss is non-finite for these images alone: {planted}." in message
+    assert f"the loss is non-finite for these images alone: {broken}." in message
     last = (tmp_path / "out" / "last_checkpoint").read_text()
     good = torch.load(tmp_path / "out" / last, weights_only=True)
     assert good["iteration"] == trainer.iter - 1 - trainer.iter % 2
     assert all(bool(torch.isfinite(value).all()) for value in good["model"].values())
-    with Image.open(planted) as image:
+    with Image.open(broken) as image:
         assert np.asarray(image).size  # the name is that of a real file
 
 
@@ -140,7 +141,7 @@ def test_gradient_norm_is_measured_and_checked_without_clipping(trainer_of):
 
 @pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")
 def test_a_scaler_that_cannot_scale_less_gives_up(trainer_of):
-    """float16: an infinite gradient is left out and the scale halved, but not for ever."""
+    """float16: an infinite gradient is skipped and the scale halved, but not forever."""
     trainer = trainer_of("SOLVER.MAX_ITER", 3)
     trainer.train_step.grad_scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     weight = trainer.model.backbone.fpn_lateral2.weight

@@ -49,9 +49,13 @@ class EarlyStopping(MetricHook):
         warn_of_direction("EARLY_STOPPING", metric, node.MODE)
         return cls(metric, node.MODE, node.PATIENCE, node.MIN_DELTA)
 
+    def is_exhausted(self) -> bool:
+        """Return whether the patience is exhausted."""
+        return self.bad_evaluations >= self.patience
+
     def before_train(self) -> None:
         """Keep a training that was stopped early at its end when it is resumed, unless the patience was raised."""
-        if self.bad_evaluations >= self.patience:
+        if self.is_exhausted():
             logger.info(
                 "This training stopped early after iteration %d; raise D2_MASKRCNN.EARLY_STOPPING.PATIENCE (%d) to "
                 "continue.",
@@ -68,7 +72,7 @@ class EarlyStopping(MetricHook):
         self.bad_evaluations += 1
         reason = "not finite" if self.best is None else f"not better than {self.best:.5g} by {self.min_delta:g}"
         logger.info("%s is %.5g, %s (%d of %d)", self.metric, value, reason, self.bad_evaluations, self.patience)
-        if self.bad_evaluations >= self.patience:
+        if self.is_exhausted():
             logger.info(
                 "Stopping early after iteration %d; the best iteration was %d", self.trainer.iter, self.best_iter
             )

@@ -1,6 +1,7 @@
 """Exponential moving average of the weights (Polyak and Juditsky 1992), evaluated and saved beside the weights."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 SUFFIX = "_ema"  # of weight files with averaged weights
+
+logger = logging.getLogger(__name__)
 
 
 class WeightAverage:
@@ -111,6 +114,15 @@ class UpdateAverage(HookBase):
         trainer: Any = self.trainer
         if trainer.iter == trainer.max_iter:
             save_average(trainer, "model_final", trainer.iter - 1)
+
+
+def with_average(average: WeightAverage | None, evaluation: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return ``{"ema": evaluation()}``, computed with the averaged weights; {} if there are none."""
+    if average is None:
+        return {}
+    with average.applied():
+        logger.info("Evaluating the averaged weights")
+        return {"ema": evaluation()}
 
 
 def save_average(trainer: Any, name: str, iteration: int) -> None:

@@ -1,8 +1,6 @@
 import pytest
 import torch
 
-from d2_maskrcnn import compat
-from d2_maskrcnn.engine.hooks.early_stopping import EarlyStopping
 from d2_maskrcnn.errors import UserError
 
 PATIENCE = ["D2_MASKRCNN.EARLY_STOPPING.PATIENCE", 2, "D2_MASKRCNN.EARLY_STOPPING.MIN_DELTA", 0.5]
@@ -16,16 +14,18 @@ def test_patience(train_with_metric, tmp_path):
     assert trainer.best_checkpoint.best == 1.8  # the best checkpoint needs no minimum difference
 
 
-def test_patience_continues_after_a_restart(train_with_metric):
+def test_patience_continues_after_a_restart(train_with_metric, caplog):
+    caplog.set_level("INFO")
     values = [1.0, 0.9, 0.8, 9.0]
     train_with_metric(values, *PATIENCE, stop_after=1)
     trainer = train_with_metric(values, *PATIENCE, resume=True)
     assert trainer.start_iter == 2 and trainer.iter == 3
-    hook = next(hook for hook in compat.registered_hooks(trainer) if isinstance(hook, EarlyStopping))
-    assert hook.bad_evaluations == 2
+    assert trainer.early_stopping.bad_evaluations == 2
     # A training that was stopped early remains stopped until the patience is raised.
+    caplog.clear()
     again = train_with_metric(values, *PATIENCE, resume=True)
     assert again.iter == again.start_iter == 3
+    assert "stopped early after iteration 2" in caplog.text and "Training iterations" not in caplog.text
     more = train_with_metric(values, *PATIENCE, "D2_MASKRCNN.EARLY_STOPPING.PATIENCE", 3, resume=True)
     assert more.iter == 4
     assert more.best_checkpoint.best == 9.0

@@ -7,7 +7,7 @@ PRECISE_BN = ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "T
 AUG = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.MAX_SIZE", 128]
 
 
-def test_precise_bn_sees_the_same_batches_after_a_restart(trainer_of, tmp_path):
+def test_precise_bn_uses_the_same_batches_after_a_restart(trainer_of, tmp_path):
     opts = [*PRECISE_BN, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2]
     trainer_of(*opts, "OUTPUT_DIR", tmp_path / "straight").train()
 
@@ -43,7 +43,7 @@ def test_precise_bn_changes_the_statistics(trainer_of, tmp_path):
     assert different and all("running" in name or "num_batches" in name for name in different)
 
 
-def test_augmented_at_the_end_of_a_training(trainer_of, tmp_path):
+def test_test_time_augmentation_at_the_end(trainer_of, tmp_path):
     trainer = trainer_of(*AUG, "SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 1, "D2_MASKRCNN.EMA.ENABLED", True)
     trainer.train()
     for name in ("tta/segm/AP", "tta/bbox/AP", "tta/ema/segm/AP"):
@@ -53,7 +53,7 @@ def test_augmented_at_the_end_of_a_training(trainer_of, tmp_path):
     assert (tmp_path / "out" / "inference_tta" / "coco_instances_results.json").is_file()
 
 
-def test_augmented_where_a_training_stops_early(trainer_of):
+def test_test_time_augmentation_after_early_stopping(trainer_of):
     trainer = trainer_of(
         *AUG, "SOLVER.MAX_ITER", 9, "TEST.EVAL_PERIOD", 1, "D2_MASKRCNN.EARLY_STOPPING.PATIENCE", 1,
         "D2_MASKRCNN.EARLY_STOPPING.METRIC", "validation/total_loss",
