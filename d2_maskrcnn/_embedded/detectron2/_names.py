@@ -6,6 +6,7 @@ end of ``sys.meta_path`` makes those that do not.
 """
 
 import functools
+import importlib
 import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
@@ -44,13 +45,25 @@ def lookup(module: str) -> Callable[[str], Any]:
         if not name.startswith("__"):
             if module.startswith("detectron2.modeling") and name in _provided:
                 return _provided[name]
-            names, tree = _missing()
-            part = names.get(module, {}).get(name) or _part_of_tree(module, tree)
+            names, trees = _missing()
+            part = names.get(module, {}).get(name) or _part_of_tree(module, trees)
             if part is not None:
                 return _placeholder(f"{module}.{name}", part)
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return find
+
+
+def _repeat_parent(module: str) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a module that exists in ``missing.yaml`` only."""
+    find, parent = lookup(module), importlib.import_module(module.rpartition(".")[0])
+
+    def find_or_repeat(name: str) -> Any:
+        if not name.startswith("__") and hasattr(parent, name):
+            return getattr(parent, name)
+        return find(name)
+
+    return find_or_repeat
 
 
 class _Placeholder(type):
@@ -114,7 +127,7 @@ class _Finder:
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        module.__getattr__ = lookup(module.__name__)  # type: ignore[method-assign]
+        module.__getattr__ = _repeat_parent(module.__name__)  # type: ignore[method-assign]
 
 
 def install() -> None:

@@ -4,8 +4,10 @@ from itertools import chain, islice
 
 import pytest
 import torch
+from torch.utils.data import SequentialSampler
 
 from detectron2.data.samplers import (
+    GroupedBatchSampler,
     InferenceSampler,
     RandomSubsetTrainingSampler,
     RepeatFactorTrainingSampler,
@@ -117,3 +119,10 @@ def test_two_processes_agree_on_a_seed_and_share_the_work(tmp_path):
     interleaved = [index for pair in zip(train0, train1, strict=True) for index in pair]
     assert sorted(interleaved[:6]) == sorted(interleaved[6:]) == list(range(6))
     assert (test0, test1) == ([0, 1, 2], [3, 4])
+
+
+def test_batches_of_one_group():
+    sampler = GroupedBatchSampler(SequentialSampler(range(8)), [0, 0, 1, 0, 1, 0, 1, 1], 2)
+    assert list(sampler) == [[0, 1], [2, 4], [3, 5], [6, 7]]
+    with pytest.raises(ValueError, match="Sampler"):
+        GroupedBatchSampler([1, 2], [0, 0], 1)

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import detectron2.data.transforms as T
 
@@ -307,3 +307,17 @@ def test_lighting_adds_one_colour_to_all_pixels():
 def test_colour_needs_three_channels(kind):
     with pytest.raises(ValueError, match=r"\(4, 5\)"):
         kind(T.AugInput(np.zeros((4, 5), dtype=np.uint8)))
+
+
+def test_color_transforms_change_pixels_only():
+    image = np.full((4, 5, 3), 100, dtype=np.uint8)
+    points, labels = np.array([[1.0, 2.0]]), np.ones((4, 5))
+    darker = T.ColorTransform(lambda pixels: pixels // 2)
+    assert (darker.apply_image(image) == 50).all()
+    assert darker.apply_coords(points) is points
+    assert darker.apply_segmentation(labels) is labels
+    assert darker.inverse().apply_image(image) is image
+    inverted = T.PILColorTransform(ImageOps.invert).apply_image(image)
+    assert (inverted == 155).all()
+    with pytest.raises(ValueError, match="must be a function"):
+        T.ColorTransform(0.5)

@@ -4,7 +4,7 @@ from torch import nn
 
 from detectron2.config import get_cfg
 from detectron2.solver import build_optimizer, get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.solver.build import maybe_add_gradient_clipping, reduce_param_groups
 
 
 class Net(nn.Module):
@@ -150,3 +150,8 @@ def test_clipping_an_optimizer_that_exists_and_a_class():
 def test_unknown_clip_type_is_named():
     with pytest.raises(ValueError, match="full_model"):
         build_optimizer(clipping_cfg("full_model"), Net())
+
+
+def test_groups_with_equal_settings_are_merged():
+    groups = [{"params": [1], "lr": 0.1}, {"params": [2], "lr": 0.2}, {"params": [3], "lr": 0.1}]
+    assert reduce_param_groups(groups) == [{"params": [1, 3], "lr": 0.1}, {"params": [2], "lr": 0.2}]

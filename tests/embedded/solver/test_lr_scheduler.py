@@ -8,7 +8,7 @@ import torch
 from fvcore.common.param_scheduler import ConstantParamScheduler, CosineParamScheduler
 
 from detectron2.config import get_cfg
-from detectron2.solver import LRMultiplier, WarmupParamScheduler, build_lr_scheduler
+from detectron2.solver import LRMultiplier, WarmupCosineLR, WarmupMultiStepLR, WarmupParamScheduler, build_lr_scheduler
 
 REFERENCE = json.loads((Path(__file__).parent / "lr_schedules.json").read_text())
 
@@ -106,3 +106,25 @@ def test_warmup_ends_where_the_schedule_goes_on():
     assert schedule(0.0) == pytest.approx(0.001)
     assert schedule(0.25 - 1e-4) == pytest.approx(CosineParamScheduler(1, 0)(0.25), abs=1e-3)
     assert WarmupParamScheduler(ConstantParamScheduler(2.0), 0.5, 0.0)(0.0) == 2.0
+
+
+def rates(scheduler_class, iterations, *args, **kwargs):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler, seen = scheduler_class(optimizer, *args, **kwargs), []
+    for _ in range(iterations):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_schedules_of_plain_loops():
+    stepped = rates(WarmupMultiStepLR, 6, [3, 5], gamma=0.1, warmup_factor=0.5, warmup_iters=2)
+    assert stepped == pytest.approx([0.5, 0.75, 1.0, 0.1, 0.1, 0.01])
+    constant = rates(WarmupMultiStepLR, 3, [9], warmup_factor=0.25, warmup_iters=2, warmup_method="constant")
+    assert constant == pytest.approx([0.25, 0.25, 1.0])
+    assert rates(WarmupCosineLR, 5, 4, warmup_iters=0) == pytest.approx([1, 0.853553, 0.5, 0.146447, 0], abs=1e-6)
+    with pytest.raises(ValueError, match="increasing order"):
+        rates(WarmupMultiStepLR, 1, [5, 3])
+    with pytest.raises(ValueError, match="'exponential'"):
+        rates(WarmupCosineLR, 1, 4, warmup_method="exponential")

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from detectron2.structures import BitMasks, PolygonMasks, masks, polygons_to_bitmask, rasterize_polygons_within_box
+from detectron2.structures import (
+    BitMasks,
+    PolygonMasks,
+    ROIMasks,
+    masks,
+    polygons_to_bitmask,
+    rasterize_polygons_within_box,
+)
 
 REFERENCE = json.loads((Path(__file__).parent / "masks_of_detectron2.json").read_text())
 HEIGHT, WIDTH = REFERENCE["image_size"]
@@ -202,3 +209,15 @@ def test_functions_without_polygons():
 def test_whole_box_is_covered_by_a_polygon_around_it():
     around = np.array([-9.0, -9, 30, -9, 30, 30, -9, 30])
     assert rasterize_polygons_within_box([around], np.array([3.0, 4.0, 9.5, 8.0]), 5).all()
+
+
+def test_roi_masks_are_pasted_into_their_boxes():
+    masks = ROIMasks(torch.ones(2, 4, 4))
+    bitmaps = masks.to_bitmasks(torch.tensor([[1.0, 2.0, 5.0, 6.0], [0.0, 0.0, 2.0, 2.0]]), 8, 9)
+    assert bitmaps.tensor.shape == (2, 8, 9)
+    assert bitmaps.get_bounding_boxes().tensor.tolist() == [[1, 2, 5, 6], [0, 0, 2, 2]]
+    assert len(masks[:1]) == 1
+    with pytest.raises(IndexError, match=r"\(N, M, M\)"):
+        masks[0]
+    with pytest.raises(ValueError, match=r"\(2, 1, 4, 4\)"):
+        ROIMasks(torch.ones(2, 1, 4, 4))

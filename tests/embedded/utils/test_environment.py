@@ -7,9 +7,12 @@ import pytest
 import torch
 
 import detectron2
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.develop import create_dummy_class, create_dummy_func
 from detectron2.utils.env import TORCH_VERSION, seed_all_rng, setup_environment
 from detectron2.utils.memory import retry_if_cuda_oom
+from detectron2.utils.testing import assert_instances_allclose, min_torch_version, random_boxes
 
 
 def draw():
@@ -89,3 +92,39 @@ class TestRetry:
 
         with pytest.raises(RuntimeError, match="something else"):
             retry_if_cuda_oom(wrong)()
+
+
+def test_placeholders_name_the_missing_dependency():
+    dummy = create_dummy_class("Fast", "fastlib", "Install it.")
+    for use in (dummy, lambda: dummy.run, create_dummy_func("quick", ["fastlib", "c"])):
+        with pytest.raises(ImportError, match=r"(Fast|quick) needs fastlib"):
+            use()
+
+
+def test_instances_are_compared_field_by_field():
+    def instances(**changes):
+        fields = {"scores": torch.tensor([0.5, 0.25]), "pred_boxes": Boxes(torch.eye(2, 4)), **changes}
+        return Instances((4, 5), **fields)
+
+    assert_instances_allclose(instances(), instances())
+    for changes, message in (
+        ({"scores": torch.tensor([0.5, 0.26])}, "scores differs"),
+        ({"pred_boxes": Boxes(torch.eye(2, 4) * 2)}, "pred_boxes differs"),
+        ({"extra": [1, 2]}, "fields"),
+    ):
+        with pytest.raises(AssertionError, match=message):
+            assert_instances_allclose(instances(), instances(**changes))
+    with pytest.raises(AssertionError, match="image_size"):
+        assert_instances_allclose(instances(), Instances((5, 4)))
+
+
+def test_random_boxes_are_inside_and_not_empty():
+    boxes = Boxes(random_boxes(100, max_coord=20))
+    assert len(boxes) == 100
+    assert boxes.nonempty().all()
+    assert boxes.inside_box((20, 20), 1).all()
+
+
+@pytest.mark.parametrize(("version", "expected"), [("1.8", True), ("2.0", True), ("99.0", False)])
+def test_least_version_of_pytorch(version, expected):
+    assert min_torch_version(version) == expected

@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from detectron2.checkpoint.catalog import ModelCatalog
 from detectron2.utils.file_io import Detectron2Handler, PathHandler, PathManager
 
 
@@ -84,3 +85,10 @@ def test_handlers_of_ones_own(tmp_path):
 
     PathManager.register_handler(Handler())
     assert PathManager.get_local_path("own-test://x") == str(tmp_path / "x")
+
+
+def test_backbones_of_the_catalog():
+    address = "https://dl.fbaipublicfiles.com/detectron/ImageNetPretrained/47261647/R-50-GN.pkl"
+    assert ModelCatalog.get("ImageNetPretrained/FAIR/R-50-GN") == address
+    with pytest.raises(RuntimeError, match="ImageNetPretrained/MSRA/R-50"):
+        ModelCatalog.get("ImageNetPretrained/Nobody/R-51")

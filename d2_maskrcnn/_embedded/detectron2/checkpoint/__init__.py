@@ -2,7 +2,8 @@
 
 from fvcore.common.checkpoint import Checkpointer, PeriodicCheckpointer
 
+from detectron2.checkpoint import catalog  # registers catalog://
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.checkpoint.detection_checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.name_matching import align_and_update_state_dicts
 
-__all__ = ["Checkpointer", "DetectionCheckpointer", "PeriodicCheckpointer", "align_and_update_state_dicts"]
+__all__ = ["Checkpointer", "DetectionCheckpointer", "PeriodicCheckpointer", "align_and_update_state_dicts", "catalog"]

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlparse
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
-from detectron2.checkpoint.name_matching import align_and_update_state_dicts
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 

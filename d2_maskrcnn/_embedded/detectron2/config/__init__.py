@@ -1,6 +1,9 @@
 """Configuration: a YACS node with inheritance between files, the defaults, and ``@configurable``."""
 
+from detectron2._names import lookup
 from detectron2.config.config import CfgNode, get_cfg, global_cfg, set_global_cfg, try_get_key
 from detectron2.config.configurable import configurable
 
 __all__ = ["CfgNode", "configurable", "get_cfg", "global_cfg", "set_global_cfg", "try_get_key"]
+
+__getattr__ = lookup(__name__)

@@ -4,8 +4,11 @@ from typing import IO, Any
 
 from fvcore.common.config import CfgNode as _CfgNode
 
+from detectron2.config.configurable import configurable
 from detectron2.config.yaml_files import BASE_KEY, load_yaml_with_base
 from detectron2.utils.file_io import PathManager
+
+__all__ = ["CfgNode", "configurable", "get_cfg", "global_cfg", "set_global_cfg", "try_get_key"]
 
 # The version of the key names. Files of version 1 (before Detectron2 0.1) used other names.
 CONFIG_VERSION = 2

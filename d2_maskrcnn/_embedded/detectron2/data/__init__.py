@@ -3,6 +3,7 @@
 Importing it registers the built-in datasets.
 """
 
+from detectron2._names import lookup
 from detectron2.data import datasets, samplers, transforms
 from detectron2.data.build import (
     build_batch_data_loader,
@@ -38,3 +39,5 @@ __all__ = [
     "samplers",
     "transforms",
 ]
+
+__getattr__ = lookup(__name__)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
+from detectron2._names import lookup
+
 __all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset", "ToIterableDataset"]
 
 logger = logging.getLogger(__name__)
@@ -201,3 +203,6 @@ class AspectRatioGroupedDataset(IterableDataset):
             if len(waiting[wide]) == self.batch_size:
                 batch, waiting[wide] = waiting[wide], []
                 yield batch
+
+
+__getattr__ = lookup(__name__)

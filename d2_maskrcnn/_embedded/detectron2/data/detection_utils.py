@@ -11,6 +11,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 
+from detectron2._names import lookup
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.data._image_io import convert_image_to_rgb, convert_PIL_to_numpy, read_image
@@ -28,6 +29,7 @@ __all__ = [
     "convert_image_to_rgb",
     "filter_empty_instances",
     "gen_crop_transform_with_instance",
+    "get_bbox",
     "read_image",
     "transform_instance_annotations",
 ]
@@ -70,6 +72,11 @@ def _box_to_xyxy(annotation: dict[str, Any]) -> np.ndarray:
     else:
         xyxy = np.array([BoxMode.convert([float(v) for v in box], mode, BoxMode.XYXY_ABS)])
     return xyxy.astype(np.float64)
+
+
+def get_bbox(annotation: dict[str, Any]) -> np.ndarray:
+    """Return an annotation's box as (4,) float64 XYXY in pixels."""
+    return _box_to_xyxy(annotation)[0]
 
 
 def _decode_rle(rle: dict[str, Any], height: int, width: int) -> np.ndarray:
@@ -303,3 +310,6 @@ def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
                 f"datasets {dataset_names[0]!r} and {name!r} cannot be used together: their {key} are "
                 f"{reprlib.repr(first)} and {reprlib.repr(value)}."
             )
+
+
+__getattr__ = lookup(__name__)

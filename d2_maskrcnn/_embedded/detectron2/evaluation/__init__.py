@@ -1,7 +1,8 @@
 """Evaluation of a model on a dataset."""
 
+from detectron2._names import lookup
 from detectron2.evaluation.coco_ap import evaluate_coco
-from detectron2.evaluation.coco_evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import COCOeval_opt, COCOEvaluator
 from detectron2.evaluation.evaluator import (
     DatasetEvaluator,
     DatasetEvaluators,
@@ -12,6 +13,7 @@ from detectron2.evaluation.testing import print_csv_format, verify_results
 
 __all__ = [
     "COCOEvaluator",
+    "COCOeval_opt",
     "DatasetEvaluator",
     "DatasetEvaluators",
     "evaluate_coco",
@@ -20,3 +22,5 @@ __all__ = [
     "print_csv_format",
     "verify_results",
 ]
+
+__getattr__ = lookup(__name__)

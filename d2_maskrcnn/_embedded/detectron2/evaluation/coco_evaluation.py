@@ -12,8 +12,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 import torch
 from faster_coco_eval import COCOeval_faster
+from faster_coco_eval import COCOeval_faster as COCOeval_opt
 from tabulate import tabulate
 
+from detectron2._names import lookup
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
@@ -24,7 +26,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
-__all__ = ["COCOEvaluator", "instances_to_coco_json"]
+__all__ = ["COCOEvaluator", "COCOeval_opt", "instances_to_coco_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -283,3 +285,6 @@ def _encoded_masks(instances: Instances) -> list[dict[str, Any]] | None:
 def _text(counts: bytes | str) -> str:
     """JSON has no bytes; compressed run lengths are ASCII."""
     return counts.decode("ascii") if isinstance(counts, bytes) else counts
+
+
+__getattr__ = lookup(__name__)

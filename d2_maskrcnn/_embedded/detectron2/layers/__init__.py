@@ -1,9 +1,14 @@
 """Building blocks of models: convolution with normalisation, normalisation layers, suppression, pasting of masks."""
 
+from torchvision.ops import complete_box_iou_loss as ciou_loss
+from torchvision.ops import distance_box_iou_loss as diou_loss
+from torchvision.ops import roi_align
+
+from detectron2._names import lookup
 from detectron2.layers.batch_norm import FrozenBatchNorm2d, LayerNorm, get_norm
 from detectron2.layers.blocks import CNNBlockBase
 from detectron2.layers.mask_ops import paste_masks_in_image
-from detectron2.layers.nms import batched_nms
+from detectron2.layers.nms import batched_nms, nms
 from detectron2.layers.roi_align import ROIAlign
 from detectron2.layers.shape_spec import ShapeSpec
 from detectron2.layers.sync_batch_norm import NaiveSyncBatchNorm
@@ -14,9 +19,11 @@ from detectron2.layers.wrappers import (
     Linear,
     cat,
     cross_entropy,
+    empty_input_loss_func_wrapper,
     interpolate,
     move_device_like,
     nonzero_tuple,
+    shapes_to_tensor,
 )
 
 __all__ = [
@@ -32,10 +39,18 @@ __all__ = [
     "ShapeSpec",
     "batched_nms",
     "cat",
+    "ciou_loss",
     "cross_entropy",
+    "diou_loss",
+    "empty_input_loss_func_wrapper",
     "get_norm",
     "interpolate",
     "move_device_like",
+    "nms",
     "nonzero_tuple",
     "paste_masks_in_image",
+    "roi_align",
+    "shapes_to_tensor",
 ]
+
+__getattr__ = lookup(__name__)

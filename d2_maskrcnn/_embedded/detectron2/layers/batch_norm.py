@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from detectron2._names import lookup
 from detectron2.layers.sync_batch_norm import NaiveSyncBatchNorm, SyncBatchNorm
 
 __all__ = ["FrozenBatchNorm2d", "LayerNorm", "NaiveSyncBatchNorm", "get_norm"]
@@ -127,3 +128,6 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
             f"Unknown normalisation {norm!r}: expected one of {', '.join(_NORMS)}, or an empty string for none"
         )
     return _NORMS[norm](out_channels)
+
+
+__getattr__ = lookup(__name__)

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from detectron2._names import lookup
 from detectron2.layers.batch_norm import FrozenBatchNorm2d
 
 
@@ -26,3 +27,6 @@ class CNNBlockBase(nn.Module):
             parameter.requires_grad = False
         FrozenBatchNorm2d.convert_frozen_batchnorm(self)
         return self
+
+
+__getattr__ = lookup(__name__)

@@ -3,6 +3,7 @@
 import torch
 from torch.nn import functional as F
 
+from detectron2._names import lookup
 from detectron2.structures.boxes import Boxes
 
 # On a GPU whole images are resampled at once, as many instances together as fit in this many bytes.
@@ -84,3 +85,6 @@ def _resample(masks: torch.Tensor, boxes: torch.Tensor, xs: tuple[int, int], ys:
 
 def _quantize(values: torch.Tensor, threshold: float) -> torch.Tensor:
     return values >= threshold if threshold >= 0 else (values * 255).to(torch.uint8)
+
+
+__getattr__ = lookup(__name__)

@@ -4,6 +4,8 @@ import torch
 from torchvision.ops import batched_nms as _batched_nms
 from torchvision.ops import nms
 
+from detectron2._names import lookup
+
 __all__ = ["batched_nms", "nms"]
 
 
@@ -21,3 +23,6 @@ def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, i
         (K,) int64: indices of the boxes that are kept, the highest score first.
     """
     return _batched_nms(boxes.float(), scores, idxs, iou_threshold)
+
+
+__getattr__ = lookup(__name__)

@@ -1,11 +1,14 @@
 """PyTorch's own layers and functions with the few additions that detectors need."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from detectron2._names import lookup
 
 __all__ = [
     "BatchNorm2d",
@@ -14,9 +17,11 @@ __all__ = [
     "Linear",
     "cat",
     "cross_entropy",
+    "empty_input_loss_func_wrapper",
     "interpolate",
     "move_device_like",
     "nonzero_tuple",
+    "shapes_to_tensor",
 ]
 
 # PyTorch's own do: all of them take empty batches.
@@ -61,18 +66,25 @@ def cat(tensors: list[torch.Tensor] | tuple[torch.Tensor, ...], dim: int = 0) ->
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
-def cross_entropy(input: torch.Tensor, target: torch.Tensor, *, reduction: str = "mean", **kwargs: Any) -> torch.Tensor:
-    """``F.cross_entropy`` whose mean over nothing is 0 (with a gradient of 0) instead of NaN.
+def empty_input_loss_func_wrapper(loss_func: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Wrap a loss function so that its mean over an empty input is 0, with a gradient of 0, instead of NaN."""
 
-    Args:
-        input: logits (N, C) or (N, C, ...).
-        target: class indices (N,) or (N, ...).
-        reduction: "mean", "sum" or "none".
-        kwargs: other arguments of ``F.cross_entropy``.
-    """
-    if target.numel() == 0 and reduction == "mean":
-        return input.sum() * 0.0
-    return F.cross_entropy(input, target, reduction=reduction, **kwargs)
+    @functools.wraps(loss_func)
+    def wrapped(input: torch.Tensor, target: torch.Tensor, *, reduction: str = "mean", **kwargs: Any) -> torch.Tensor:
+        if target.numel() == 0 and reduction == "mean":
+            return input.sum() * 0.0
+        return loss_func(input, target, reduction=reduction, **kwargs)
+
+    return wrapped
+
+
+# Cross-entropy of logits (N, C) or (N, C, ...) and class indices (N,) or (N, ...).
+cross_entropy = empty_input_loss_func_wrapper(F.cross_entropy)
+
+
+def shapes_to_tensor(x: list[int], device: torch.device | None = None) -> torch.Tensor:
+    """Convert a list of integers, some of which may be scalar tensors, to a tensor."""
+    return torch.as_tensor([int(value) for value in x], device=device)
 
 
 def nonzero_tuple(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -83,3 +95,6 @@ def nonzero_tuple(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
 def move_device_like(src: torch.Tensor, dst: torch.Tensor) -> torch.Tensor:
     """``src`` on the device of ``dst``."""
     return src.to(dst.device)
+
+
+__getattr__ = lookup(__name__)

@@ -6,10 +6,19 @@ from detectron2.solver.build import (
     get_default_optimizer_params,
     maybe_add_gradient_clipping,
 )
-from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
+from detectron2.solver.lr_scheduler import (
+    LRMultiplier,
+    LRScheduler,
+    WarmupCosineLR,
+    WarmupMultiStepLR,
+    WarmupParamScheduler,
+)
 
 __all__ = [
     "LRMultiplier",
+    "LRScheduler",
+    "WarmupCosineLR",
+    "WarmupMultiStepLR",
     "WarmupParamScheduler",
     "build_lr_scheduler",
     "build_optimizer",

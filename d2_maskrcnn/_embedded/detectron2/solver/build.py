@@ -2,12 +2,19 @@
 
 import torch
 
+from detectron2._names import lookup
 from detectron2.config import CfgNode
 from detectron2.solver.gradient_clipping import maybe_add_gradient_clipping
 from detectron2.solver.lr_scheduler import build_lr_scheduler
-from detectron2.solver.parameter_groups import get_default_optimizer_params
+from detectron2.solver.parameter_groups import get_default_optimizer_params, reduce_param_groups
 
-__all__ = ["build_lr_scheduler", "build_optimizer", "get_default_optimizer_params", "maybe_add_gradient_clipping"]
+__all__ = [
+    "build_lr_scheduler",
+    "build_optimizer",
+    "get_default_optimizer_params",
+    "maybe_add_gradient_clipping",
+    "reduce_param_groups",
+]
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -29,3 +36,6 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         foreach=True,
     )
+
+
+__getattr__ = lookup(__name__)

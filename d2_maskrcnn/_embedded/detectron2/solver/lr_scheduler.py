@@ -5,7 +5,10 @@ of the base learning rate. So a schedule does not depend on the number of iterat
 parameters with different base learning rates.
 """
 
+import bisect
 import logging
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +23,18 @@ from fvcore.common.param_scheduler import (
 )
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
+from torch.optim.lr_scheduler import LRScheduler
 
 from detectron2.config import CfgNode
+
+__all__ = [
+    "LRMultiplier",
+    "LRScheduler",
+    "WarmupCosineLR",
+    "WarmupMultiStepLR",
+    "WarmupParamScheduler",
+    "build_lr_scheduler",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +111,71 @@ class LRMultiplier(torch_schedulers.LRScheduler):
         """The learning rate of each group in the iteration ``last_epoch``."""
         factor = self._multiplier(self.last_epoch / self._max_iter)
         return [base_lr * factor for base_lr in self.base_lrs]
+
+
+class _WarmupLR(torch_schedulers.LambdaLR):
+    """Multiply the base rates by a function of the iteration, after a warm-up from ``warmup_factor`` to 1."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        multiplier: Callable[[int], float],
+        warmup_factor: float,
+        warmup_iters: int,
+        warmup_method: str,
+        last_epoch: int,
+    ) -> None:
+        if warmup_method not in ("linear", "constant"):
+            raise ValueError(f"Unknown warmup method {warmup_method!r}: expected 'linear' or 'constant'")
+
+        def factor(iteration: int) -> float:
+            if iteration >= warmup_iters:
+                return multiplier(iteration)
+            share = iteration / warmup_iters if warmup_method == "linear" else 0.0
+            return multiplier(iteration) * (warmup_factor * (1 - share) + share)
+
+        super().__init__(optimizer, factor, last_epoch)
+
+
+class WarmupMultiStepLR(_WarmupLR):
+    """Multiply the rates by ``gamma`` at each milestone; :func:`build_lr_scheduler` makes :class:`LRMultiplier`."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        milestones: list[int],
+        gamma: float = 0.1,
+        warmup_factor: float = 0.001,
+        warmup_iters: int = 1000,
+        warmup_method: str = "linear",
+        last_epoch: int = -1,
+    ) -> None:
+        if list(milestones) != sorted(milestones):
+            raise ValueError(f"milestones must be in increasing order, got {milestones}")
+        ordered = list(milestones)
+
+        def decay(iteration: int) -> float:
+            return gamma ** bisect.bisect_right(ordered, iteration)
+
+        super().__init__(optimizer, decay, warmup_factor, warmup_iters, warmup_method, last_epoch)
+
+
+class WarmupCosineLR(_WarmupLR):
+    """Let the rates fall to 0 along half a cosine; :func:`build_lr_scheduler` makes :class:`LRMultiplier`."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        max_iters: int,
+        warmup_factor: float = 0.001,
+        warmup_iters: int = 1000,
+        warmup_method: str = "linear",
+        last_epoch: int = -1,
+    ) -> None:
+        def decay(iteration: int) -> float:
+            return 0.5 * (1 + math.cos(math.pi * iteration / max_iters))
+
+        super().__init__(optimizer, decay, warmup_factor, warmup_iters, warmup_method, last_epoch)
 
 
 class _DecaysOfEqualLength(ParamScheduler):

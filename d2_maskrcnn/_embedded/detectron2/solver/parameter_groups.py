@@ -69,6 +69,16 @@ def get_default_optimizer_params(
     return list(groups.values())
 
 
+def reduce_param_groups(params: list[ParamGroup]) -> list[ParamGroup]:
+    """Merge the parameter groups with equal settings; optimizers are faster with fewer groups."""
+    merged: dict[frozenset[tuple[str, Any]], ParamGroup] = {}
+    for group in params:
+        settings = {name: value for name, value in group.items() if name != "params"}
+        target = merged.setdefault(frozenset(settings.items()), {"params": [], **settings})
+        target["params"].extend(group["params"])
+    return list(merged.values())
+
+
 def _without_none(settings: dict[str, float | None]) -> dict[str, float]:
     return {name: value for name, value in settings.items() if value is not None}
 

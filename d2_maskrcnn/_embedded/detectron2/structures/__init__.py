@@ -1,5 +1,6 @@
 """What a batch is made of: images, boxes, masks, and the instances that tie them together."""
 
+from detectron2._names import lookup
 from detectron2.structures.boxes import (
     Boxes,
     BoxMode,
@@ -10,7 +11,13 @@ from detectron2.structures.boxes import (
 )
 from detectron2.structures.image_list import ImageList
 from detectron2.structures.instances import Instances
-from detectron2.structures.masks import BitMasks, PolygonMasks, polygons_to_bitmask, rasterize_polygons_within_box
+from detectron2.structures.masks import (
+    BitMasks,
+    PolygonMasks,
+    ROIMasks,
+    polygons_to_bitmask,
+    rasterize_polygons_within_box,
+)
 
 __all__ = [
     "BitMasks",
@@ -19,6 +26,7 @@ __all__ = [
     "ImageList",
     "Instances",
     "PolygonMasks",
+    "ROIMasks",
     "matched_pairwise_iou",
     "pairwise_intersection",
     "pairwise_ioa",
@@ -26,3 +34,5 @@ __all__ = [
     "polygons_to_bitmask",
     "rasterize_polygons_within_box",
 ]
+
+__getattr__ = lookup(__name__)

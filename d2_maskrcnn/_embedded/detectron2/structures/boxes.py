@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from detectron2._names import lookup
 from detectron2.structures.box_mode import BoxMode
 
 __all__ = ["BoxMode", "Boxes", "matched_pairwise_iou", "pairwise_intersection", "pairwise_ioa", "pairwise_iou"]
@@ -154,3 +155,6 @@ def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
     shared = sides.clamp_(min=0).prod(dim=1)
     union = boxes1.area() + boxes2.area() - shared
     return torch.where(shared > 0, shared / union, shared.new_zeros(()))
+
+
+__getattr__ = lookup(__name__)

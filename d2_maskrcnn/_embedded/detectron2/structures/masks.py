@@ -10,7 +10,14 @@ from torchvision.ops import roi_align
 from detectron2.structures.boxes import Boxes
 from detectron2.structures.polygons import polygon_area, polygons_to_bitmask, rasterize_polygons_within_box
 
-__all__ = ["BitMasks", "PolygonMasks", "polygon_area", "polygons_to_bitmask", "rasterize_polygons_within_box"]
+__all__ = [
+    "BitMasks",
+    "PolygonMasks",
+    "ROIMasks",
+    "polygon_area",
+    "polygons_to_bitmask",
+    "rasterize_polygons_within_box",
+]
 
 # Bitmaps are made float32 for resampling; at most so many pixels at a time (64 MB), as a crowded image would fill
 # the memory.
@@ -260,3 +267,43 @@ def _check_polygons(instance: Any) -> list[np.ndarray]:
         if len(array) % 2 or len(array) < 6:
             raise ValueError(f"A polygon is an even number of at least 6 values, got {len(array)}: {array.tolist()}")
     return arrays
+
+
+class ROIMasks:
+    """N masks of one image as probabilities inside a box each.
+
+    Attributes:
+        tensor: (N, M, M) in [0, 1], in the frame of the boxes.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        if tensor.dim() != 3:
+            raise ValueError(f"ROIMasks need a tensor of shape (N, M, M), got {tuple(tensor.shape)}")
+        self.tensor = tensor
+
+    def to(self, device: torch.device) -> "ROIMasks":
+        """Return the masks on another device."""
+        return ROIMasks(self.tensor.to(device))
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the tensor."""
+        return self.tensor.device
+
+    def to_bitmasks(self, boxes: torch.Tensor, height: int, width: int, threshold: float = 0.5) -> BitMasks:
+        """Paste the masks into an image of (height, width) pixels; ``boxes`` (N, 4) are XYXY in its frame."""
+        from detectron2.layers.mask_ops import paste_masks_in_image  # that module imports this package
+
+        return BitMasks(paste_masks_in_image(self.tensor, boxes, (height, width), threshold))
+
+    def __getitem__(self, item: Any) -> "ROIMasks":
+        picked = self.tensor[item]
+        if picked.dim() != 3:
+            raise IndexError(f"ROIMasks indexed with {item!r} gives shape {tuple(picked.shape)}, not (N, M, M)")
+        return ROIMasks(picked)
+
+    def __len__(self) -> int:
+        return len(self.tensor)
+
+    def __repr__(self) -> str:
+        return f"ROIMasks(num_instances={len(self)})"

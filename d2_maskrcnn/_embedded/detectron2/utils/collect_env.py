@@ -11,6 +11,8 @@ from collections import defaultdict
 import torch
 from tabulate import tabulate
 
+from detectron2._names import lookup
+
 __all__ = ["collect_env_info"]
 
 # Name on PyPI -> module that shows where it is. None: the version is enough.
@@ -75,3 +77,5 @@ def _opencv() -> str:
 
 if __name__ == "__main__":
     print(collect_env_info())
+
+__getattr__ = lookup(__name__)

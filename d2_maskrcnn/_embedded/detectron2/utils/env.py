@@ -5,11 +5,12 @@ import logging
 import os
 import random
 import re
+from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["TORCH_VERSION", "seed_all_rng", "setup_environment"]
+__all__ = ["TORCH_VERSION", "fixup_module_metadata", "seed_all_rng", "setup_environment"]
 
 # (major, minor)
 _major, _minor = re.findall(r"\d+", torch.__version__)[:2]
@@ -46,6 +47,14 @@ def setup_environment() -> None:
     _environment_is_set_up = True
     if importlib.util.find_spec("cv2") is not None:
         _keep_opencv_to_one_thread()
+
+
+def fixup_module_metadata(module_name: str, namespace: dict[str, Any], keys: list[str] | None = None) -> None:
+    """Let the public objects of a namespace that lie below ``module_name`` name it as their module."""
+    for key in namespace if keys is None else keys:
+        found = namespace.get(key)
+        if not key.startswith("_") and str(getattr(found, "__module__", "")).startswith(f"{module_name}."):
+            found.__module__ = module_name  # type: ignore[union-attr]
 
 
 def _keep_opencv_to_one_thread() -> None:

@@ -1,5 +1,6 @@
 """Dataset formats, and the registration of the built-in datasets (on import)."""
 
+from detectron2._names import lookup
 from detectron2.data.datasets import builtin, builtin_meta
 from detectron2.data.datasets._coco_export import convert_to_coco_dict, convert_to_coco_json
 from detectron2.data.datasets.coco import load_coco_json, register_coco_instances
@@ -12,3 +13,5 @@ __all__ = [
     "load_coco_json",
     "register_coco_instances",
 ]
+
+__getattr__ = lookup(__name__)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from detectron2._names import lookup
 from detectron2.data.datasets.builtin_meta import get_coco_instances_meta
 from detectron2.data.datasets.coco import register_coco_instances
 
@@ -40,3 +41,5 @@ def register_all_coco(root: str) -> None:
 
 
 register_all_coco(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
+
+__getattr__ = lookup(__name__)

@@ -15,6 +15,7 @@ from typing import Any
 import pycocotools.mask as mask_util
 from pycocotools.coco import COCO
 
+from detectron2._names import lookup
 from detectron2.data.catalog import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets._coco_export import convert_to_coco_dict, convert_to_coco_json
 from detectron2.structures import BoxMode
@@ -203,3 +204,6 @@ def register_coco_instances(name: str, metadata: dict[str, Any], json_file: str,
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
     MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)
+
+
+__getattr__ = lookup(__name__)

@@ -6,5 +6,12 @@ from detectron2.data.samplers.distributed_sampler import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
+from detectron2.data.samplers.grouped_batch_sampler import GroupedBatchSampler
 
-__all__ = ["InferenceSampler", "RandomSubsetTrainingSampler", "RepeatFactorTrainingSampler", "TrainingSampler"]
+__all__ = [
+    "GroupedBatchSampler",
+    "InferenceSampler",
+    "RandomSubsetTrainingSampler",
+    "RepeatFactorTrainingSampler",
+    "TrainingSampler",
+]

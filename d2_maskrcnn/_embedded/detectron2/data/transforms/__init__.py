@@ -16,6 +16,7 @@ from fvcore.transforms.transform import (
     VFlipTransform,
 )
 
+from detectron2._names import lookup
 from detectron2.data.transforms.augmentation import (
     AugInput,
     Augmentation,
@@ -27,19 +28,27 @@ from detectron2.data.transforms.color import RandomBrightness, RandomContrast, R
 from detectron2.data.transforms.crop import FixedSizeCrop, RandomCrop, RandomExtent
 from detectron2.data.transforms.geometric import RandomApply, RandomFlip, RandomRotation
 from detectron2.data.transforms.resize import RandomResize, Resize, ResizeScale, ResizeShortestEdge
-from detectron2.data.transforms.transform import ExtentTransform, ResizeTransform, RotationTransform
+from detectron2.data.transforms.transform import (
+    ColorTransform,
+    ExtentTransform,
+    PILColorTransform,
+    ResizeTransform,
+    RotationTransform,
+)
 
 __all__ = [
     "AugInput",
     "Augmentation",
     "AugmentationList",
     "BlendTransform",
+    "ColorTransform",
     "CropTransform",
     "ExtentTransform",
     "FixedSizeCrop",
     "GridSampleTransform",
     "HFlipTransform",
     "NoOpTransform",
+    "PILColorTransform",
     "PadTransform",
     "RandomApply",
     "RandomBrightness",
@@ -63,3 +72,5 @@ __all__ = [
     "apply_augmentations",
     "apply_transform_gens",
 ]
+
+__getattr__ = lookup(__name__)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
-from fvcore.transforms.transform import CropTransform, Transform, TransformList
+from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform, TransformList
 from PIL import Image
 
-__all__ = ["ExtentTransform", "ResizeTransform", "RotationTransform"]
+from detectron2._names import lookup
+
+__all__ = ["ColorTransform", "ExtentTransform", "PILColorTransform", "ResizeTransform", "RotationTransform"]
 
 _TORCH_MODES = {
     Image.Resampling.NEAREST: "nearest",
@@ -106,6 +110,47 @@ class ResizeTransform(Transform):
     def inverse(self) -> Transform:
         """The transform back to (h, w)."""
         return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
+
+
+class ColorTransform(Transform):
+    """Apply a function to the pixels of an image; points and labels stay.
+
+    Args:
+        op: maps an image array to one of the same shape.
+
+    Raises:
+        ValueError: ``op`` cannot be called.
+    """
+
+    def __init__(self, op: Callable[[np.ndarray], np.ndarray]) -> None:
+        if not callable(op):
+            raise ValueError(f"op must be a function, got {op!r}")
+        super().__init__()
+        self.op = op
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Return ``op(img)``."""
+        return self.op(img)
+
+    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
+        """Return the points unchanged."""
+        return coords
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        """Return the labels unchanged."""
+        return segmentation
+
+    def inverse(self) -> Transform:
+        """Return a transform that does nothing: colors are not restored."""
+        return NoOpTransform()
+
+
+class PILColorTransform(ColorTransform):
+    """Apply a function of PIL images, such as the methods of ``PIL.ImageEnhance``, to the pixels of an image."""
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        """Return the result as an array."""
+        return np.asarray(self.op(Image.fromarray(img)))
 
 
 class ExtentTransform(Transform):
@@ -243,3 +288,6 @@ class RotationTransform(Transform):
         back = RotationTransform(self.bound_h, self.bound_w, -self.angle, True, None, self.interp)
         x0, y0 = (back.bound_w - self.w) // 2, (back.bound_h - self.h) // 2
         return TransformList([back, CropTransform(x0, y0, self.w, self.h)])
+
+
+__getattr__ = lookup(__name__)
