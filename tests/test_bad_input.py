@@ -59,6 +59,11 @@ def edit(folder, change):
         (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
         (["D2_MASKRCNN.SOLVER.OPTIMIZER", "Lion"], "expected one of 'SGD', 'AdamW'"),
         (["MODEL.META_ARCHITECTURE", "MaskRCN"], "Did you mean MaskRCNN?"),
+        (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE is 'gpu'; expected one of cpu, cuda"),
+        (["SOLVER.LR_SCHEDULER_NAME", "Foo"], "expected one of 'WarmupMultiStepLR'"),
+        (["SOLVER.BASE_LR", "None"], "SOLVER.BASE_LR is None; expected a number"),
+        (["MODEL.WEIGHTS", "detectron2://../../x.pkl"], "expected the plain address of a file"),
+        (["--config-file", "https://host/x.yaml"], "only local files are read"),
     ],
 )
 def test_arguments(train_net, tiny_opts, words, expected):
