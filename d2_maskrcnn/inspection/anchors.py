@@ -76,25 +76,38 @@ class Step:
 
 @dataclass
 class AnchorFindings:
-    """Numbers of the section: anchors of each level, boxes after each step, ground truth boxes."""
+    """Numbers of the section.
+
+    Attributes:
+        levels: anchors of each level.
+        steps: boxes that each step keeps.
+        ground_truth: number of ground truth boxes.
+        uncovered: those of them that no anchor overlaps by an IoU of 0.5.
+    """
 
     levels: list[LevelAnchors]
     steps: list[Step]
     ground_truth: int
+    uncovered: int
 
     def as_dict(self) -> dict[str, object]:
         """Return the numbers for JSON."""
         steps = [{k: v for k, v in vars(step).items() if k != "boxes"} for step in self.steps]
         levels = [vars(level) for level in self.levels]
-        return {"ground_truth_boxes": self.ground_truth, "levels": levels, "steps": steps}
+        boxes = {"ground_truth_boxes": self.ground_truth, "uncovered_boxes": self.uncovered}
+        return {**boxes, "levels": levels, "steps": steps}
 
 
 def inspect_anchors(observation: Observation) -> AnchorFindings:
     """Count anchors and their labels, and the boxes that each step of the region proposal network keeps."""
+    return observation.once("anchors", lambda: _inspect(observation))
+
+
+def _inspect(observation: Observation) -> AnchorFindings:
     boxes = observation.gt_boxes()
-    return observation.once(
-        "anchors", lambda: AnchorFindings(_levels(observation), _steps(observation, boxes), len(boxes))
-    )
+    steps = _steps(observation, boxes)
+    covered = 1.0 if steps[0].recall is None else steps[0].recall["0.50"]
+    return AnchorFindings(_levels(observation), steps, len(boxes), round(len(boxes) * (1 - covered)))
 
 
 def _levels(observation: Observation) -> list[LevelAnchors]:

@@ -3,14 +3,15 @@
 Boxes are XYXY in pixels of the network's input image.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from d2_maskrcnn.inspection.anchors import ground_truth_layers, recall
 from d2_maskrcnn.inspection.observation import Observation
+from d2_maskrcnn.modeling.box_coding import BoxCoder
 from d2_maskrcnn.visualization.palette import class_color
 from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_marks, box_points, draw_scene
 from detectron2.structures import Boxes, pairwise_iou
@@ -56,6 +57,11 @@ class BoxFindings:
         candidates_per_class, kept_per_class: class name -> number.
         recall: step -> IoU threshold -> share of the ground truth boxes; None without ground truth boxes.
         detections: each detection and its proposal.
+        sampled: ``foreground`` and ``background`` regions that training samples for the loss; empty without ground
+            truth.
+        deltas: for dx, dy, dw, dh of the sampled foreground regions, the mean and standard deviation of the regression
+            targets before (``mean``, ``std``) and after (``normalized_mean``, ``normalized_std``) they are multiplied
+            by ``MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS``; empty without foreground regions.
     """
 
     regions: int
@@ -67,6 +73,8 @@ class BoxFindings:
     kept_per_class: dict[str, int]
     recall: dict[str, dict[str, float] | None]
     detections: list[Refinement]
+    sampled: dict[str, int] = field(default_factory=dict)
+    deltas: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, object]:
         """Return the numbers for JSON."""
@@ -98,7 +106,35 @@ def _inspect(observation: Observation) -> BoxFindings:
         kept_per_class=_per_class(observation, candidates.pred_classes[kept]),
         recall={name: recall(tensor.float().cpu(), observation.gt_boxes()) for name, tensor in boxes.items()},
         detections=[_refinement(observation, index) for index in kept.tolist()],
+        **_training_regions(observation),
     )
+
+
+def _training_regions(observation: Observation) -> dict[str, Any]:
+    """Count the regions that training samples, and compute the statistics of their regression targets."""
+    if observation.training is None or not observation.training.rois:
+        return {}
+    rois = observation.training.rois[0]
+    background = observation.intermediates.class_probs[0].shape[1] - 1
+    foreground = rois[rois.gt_classes < background]
+    sampled = {"foreground": len(foreground), "background": len(rois) - len(foreground)}
+    if not len(foreground):
+        return {"sampled": sampled}
+    boxes, targets = foreground.proposal_boxes.tensor.float(), foreground.gt_boxes.tensor.float()
+    deltas = BoxCoder((1.0, 1.0, 1.0, 1.0)).encode(boxes, targets).cpu()  # (F, 4)
+    weights = observation.box_weights
+    return {
+        "sampled": sampled,
+        "deltas": {
+            name: {
+                "mean": float(values.mean()),
+                "std": float(values.std(correction=0)),
+                "normalized_mean": float(values.mean()) * weight,
+                "normalized_std": float(values.std(correction=0)) * weight,
+            }
+            for name, values, weight in zip(("dx", "dy", "dw", "dh"), deltas.T, weights, strict=True)
+        },
+    }
 
 
 def _per_class(observation: Observation, classes: torch.Tensor) -> dict[str, int]:

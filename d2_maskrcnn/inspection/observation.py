@@ -42,6 +42,7 @@ class Observation:
         layers: module name -> its outputs, one for each time it ran.
         level_names: feature levels of the RPN; the region heads use ``roi_level_names``.
         strides: of the RPN's levels, in pixels of ``image``.
+        box_weights: factors of the box deltas (dx, dy, dw, dh), ``MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS``.
         class_names: may be empty.
         seconds: duration of inference.
         problem: why the losses could not be computed, or "".
@@ -59,6 +60,7 @@ class Observation:
     level_names: Sequence[str] = ()
     roi_level_names: Sequence[str] = ()
     strides: Sequence[int] = ()
+    box_weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
     class_names: Sequence[str] = ()
     seconds: float = 0.0
     problem: str = ""
@@ -135,6 +137,7 @@ def observe(
         level_names=tuple(rpn.in_features),
         roi_level_names=tuple(heads.in_features),
         strides=tuple(rpn.anchor_generator.strides),
+        box_weights=tuple(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
         class_names=tuple(class_names),
         seconds=seconds,
         problem=problem,

@@ -12,9 +12,11 @@ from markupsafe import Markup
 
 from d2_maskrcnn.errors import printable
 from d2_maskrcnn.inspection import data
+from d2_maskrcnn.inspection.conclusions import about_data
 from d2_maskrcnn.inspection.data import DataFindings
 from d2_maskrcnn.inspection.statistics import histogram, quantiles
 from d2_maskrcnn.inspection.weights import by_group
+from d2_maskrcnn.visualization.labels import ALWAYS_SHOWN, MAX_COVERAGE
 from d2_maskrcnn.visualization.palette import class_color, to_hex
 from d2_maskrcnn.visualization.scene import Mark, Scene
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 JPEG_QUALITY = 85
 DASHES = {"solid": "", "dotted": "1.5 3", "dashed": "6 4"}  # SVG stroke-dasharray
 MAX_BARS = 30
+_LABEL_ASPECT = 0.6  # mean width of a character relative to its height
 _LABEL_LINES = 6  # places that are tried for a label, one below the other
 
 
@@ -37,8 +40,16 @@ def render(report: "Report") -> str:
         }
         for index, seen in enumerate(report.observations)
     ]
-    template = _environment().get_template("report.html.jinja")
-    return template.render(report=report, images=images, groups=by_group(report.weights) if report.weights else {})
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            report=report,
+            images=images,
+            groups=by_group(report.weights) if report.weights else {},
+            data_conclusions=about_data(report.data) if report.data else [],
+        )
+    )
 
 
 @cache
@@ -58,6 +69,7 @@ def _environment() -> Environment:
         "hex": to_hex,
         "svg_path": svg_path,
         "bar_path": bar_path,
+        "curve_path": curve_path,
         "largest": largest,
         "printable": printable,
     }
@@ -111,6 +123,12 @@ def bar_path(counts: Sequence[int], width: int, height: int) -> str:
     return "".join([*points, f"L{width} {height}Z"])
 
 
+def curve_path(values: Sequence[float], width: int, height: int) -> str:
+    """Return the data of an SVG path through evenly spaced values in [0, 1]."""
+    step = width / max(len(values) - 1, 1)
+    return "M" + "L".join(f"{index * step:.1f} {height * (1 - value):.1f}" for index, value in enumerate(values))
+
+
 def largest(values: dict[str, int], limit: int = MAX_BARS) -> list[tuple[str, int]]:
     """Sort counts, the largest first, and add up those beyond ``limit``."""
     ordered = sorted(values.items(), key=lambda item: -item[1])
@@ -123,8 +141,10 @@ def class_name(scene: Scene, index: int) -> str:
     return scene.class_names[index] if index < len(scene.class_names) else f"class {index}"
 
 
-def label_places(marks: Sequence[Mark], size: float) -> list[tuple[float, float] | None]:
+def label_places(scene: Scene, marks: Sequence[Mark], size: float) -> list[tuple[float, float] | None]:
     """Place labels above the top left corners of their marks, or lower where other labels are.
+
+    In crowded scenes labels are thinned, as :class:`~d2_maskrcnn.visualization.labels.LabelPainter` does.
 
     Args:
         size: height of a label in the scene's coordinates.
@@ -134,17 +154,23 @@ def label_places(marks: Sequence[Mark], size: float) -> list[tuple[float, float]
     """
     taken: list[tuple[float, float, float]] = []  # left, right, baseline
     places: list[tuple[float, float] | None] = []
+    covered = 0.0
     for mark in marks:
         places.append(None)
         if not mark.label or not mark.points:
             continue
-        x, y = (float(value) for value in mark.points[0].min(axis=0))
-        right = x + 0.6 * size * len(mark.label)
+        (x, y), corner = mark.points[0].min(axis=0).tolist(), mark.points[0].max(axis=0)
+        width = _LABEL_ASPECT * size * len(mark.label)
+        if len(taken) >= ALWAYS_SHOWN:
+            of_mark = float((corner[0] - x) * (corner[1] - y))
+            if width * size > of_mark or covered + width * size > MAX_COVERAGE * scene.frame[0] * scene.frame[1]:
+                continue
         for line in range(_LABEL_LINES):
             base = max(y - 0.2 * size, size) + line * 1.1 * size
-            if all(x > other[1] or right < other[0] or abs(base - other[2]) > size for other in taken):
+            if all(x > other[1] or x + width < other[0] or abs(base - other[2]) > size for other in taken):
                 places[-1] = (x, base)
-                taken.append((x, right, base))
+                taken.append((x, x + width, base))
+                covered += width * size
                 break
     return places
 

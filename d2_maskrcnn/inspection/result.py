@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d2_maskrcnn.data.ground_truth import GroundTruth
-from d2_maskrcnn.evaluation.outcomes import match
+from d2_maskrcnn.evaluation.outcomes import MATCH_IOU, match
 from d2_maskrcnn.inspection.observation import Observation
 from d2_maskrcnn.structures.masks import coco_iou, encode_rle, mask_to_polygons
+from d2_maskrcnn.visualization.figures import draw_curves
 from d2_maskrcnn.visualization.palette import OUTCOMES
 from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_points, draw_scene
 from detectron2.structures import Instances
@@ -55,6 +56,11 @@ class ResultFindings:
         counts: outcome -> number, including ``FN`` (false negatives).
         outcomes: of each detection.
         false_negatives: indices of the ground truth objects that no detection matched.
+        below_threshold: how many of these a lower score threshold would match.
+        duplicates: false positives that overlap an object of their class, which another detection has matched.
+        ap50: average precision of all detections at an IoU of ``MATCH_IOU``, over all classes together, in [0, 1].
+        precisions: (101,) interpolated precision at the recalls 0, 0.01, ..., 1, of which ``ap50`` is the mean.
+        overlaps: (outcomes, objects) IoU of each detection with each object.
     """
 
     threshold: float
@@ -65,6 +71,11 @@ class ResultFindings:
     counts: dict[str, int] = field(default_factory=dict)
     outcomes: list[Outcome] = field(default_factory=list)
     false_negatives: list[int] = field(default_factory=list)
+    below_threshold: int = 0
+    duplicates: int = 0
+    ap50: float | None = None
+    precisions: list[float] = field(default_factory=list)
+    overlaps: np.ndarray | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Return the numbers for JSON."""
@@ -78,21 +89,57 @@ def inspect_result(observation: Observation, threshold: float = 0.5) -> ResultFi
     names = [observation.class_name(c) for c in results.pred_classes[chosen].tolist()]
     per_class = {name: names.count(name) for name in dict.fromkeys(names)}
     findings = ResultFindings(threshold, len(results), len(chosen), per_class)
+    if observation.ground_truth is not None:
+        _compare(findings, observation, results, chosen.numpy())
+    return findings
+
+
+def _compare(findings: ResultFindings, observation: Observation, results: Instances, chosen: np.ndarray) -> None:
+    """Fill in everything that needs the ground truth; ``chosen`` are the detections above the threshold."""
     truth = observation.ground_truth
-    if truth is None:
-        return findings
-    overlaps = overlap_matrix(results, truth)[chosen.numpy()]  # (n, G)
-    outcomes, unmatched = match(results.pred_classes[chosen].numpy(), truth.classes, overlaps, truth.crowd)
-    for row, (index, (outcome, gt_index)) in enumerate(zip(chosen.tolist(), outcomes, strict=True)):
-        item = Outcome(index, names[row], float(results.scores[index]), outcome)
-        if gt_index is not None:
-            item.gt_index, item.iou = gt_index, float(overlaps[row, gt_index])
-            item.gt_class = observation.class_name(int(truth.classes[gt_index]))
+    assert truth is not None
+    classes, scores, all_overlaps = results.pred_classes.numpy(), results.scores, overlap_matrix(results, truth)
+    overlaps = all_overlaps[chosen]  # (n, G)
+    outcomes, unmatched = match(classes[chosen], truth.classes, overlaps, truth.crowd)
+    for index, ious, (outcome, gt) in zip(chosen.tolist(), overlaps, outcomes, strict=True):
+        item = Outcome(index, observation.class_name(int(classes[index])), float(scores[index]), outcome)
+        if gt is not None:
+            item.gt_index, item.iou = gt, float(ious[gt])
+            item.gt_class = observation.class_name(int(truth.classes[gt]))
         findings.outcomes.append(item)
     kinds = [outcome for outcome, _ in outcomes]
     findings.counts = {kind: kinds.count(kind) for kind in DETECTION_OUTCOMES} | {FALSE_NEGATIVE: len(unmatched)}
     findings.ground_truth, findings.false_negatives = int((~truth.crowd).sum()), unmatched
-    return findings
+    findings.overlaps = overlaps
+    on_object = ((classes[chosen][:, None] == truth.classes) & ~truth.crowd & (overlaps >= MATCH_IOU)).any(axis=1)
+    findings.duplicates = int((on_object & np.array([kind == "FP" for kind in kinds], bool)).sum())
+    _add_precision(findings, match(classes, truth.classes, all_overlaps, truth.crowd)[0])
+
+
+def _add_precision(findings: ResultFindings, outcomes: list[tuple[str, int | None]]) -> None:
+    """Fill in what depends on ``outcomes``, those of all detections whatever their score."""
+    matched = {gt for outcome, gt in outcomes if outcome == "TP"}
+    findings.below_threshold = len(matched & set(findings.false_negatives))
+    if findings.ground_truth:
+        hits = np.array([outcome == "TP" for outcome, _ in outcomes if outcome != "ignored"], bool)
+        precisions = interpolated_precision(hits, findings.ground_truth)
+        findings.precisions, findings.ap50 = precisions.tolist(), float(precisions.mean())
+
+
+def interpolated_precision(hits: np.ndarray, objects: int) -> np.ndarray:
+    """Compute COCO's interpolated precision at 101 recalls: the highest precision at this recall or a higher one.
+
+    Args:
+        hits: (n,) bool, whether each detection is a true positive; highest score first.
+        objects: number of ground truth objects, at least 1.
+
+    Returns:
+        (101,) in [0, 1]; 0 for recalls that are not reached. The mean is the average precision.
+    """
+    true_positives = np.cumsum(hits)
+    precision = true_positives / np.arange(1, len(hits) + 1)
+    envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
+    return envelope[np.searchsorted(true_positives / objects, np.linspace(0, 1, 101))]
 
 
 def overlap_matrix(results: Instances, truth: GroundTruth) -> np.ndarray:
@@ -158,10 +205,14 @@ def _mark(item: Outcome, results: Instances) -> Mark:
 
 
 def draw_result(observation: Observation, threshold: float = 0.5) -> "dict[str, Figure]":
-    """Draw the figures ``result`` and, with ground truth, ``outcomes``."""
+    """Draw the figures ``result`` and, with ground truth, ``outcomes`` and ``precision_recall``."""
     scene = result_scene(observation, threshold)
     figures = {"result": draw_scene(scene)}
     if observation.ground_truth is not None:
         layers = [replace(layer, shown=True) for layer in scene.layers if layer.name in OUTCOMES]
         figures["outcomes"] = draw_scene(replace(scene, name="outcomes", title="Outcomes", layers=layers))
+        findings = inspect_result(observation, threshold)
+        if findings.ap50 is not None:
+            curve = {"all classes": np.array(findings.precisions)}
+            figures["precision_recall"] = draw_curves(np.linspace(0, 1, 101), curve, f"IoU {MATCH_IOU}")
     return figures

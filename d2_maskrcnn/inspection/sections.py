@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from d2_maskrcnn.evaluation.outcomes import MATCH_IOU
-from d2_maskrcnn.inspection import activations, anchors, boxes, masks, result
+from d2_maskrcnn.inspection import activations, anchors, boxes, conclusions, masks, result
 from d2_maskrcnn.inspection.observation import Observation
 from d2_maskrcnn.visualization.figures import encode_png, png
 
 MASK_LIMIT = 24
+GRID_LIMIT = 20  # rows and columns
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,10 @@ class Section:
 
 
 def _anchor_context(seen: Observation, threshold: float) -> dict[str, Any]:
+    findings = anchors.inspect_anchors(seen)
     return {
-        "findings": anchors.inspect_anchors(seen),
+        "findings": findings,
+        "conclusions": conclusions.about_anchors(findings),
         "level_scene": anchors.level_scene(seen),
         "label_scene": anchors.label_scene(seen),
         "proposal_scene": anchors.proposal_scene(seen),
@@ -41,8 +44,10 @@ def _anchor_context(seen: Observation, threshold: float) -> dict[str, Any]:
 
 
 def _box_context(seen: Observation, threshold: float) -> dict[str, Any]:
+    findings = boxes.inspect_boxes(seen)
     return {
-        "findings": boxes.inspect_boxes(seen),
+        "findings": findings,
+        "conclusions": conclusions.about_boxes(findings),
         "refinement_scene": boxes.refinement_scene(seen),
         "level_scene": boxes.level_scene(seen),
     }
@@ -52,6 +57,7 @@ def _mask_context(seen: Observation, threshold: float) -> dict[str, Any]:
     findings = masks.inspect_masks(seen)
     targets = masks.mask_targets(seen)
     return {
+        "conclusions": conclusions.about_masks(findings),
         "total": len(findings),
         "masks": [(finding, masks.strip(finding, seen.original)) for finding in findings[:MASK_LIMIT]],
         "targets": [(target, masks.target_pair(target, seen.image)) for target in targets],
@@ -69,11 +75,39 @@ def _activation_context(seen: Observation, threshold: float) -> dict[str, Any]:
 
 
 def _result_context(seen: Observation, threshold: float) -> dict[str, Any]:
+    findings = result.inspect_result(seen, threshold)
     return {
-        "findings": result.inspect_result(seen, threshold),
+        "findings": findings,
+        "conclusions": conclusions.about_result(findings),
+        "grid": iou_grid(seen, findings),
         "scene": result.result_scene(seen, threshold),
         "match_iou": MATCH_IOU,
     }
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """IoU of a detection and an object; ``kind`` is ``match``, ``wrong`` (another class, IoU enough) or ""."""
+
+    iou: float
+    kind: str
+
+
+def iou_grid(seen: Observation, findings: result.ResultFindings, limit: int = GRID_LIMIT) -> dict[str, Any] | None:
+    """Arrange the IoU of the first detections (rows) with the first objects (columns); None if there are none."""
+    truth = seen.ground_truth
+    if truth is None or findings.overlaps is None or findings.overlaps.size == 0:
+        return None
+    rows = []
+    for item, ious in zip(findings.outcomes[:limit], findings.overlaps[:limit, :limit].tolist(), strict=True):
+        cells = []
+        for index, iou in enumerate(ious):
+            same = seen.class_name(int(truth.classes[index])) == item.class_name
+            kind = "" if iou < MATCH_IOU else "match" if same else "wrong"
+            cells.append(GridCell(iou, kind))
+        rows.append((f"{item.class_name} {item.score:.2f}", cells))
+    columns = [seen.class_name(int(cls)) for cls in truth.classes[:limit]]
+    return {"columns": columns, "rows": rows, "detections": len(findings.outcomes), "objects": len(truth)}
 
 
 def _pngs(draw: Callable[[Observation], dict[str, Any]]) -> Callable[[Observation, float], dict[str, bytes]]:

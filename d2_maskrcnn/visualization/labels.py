@@ -17,7 +17,7 @@ Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
 _CACHED_STAMPS = 512
 # In crowded images labels are thinned: beyond a few, none may be larger than its object or hide more than a share of
 # the others, and all together may cover a share of the image only.
-_MAX_COVERAGE, _MAX_HIDDEN, _ALWAYS_SHOWN = 0.1, 0.25, 10
+MAX_COVERAGE, _MAX_HIDDEN, ALWAYS_SHOWN = 0.1, 0.25, 10
 _MAX_DISTANCE = 2  # how far a label may be above or below its box, in heights of the label
 _MAX_PLACES = 24  # rows of candidate places along a box
 
@@ -86,8 +86,8 @@ class LabelPainter:
                 continue
             stamp = self.stamp(text, color, width)
             area = stamp.shape[0] * stamp.shape[1]
-            crowded = len(taken) >= _ALWAYS_SHOWN
-            if crowded and covered + area > _MAX_COVERAGE * height * width:
+            crowded = len(taken) >= ALWAYS_SHOWN
+            if crowded and covered + area > MAX_COVERAGE * height * width:
                 break
             if crowded and area > np.prod(box[2:] - box[:2]):
                 continue

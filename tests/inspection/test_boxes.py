@@ -45,3 +45,17 @@ def test_scene_pairs_proposals_with_detections(observation):
 
 def test_figures(blind_observation):
     assert set(draw_boxes(blind_observation)) == {"refinement", "levels"}
+
+
+def test_regression_targets_of_sampled_regions(observation, cfg):
+    """Computed again: Girshick et al. 2014, appendix C."""
+    findings = inspect_boxes(observation)
+    rois = observation.training.rois[0]
+    foreground = rois[rois.gt_classes < 4]
+    assert findings.sampled == {"foreground": len(foreground), "background": len(rois) - len(foreground)}
+    before, after = foreground.proposal_boxes.tensor.numpy(), foreground.gt_boxes.tensor.numpy()
+    dx = ((after[:, 0] + after[:, 2]) - (before[:, 0] + before[:, 2])) / 2 / (before[:, 2] - before[:, 0])
+    dh = np.log((after[:, 3] - after[:, 1]) / (before[:, 3] - before[:, 1]))
+    for name, values, weight in (("dx", dx, 10), ("dh", dh, 5)):
+        assert findings.deltas[name]["mean"] == pytest.approx(values.mean(), abs=1e-5)
+        assert findings.deltas[name]["normalized_std"] == pytest.approx(weight * values.std(), rel=1e-4)

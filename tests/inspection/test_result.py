@@ -8,7 +8,7 @@ import torch
 
 from d2_maskrcnn.data.ground_truth import GroundTruth
 from d2_maskrcnn.inspection.masks import inspect_masks
-from d2_maskrcnn.inspection.result import draw_result, inspect_result, result_scene
+from d2_maskrcnn.inspection.result import draw_result, inspect_result, interpolated_precision, result_scene
 from d2_maskrcnn.modeling.intermediates import Intermediates
 from d2_maskrcnn.structures.lazy_masks import MaskInstances
 from detectron2.structures import Boxes, Instances
@@ -106,7 +106,7 @@ def test_masks_are_compared_in_words(observation, detection, objects, expected):
 def test_no_detections_are_drawn(observation):
     empty = observed(observation, [], [(A, 0, False)])
     assert [len(layer.marks) for layer in result_scene(empty).layers if layer.name == "FN"] == [1]
-    assert set(draw_result(empty)) == {"result", "outcomes"}
+    assert set(draw_result(empty)) == {"result", "outcomes", "precision_recall"}
 
 
 def test_without_ground_truth_there_are_no_outcomes(blind_observation):
@@ -114,3 +114,20 @@ def test_without_ground_truth_there_are_no_outcomes(blind_observation):
     assert findings.ground_truth is None and findings.outcomes == [] and findings.counts == {}
     assert findings.shown == findings.detections == len(blind_observation.intermediates.results[0])
     assert set(draw_result(blind_observation)) == {"result"}
+
+
+def test_average_precision_is_cocos():
+    """One image, one class: TP, FP, TP of three objects. Recalls up to 1/3 have precision 1, up to 2/3 have 2/3."""
+    precisions = interpolated_precision(np.array([True, False, True]), 3)
+    expected = np.where(np.linspace(0, 1, 101) <= 1 / 3, 1, np.where(np.linspace(0, 1, 101) <= 2 / 3, 2 / 3, 0))
+    np.testing.assert_allclose(precisions, expected)
+    assert not interpolated_precision(np.zeros(0, bool), 3).any()
+
+
+def test_numbers_below_the_threshold(observation):
+    """A detection below the threshold would match B; a second detection of A is a duplicate."""
+    detections = [(A, 0, 0.9), (A, 0, 0.8), (B, 1, 0.3)]
+    findings = inspect_result(observed(observation, detections, [(A, 0, False), (B, 1, False)]))
+    assert (findings.below_threshold, findings.duplicates) == (1, 1)
+    assert findings.overlaps.tolist() == [[1, 0], [1, 0]]
+    assert findings.ap50 == pytest.approx((51 + 50 * 2 / 3) / 101)
