@@ -59,7 +59,8 @@ def region_corners(region: dict[str, Any], where: str) -> np.ndarray:
         UserError: it is neither a polygon nor a rectangle, or its coordinates are incomplete.
     """
     shape = region.get("shape_attributes") if isinstance(region, dict) else None
-    kind = shape.get("name") if isinstance(shape, dict) else None
+    shape = shape if isinstance(shape, dict) else {}
+    kind = shape.get("name")
     if kind not in ("polygon", "polyline", "rect"):
         raise UserError(f"{where}: its shape is {kind!r}; expected 'polygon' or 'rect'; draw it as one of these")
     try:

@@ -237,23 +237,42 @@ def build_resumable_train_loader(
     sampler = cfg.DATALOADER.SAMPLER_TRAIN
     if sampler not in SAMPLERS:
         raise UserError(f"DATALOADER.SAMPLER_TRAIN is {sampler!r}; expected one of {', '.join(SAMPLERS)}")
-    found = get_detection_dataset_dicts(
+    listed = get_detection_dataset_dicts(
         list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, check_consistency=True
     )
-    if not found:
+    if not listed:
         raise UserError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no image has an object to train on")
-    records = DatasetFromList(found, copy=False, serialize=True)  # one buffer, shared with the workers
+    _check_records(cfg, listed)
+    records = DatasetFromList(listed, copy=False, serialize=True)  # one buffer, shared with the workers
     return ResumableTrainLoader(
         records,
         mapper or add_copy_paste(cfg, build_train_mapper(cfg), records),
-        groups=_aspect_groups(found, cfg.DATALOADER.ASPECT_RATIO_GROUPING),
+        groups=_aspect_groups(listed, cfg.DATALOADER.ASPECT_RATIO_GROUPING),
         batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
-        repeats=_repeats(cfg, found) if sampler == "RepeatFactorTrainingSampler" else None,
+        repeats=_repeats(cfg, listed) if sampler == "RepeatFactorTrainingSampler" else None,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         rank=comm.get_rank() if rank is None else rank,
         world_size=comm.get_world_size() if world_size is None else world_size,
     )
+
+
+def _check_records(cfg: CfgNode, records: list[Record]) -> None:
+    """Check what the model needs of records, which datasets registered in Python can lack.
+
+    Raises:
+        UserError: a record without ``annotations``, or a class that the model does not have.
+    """
+    classes = range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    for record in records:
+        if "annotations" not in record:
+            raise UserError(f"DATASETS.TRAIN: the record of {record.get('file_name')} has no 'annotations'")
+        for annotation in record["annotations"]:
+            if annotation.get("category_id") not in classes:
+                raise UserError(
+                    f"DATASETS.TRAIN: an annotation of {record.get('file_name')} has category_id "
+                    f"{annotation.get('category_id')!r}; expected 0 to {classes[-1]} (MODEL.ROI_HEADS.NUM_CLASSES - 1)"
+                )
 
 
 def _aspect_groups(records: list[Record], grouping: bool) -> np.ndarray:

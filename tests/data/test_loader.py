@@ -12,6 +12,7 @@ from d2_maskrcnn import UserError, add_d2_maskrcnn_config
 from d2_maskrcnn.data import build_resumable_train_loader, register_own_data
 from d2_maskrcnn.data.loader import BatchStream, seeded_randomness
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
 
 
 @pytest.fixture
@@ -177,6 +178,27 @@ def test_bad_config(cfg, key, value, expected):
     cfg.merge_from_list([key, value])
     with pytest.raises(UserError, match=expected):
         build_resumable_train_loader(cfg, seed=0, rank=0, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda record: record.pop("annotations"), r"the record of \S+ has no 'annotations'"),
+        (lambda record: record["annotations"][0].update(category_id=80), "category_id 80; expected 0 to 79"),
+        (lambda record: record["annotations"][0].update(category_id=-1), "category_id -1; expected 0 to 79"),
+        (lambda record: record["annotations"][0].pop("category_id"), "category_id None"),
+    ],
+)
+def test_records_registered_in_python(cfg, change, expected):
+    records = [dict(record) for record in DatasetCatalog.get(cfg.DATASETS.TRAIN[0])]
+    change(records[3])
+    DatasetCatalog.register("test_records_in_python", lambda: records)
+    cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = ("test_records_in_python",), False
+    try:
+        with pytest.raises(UserError, match=expected):
+            build_resumable_train_loader(cfg, seed=0)
+    finally:
+        DatasetCatalog.remove("test_records_in_python")
 
 
 def test_bad_start(cfg):

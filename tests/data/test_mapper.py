@@ -9,7 +9,7 @@ from d2_maskrcnn import UserError, add_d2_maskrcnn_config
 from d2_maskrcnn.data import MaskRCNNMapper, build_checked_test_loader, register_own_data
 from d2_maskrcnn.video.sources.images import ImageSource
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, DatasetMapper
 
 
 @pytest.fixture
@@ -115,6 +115,30 @@ def test_annotations_of_unchecked_datasets(cfg, changes, expected):
     with pytest.raises(UserError, match=expected) as error:
         MaskRCNNMapper(cfg, is_train=True)(record)
     assert str(error.value).startswith(record["file_name"])
+
+
+@pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])
+@pytest.mark.parametrize("crop", [False, True])
+def test_equals_detectron2s_mapper(cfg, tiny_shapes, mask_format, crop):
+    cfg.D2_MASKRCNN.DATA.TRAIN_JSON = str(tiny_shapes / "annotations" / "instances_train.json")
+    cfg.D2_MASKRCNN.DATA.TRAIN_IMAGES = ""
+    cfg.INPUT.MASK_FORMAT, cfg.INPUT.CROP.ENABLED, cfg.INPUT.MIN_SIZE_TRAIN = mask_format, crop, (50, 70)
+    register_own_data(cfg)
+    mappers = MaskRCNNMapper(cfg, is_train=True), DatasetMapper(cfg, is_train=True)
+    for number, record in enumerate(DatasetCatalog.get(cfg.DATASETS.TRAIN[0])):
+        samples = []
+        for mapper in mappers:
+            np.random.seed(number)
+            samples.append(mapper(record))
+        ours, theirs = (sample["instances"] for sample in samples)
+        assert torch.equal(samples[0]["image"], samples[1]["image"])
+        assert torch.equal(ours.gt_boxes.tensor, theirs.gt_boxes.tensor)
+        assert torch.equal(ours.gt_classes, theirs.gt_classes)
+        if mask_format == "bitmask" and len(theirs):
+            assert torch.equal(ours.gt_masks.tensor, theirs.gt_masks.tensor)
+        elif len(theirs):
+            for one, other in zip(ours.gt_masks.polygons, theirs.gt_masks.polygons, strict=True):
+                assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_polygons_of_points(cfg):
