@@ -296,29 +296,23 @@ def draw_split(root: Path, split: str, count: int, size: int, seed: int) -> None
 def draw_dataset(
     output: str | os.PathLike[str], train: int, val: int, size: int, seed: int, overwrite: bool = False
 ) -> bool:
-    """Draw the whole dataset into the folder ``output``, or nothing if that fails.
-
-    A folder from an earlier call is kept if the arguments are the same, and replaced otherwise.
+    """Draw the whole dataset, or nothing if that fails. One of an earlier call with the same arguments is kept.
 
     Args:
-        output: the folder to create.
-        train: number of training images.
-        val: number of validation images.
+        output: the folder to create; replaced if an earlier call made it with other arguments.
+        train, val: number of training and validation images.
         size: side of the square images, in pixels.
         seed: seed of the random generator.
         overwrite: replace a folder that something else made, which is kept as ``<output>.old``.
 
     Returns:
-        False if the same dataset existed already, True if it was drawn.
+        Whether it was drawn.
 
     Raises:
         ValueError: a number is out of range.
         FileExistsError: ``output`` exists, was made by something else, and ``overwrite`` is False.
     """
-    if train < 1 or val < 1 or size < 32 or seed < 0:
-        raise ValueError(
-            f"train={train}, val={val}, size={size}, seed={seed}: expected train and val >= 1, size >= 32, seed >= 0"
-        )
+    _check_numbers(train, val, size, seed)
     target = Path(output).resolve()
     made_with = {"train": train, "val": val, "size": size, "seed": seed, "version": 2}
     marker = target / MARKER
@@ -338,6 +332,13 @@ def draw_dataset(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return True
+
+
+def _check_numbers(train: int, val: int, size: int, seed: int) -> None:
+    if train < 1 or val < 1 or size < 32 or seed < 0:
+        raise ValueError(
+            f"train={train}, val={val}, size={size}, seed={seed}: expected train and val >= 1, size >= 32, seed >= 0"
+        )
 
 
 def _check_may_replace(target: Path, overwrite: bool) -> None:

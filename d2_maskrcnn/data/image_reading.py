@@ -2,7 +2,7 @@
 
 How pixels become 8-bit RGB:
 
-* orientation: the image is turned upright as its EXIF (or XMP) orientation says, in every format;
+* orientation: the image is turned upright as its EXIF or XMP orientation says (HEIC: as its container says);
 * animations and multi-page files: the first frame;
 * alpha and transparent palette entries: composited on white, as image viewers show them;
 * grayscale and bilevel: the value in all three channels; palettes and CMYK: converted by Pillow, without ICC profiles;

@@ -237,12 +237,7 @@ def build_resumable_train_loader(
     sampler = cfg.DATALOADER.SAMPLER_TRAIN
     if sampler not in SAMPLERS:
         raise UserError(f"DATALOADER.SAMPLER_TRAIN is {sampler!r}; expected one of {', '.join(SAMPLERS)}")
-    listed = get_detection_dataset_dicts(
-        list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, check_consistency=True
-    )
-    if not listed:
-        raise UserError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no image has an object to train on")
-    _check_records(cfg, listed)
+    listed = _train_records(cfg)
     records = DatasetFromList(listed, copy=False, serialize=True)  # one buffer, shared with the workers
     return ResumableTrainLoader(
         records,
@@ -257,12 +252,17 @@ def build_resumable_train_loader(
     )
 
 
-def _check_records(cfg: CfgNode, records: list[Record]) -> None:
-    """Check what the model needs of records, which datasets registered in Python can lack.
+def _train_records(cfg: CfgNode) -> list[Record]:
+    """Load ``DATASETS.TRAIN`` and check what datasets that are registered in Python can lack.
 
     Raises:
-        UserError: a record without ``annotations``, or a class that the model does not have.
+        UserError: there is no image to train on, a record without ``annotations``, or a class that the model lacks.
     """
+    records = get_detection_dataset_dicts(
+        list(cfg.DATASETS.TRAIN), filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, check_consistency=True
+    )
+    if not records:
+        raise UserError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: no image has an object to train on")
     classes = range(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     for record in records:
         if "annotations" not in record:
@@ -273,6 +273,7 @@ def _check_records(cfg: CfgNode, records: list[Record]) -> None:
                     f"DATASETS.TRAIN: an annotation of {record.get('file_name')} has category_id "
                     f"{annotation.get('category_id')!r}; expected 0 to {classes[-1]} (MODEL.ROI_HEADS.NUM_CLASSES - 1)"
                 )
+    return records
 
 
 def _aspect_groups(records: list[Record], grouping: bool) -> np.ndarray:

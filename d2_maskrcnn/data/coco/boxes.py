@@ -76,7 +76,7 @@ def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:
     """Yield repeated ids and names, and references to images and categories that are not listed."""
     category_ids = np.array([category["id"] for category in table.categories], dtype=np.int64)
     once = "expected each one once"
-    for values, what, cure in (
+    for values, what, remedy in (
         (table.image_ids, "images with the id of another image", once),
         (table.ids, "annotations with the id of another annotation", once),
         (category_ids, "categories with the id of another category", once),
@@ -86,7 +86,7 @@ def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:
             "rename one, or delete it if it is only the supercategory of the others",
         ),
     ):
-        yield from problem(_repeated(values), what, values.astype(str).item, cure)
+        yield from problem(_repeated(values), what, values.astype(str).item, remedy)
     names = np.array([image["file_name"] for image in table.images])
     yield from problem(
         _repeated(names),
@@ -95,6 +95,18 @@ def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:
         "annotations of one image under two ids are seen as two images: merge them",
         fatal=False,
     )
+    yield from _check_references(table, category_ids)
+    if evaluate:
+        yield from problem(
+            np.flatnonzero(table.ids == 0),
+            "annotations with the id 0",
+            table.name,
+            "COCO's metrics use 0 for 'not matched' and count the object as missed: number from 1",
+            fatal=False,
+        )
+
+
+def _check_references(table: CocoTable, category_ids: np.ndarray) -> Iterator[Problem]:
     yield from problem(
         np.flatnonzero(table.image_index < 0),
         "annotations of an image that 'images' does not list",
@@ -107,14 +119,6 @@ def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:
         lambda i: f"annotation {table.ids[i]}: category_id {table.category_of[i]}",
         f"the ids listed are {_ranges(category_ids)}",
     )
-    if evaluate:
-        yield from problem(
-            np.flatnonzero(table.ids == 0),
-            "annotations with the id 0",
-            table.name,
-            "COCO's metrics use 0 for 'not matched' and count the object as missed: number from 1",
-            fatal=False,
-        )
 
 
 def check_boxes(table: CocoTable) -> Iterator[Problem]:

@@ -31,8 +31,24 @@ def check_images(table: CocoTable, image_root: str | os.PathLike[str]) -> Iterat
             f"{root}: no such folder; expected the {len(table.images)} images of the dataset there "
             "(datasets/README.md describes the layout)"
         )
-    too_large = np.flatnonzero(table.sizes.prod(axis=1) > MAX_PIXELS)
     names = [image["file_name"] for image in table.images]
+    refused = [*_check_names_and_sizes(table, root, names)]
+    yield from refused
+    if refused:
+        return
+    missing = _missing(root, names)
+    yield from problem(
+        missing,
+        f"of {len(names)} images missing from {root}",
+        lambda index: names[index],
+        _remedy(root, [names[index] for index in missing[:SAMPLED]]),
+    )
+    if len(missing) == 0 and names:
+        yield from _check_headers(table, root, names)
+
+
+def _check_names_and_sizes(table: CocoTable, root: Path, names: list[str]) -> Iterator[Problem]:
+    too_large = np.flatnonzero(table.sizes.prod(axis=1) > MAX_PIXELS)
     yield from problem(
         too_large,
         f"images of more pixels than the limit of {MAX_PIXELS / 1e6:.0f} megapixels",
@@ -47,20 +63,9 @@ def check_images(table: CocoTable, image_root: str | os.PathLike[str]) -> Iterat
         "expected paths inside of the image folder: move the images there, or name the folder that contains them all "
         "(D2_MASKRCNN.DATA.TRAIN_IMAGES or VAL_IMAGES)",
     )
-    if outside:
-        return
-    missing = _missing(root, names)
-    yield from problem(
-        missing,
-        f"of {len(names)} images missing from {root}",
-        lambda index: names[index],
-        _cure(root, [names[index] for index in missing[:SAMPLED]]),
-    )
-    if len(missing) == 0 and len(too_large) == 0 and names:
-        yield from _check_headers(table, root, names)
 
 
-def _cure(root: Path, missing: list[str]) -> str:
+def _remedy(root: Path, missing: list[str]) -> str:
     """Return what to do about missing images: correct their names if the files exist under similar ones."""
     for name in missing:
         for other, reason in ((name.replace("\\", "/"), "has backslashes"), (unquote(name), "is URL-encoded")):

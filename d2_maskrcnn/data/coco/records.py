@@ -58,11 +58,7 @@ def load_records(
             :func:`~d2_maskrcnn.data.coco.checks.check_coco_json`.
     """
     data = read_coco_json(json_file, annotations_required=False)
-    problems = list(check_structure(data, evaluate=False))
-    if not problems:
-        problems = [each for each in check_ids(CocoTable(data), evaluate=False) if each.fatal]
-    if problems:
-        raise UserError(summarize(os.fspath(json_file), problems))
+    _check(data, json_file)
     categories = {each["id"]: each["name"] for each in sorted(data["categories"], key=lambda each: each["id"])}
     classes = {number: index for index, number in enumerate(categories)}
     of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
@@ -70,16 +66,32 @@ def load_records(
         of_image[annotation["image_id"]].append(annotation)
     records = []
     for image in sorted(data["images"], key=lambda each: each["id"]):
-        name = image["file_name"]
-        if image_root is not None:
-            if not is_inside(image_root, name):
-                raise UserError(f"{json_file}: the image {name} is outside of its folder {image_root}")
-            name = os.path.join(image_root, name)
-        record = {"file_name": name, "height": image["height"], "width": image["width"], "image_id": image["id"]}
+        record = {
+            "file_name": _file_name(image["file_name"], image_root, json_file),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+        }
         if data["annotations"]:
             record["annotations"] = [_to_annotation(each, classes, image, json_file) for each in of_image[image["id"]]]
         records.append(record)
     return records, categories
+
+
+def _check(data: dict[str, Any], json_file: str | os.PathLike[str]) -> None:
+    problems = list(check_structure(data, evaluate=False))
+    if not problems:
+        problems = [each for each in check_ids(CocoTable(data), evaluate=False) if each.fatal]
+    if problems:
+        raise UserError(summarize(os.fspath(json_file), problems))
+
+
+def _file_name(name: str, image_root: str | os.PathLike[str] | None, json_file: str | os.PathLike[str]) -> str:
+    if image_root is None:
+        return name
+    if not is_inside(image_root, name):
+        raise UserError(f"{json_file}: the image {name} is outside of its folder {image_root}")
+    return os.path.join(image_root, name)
 
 
 def _to_annotation(
