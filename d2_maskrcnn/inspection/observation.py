@@ -94,11 +94,7 @@ class Observation:
 
 
 def observe(
-    cfg: CfgNode,
-    model: nn.Module,
-    record: Record,
-    class_names: Sequence[str] = (),
-    layers: Sequence[str] | None = None,
+    cfg: CfgNode, model: nn.Module, record: Record, class_names: Sequence[str] = (), layers: Sequence[str] | None = None
 ) -> Observation:
     """Run inference on one image and, if it is annotated, a second pass for losses and training labels.
 
@@ -112,18 +108,12 @@ def observe(
         UserError: the image cannot be read, the model has no such layer, or its RPN or ROI heads are not this plugin's.
     """
     sample, any_model = read_sample(cfg, record), model  # type: tuple[Record, Any]
-    training, problem = None, ""
     with inference_context(model):
         with record_outputs(_modules(model, layers)) as outputs:
             start = time.perf_counter()
             intermediates = trace_inference(any_model, [sample])
             seconds = time.perf_counter() - start
-        if "instances" in sample:
-            try:
-                training = trace_losses(any_model, [sample])
-            except FloatingPointError as error:  # a diverged model is one that people want to look into
-                problem = str(error)
-    rpn, heads = any_model.proposal_generator, any_model.roi_heads
+        training, problem = _trace_training(any_model, sample)
     return Observation(
         path=str(record["file_name"]),
         original=read_image(str(record["file_name"])),
@@ -134,14 +124,22 @@ def observe(
         ground_truth=ground_truth_of(record),
         gt_instances=sample.get("instances"),
         layers=dict(outputs),
-        level_names=tuple(rpn.in_features),
-        roi_level_names=tuple(heads.in_features),
-        strides=tuple(rpn.anchor_generator.strides),
+        level_names=tuple(any_model.proposal_generator.in_features),
+        roi_level_names=tuple(any_model.roi_heads.in_features),
+        strides=tuple(any_model.proposal_generator.anchor_generator.strides),
         box_weights=tuple(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS),
         class_names=tuple(class_names),
         seconds=seconds,
         problem=problem,
     )
+
+
+def _trace_training(model: Any, sample: Record) -> tuple[Intermediates | None, str]:
+    """Run the pass with ground truth, if there is any; return its tensors, and why it failed, or ""."""
+    try:
+        return (trace_losses(model, [sample]) if "instances" in sample else None), ""
+    except FloatingPointError as error:  # a diverged model is one that people want to look into
+        return None, str(error)
 
 
 def default_layers(model: nn.Module) -> list[str]:

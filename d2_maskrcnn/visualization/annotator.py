@@ -85,8 +85,7 @@ class Annotator:
             if self.boxes:
                 draw_box(image, detections.boxes[index], rgb[index], thickness, dashed=bool(tags[index]))
         if self.labels:
-            scores = detections.scores if shown_scores is None else shown_scores
-            self._draw_labels(image, detections, rgb, scores, tags)
+            self._draw_labels(image, detections, rgb, detections.scores if shown_scores is None else shown_scores, tags)
 
     def _draw_labels(
         self, image: np.ndarray, detections: Detections, colors: list[Color], scores: np.ndarray, tags: Sequence[str]
