@@ -39,7 +39,7 @@ class Part(NamedTuple):
 PARTS = {
     "tests": Part(
         "Tests of the operators and of mask pasting",
-        "-m pytest -q --tb=short -p no:cacheprovider -n 8 -k 'not emulated' tests/ops tests/structures",
+        "-m pytest -q --tb=short -n 8 -k 'gpu or cuda or stream or self_check' tests/ops tests/structures",
         150,
         plain=True,
     ),
