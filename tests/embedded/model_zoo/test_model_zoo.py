@@ -1,10 +1,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from detectron2 import model_zoo
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
 
 CONFIGS = Path(model_zoo.__file__).parent / "configs"
 ENTRIES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "parts")
@@ -17,11 +17,8 @@ def test_the_zoo_has_what_the_plugin_can_build():
 
 
 def test_a_config_of_the_zoo_is_detectron2s(shared_dir):
-    with open(shared_dir / "reference" / "mask_rcnn_R_101_FPN_3x.yaml") as file:
-        expected = CfgNode.load_cfg(file)
-    cfg = model_zoo.get_config(MASK_R101)
-    different = {key for key, value in expected.items() if cfg[key] != value and key != "OUTPUT_DIR"}
-    assert different == set()
+    expected = yaml.safe_load((shared_dir / "reference" / "mask_rcnn_R_101_FPN_3x.yaml").read_text())
+    assert yaml.safe_load(model_zoo.get_config(MASK_R101).dump()) == expected
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -63,6 +60,9 @@ def test_trained_weights_are_those_of_the_entry():
 def test_a_python_name_means_the_same_entry():
     name = "new_baselines/mask_rcnn_R_50_FPN_100ep_LSJ"
     assert model_zoo.get_checkpoint_url(f"{name}.py") == model_zoo.get_checkpoint_url(f"{name}.yaml")
+    assert model_zoo.get_config_file(f"{name}.py") == model_zoo.get_config_file(f"{name}.yaml")
+    with pytest.raises(RuntimeError, match="LazyConfig"):
+        model_zoo.get_config(MASK_R101.replace(".yaml", ".py"))
 
 
 @pytest.mark.parametrize(

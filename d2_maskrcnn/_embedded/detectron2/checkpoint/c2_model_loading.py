@@ -6,6 +6,8 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+_WRAPPED = "module."  # prefix of all names of a model in DataParallel or DistributedDataParallel
+
 
 def align_and_update_state_dicts(
     model_state_dict: Mapping[str, Any], ckpt_state_dict: Mapping[str, Any], c2_conversion: bool = True
@@ -26,6 +28,10 @@ def align_and_update_state_dicts(
     Raises:
         ValueError: one tensor of the file fits several of the model's.
     """
+    if model_state_dict and all(name.startswith(_WRAPPED) for name in model_state_dict):
+        bare = {name.removeprefix(_WRAPPED): value for name, value in model_state_dict.items()}
+        aligned = align_and_update_state_dicts(bare, ckpt_state_dict, c2_conversion)
+        return {f"{_WRAPPED}{name}" if name in bare else name: value for name, value in aligned.items()}
     if c2_conversion:
         # In the function: importing any module of the plugin first imports its models, which import this engine.
         from d2_maskrcnn.weights import convert_names

@@ -62,7 +62,7 @@ class DetectionCheckpointer(Checkpointer):
             from d2_maskrcnn.weights import fetch_weights
 
             downloads = address.startswith(("http://", "https://", "detectron2://"))
-            address = fetch_weights(address) if downloads else PathManager.get_local_path(address)
+            address = fetch_weights(address) if downloads else self.path_manager.get_local_path(address)
             if not os.path.isfile(address):
                 raise FileNotFoundError(f"there is no weight file or checkpoint {address!r}")
         return super().load(address, checkpointables)

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
 from detectron2._names import lookup
+from detectron2.utils.serialize import PicklableWrapper
 
 __all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset", "ToIterableDataset"]
 
@@ -26,7 +27,7 @@ class _MapIterableDataset(IterableDataset):
 
     def __init__(self, dataset: Iterable[Any], map_func: Callable[[Any], Any]) -> None:
         self._dataset = dataset
-        self._map_func = map_func
+        self._map_func = PicklableWrapper(map_func)
 
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]
@@ -53,7 +54,7 @@ class MapDataset(Dataset):
 
     def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
         self._dataset = dataset
-        self._map_func = map_func
+        self._map_func = PicklableWrapper(map_func)  # spawned workers get lambdas too, with cloudpickle installed
         self._skipped: set[int] = set()
         self._rng = random.Random(42)  # not the global one, whose draws must not depend on which elements are skipped
 

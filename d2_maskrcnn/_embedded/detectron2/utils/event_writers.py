@@ -115,11 +115,11 @@ class TensorboardXWriter(EventWriter):
 
 
 class CommonMetricPrinter(EventWriter):
-    """Logs one line: time left, iteration, losses, times, learning rate, memory.
+    """Log one line: time left, iteration, losses, times, learning rate, memory.
 
-    Losses are medians and times are means over the window. ``time`` is seconds for an iteration, ``data_time`` the
-    part of it spent waiting for data, ``max_mem`` the most memory used so far: of the GPU, or, without one, of this
-    process on the host.
+    Scalars with ``loss`` or ``[metric]`` in their name are printed as medians over the window, times as means.
+    ``time`` is the seconds of an iteration, ``data_time`` the part of it spent waiting for data, ``max_mem`` the peak
+    memory: of the GPU or, without one, of this process on the host.
     """
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20) -> None:
@@ -171,7 +171,7 @@ class CommonMetricPrinter(EventWriter):
             for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items()
             if iteration > storage.iter - self._window_size
         }
-        return [f"{name}: {value:.4g}" for name, value in recent.items() if "loss" in name]
+        return [f"{name}: {value:.4g}" for name, value in recent.items() if "loss" in name or "[metric]" in name]
 
     def _times(self, storage: EventStorage) -> list[str]:
         names = [name for name in ("time", "data_time") if name in storage.histories()]

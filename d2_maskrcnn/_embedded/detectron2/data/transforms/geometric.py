@@ -31,6 +31,13 @@ class RandomApply(Augmentation):
         self.aug = as_augmentation(tfm_or_aug)
         self.prob = prob
 
+    def get_transform(self, *args: Any) -> Transform:
+        """Return the transform for an input, or one that does nothing."""
+        if self._rand_range() >= self.prob:
+            return NoOpTransform()
+        fixed = getattr(self.aug, "tfm", None)
+        return self.aug.get_transform(*args) if fixed is None else fixed
+
     def __call__(self, aug_input: Any) -> Transform:
         """Applies it to ``aug_input`` in place, or not; returns the transform that was drawn."""
         return self.aug(aug_input) if self._rand_range() < self.prob else NoOpTransform()

@@ -57,18 +57,18 @@ class IterationTimer(HookBase):
     counts as time of hooks.
 
     Args:
-        warmup_iter: number of iterations at the start that the summary leaves out, since they are slower.
+        warmup_iter: the first iteration, counted from 1, whose time is written: those before are slower.
     """
 
     def __init__(self, warmup_iter: int = 3) -> None:
         self._warmup_iter = warmup_iter
         self._train_start = self._timed_from = self._step_start = time.perf_counter()
-        self._seconds_in_steps = 0.0
+        self._seconds_in_steps, self._timed = 0.0, 0
 
     def before_train(self) -> None:
         """Start the clock."""
         self._train_start = self._timed_from = time.perf_counter()
-        self._seconds_in_steps = 0.0
+        self._seconds_in_steps, self._timed = 0.0, 0
 
     def before_step(self) -> None:
         """Start the clock of the iteration."""
@@ -77,23 +77,19 @@ class IterationTimer(HookBase):
     def after_step(self) -> None:
         """Write the time of the iteration, unless it belongs to the warm-up."""
         now = time.perf_counter()
-        if self.trainer.iter - self.trainer.start_iter < self._warmup_iter:
+        if self.trainer.iter - self.trainer.start_iter + 1 < self._warmup_iter:
             self._timed_from = now
             return
+        self._timed += 1
         self._seconds_in_steps += now - self._step_start
         self.trainer.storage.put_scalars(time=now - self._step_start)
 
     def after_train(self) -> None:
         """Log the speed, the total time, and how much of it the other hooks took."""
         now = time.perf_counter()
-        # After an error, `iter` is the iteration that failed, which is not finished.
-        iterations = self.trainer.iter - self.trainer.start_iter - self._warmup_iter
-        if iterations > 0 and self._seconds_in_steps > 0:
-            per_iteration = self._seconds_in_steps / iterations
-            stepping = _whole_seconds(self._seconds_in_steps)
-            logger.info(
-                "Overall training speed: %d iterations in %s (%.4f s / it)", iterations, stepping, per_iteration
-            )
+        if self._timed:
+            stepping, each = _whole_seconds(self._seconds_in_steps), self._seconds_in_steps / self._timed
+            logger.info("Overall training speed: %d iterations in %s (%.4f s / it)", self._timed, stepping, each)
         on_hooks = _whole_seconds(now - self._timed_from - self._seconds_in_steps)
         logger.info("Total training time: %s (%s on hooks)", _whole_seconds(now - self._train_start), on_hooks)
 
