@@ -37,6 +37,8 @@ def check_value(key: str, value: Any, default: Any, where: str = "") -> None:
     rule = RULES.get(key)
     if not problem and rule is not None and value is not None and not rule.accepts(value):
         problem = rule.expected
+    if not problem and rule is None and any(isinstance(item, float) and math.isinf(item) for item in _items(value)):
+        problem = "a finite number"
     if problem:
         raise UserError(f"{where}{': ' if where else ''}{key} is {_shorten(value)}; expected {problem}.")
 

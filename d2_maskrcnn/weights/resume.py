@@ -13,6 +13,7 @@ from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.weights.formats import check_whole
 
 LAST_CHECKPOINT = "last_checkpoint"
+_MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # of SGD and AdamW, shaped as their parameter
 _PERIODIC = re.compile(r"model_(\d+|final)\.pth")  # names that training writes; other weights may be in the folder
 _MAX_NAME = 255  # bytes, of a file name
 
@@ -162,5 +163,6 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape != parameter.shape:
+            is_counter = key == "step" or (isinstance(value, torch.Tensor) and value.dim() == 0 and key not in _MOMENTS)
+            if isinstance(value, torch.Tensor) and not is_counter and value.shape != parameter.shape:
                 raise ValueError(f"{key} has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")

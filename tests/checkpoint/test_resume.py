@@ -182,10 +182,11 @@ def test_momentum_of_another_shape():
     optimizer = trained(model)
     check_optimizer(optimizer)
     state = optimizer.state_dict()
-    state["state"][0]["momentum_buffer"] = torch.zeros(3)
-    optimizer.load_state_dict(state)
-    with pytest.raises(ValueError, match="momentum_buffer has shape"):
-        check_optimizer(optimizer)
+    for wrong in (torch.zeros(3), torch.zeros(1), torch.tensor(0.0)):
+        state["state"][0]["momentum_buffer"] = wrong
+        optimizer.load_state_dict(state)
+        with pytest.raises(ValueError, match="momentum_buffer has shape"):
+            check_optimizer(optimizer)
 
 
 def test_all_checkpoints_are_damaged(run):

@@ -44,6 +44,12 @@ def test_nonsense_numbers_are_refused(key):
         assert len(str(error.value)) < 300
 
 
+def test_infinite_numbers_of_unused_keys_are_refused():
+    key = "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA"
+    with pytest.raises(UserError, match=f"{key} is -inf; expected a finite number"):
+        load_config("", [key, "-1e999"])
+
+
 @pytest.mark.parametrize("key", _keys_of((str,)))
 def test_unknown_choices_are_refused(key):
     with pytest.raises(UserError, match=f"{key} is 'Foo'; expected one of"):

@@ -1,4 +1,5 @@
 import itertools
+import os
 from fractions import Fraction
 
 import av
@@ -92,6 +93,14 @@ def test_what_is_no_video(tmp_path, content, said):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=said):
+        VideoSource(str(path))
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "device"])
+def test_what_is_no_file(tmp_path, kind):
+    path = tmp_path / "v.mp4"
+    {"FIFO": os.mkfifo, "folder": os.mkdir, "device": lambda path: path.symlink_to("/dev/zero")}[kind](path)
+    with pytest.raises(UserError, match=r"v\.mp4: a folder, FIFO, device or socket; expected a file"):
         VideoSource(str(path))
 
 

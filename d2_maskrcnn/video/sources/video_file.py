@@ -86,8 +86,9 @@ class VideoSource:
             UserError: it cannot be opened.
         """
         path = self.address if self._download is None else str(self._download.path)
-        if not is_remote(path) and not Path(path).exists():
-            raise UserError(f"Video {self.address}: no such file.")
+        if not is_remote(path) and not Path(path).is_file():
+            found = "a folder, FIFO, device or socket; expected a file" if Path(path).exists() else "no such file"
+            raise UserError(f"Video {self.address}: {found}.")
         try:
             if not is_remote(path):
                 return av.open(media_url(path))
