@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py                           # writes benchmarks/results/gpu.md
     python benchmarks/gpu.py --parts inference profile --minutes 4
-    python benchmarks/gpu.py --device cpu --output /tmp/gpu.md    # tiny sizes: whether the script itself works
+    python benchmarks/gpu.py --device cpu --output gpu.md    # tiny sizes, to test the script itself
 
 Every part runs in a process of its own with a time limit. A part that fails or exceeds its limit is reported with what
 it printed so far, and the next one starts. The Markdown file is rewritten after each part.
@@ -33,7 +33,7 @@ class Part(NamedTuple):
     title: str
     command: str  # arguments of the Python interpreter; --device is added for the scripts
     limit: int  # seconds
-    plain: bool = False  # whether the output is text to be shown as it is rather than Markdown
+    plain: bool = False  # whether the output is plain text rather than Markdown
 
 
 PARTS = {
@@ -43,7 +43,7 @@ PARTS = {
         150,
         plain=True,
     ),
-    "parity": Part("Whole model, CUDA beside CPU", "benchmarks/gpu_checks.py parity", 60),
+    "parity": Part("Whole model, CUDA against CPU", "benchmarks/gpu_checks.py parity", 60),
     "roi_align": Part("ROIAlign", "benchmarks/roi_align.py --rounds 5", 100),
     "inference": Part("Inference", "benchmarks/gpu_speed.py inference", 120),
     "training": Part("Training step", "benchmarks/gpu_speed.py training", 120),
@@ -82,18 +82,18 @@ def run_part(part: Part, device: str, limit: float) -> str:
 
 
 def describe_status(status: int) -> str:
-    """Return what the report says about an exit status; nothing for 0."""
+    """Return the report's line about an exit status; empty for 0."""
     return "" if status == 0 else f"**Failed with exit status {status}.**"
 
 
 def describe_machine(device: str) -> str:
-    """Return the card, its driver and the versions that matter."""
+    """Describe the GPU, its driver and the library versions."""
     lines = [f"PyTorch {torch.__version__}, torchvision {torchvision.__version__}, Python {platform.python_version()}"]
     if device != "cpu":
         query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-        answer = subprocess.run(query, capture_output=True, text=True, check=False)
+        result = subprocess.run(query, capture_output=True, text=True, check=False)
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
-        lines.insert(0, answer.stdout.strip() if answer.returncode == 0 else name)
+        lines.insert(0, result.stdout.strip() if result.returncode == 0 else name)
     lines.append(f"{os.cpu_count()} CPU cores, {platform.machine()}, load average {os.getloadavg()[0]:.1f}")
     return "; ".join(lines)
 

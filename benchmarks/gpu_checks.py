@@ -99,7 +99,7 @@ def profile_one(title: str, run: Callable[[], Any], device: str) -> None:
 
 
 def parity(device: str) -> None:
-    """Compare losses, gradients and detections of a narrow model with those on the CPU; exit with 1 if they differ."""
+    """Compare losses, gradients and detections of a narrow model with the CPU's; exit with 1 if they differ."""
     torch.backends.cudnn.allow_tf32 = False
     batch = make_batch(2, 192, 256)
     torch.manual_seed(0)
@@ -107,7 +107,7 @@ def parity(device: str) -> None:
     with torch.no_grad():
         calibrate(source, make_run(source.eval(), batch[0]["image"]))
     ok = True
-    print_heading("type", "what", "largest relative difference", "limit")
+    print_heading("type", "value", "largest relative difference", "limit")
     for dtype, limit in TOLERANCE.items():
         results = []
         for place in ("cpu", device):

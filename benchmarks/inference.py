@@ -55,6 +55,7 @@ def count(model: nn.Module, run: Callable[[], int]) -> tuple[int, int]:
 
 
 def peak_gigabytes() -> float:
+    """Return the peak resident memory of this process in GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if platform.system() == "Darwin" else 2**20)
 
@@ -97,6 +98,7 @@ class Worker:
             raise RuntimeError(f"{name} has {counts} proposals and detections instead of {(PROPOSALS, DETECTIONS)}")
 
     def run(self) -> None:
+        """Time one forward pass."""
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
@@ -106,6 +108,7 @@ class Worker:
         self.peak = result["peak"]
 
     def close(self) -> None:
+        """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -119,10 +122,11 @@ class Worker:
 
 
 def table(workers: list[Worker]) -> str:
+    """Return the results as a Markdown table."""
     base = next(worker for worker in workers if worker.name == "torchvision")
     lines = [
         "| model | median s | / torchvision's | median CPU s | / torchvision's | peak GB | / torchvision's "
-        "| of the peak, before the first image |",
+        "| memory before the first image, GB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for worker in workers:
@@ -136,6 +140,7 @@ def table(workers: list[Worker]) -> str:
 
 
 def report(rounds: int) -> str:
+    """Measure all models and return the report."""
     names = ["d2_maskrcnn", "torchvision"]
     engine = d2_maskrcnn.engine_info()
     if engine.name == "installed":
@@ -156,6 +161,7 @@ def report(rounds: int) -> str:
 
 
 def main() -> None:
+    """Run the benchmark, or one of its worker processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7, help="forward passes of each model (default: 7)")
     parser.add_argument("--output", type=Path, help="also write the table to this file")

@@ -1,11 +1,11 @@
-"""Time our ROIAlign beside torchvision's ``MultiScaleRoIAlign`` and, if installed, Detectron2's ``ROIPooler``.
+"""Time our ROIAlign against torchvision's ``MultiScaleRoIAlign`` and, if installed, Detectron2's ``ROIPooler``.
 
     python benchmarks/roi_align.py --output benchmarks/results/roi_align.md
 
 All run in this process on the same inputs, alternating, after a warm-up round. A time is the median over the rounds, a
 ratio the median of the rounds' ratios, so that short loads from other programs affect neither much. torchvision has no
-bfloat16 kernels, and on CPUs its float16 ones are 10 times slower than float32: there features are converted to float32
-and the result back, as torchvision does under autocast. The same holds for Detectron2's pooler, which uses them.
+bfloat16 kernels, and on CPUs its float16 ones are 10 times slower than float32, so features are converted to float32
+and the result back, as torchvision does under autocast. The same applies to Detectron2's pooler, which uses them.
 """
 
 import argparse

@@ -1,17 +1,17 @@
-"""Time and memory of a training iteration of ``configs/mrcnn_R101.yaml`` beside a bare torchvision Mask R-CNN.
+"""Measure time and memory of a training iteration of ``configs/mrcnn_R101.yaml``, against torchvision's Mask R-CNN.
 
     python benchmarks/train.py --save train.json      # once or several times: each run adds a round to the file
     python benchmarks/train.py --report train.json
 
-On the same drawn images of 800x800, two in a batch, float32:
+Setups, on the same batches of two synthetic 800x800 images, in float32:
 
-* torchvision: ``MaskRCNN`` with ResNet101-FPN and frozen batch norm, SGD, no more than forward, backward, step;
-* plain: this project's trainer with everything switched off that can be;
+* torchvision: ``MaskRCNN`` with ResNet101-FPN and frozen batch norm, SGD; only forward, backward and step;
+* plain: this project's trainer with all optional features off;
 * full: with moving average, clipping, W&B (offline), best checkpoint, early stopping, figures and validation losses;
-* accumulate: full, each batch in two parts.
+* accumulate: full, with each batch in two micro-batches.
 
-In a round all take turns, iteration by iteration, in one process. Then each has a process of its own for its peak of
-memory. Evaluations and checkpoints lie outside of the iterations: their parts are timed on their own.
+In a round the setups alternate, iteration by iteration, in one process. Then each runs in a process of its own, which
+gives its peak memory. Evaluations are not part of the iterations and are timed separately.
 """
 
 import argparse
@@ -30,18 +30,16 @@ from typing import Any
 
 import torch
 import torchvision
+from models import REPO, build_torchvision, disable_residuals
 
-REPO = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(REPO))
+import d2_maskrcnn
+from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.data import register_own_data
+from d2_maskrcnn.engine import Trainer
+from d2_maskrcnn.evaluation.validation_loss import validation_losses
+from detectron2.utils.events import EventStorage
 
-import d2_maskrcnn  # noqa: E402
-from d2_maskrcnn.config.loading import load_config  # noqa: E402
-from d2_maskrcnn.data import register_own_data  # noqa: E402
-from d2_maskrcnn.engine import Trainer  # noqa: E402
-from d2_maskrcnn.evaluation.validation_loss import validation_losses  # noqa: E402
-from detectron2.utils.events import EventStorage  # noqa: E402
-
-ARMS = ("torchvision", "plain", "full", "accumulate")
+SETUPS = ("torchvision", "plain", "full", "accumulate")
 OURS = "D2_MASKRCNN."
 OFF = [OURS + "SOLVER.MAX_GRAD_NORM", "0.0", OURS + "BEST_CHECKPOINT.ENABLED", "False"]
 OFF += [OURS + "VALIDATION_LOSS", "False", OURS + "EVALUATION.FIGURES", "False"]
@@ -52,14 +50,15 @@ Step = Callable[[int], None]
 
 
 def main() -> None:
+    """Measure a round, or print the report of earlier ones."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--iterations", type=int, default=3, help="measured ones of each, after one to warm up")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--iterations", type=int, default=3, help="timed iterations of each setup, after a warm-up")
+    parser.add_argument("--setups", nargs="+", choices=SETUPS, default=list(SETUPS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--what", nargs="+", choices=("time", "memory", "evaluation"), default=["time", "memory"])
     parser.add_argument("--save", type=Path, help="JSON file that the round is added to")
-    parser.add_argument("--report", type=Path, help="only print the table of such a file")
-    parser.add_argument("--peak-of", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--report", type=Path, help="print the table of such a file, without measuring")
+    parser.add_argument("--peak-of", choices=SETUPS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -76,53 +75,57 @@ def main() -> None:
 
 
 def measure_round(args: argparse.Namespace) -> dict[str, Any]:
-    found: dict[str, Any] = {"threads": args.threads, "load": os.getloadavg()[0]}
+    """Measure what ``--what`` selects."""
+    results: dict[str, Any] = {"threads": args.threads, "load": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        draw_images(folder)
+        make_images(folder)
         if "time" in args.what:
-            found["seconds"] = seconds_in_turns(args.arms, folder, args.iterations)
+            results["seconds"] = time_alternating(args.setups, folder, args.iterations)
         if "memory" in args.what:
-            found["peak_gib"] = {arm: peak_in_own_process(arm, folder, args.threads) for arm in args.arms}
+            results["peak_gib"] = {name: peak_in_own_process(name, folder, args.threads) for name in args.setups}
         if "evaluation" in args.what:
-            found["evaluation"] = seconds_of_evaluation(folder)
-    return found
+            results["evaluation"] = time_evaluation(folder)
+    return results
 
 
-def draw_images(folder: Path) -> None:
+def make_images(folder: Path) -> None:
+    """Write a dataset of 800x800 images with geometric shapes."""
     script = REPO / "datasets" / "prepare_shapes.py"
     command = [sys.executable, str(script), "--output", str(folder / "shapes"), "--train", "8", "--val", "4"]
     subprocess.run([*command, "--size", "800"], check=True, stdout=subprocess.DEVNULL)
 
 
-def seconds_in_turns(arms: list[str], folder: Path, iterations: int) -> dict[str, list[float]]:
-    """Of each arm the seconds of its iterations; every second turn goes through the arms backwards."""
-    steps = {arm: build_step(arm, folder) for arm in arms}
-    seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+def time_alternating(setups: list[str], folder: Path, iterations: int) -> dict[str, list[float]]:
+    """Return the seconds of each setup's iterations; the order of the setups is reversed in every second turn."""
+    steps = {name: build_step(name, folder) for name in setups}
+    seconds: dict[str, list[float]] = {name: [] for name in setups}
     for iteration in range(iterations + 1):
-        for arm in arms if iteration % 2 else arms[::-1]:
+        for name in setups if iteration % 2 else setups[::-1]:
             start = time.perf_counter()
-            steps[arm](iteration)
-            seconds[arm].append(time.perf_counter() - start)
-    return {arm: values[1:] for arm, values in seconds.items()}
+            steps[name](iteration)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: values[1:] for name, values in seconds.items()}
 
 
-def peak_in_own_process(arm: str, folder: Path, threads: int) -> float:
-    command = [sys.executable, __file__, "--peak-of", arm, "--folder", str(folder), "--threads", str(threads)]
+def peak_in_own_process(setup: str, folder: Path, threads: int) -> float:
+    """Return the peak memory of a setup in GiB, measured in a new process."""
+    command = [sys.executable, __file__, "--peak-of", setup, "--folder", str(folder), "--threads", str(threads)]
     env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=env).stdout
     return float(output.splitlines()[-1])
 
 
-def peak_gib(arm: str, folder: Path) -> float:
-    step = build_step(arm, folder)
+def peak_gib(setup: str, folder: Path) -> float:
+    """Return this process's peak memory in GiB after two iterations of a setup."""
+    step = build_step(setup, folder)
     for iteration in range(2):
         step(iteration)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def seconds_of_evaluation(folder: Path) -> dict[str, float]:
-    """Seconds for each image of the COCO measure and of the validation losses beside it."""
+def time_evaluation(folder: Path) -> dict[str, float]:
+    """Return the seconds per image of COCO's metrics and of the validation losses."""
     trainer = build_trainer("full", folder)
     count = 4
     parts: dict[str, Callable[[], Any]] = {
@@ -138,14 +141,15 @@ def seconds_of_evaluation(folder: Path) -> dict[str, float]:
     return seconds
 
 
-def build_trainer(arm: str, folder: Path) -> Trainer:
+def build_trainer(setup: str, folder: Path) -> Trainer:
+    """Build the trainer of a setup; torchvision's only provides the batches."""
     data = folder / "shapes"
     opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.NUM_CLASSES", "4", "SOLVER.IMS_PER_BATCH", "2"]
     opts += ["INPUT.MIN_SIZE_TRAIN", "(800,)", "INPUT.MASK_FORMAT", "bitmask", "DATALOADER.NUM_WORKERS", "0"]
-    # The inspection has a budget of its own (INSPECT.MAX_SHARE) and is no part of this comparison.
+    # The inspection limits its own share of the time (INSPECT.MAX_SHARE), so it is not compared.
     opts += [OURS + "INSPECT.ENABLED", "False", "TEST.EVAL_PERIOD", "5000"]
-    opts += ["OUTPUT_DIR", str(folder / f"{arm}-{os.getpid()}"), "SEED", "1"]
-    opts += ["SOLVER.BASE_LR", "0.0001" if arm in ("torchvision", "plain") else "0.0008", *OPTIONS[arm]]
+    opts += ["OUTPUT_DIR", str(folder / f"{setup}-{os.getpid()}"), "SEED", "1"]
+    opts += ["SOLVER.BASE_LR", "0.0001" if setup in ("torchvision", "plain") else "0.0008", *OPTIONS[setup]]
     for key, name in (("TRAIN", "train"), ("VAL", "val")):
         opts += [f"D2_MASKRCNN.DATA.{key}_JSON", str(data / "annotations" / f"instances_{name}.json")]
         opts += [f"D2_MASKRCNN.DATA.{key}_IMAGES", str(data / name)]
@@ -155,23 +159,16 @@ def build_trainer(arm: str, folder: Path) -> Trainer:
     cfg.freeze()
     torch.manual_seed(0)
     trainer = Trainer(cfg)
-    calm(trainer.model)
+    disable_residuals(trainer.model)
     trainer.resume_or_load(resume=False)
     return trainer
 
 
-def calm(model: torch.nn.Module) -> None:
-    """Makes residual blocks identities: random weights under frozen norms would let the activations overflow."""
-    for module in model.modules():
-        last = getattr(module, "bn3", None) or getattr(getattr(module, "conv3", None), "norm", None)
-        if last is not None:
-            last.weight.zero_()
-
-
-def build_step(arm: str, folder: Path) -> Step:
-    trainer = build_trainer(arm, folder)
-    if arm == "torchvision":
-        return bare_step(trainer)
+def build_step(setup: str, folder: Path) -> Step:
+    """Return the training iteration of a setup."""
+    trainer = build_trainer(setup, folder)
+    if setup == "torchvision":
+        return torchvision_step(trainer)
     trainer.storage = EventStorage(0)
     with trainer.storage:
         trainer.before_train()
@@ -186,13 +183,10 @@ def build_step(arm: str, folder: Path) -> Step:
     return step
 
 
-def bare_step(trainer: Trainer) -> Step:
-    from torchvision.models.detection import MaskRCNN
-    from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
-
-    backbone = resnet_fpn_backbone(backbone_name="resnet101", weights=None, trainable_layers=3)
-    model = MaskRCNN(backbone, num_classes=5, min_size=800, max_size=1333).train()
-    calm(model)
+def torchvision_step(trainer: Trainer) -> Step:
+    """Return forward, backward and update of torchvision's model on the trainer's batches."""
+    model = build_torchvision(classes=4, min_size=800, max_size=1333).train()
+    disable_residuals(model)
     weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=0.0001, momentum=0.9, weight_decay=1e-4)
     batches = iter(trainer.train_loader)
@@ -217,6 +211,7 @@ def bare_step(trainer: Trainer) -> Step:
 
 
 def report(rounds: list[dict[str, Any]]) -> None:
+    """Print all rounds as a Markdown table."""
     threads = rounds[0]["threads"]
     loads = ", ".join(f"{each['load']:.1f}" for each in rounds)
     print(
@@ -226,32 +221,34 @@ def report(rounds: list[dict[str, Any]]) -> None:
     )
     seconds = collect(rounds, "seconds")
     peaks = collect(rounds, "peak_gib")
-    print("| | iterations | median s | to torchvision's | to plain | peak GiB | to torchvision's |")
+    print("| setup | iterations | median s | / torchvision's | / plain's | peak GiB | / torchvision's |")
     print("|---|---|---|---|---|---|---|")
-    for arm in ARMS:
-        cells = [arm, str(len(seconds.get(arm, [])))]
-        cells += [f"{statistics.median(seconds[arm]):.2f}" if arm in seconds else ""]
-        cells += [ratio(seconds, arm, base) for base in ("torchvision", "plain")]
-        cells += [f"{max(peaks[arm]):.2f}" if arm in peaks else ""]
-        cells += [f"{max(peaks[arm]) / max(peaks['torchvision']):.2f}" if {arm, "torchvision"} <= peaks.keys() else ""]
+    for name in SETUPS:
+        cells = [name, str(len(seconds.get(name, [])))]
+        cells += [f"{statistics.median(seconds[name]):.2f}" if name in seconds else ""]
+        cells += [ratio(seconds, name, base) for base in ("torchvision", "plain")]
+        cells += [f"{max(peaks[name]):.2f}" if name in peaks else ""]
+        has_both = {name, "torchvision"} <= peaks.keys()
+        cells += [f"{max(peaks[name]) / max(peaks['torchvision']):.2f}" if has_both else ""]
         print("| " + " | ".join(cells) + " |")
     for name, values in collect(rounds, "evaluation").items():
-        print(f"\n{name}: {statistics.median(values):.2f} s for each test image")
+        print(f"\n{name}: {statistics.median(values):.2f} s per test image")
 
 
-def ratio(seconds: dict[str, list[float]], arm: str, base: str) -> str:
-    """The median over turns of an arm's seconds to those of ``base`` in the same turn."""
-    if len(seconds.get(arm, [])) != len(seconds.get(base, [])) or arm not in seconds:
+def ratio(seconds: dict[str, list[float]], setup: str, base: str) -> str:
+    """Return the median over turns of a setup's seconds divided by those of ``base`` in the same turn."""
+    if len(seconds.get(setup, [])) != len(seconds.get(base, [])) or setup not in seconds:
         return ""
-    return f"{statistics.median(a / b for a, b in zip(seconds[arm], seconds[base], strict=True)):.3f}"
+    return f"{statistics.median(a / b for a, b in zip(seconds[setup], seconds[base], strict=True)):.3f}"
 
 
 def collect(rounds: list[dict[str, Any]], key: str) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+    """Return the values of all rounds under ``key``, by name."""
+    result: dict[str, list[float]] = {}
     for each in rounds:
         for name, values in each.get(key, {}).items():
-            found.setdefault(name, []).extend(values if isinstance(values, list) else [values])
-    return found
+            result.setdefault(name, []).extend(values if isinstance(values, list) else [values])
+    return result
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""How fast the demo draws and runs, as ratios measured in one run.
+"""Measure drawing, speed and memory of the video demo.
 
-    python benchmarks/video.py --weights model.pth --config-file configs/mrcnn_R101.yaml --video film.mp4
+    python benchmarks/video.py --weights model.pth --config-file configs/mrcnn_R101.yaml --video in.mp4
 
-Three questions: how much faster the drawing is than the ``VideoVisualizer`` of the engine in use (with
-``D2_MASKRCNN_ENGINE=installed``, Detectron2's own), how much slower the whole pipeline is than the model alone, and how
-much the memory grows over a long 4K video. Without ``--weights`` the model has random weights.
+* drawing: our annotator against the ``VideoVisualizer`` of the engine (Detectron2's own with
+  ``D2_MASKRCNN_ENGINE=installed``);
+* pipeline: the whole pipeline against the model alone;
+* memory: resident memory over a long 4K video.
+
+Without ``--weights`` the model has random weights.
 """
 
 import argparse
@@ -46,12 +49,12 @@ REPEATS = 7
 
 
 def scene(size: tuple[int, int], count: int, step: int = 0) -> Detections:
-    """``count`` blobs of 6% to 30% of the image's height, drifting with ``step``."""
+    """Return ``count`` wavy disks of 6% to 30% of the image's height, which move with ``step``."""
     rng = np.random.default_rng(0)
     height, width = size
     sides = rng.uniform(0.06, 0.3, (count, 2)) * height
-    middles = rng.uniform(0, 1, (count, 2)) * (width, height) + step * rng.normal(0, height / 500, (count, 2))
-    boxes = np.concatenate((middles - sides / 2, middles + sides / 2), axis=1)
+    centers = rng.uniform(0, 1, (count, 2)) * (width, height) + step * rng.normal(0, height / 500, (count, 2))
+    boxes = np.concatenate((centers - sides / 2, centers + sides / 2), axis=1)
     boxes = np.clip(boxes, 0, (width, height, width, height)).astype(np.float32)
     y, x = np.mgrid[:28, :28] - 13.5
     lobes = rng.integers(2, 8, (count, 1, 1))
@@ -63,7 +66,7 @@ def scene(size: tuple[int, int], count: int, step: int = 0) -> Detections:
 
 
 def median_seconds(action: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Of ``repeats`` runs after one that is not counted."""
+    """Return the median of ``repeats`` runs after a warm-up run."""
     times = []
     for _ in range(repeats + 1):
         begin = time.perf_counter()
@@ -73,24 +76,25 @@ def median_seconds(action: Callable[[], object], repeats: int = REPEATS) -> floa
 
 
 def drawing(name: str, count: int) -> tuple[float, float]:
-    """Seconds a frame: the engine's VideoVisualizer, given whole masks, and ours, given small ones."""
+    """Return seconds per frame of the engine's VideoVisualizer on whole-image masks, and of ours on 28x28 masks."""
     size = SIZES[name]
-    found = scene(size, count)
+    detections = scene(size, count)
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
-    instances = Instances(size, pred_boxes=Boxes(torch.from_numpy(found.boxes)), scores=torch.from_numpy(found.scores))
-    instances.pred_classes = torch.from_numpy(found.classes)
-    instances.pred_masks = torch.from_numpy(np.stack(list(found.masks or [])))
+    instances = Instances(size, pred_boxes=Boxes(torch.from_numpy(detections.boxes)))
+    instances.scores = torch.from_numpy(detections.scores)
+    instances.pred_classes = torch.from_numpy(detections.classes)
+    instances.pred_masks = torch.from_numpy(np.stack(list(detections.masks or [])))
     metadata = MetadataCatalog.get("video_benchmark").set(thing_classes=NAMES)
     theirs = VideoVisualizer(metadata)
     slow = median_seconds(lambda: theirs.draw_instance_predictions(image, instances).get_image(), 3)
     annotator = Annotator(NAMES)
-    found.track_ids = np.arange(len(found))
-    fast = median_seconds(lambda: annotator.draw(image, found))
+    detections.track_ids = np.arange(len(detections))
+    fast = median_seconds(lambda: annotator.draw(image, detections))
     return slow, fast
 
 
 def pipeline(args: argparse.Namespace, folder: Path) -> tuple[list[tuple[float, float]], int]:
-    """Of each round seconds a frame: the model alone on frames that are resized already, and everything; detections."""
+    """Return seconds per frame of the model alone and of the pipeline, for each round, and the mean detections."""
     opts = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", args.weights, *args.opts]
     cfg = load_config(args.config_file, opts)
     if not args.weights:
@@ -101,24 +105,24 @@ def pipeline(args: argparse.Namespace, folder: Path) -> tuple[list[tuple[float, 
     predictor, resizer = Predictor(cfg), Resizer(cfg)
     clip = Clip(end=Position(args.frames, False))
     frames = [(resizer(frame.image), frame.size) for frame in VideoSource(args.video, clip)]
-    predictor.predict([frames[0][0]], [frames[0][1]])  # the first run sets things up
+    predictor.predict([frames[0][0]], [frames[0][1]])  # warm-up
 
     rounds = []
-    for _ in range(args.rounds):  # in turn, so that what else the machine does meets both alike
+    for _ in range(args.rounds):  # alternating, so that other work on the machine affects both
         begin = time.perf_counter()
         with ThreadPoolExecutor(1) as thread:  # as in the pipeline: OpenMP behaves differently in the first thread
-            found = list(thread.map(lambda frame: predictor.predict([frame[0]], [frame[1]])[0], frames))
+            detections = list(thread.map(lambda frame: predictor.predict([frame[0]], [frame[1]])[0], frames))
         alone = (time.perf_counter() - begin) / len(frames)
         source = VideoSource(args.video, clip)
         work = Work(InProcess(predictor), resizer, NAMES, [], threshold=args.threshold, tracking=True)
         begin = time.perf_counter()
         done = run_video(source, work, Sinks(video=VideoWriter(folder / "drawn.mp4", source.info)))
         rounds.append((alone, (time.perf_counter() - begin) / done))
-    return rounds, round(statistics.mean(len(item) for item in found))
+    return rounds, round(statistics.mean(map(len, detections)))
 
 
 class StandIn:
-    """A model that finds 50 things in every 4K frame at once, so that everything but the model can be watched."""
+    """Return 50 detections per frame without a model, so that only the rest of the pipeline takes memory."""
 
     class_names = NAMES
 
@@ -136,7 +140,7 @@ class StandIn:
 
 
 class MemoryWatch:
-    """Writes frames on and notes the resident memory, in MB, after each."""
+    """Pass frames on to a writer and record the resident memory, in MiB, after each."""
 
     def __init__(self, writer: VideoWriter) -> None:
         self._writer = writer
@@ -152,7 +156,7 @@ class MemoryWatch:
 
 
 def memory(folder: Path, frames: int) -> tuple[list[float], float]:
-    """Resident memory after each frame of a 4K video with 50 instances, and seconds a frame."""
+    """Return the resident memory after each frame of a 4K video with 50 instances, and seconds per frame."""
     path = folder / "4k.mp4"
     write_4k(path, frames)
     source = VideoSource(str(path))
@@ -168,7 +172,7 @@ def memory(folder: Path, frames: int) -> tuple[list[float], float]:
 
 
 def write_4k(path: Path, frames: int) -> None:
-    """A soft gradient that drifts."""
+    """Write a 4K video of a moving gradient."""
     height, width = SIZES["4K"]
     ramp = np.linspace(0, 255, 2 * width).astype(np.uint8)
     rows = np.linspace(0, 255, height).astype(np.uint8)[:, None]
@@ -184,15 +188,16 @@ def write_4k(path: Path, frames: int) -> None:
 
 
 def main() -> None:
+    """Run the chosen parts and print their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=["drawing", "pipeline", "memory"])
     parser.add_argument("--config-file", default="configs/mrcnn_R101.yaml")
     parser.add_argument("--weights", default="")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--video", help="for the pipeline; a 4K video of its own without it")
+    parser.add_argument("--video", help="video for the pipeline (default: a generated 4K video)")
     parser.add_argument("--threshold", type=float, default=0.5)
-    parser.add_argument("--frames", type=int, default=20, help="of the pipeline's video")
-    parser.add_argument("--rounds", type=int, default=3, help="of the pipeline")
+    parser.add_argument("--frames", type=int, default=20, help="frames of the pipeline's video")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the pipeline")
     parser.add_argument("--memory-frames", type=int, default=1000)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])
     args = parser.parse_args()
@@ -209,21 +214,21 @@ def main() -> None:
                 )
         if "pipeline" in args.parts:
             if not args.video:
-                args.video = str(folder / "film.mp4")
+                args.video = str(folder / "video.mp4")
                 write_4k(Path(args.video), args.frames)
-            rounds, found = pipeline(args, folder)
+            rounds, count = pipeline(args, folder)
             ratios = [whole / alone - 1 for alone, whole in rounds]
             alone, whole = (statistics.median(times) for times in zip(*rounds, strict=True))
             print(
-                f"pipeline, {found} detections a frame: model alone {alone:.3f} s, everything {whole:.3f} s a frame; "
+                f"pipeline, {count} detections per frame: model alone {alone:.3f} s, pipeline {whole:.3f} s per frame; "
                 f"{statistics.median(ratios):+.1%} (rounds: {', '.join(f'{r:+.1%}' for r in ratios)})",
                 flush=True,
             )
         if "memory" in args.parts:
-            seen, seconds = memory(folder, args.memory_frames)
+            megabytes, seconds = memory(folder, args.memory_frames)
             print(
-                f"memory, 4K, 50 instances, {1 / seconds:.1f} frames a second: {seen[99]:.0f} MB at frame 100, "
-                f"{seen[-1]:.0f} MB at frame {len(seen)}, at most {max(seen[99:]):.0f} MB in between"
+                f"memory, 4K, 50 instances, {1 / seconds:.1f} frames per second: {megabytes[99]:.0f} MB at frame 100, "
+                f"{megabytes[-1]:.0f} MB at frame {len(megabytes)}, at most {max(megabytes[99:]):.0f} MB in between"
             )
 
 
