@@ -13,8 +13,8 @@ from d2_maskrcnn.predictor import PRECISIONS, TRACKING_SCORE, Predictor, Resizer
 from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.run import Sinks, VideoLike, Work, run_images, run_video
 from d2_maskrcnn.video.sinks.image_files import ImageFiles
+from d2_maskrcnn.video.sinks.output_paths import check_target
 from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines
-from d2_maskrcnn.video.sinks.targets import check_target
 from d2_maskrcnn.video.sinks.window import Window, check_display
 from d2_maskrcnn.video.sources.images import VIDEO_SUFFIXES, ImageSource, find_images, has_media_suffix
 from d2_maskrcnn.video.workers import InProcess, WorkerPool, default_count

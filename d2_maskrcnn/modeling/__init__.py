@@ -3,7 +3,7 @@
 The registered names are those in :data:`d2_maskrcnn.config.COMPONENTS`.
 """
 
-from d2_maskrcnn.modeling import zoo_names  # noqa: F401 - registers Detectron2's names on the embedded engine
+from d2_maskrcnn.modeling import registry_aliases  # noqa: F401 - registers Detectron2's names on the embedded engine
 from d2_maskrcnn.modeling.backbone.fpn import FPN, build_maskrcnn_resnet_fpn_backbone
 from d2_maskrcnn.modeling.intermediates import Intermediates, trace_inference, trace_losses
 from d2_maskrcnn.modeling.meta_arch import MaskRCNN

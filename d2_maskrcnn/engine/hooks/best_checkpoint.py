@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from d2_maskrcnn.engine.hooks.ema import SUFFIX, save_average
-from d2_maskrcnn.engine.hooks.metric import MetricHook, from_main_process
+from d2_maskrcnn.engine.hooks.metric_hook import MetricHook, from_main_process
 from d2_maskrcnn.evaluation.metric_names import resolve_metric, warn_of_direction
 from detectron2.config import CfgNode
 

@@ -3,7 +3,7 @@
 import logging
 from typing import Any
 
-from d2_maskrcnn.engine.hooks.metric import MetricHook
+from d2_maskrcnn.engine.hooks.metric_hook import MetricHook
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.evaluation.metric_names import resolve_metric, warn_of_direction
 from detectron2.config import CfgNode

@@ -7,7 +7,7 @@ import cv2
 
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.video.frame import Frame
-from d2_maskrcnn.video.sinks.targets import check_target
+from d2_maskrcnn.video.sinks.output_paths import check_target
 from d2_maskrcnn.video.sources.images import has_media_suffix
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
