@@ -60,6 +60,21 @@ def test_an_unknown_name_is_an_import_error(module):
         importlib.import_module(module).Bxes  # noqa: B018
 
 
+def test_a_function_with_the_name_of_its_module():
+    importlib.import_module("detectron2.config.instantiate")
+    from detectron2.config import instantiate
+
+    with pytest.raises(NotInEngineError, match=r"config\.instantiate"):
+        instantiate({})
+
+
+def test_missing_names_hide_those_of_the_package():
+    from detectron2.structures.rotated_boxes import pairwise_iou
+
+    with pytest.raises(NotInEngineError, match="no rotated boxes"):
+        pairwise_iou(Boxes([[0, 0, 1, 1]]), Boxes([[0, 0, 1, 1]]))
+
+
 def test_an_unknown_module_is_an_import_error():
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         importlib.import_module("detectron2.no_such_module")

@@ -54,16 +54,21 @@ def lookup(module: str) -> Callable[[str], Any]:
     return find
 
 
-def _repeat_parent(module: str) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a module that exists in ``missing.yaml`` only."""
-    find, parent = lookup(module), importlib.import_module(module.rpartition(".")[0])
+class _MissingModule(ModuleType):
+    """A module that exists in ``missing.yaml`` only: it has the placeholders listed there and its package's names."""
 
-    def find_or_repeat(name: str) -> Any:
-        if not name.startswith("__") and hasattr(parent, name):
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return lookup(self.__name__)(name)
+        except AttributeError:
+            parent = importlib.import_module(self.__name__.rpartition(".")[0])
+            if name.startswith("__") or not hasattr(parent, name):
+                raise
             return getattr(parent, name)
-        return find(name)
 
-    return find_or_repeat
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Some functions have the name of their module, which hides them in the package once it is imported.
+        raise not_in_engine(self.__name__, "such function")
 
 
 class _Placeholder(type):
@@ -122,12 +127,12 @@ class _Finder:
         return importlib.machinery.ModuleSpec(fullname, _Finder, is_package=True)  # type: ignore[arg-type]
 
     @staticmethod
-    def create_module(spec: importlib.machinery.ModuleSpec) -> None:
-        return None
+    def create_module(spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        return _MissingModule(spec.name)
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        module.__getattr__ = _repeat_parent(module.__name__)  # type: ignore[method-assign]
+        pass
 
 
 def install() -> None:

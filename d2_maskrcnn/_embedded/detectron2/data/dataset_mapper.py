@@ -34,10 +34,12 @@ class DatasetMapper:
         image_format: a format of :func:`detectron2.data.detection_utils.read_image`.
         use_instance_mask: False ignores segmentations.
         instance_mask_format: ``"polygon"`` or ``"bitmask"``.
+        use_keypoint, keypoint_hflip_indices, precomputed_proposal_topk: for programs written for Detectron2; this
+            engine supports neither keypoints nor precomputed proposals.
         recompute_boxes: make the boxes tight around the augmented masks (cropping cuts masks, but only clips boxes).
 
     Raises:
-        ValueError: ``recompute_boxes`` without ``use_instance_mask``.
+        ValueError: ``recompute_boxes`` without ``use_instance_mask``, keypoints, or precomputed proposals.
     """
 
     @configurable
@@ -48,9 +50,14 @@ class DatasetMapper:
         augmentations: Sequence[T.Augmentation | T.Transform],
         image_format: str,
         use_instance_mask: bool = False,
+        use_keypoint: bool = False,
         instance_mask_format: str = "polygon",
+        keypoint_hflip_indices: np.ndarray | None = None,
+        precomputed_proposal_topk: int | None = None,
         recompute_boxes: bool = False,
     ) -> None:
+        if use_keypoint or precomputed_proposal_topk:
+            raise ValueError("this engine's DatasetMapper supports neither use_keypoint nor precomputed_proposal_topk")
         if recompute_boxes and not use_instance_mask:
             raise ValueError("recompute_boxes needs use_instance_mask: boxes are computed from masks.")
         self.is_train = is_train

@@ -105,7 +105,11 @@ def _transform_segmentation(segmentation: Any, transforms: T.Transform, image_si
 
 
 def transform_instance_annotations(
-    annotation: dict[str, Any], transforms: T.Transform | Sequence[T.Transform], image_size: tuple[int, int]
+    annotation: dict[str, Any],
+    transforms: T.Transform | Sequence[T.Transform],
+    image_size: tuple[int, int],
+    *,
+    keypoint_hflip_indices: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Applies transforms to the box and the segmentation of one instance.
 
@@ -113,6 +117,7 @@ def transform_instance_annotations(
         annotation: with ``bbox`` and ``bbox_mode``, possibly ``segmentation``; changed in place.
         transforms: what was applied to the image.
         image_size: (h, w) of the transformed image, in pixels.
+        keypoint_hflip_indices: for programs written for Detectron2; keypoints are left as they are.
 
     Returns:
         the same dict: ``bbox`` a (4,) float64 XYXY array clipped to the image; polygons as arrays of x0, y0, x1, ...;

@@ -53,6 +53,7 @@ class COCOEvaluator(DatasetEvaluator):
         max_dets_per_image: the highest-scoring detections of each image and class that count; None: COCO's 100.
         use_fast_impl: for programs written for Detectron2, whose two implementations give the same numbers; here
             there is the fast one only.
+        kpt_oks_sigmas: for programs written for Detectron2; keypoints are not evaluated.
         allow_cached_coco: use a converted dataset that lies in ``output_dir`` from an earlier run.
 
     Raises:
@@ -68,6 +69,7 @@ class COCOEvaluator(DatasetEvaluator):
         *,
         max_dets_per_image: int | None = None,
         use_fast_impl: bool = True,
+        kpt_oks_sigmas: Sequence[float] = (),
         allow_cached_coco: bool = True,
     ) -> None:
         if isinstance(tasks, CfgNode):
