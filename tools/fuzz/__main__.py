@@ -1,6 +1,6 @@
 """Run malformed inputs of every kind through the program, and print a table of what happened.
 
-    python -m tools.fuzz --seed 0                      # about 750 inputs
+    python -m tools.fuzz --seed 0                      # about 950 inputs
     python -m tools.fuzz --areas coco videos --scale 5 # five times as many of these
     python -m tools.fuzz --seed 0 --only coco:17       # one of them again
 

@@ -13,7 +13,7 @@ from tools.fuzz import tiny
 from tools.fuzz.harness import Input, expect
 from tools.fuzz.values import damage, odd_value
 
-COUNT = 60
+COUNT = 40
 NO_EVALUATION = {"D2_MASKRCNN__DATA__VAL_JSON": "", "D2_MASKRCNN__DATA__VAL_IMAGES": "", "DATASETS__TEST": "()"}
 LAST = "model_0000001.pth"
 TAGS = (

@@ -350,3 +350,18 @@ def test_predictor_loads_the_weights_and_keeps_the_config(tmp_path):
 def test_predictor_knows_two_orders_of_channels():
     with pytest.raises(ValueError, match="YUV"):
         DefaultPredictor(echo_cfg("INPUT.FORMAT", "YUV-BT.601"))
+
+
+@pytest.mark.parametrize(
+    ("image", "got"),
+    [
+        (None, r"got a NoneType \(cv2\.imread returns None for a file that it cannot read\)"),
+        (torch.zeros(3, 4, 4), "got a Tensor"),
+        (np.zeros((4, 5), np.uint8), r"got an array of shape \(4, 5\)"),
+        (np.zeros((4, 5, 4), np.uint8), r"got an array of shape \(4, 5, 4\)"),
+        (np.full((4, 5, 3), 0.5), "got float64 with values from 0.5 to 0.5"),
+    ],
+)
+def test_predictor_names_what_is_not_an_image(image, got):
+    with pytest.raises(ValueError, match=rf"expected an image .*\(H, W, 3\) uint8 in BGR order, {got}"):
+        DefaultPredictor(echo_cfg())(image)

@@ -65,10 +65,26 @@ class DefaultPredictor:
 
         Returns:
             For detectors ``{"instances": Instances}`` in the frame of ``original_image``.
+
+        Raises:
+            ValueError: ``original_image`` is not such an array.
         """
+        _check_image(original_image)
         height, width = original_image.shape[:2]
         ordered = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
         resized = self.aug.get_transform(ordered).apply_image(ordered).astype(np.float32)  # (H', W', 3)
         record = {"image": torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))}
         with torch.no_grad():
             return self.model([{**record, "height": height, "width": width}])[0]
+
+
+def _check_image(image: Any) -> None:
+    """Raise ValueError for what is not an image, and for one whose values are fractions of 255."""
+    expected = "expected an image as cv2.imread returns it, (H, W, 3) uint8 in BGR order"
+    if not isinstance(image, np.ndarray):
+        hint = " (cv2.imread returns None for a file that it cannot read)" if image is None else ""
+        raise ValueError(f"{expected}, got a {type(image).__name__}{hint}")
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"{expected}, got an array of shape {image.shape}")
+    if not np.issubdtype(image.dtype, np.number) or (np.issubdtype(image.dtype, np.floating) and 0 < image.max() <= 1):
+        raise ValueError(f"{expected}, got {image.dtype} with values from {image.min()} to {image.max()}")
