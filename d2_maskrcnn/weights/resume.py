@@ -161,7 +161,10 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     Raises:
         ValueError: it has not.
     """
+    required = ("exp_avg", "exp_avg_sq", "step") if "betas" in optimizer.defaults else ()  # of AdamW
     for parameter, state in optimizer.state.items():
+        if missing := [key for key in required if not isinstance(state.get(key), torch.Tensor)]:
+            raise ValueError(f"a parameter has no {missing[0]}")
         for key, value in state.items():
             is_counter = key == "step" or (isinstance(value, torch.Tensor) and value.dim() == 0 and key not in _MOMENTS)
             if isinstance(value, torch.Tensor) and not is_counter and value.shape != parameter.shape:

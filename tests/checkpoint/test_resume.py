@@ -189,6 +189,18 @@ def test_momentum_of_another_shape():
             check_optimizer(optimizer)
 
 
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "step"])
+def test_adamw_without_one_of_its_moments(key):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    optimizer.step()
+    check_optimizer(optimizer)
+    optimizer.state[weight][key] = None
+    with pytest.raises(ValueError, match=f"a parameter has no {key}$"):
+        check_optimizer(optimizer)
+
+
 def test_all_checkpoints_are_damaged(run):
     for path in run.glob("*.pth"):
         path.write_bytes(b"PK\x03\x04")
