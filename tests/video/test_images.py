@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.video.sources.images import ImageSource, find_images
+from d2_maskrcnn.video.sources.images import ImageSource, find_images, image_ids
 
 RGB = np.zeros((20, 30, 3), np.uint8)
 RGB[:10, :15] = (250, 10, 20)  # the top left quarter is red
@@ -60,3 +60,17 @@ def test_broken_images_are_reported_and_the_rest_goes_on(folder, caplog):
     assert [frame.name[-6:] for frame in source] == ["/a.png", "c.webp"]
     assert len(source.broken) == 2 and "b.jpg" in source.broken[0]
     assert "b.jpg" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        ([], []),
+        (["a/000000001000.jpg", "b/7.png"], [1000, 7]),
+        (["12.png", "012.png"], [1, 2]),  # the same number twice
+        (["1.png", "x.png"], [1, 2]),
+        (["\u00b2\u00b3.png", "\u0663.png"], [1, 2]),  # digits that aren't ASCII
+    ],
+)
+def test_image_ids_are_unique(names, ids):
+    assert image_ids(names) == ids

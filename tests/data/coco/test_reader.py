@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -81,3 +83,26 @@ def test_whole_floats_of_rles_and_flags_are_normalized(tmp_path):
 def test_annotations_may_be_missing_from_a_test_set(tmp_path):
     (tmp_path / "a.json").write_text('{"images": [], "categories": []}')
     assert read_coco_json(tmp_path / "a.json", annotations_required=False)["annotations"] == []
+
+
+READ_AND_EVALUATE = """
+import sys
+import d2_maskrcnn
+from d2_maskrcnn.data.coco.records import register_coco_json
+from d2_maskrcnn.evaluation.evaluator import read_ground_truth
+from detectron2.data import DatasetCatalog
+path, folder = sys.argv[1:]
+register_coco_json("named", path, folder)
+DatasetCatalog.get("named")
+print(ascii(read_ground_truth("named", folder)["categories"][0]["name"]))
+"""
+
+
+def test_names_in_a_locale_that_is_not_utf8(tmp_path):
+    data = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "\u00c4pfel"}]}
+    (tmp_path / "a.json").write_bytes(json.dumps(data, ensure_ascii=False).encode())
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-c", READ_AND_EVALUATE, str(tmp_path / "a.json"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [r"'\xc4pfel'"]

@@ -54,7 +54,7 @@ def fixup_module_metadata(module_name: str, namespace: dict[str, Any], keys: lis
     for key in namespace if keys is None else keys:
         found = namespace.get(key)
         if not key.startswith("_") and str(getattr(found, "__module__", "")).startswith(f"{module_name}."):
-            found.__module__ = module_name  # type: ignore[union-attr]
+            found.__module__ = module_name
 
 
 def _keep_opencv_to_one_thread() -> None:
