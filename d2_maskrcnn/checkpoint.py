@@ -140,13 +140,13 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         """
         if not resume:
             return self.load(path, checkpointables=[])
-        found = gather(self.has_checkpoint())
-        if len(set(found)) > 1:
+        seen = gather(self.has_checkpoint())
+        if len(set(seen)) > 1:
             raise UserError(
-                f"Only processes {[rank for rank, has in enumerate(found) if has]} of {len(found)} see a checkpoint in "
+                f"Only processes {[rank for rank, has in enumerate(seen) if has]} of {len(seen)} see a checkpoint in "
                 f"OUTPUT_DIR {self.save_dir}; give all machines the same files there (a shared folder, or copies)."
             )
-        if not found[0]:
+        if not seen[0]:
             return self.load(path, checkpointables=[])
         return self._load(gather(run_together(lambda: newest_whole(self.save_dir)))[0], None, resuming=True)
 

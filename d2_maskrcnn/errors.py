@@ -47,6 +47,15 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() or char in _SHOWN else ascii(char)[1:-1] for char in text)
 
 
+def escape_formula(text: str) -> str:
+    """Keep spreadsheets from evaluating a CSV cell, see https://owasp.org/www-community/attacks/CSV_Injection.
+
+    >>> escape_formula("=1+1")
+    "'=1+1"
+    """
+    return f"'{text}" if text.startswith(("\t", "\r")) or text.lstrip().startswith(("=", "+", "-", "@")) else text
+
+
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Suggest the known name most similar to ``name``, ignoring case; "" if none is similar enough.
 

@@ -107,10 +107,10 @@ class Results:
 
     def _repr_png_(self) -> bytes:
         """Show the annotated image in a notebook."""
-        drawn = Image.fromarray(self.plot())
-        drawn.thumbnail((INLINE_SIDE, INLINE_SIDE))
+        image = Image.fromarray(self.plot())
+        image.thumbnail((INLINE_SIDE, INLINE_SIDE))
         buffer = io.BytesIO()
-        drawn.save(buffer, "PNG")
+        image.save(buffer, "PNG")
         return buffer.getvalue()
 
     def plot(self, *, masks: bool = True, boxes: bool = True, labels: bool = True) -> np.ndarray:

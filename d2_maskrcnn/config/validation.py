@@ -31,7 +31,7 @@ def check_value(key: str, value: Any, default: Any, where: str = "") -> None:
         where: the file or command line that the value comes from, for messages.
 
     Raises:
-        UserError: the value is not allowed; the message says what is.
+        UserError: the value is not allowed; the message gives the allowed ones.
     """
     problem = _type_problem(value, default)
     rule = RULES.get(key)
@@ -49,7 +49,7 @@ def _shorten(value: Any) -> str:
 
 
 def _type_problem(value: Any, default: Any) -> str:
-    """Return the type that is expected instead of that of ``value``; "" if it is right."""
+    """Return the type that was expected if ``value`` has another one; "" otherwise."""
     if default is None:  # an optional number
         return "" if value is None or type(value) in (int, float) else "a number or None"
     kinds: tuple[type, ...] = {float: (int, float), list: (list, tuple), tuple: (list, tuple)}.get(

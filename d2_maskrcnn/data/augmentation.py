@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from d2_maskrcnn.config.validation import check_value
 from d2_maskrcnn.data.mapper import MaskRCNNMapper, Record
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
@@ -26,15 +27,15 @@ def build_train_mapper(cfg: CfgNode) -> MaskRCNNMapper:
     of that size. It replaces the resizing and cropping of ``INPUT``; the random flip stays.
 
     Raises:
-        UserError: the scale range is empty or not positive, or the image size is not positive.
+        UserError: the scale range is empty.
     """
     node = cfg.D2_MASKRCNN.INPUT.LSJ
     if not node.ENABLED:
         return MaskRCNNMapper(cfg, is_train=True)
-    if not 0 < node.MIN_SCALE <= node.MAX_SCALE or node.IMAGE_SIZE < 1:
+    if node.MIN_SCALE > node.MAX_SCALE:
         raise UserError(
-            f"D2_MASKRCNN.INPUT.LSJ has MIN_SCALE {node.MIN_SCALE}, MAX_SCALE {node.MAX_SCALE} and IMAGE_SIZE "
-            f"{node.IMAGE_SIZE}: expected 0 < MIN_SCALE <= MAX_SCALE and an IMAGE_SIZE of at least 1 pixel."
+            f"D2_MASKRCNN.INPUT.LSJ has MIN_SCALE {node.MIN_SCALE} and MAX_SCALE {node.MAX_SCALE}; expected MIN_SCALE "
+            "<= MAX_SCALE."
         )
     size = node.IMAGE_SIZE
     augmentations = [T.ResizeScale(node.MIN_SCALE, node.MAX_SCALE, size, size), T.FixedSizeCrop((size, size))]
@@ -63,8 +64,7 @@ def add_copy_paste(cfg: CfgNode, mapper: Callable[[Record], Record], records: An
             f"D2_MASKRCNN.INPUT.COPY_PASTE needs masks as bitmaps: set INPUT.MASK_FORMAT to bitmask (it is "
             f"{cfg.INPUT.MASK_FORMAT}) and MODEL.MASK_ON to True (it is {cfg.MODEL.MASK_ON})."
         )
-    if not 0 <= node.PROBABILITY <= 1:
-        raise UserError(f"D2_MASKRCNN.INPUT.COPY_PASTE.PROBABILITY is {node.PROBABILITY}; expected 0 to 1.")
+    check_value("D2_MASKRCNN.INPUT.COPY_PASTE.PROBABILITY", node.PROBABILITY, default=0.5)
     return CopyPaste(mapper, records, node.PROBABILITY)
 
 

@@ -90,7 +90,7 @@ class MaskRCNNMapper(DatasetMapper):
         return utils.filter_empty_instances(instances)  # type: ignore[return-value]  # without return_mask
 
     def _used(self, annotation: Record, record: Record) -> Record:
-        """Copy what is mapped of an annotation; transforms work in place, and would truncate integer coordinates."""
+        """Copy the keys to map, since transforms work in place and would truncate integer coordinates."""
         keys = ("bbox", "bbox_mode", "category_id") + (("segmentation",) if self.use_instance_mask else ())
         missing = [key for key in keys if key not in annotation]
         if missing:

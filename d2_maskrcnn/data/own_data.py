@@ -46,7 +46,7 @@ def register_own_data(cfg: CfgNode) -> None:
 
     Raises:
         UserError: a path does not exist, an image folder is named without a JSON, or the image folder is neither named
-            nor found near the JSON.
+            nor exists near the JSON.
     """
     frozen = cfg.is_frozen()
     cfg.defrost()

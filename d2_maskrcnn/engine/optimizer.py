@@ -6,13 +6,11 @@ import math
 import torch
 from torch import nn
 
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.config.validation import check_value
 from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
-
-OPTIMIZERS = ("SGD", "AdamW")
 
 logger = logging.getLogger(__name__)
 
@@ -25,23 +23,22 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     Normalization weights get ``WEIGHT_DECAY_NORM`` and biases ``WEIGHT_DECAY_BIAS``, as with SGD.
 
     Raises:
-        UserError: the name is not in ``OPTIMIZERS``.
+        UserError: there is no such optimizer.
     """
     name = cfg.D2_MASKRCNN.SOLVER.OPTIMIZER
+    check_value("D2_MASKRCNN.SOLVER.OPTIMIZER", name, default="SGD")
     if name == "SGD":
         return build_sgd(cfg, model)
-    if name == "AdamW":
-        groups = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-            bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-            weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-        )
-        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
-            groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
-        )
-    raise UserError(f"D2_MASKRCNN.SOLVER.OPTIMIZER is {name!r}; expected one of {', '.join(OPTIMIZERS)}.")
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+    return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
+        groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
+    )
 
 
 def scale_learning_rate(cfg: CfgNode) -> CfgNode:
@@ -60,8 +57,7 @@ def scale_learning_rate(cfg: CfgNode) -> CfgNode:
         UserError: the reference is negative.
     """
     reference, batch = cfg.D2_MASKRCNN.SOLVER.REFERENCE_BATCH, cfg.SOLVER.IMS_PER_BATCH
-    if reference < 0:
-        raise UserError(f"D2_MASKRCNN.SOLVER.REFERENCE_BATCH is {reference}; expected a batch size, or 0 for none.")
+    check_value("D2_MASKRCNN.SOLVER.REFERENCE_BATCH", reference, default=0)
     if reference in (0, batch):
         return cfg
     ratio = batch / reference

@@ -183,7 +183,7 @@ class Trainer(DefaultTrainer):
         Args:
             cfg: names the datasets.
             model: may be wrapped in DistributedDataParallel.
-            evaluators: see ``DefaultTrainer.test``; by default one for each dataset, which writes to
+            evaluators: see ``DefaultTrainer.test``; by default one per dataset, which writes to
                 ``OUTPUT_DIR/folder`` or, if there are several datasets, to ``OUTPUT_DIR/folder/<dataset>``.
             folder: see ``evaluators``.
 

@@ -39,7 +39,7 @@ def _coco_metrics(dataset_name: str) -> list[str]:
 
 
 def resolve_metric(cfg: CfgNode, key: str) -> str:
-    """Return the full name of the metric under ``D2_MASKRCNN.<key>.METRIC``.
+    """Return the full name of the metric under ``D2_MASKRCNN.<key>.METRIC``; warn if it is a loss to be maximized.
 
     A name without a dataset refers to the first of several test sets; ``segm/AP`` is ``bbox/AP`` for a model without
     masks. A name with an unknown prefix is accepted, since it may come from an evaluator of the user.
@@ -48,6 +48,8 @@ def resolve_metric(cfg: CfgNode, key: str) -> str:
         UserError: the prefix is known but not the metric.
     """
     metric, known = cfg.D2_MASKRCNN[key].METRIC, evaluation_metrics(cfg)
+    if "loss" in metric.split("/")[-1] and cfg.D2_MASKRCNN[key].MODE == "max":
+        logger.warning("D2_MASKRCNN.%s: MODE max looks for the highest %s; set MODE to min?", key, metric)
     if metric in known or not _has_known_prefix(metric, known):
         return metric
     adapted = metric if cfg.MODEL.MASK_ON else metric.replace("segm/AP", "bbox/AP")
@@ -68,9 +70,3 @@ def describe_metrics(metric: str, known: Collection[str]) -> str:
     """Describe the known metrics in one line, beginning with the one most similar to ``metric``."""
     short = dict.fromkeys(name.split("AP-")[0] + "AP-<class>" if "AP-" in name else name for name in known)
     return f"{did_you_mean(metric, known)} Known: {', '.join(short) or 'none'}.".lstrip()
-
-
-def warn_of_direction(key: str, metric: str, mode: str) -> None:
-    """Warn if a loss is to be maximized."""
-    if "loss" in metric.split("/")[-1] and mode == "max":
-        logger.warning("D2_MASKRCNN.%s: MODE max looks for the highest %s; set MODE to min?", key, metric)

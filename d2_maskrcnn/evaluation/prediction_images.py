@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 def draw_test_sets(cfg: CfgNode, model: nn.Module) -> None:
-    """Draw predictions on ``DATASETS.TEST`` into ``OUTPUT_DIR/predictions``, with a subfolder for each of several sets.
+    """Draw predictions on ``DATASETS.TEST`` into ``OUTPUT_DIR/predictions``; each of several sets has a subfolder.
 
     See :func:`draw_predictions`.
     """
@@ -101,15 +101,15 @@ def predict_record(cfg: CfgNode, model: nn.Module, record: Record, threshold: fl
         threshold: least score of the predictions that are returned, in [0, 1].
 
     Returns:
-        The ground truth, see :func:`ground_truth_of`, and the predictions, both in the frame of the original image.
+        The ground truth (see :func:`ground_truth_detections`) and the predictions, in the frame of the original image.
     """
     with inference_context(model):
         output = model([MaskRCNNMapper(cfg, is_train=False)(record)])[0]
     predictions = Detections.from_instances(output["instances"].to("cpu"))
-    return ground_truth_of(record), predictions[predictions.scores >= threshold]
+    return ground_truth_detections(record), predictions[predictions.scores >= threshold]
 
 
-def ground_truth_of(record: Record) -> Detections:
+def ground_truth_detections(record: Record) -> Detections:
     """Convert the annotations of a dataset record, without crowd regions; scores are NaN."""
     annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
     boxes = [BoxMode.convert(a["bbox"], a.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS) for a in annotations]
@@ -170,6 +170,6 @@ def _draw(
             [bitmap.repeat(scale, 0).repeat(scale, 1) for _, bitmap in crops],
             enlarged.shape[:2],
         )
-    drawn = Detections(detections.boxes * scale, detections.scores, detections.classes, enlarged.shape[:2], masks)
-    Annotator(class_names).draw(enlarged, drawn, colors=colors, tags=tags)
+    scaled = Detections(detections.boxes * scale, detections.scores, detections.classes, enlarged.shape[:2], masks)
+    Annotator(class_names).draw(enlarged, scaled, colors=colors, tags=tags)
     return enlarged

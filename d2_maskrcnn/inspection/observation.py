@@ -39,7 +39,7 @@ class Observation:
             ground truth.
         ground_truth: in pixels of the image file, or None.
         gt_instances: ground truth without crowd regions in pixels of ``image``, as training uses it, or None.
-        layers: module name -> its outputs, one for each time it ran.
+        layers: module name -> its outputs, one per call.
         level_names: feature levels of the RPN; the region heads use ``roi_level_names``.
         strides: of the RPN's levels, in pixels of ``image``.
         box_weights: factors of the box deltas (dx, dy, dw, dh), ``MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS``.

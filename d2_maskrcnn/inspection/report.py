@@ -28,7 +28,7 @@ class Report:
 
     Attributes:
         about: name -> value of what was inspected, shown at the top.
-        observations: one for each image.
+        observations: one per image.
         weights, data: sections of their own.
         samples: augmented images of the dataset.
         threshold: score from which detections count in the final result.

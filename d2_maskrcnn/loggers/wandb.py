@@ -165,7 +165,7 @@ class WandbWriter(EventWriter):
         self._last_iteration = -1
 
     def write(self) -> None:
-        """Log what is new since the last call, by iteration."""
+        """Log the values that are new since the last call, by iteration."""
         if self.run.run is None:
             return
         storage = get_event_storage()

@@ -44,7 +44,7 @@ def encode_rle(mask: np.ndarray, window: Window | None = None, image_size: tuple
 
     Args:
         mask: (h, w) bool or uint8 in {0, 1}.
-        window: where ``mask`` lies in the image, which is 0 elsewhere; None if ``mask`` is the whole image.
+        window: position of ``mask`` in the image, which is 0 elsewhere; None if ``mask`` is the whole image.
         image_size: (H, W) of the image; needed with ``window``.
 
     Returns:

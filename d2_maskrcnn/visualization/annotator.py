@@ -1,4 +1,4 @@
-"""Masks, boxes and labels drawn into an image in place, touching only the pixels that they cover."""
+"""Draw masks, boxes and labels into an image in place, touching only the pixels that they cover."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Tell the formats of weight files apart, and check that a file is complete, without loading it.
+"""Detect the formats of weight files, and check that a file is complete, without loading it.
 
 The format is decided by the first bytes of a file. Its name is used in messages only.
 """
@@ -38,7 +38,7 @@ def file_kind(path: str | os.PathLike[str]) -> str:
     head = _read_head(path)
     kind = _kind_of(head)
     if kind is None and head and path.suffix in (".pkl", ".pickle") and not _known_format(head):
-        kind = "pickle"  # an unusual beginning: its reader says what is wrong
+        kind = "pickle"  # an unusual beginning: its reader reports the problem
     if kind is None:
         raise UserError(f"{path} is not a weight file: it is {_describe(head)}; expected {EXPECTED}.")
     if kind != "torch_zip" and _is_zip(path):

@@ -144,8 +144,8 @@ def _rename_caffe2(state: dict[str, Array]) -> Converted:
 
 def _torchvision_base(state: Mapping[str, Array]) -> str | None:
     """Return the prefix of torchvision's ResNet names (often ""); None if these are not such names."""
-    found = [name.removesuffix(_TV_MARKER) for name in state if ("." + name).endswith("." + _TV_MARKER)]
-    return found[0] if found else None
+    prefixes = [name.removesuffix(_TV_MARKER) for name in state if ("." + name).endswith("." + _TV_MARKER)]
+    return prefixes[0] if prefixes else None
 
 
 def _rename_torchvision(state: dict[str, Array], base: str) -> Converted:

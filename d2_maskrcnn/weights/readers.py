@@ -39,7 +39,7 @@ MAX_DEPTH = 64  # nesting of containers in a checkpoint
 def read_weights(path: str | os.PathLike[str], copy_states: Collection[str] | None = None) -> dict[str, Any]:
     """Read a weight file or checkpoint.
 
-    The tensors of a ``.pth`` file are mapped from the file into memory, so those that nobody uses cost nothing.
+    The tensors of a ``.pth`` file are mapped from the file into memory, so unused ones take no memory.
 
     Args:
         path: a local file: ``.pth`` (torch.save), ``.pkl`` (the model zoo's, or Caffe2 blobs), or ``.safetensors``.

@@ -35,7 +35,7 @@ def _read_tag(path: Path) -> list[str]:
     with path.open("rb") as file:
         name = file.read(_MAX_NAME + 1).decode(errors="replace").strip()
     if name and (len(name) > _MAX_NAME or not name.isprintable() or name in (".", "..") or set(name) & set("/\\")):
-        logger.warning("%s is ignored: expected the name of a checkpoint in the same folder, found %.80r", path, name)
+        logger.warning("%s is ignored: expected the name of a checkpoint in the same folder, got %.80r", path, name)
         return []
     return [name] if name else []
 

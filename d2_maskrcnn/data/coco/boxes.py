@@ -62,14 +62,14 @@ def _column(entries: list[dict[str, Any]], key: str) -> np.ndarray:
     return np.array([entry[key] for entry in entries], dtype=np.int64)
 
 
-def _positions(known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the index in ``known`` (K,) of each value of ``wanted`` (W,), -1 if it is not there."""
+def _positions(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return the index in ``known`` (K,) of each of ``values`` (V,), -1 for values that it does not contain."""
     if len(known) == 0:
-        return np.full(len(wanted), -1, dtype=np.int64)
+        return np.full(len(values), -1, dtype=np.int64)
     order = np.argsort(known, kind="stable")
-    slot = np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)
+    slot = np.minimum(np.searchsorted(known, values, sorter=order), len(known) - 1)
     index = order[slot]
-    return np.where(known[index] == wanted, index, -1)
+    return np.where(known[index] == values, index, -1)
 
 
 def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Problem]:

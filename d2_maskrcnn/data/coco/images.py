@@ -84,13 +84,13 @@ def is_inside(root: str | os.PathLike[str], name: str) -> bool:
 def _missing(root: Path, names: list[str]) -> np.ndarray:
     """Return the indices of missing images, listing each folder once instead of asking for each file."""
     listings: dict[str, set[str]] = {}
-    found = np.zeros(len(names), dtype=bool)
+    exists = np.zeros(len(names), dtype=bool)
     for index, name in enumerate(names):
         folder, base = os.path.split(os.path.join(root, name))
         if folder not in listings:
             listings[folder] = _files_in(folder)
-        found[index] = base in listings[folder]
-    return np.flatnonzero(~found)
+        exists[index] = base in listings[folder]
+    return np.flatnonzero(~exists)
 
 
 def _files_in(folder: str) -> set[str]:

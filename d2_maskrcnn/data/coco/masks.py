@@ -52,7 +52,7 @@ def check_segmentations(table: CocoTable, polygons_only: bool = False) -> Iterat
 
 
 def _fault(table: CocoTable, index: int, segmentation: Any) -> str | None:
-    """Describe what is wrong with the structure of one segmentation; None if nothing is."""
+    """Describe a fault in the structure of one segmentation; None if there is none."""
     if type(segmentation) is list:
         if not segmentation:
             return "it is empty"

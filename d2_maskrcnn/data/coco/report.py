@@ -19,7 +19,7 @@ class Problem:
 
     Attributes:
         count: number of entries that have it.
-        what: what is wrong with them, in the plural and without the count: "annotations with ...".
+        what: the problem, in the plural and without the count: "annotations with ...".
         examples: the first few entries, each with its id and value.
         remedy: what was expected or how to fix it.
         fatal: whether the file cannot be used with it; False for a warning.

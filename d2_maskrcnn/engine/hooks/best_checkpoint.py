@@ -8,7 +8,7 @@ import torch
 
 from d2_maskrcnn.engine.hooks.ema import SUFFIX, save_average
 from d2_maskrcnn.engine.hooks.metric_hook import MetricHook, from_main_process
-from d2_maskrcnn.evaluation.metric_names import resolve_metric, warn_of_direction
+from d2_maskrcnn.evaluation.metric_names import resolve_metric
 from detectron2.config import CfgNode
 
 BEST_NAME = "model_best"
@@ -34,9 +34,7 @@ class BestCheckpoint(MetricHook):
         node = cfg.D2_MASKRCNN.BEST_CHECKPOINT
         if not node.ENABLED or not cfg.DATASETS.TEST:
             return None
-        metric = resolve_metric(cfg, "BEST_CHECKPOINT")
-        warn_of_direction("BEST_CHECKPOINT", metric, node.MODE)
-        return cls(metric, node.MODE)
+        return cls(resolve_metric(cfg, "BEST_CHECKPOINT"), node.MODE)
 
     def before_train(self) -> None:
         """Take over the best value of ``model_best.pth`` if it is better than that of the resumed checkpoint."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from d2_maskrcnn.engine.hooks.metric_hook import MetricHook
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.evaluation.metric_names import resolve_metric, warn_of_direction
+from d2_maskrcnn.evaluation.metric_names import resolve_metric
 from detectron2.config import CfgNode
 from detectron2.engine import hooks
 
@@ -45,9 +45,7 @@ class EarlyStopping(MetricHook):
         node = cfg.D2_MASKRCNN.EARLY_STOPPING
         if not node.PATIENCE or not cfg.DATASETS.TEST:
             return None
-        metric = resolve_metric(cfg, "EARLY_STOPPING")
-        warn_of_direction("EARLY_STOPPING", metric, node.MODE)
-        return cls(metric, node.MODE, node.PATIENCE, node.MIN_DELTA)
+        return cls(resolve_metric(cfg, "EARLY_STOPPING"), node.MODE, node.PATIENCE, node.MIN_DELTA)
 
     def is_exhausted(self) -> bool:
         """Return whether the patience is exhausted."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.config.validation import check_value
 from d2_maskrcnn.weights.atomic import atomic_torch_save
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -34,8 +34,7 @@ class WeightAverage:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise UserError(f"D2_MASKRCNN.EMA.DECAY is {decay}; expected at least 0 and less than 1, such as 0.999.")
+        check_value("D2_MASKRCNN.EMA.DECAY", decay, default=0.999)
         self.model, self.decay = model, decay
         self.updates = 0
         self.values: dict[str, torch.Tensor] = {}

@@ -58,7 +58,7 @@ class FailureGuard:
             yield
         except Exception as error:  # whatever a drawing or logging library raises, the training is worth more
             level = logging.DEBUG if self.failed else logging.WARNING
-            message = "%s failed, the training goes on without it (%s: %s)"
+            message = "%s failed, the training continues without it (%s: %s)"
             logger.log(level, message, self.name, type(error).__name__, one_line(error))
             logger.debug("%s failed", self.name, exc_info=True)
             self.failed = True

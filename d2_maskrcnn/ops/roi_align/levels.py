@@ -27,8 +27,8 @@ def assign_levels(
 ) -> torch.Tensor:
     """Assign each box to a pyramid level by its size (arXiv:1612.03144, equation 1).
 
-    The level is ``floor(canonical_level + log2(sqrt(w * h) / canonical_box_size))``, clamped. It is found by comparing
-    sqrt(w * h) with each level's threshold, which is exact at the boundaries in any precision.
+    The level is ``floor(canonical_level + log2(sqrt(w * h) / canonical_box_size))``, clamped. It is computed by
+    comparing sqrt(w * h) with each level's threshold, which is exact at the boundaries in any precision.
 
     Args:
         boxes: (M, 4) XYXY in pixels of the network input. A box of negative or NaN area gets the finest level.

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, escape_formula
 from d2_maskrcnn.video.frame import Frame
 
 CSV_COLUMNS = ("frame", "time", "file", "track_id", "category_id", "category", "score", "x0", "y0", "x1", "y1", "area")
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet evaluates cells that begin with one of these
 
 
 class _TextFile:
@@ -94,21 +93,16 @@ class CsvRows(_TextFile):
 
     def write(self, frame: Frame) -> None:
         """Append the rows of a frame."""
-        place = (frame.index, round(frame.time, 6), _text_cell(frame.name))
+        place = (frame.index, round(frame.time, 6), escape_formula(frame.name))
         if frame.name and not frame.records:
             self._put_row((*place, *[""] * (len(CSV_COLUMNS) - len(place))))
         for record in frame.records:
             x0, y0, width, height = record["bbox"]
             box = (x0, y0, round(x0 + width, 2), round(y0 + height, 2))
-            label = (record["category_id"], _text_cell(record["category"]), record["score"])
+            label = (record["category_id"], escape_formula(record["category"]), record["score"])
             self._put_row((*place, record.get("track_id", ""), *label, *box, record.get("area", "")))
 
     def _put_row(self, values: Sequence[object]) -> None:
         line = io.StringIO()
         csv.writer(line).writerow(values)
         self._put(line.getvalue())
-
-
-def _text_cell(text: str) -> str:
-    """Keep a spreadsheet from evaluating text as a formula (https://owasp.org/www-community/attacks/CSV_Injection)."""
-    return f"'{text}" if text.startswith(FORMULA_SIGNS) else text

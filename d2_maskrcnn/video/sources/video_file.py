@@ -50,7 +50,7 @@ class VideoSource:
 
     Attributes:
         info: what the container states.
-        problem: after the iteration, what is wrong with a file that could be read in part; "" if nothing is.
+        problem: after the iteration, why a file could only be read in part; "" if it was read completely.
 
     Raises:
         UserError: it cannot be opened, has no video track, or its codec is unknown.
@@ -87,8 +87,8 @@ class VideoSource:
         """
         path = self.address if self._download is None else str(self._download.path)
         if not is_remote(path) and not Path(path).is_file():
-            found = "a folder, FIFO, device or socket; expected a file" if Path(path).exists() else "no such file"
-            raise UserError(f"Video {self.address}: {found}.")
+            problem = "a folder, FIFO, device or socket; expected a file" if Path(path).exists() else "no such file"
+            raise UserError(f"Video {self.address}: {problem}.")
         try:
             if not is_remote(path):
                 return av.open(media_url(path))
@@ -136,14 +136,14 @@ class VideoSource:
             yield frame
         self.problem = reader.problem(self._stated_frames)
         if shown == 0:
-            raise UserError(f"Video {self.address}: {self.problem or self._why_nothing(reader)}.")
+            raise UserError(f"Video {self.address}: {self.problem or self._describe_empty_clip(reader)}.")
 
-    def _why_nothing(self, reader: "_Reader") -> str:
+    def _describe_empty_clip(self, reader: "_Reader") -> str:
         if self.clip.start is None and self.clip.end is None:
             return "not a single frame could be decoded"
         length = "" if self._duration is None else f" of its {self._duration:.1f} s"
         frames = "" if reader.seeked else f" ({reader.decoded} frames were read)"
-        return f"no frame{length} lies between the requested start and end{frames}"
+        return f"no frame{length} is between the requested start and end{frames}"
 
     def _follow_stream(self) -> Iterator[Frame]:
         """Yield the frames of a live stream, reopening it when it stalls or breaks."""
@@ -172,7 +172,7 @@ class VideoSource:
 
 
 class _Reader:
-    """One pass over a container, with what is needed to judge afterwards whether it was complete."""
+    """Read a container once, and count packets and times to report afterwards whether it was complete."""
 
     def __init__(self, source: VideoSource, live: bool = False) -> None:
         self.source, self.live = source, live
@@ -290,7 +290,7 @@ class _Reader:
                 self.last_number = max(self.last_number, packet.dts + 1)
 
     def problem(self, stated: int) -> str:
-        """Describe in a few words what is wrong with the file; "" if nothing is."""
+        """Describe the file's damage in a few words; "" if there is none."""
         if self.reached_end_of_clip:
             return ""
         counted = max(self.packets, self.last_number) if self.counts_dropped else self.packets

@@ -50,7 +50,7 @@ def test_a_failing_report_is_one_warning(tiny_cfg, caplog, tmp_path):
     trainer = Trainer(tiny_cfg("SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()"), report_hooks=[hook])
     trainer.train()
     assert hook.calls == [("before_train", 0), ("after_step", 0), ("after_step", 1), ("after_train", 2)]
-    message = "Broken failed, the training goes on without it (RuntimeError: price_$5 to_$10)"
+    message = "Broken failed, the training continues without it (RuntimeError: price_$5 to_$10)"
     assert warnings(caplog).count(message) == 1
     assert (tmp_path / "out" / "model_final.pth").is_file()
 
