@@ -1,7 +1,7 @@
-"""Shows what the Mask R-CNN of a config finds in images, videos, webcams and streams.
+"""Run a Mask R-CNN on images, videos, webcams or streams, and draw its detections.
 
-python demo.py --config-file configs/mrcnn_R101.yaml --input photos/ --output drawn/ --opts MODEL.WEIGHTS model.pth
-python demo.py --config-file configs/mrcnn_R101.yaml --video-input film.mp4 --output drawn.mp4 --opts MODEL.WEIGHTS ...
+python demo.py --config-file configs/mrcnn_R101.yaml --input photos/ --output annotated/ --opts MODEL.WEIGHTS model.pth
+python demo.py --config-file configs/mrcnn_R101.yaml --video-input in.mp4 --output out.mp4 --opts MODEL.WEIGHTS ...
 python demo.py --config-file configs/mrcnn_R101.yaml --webcam --show --output webcam.mp4 --opts MODEL.WEIGHTS ...
 """
 

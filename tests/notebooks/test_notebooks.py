@@ -103,5 +103,5 @@ def test_colab(tmp_path, monkeypatch):
     monkeypatch.setenv("COLAB_OPTS", " ".join(f"{key} {value}" for key, value in small.items()))
     text, images = execute("colab")
     assert "AP50" in text and "images" in text and images >= 5
-    for name in ("drawn.jpg", "film_drawn.mp4", "inspection/report.html", "model/model_final.pth"):
+    for name in ("annotated.jpg", "annotated.mp4", "inspection/report.html", "model/model_final.pth"):
         assert (tmp_path / "work" / name).stat().st_size > 0
