@@ -1,3 +1,3 @@
-"""The demo's fixtures: drawn videos and a tiny model."""
+"""Fixtures of the demo: synthetic videos and a tiny model."""
 
 from tests.video.conftest import demo_args, make_video, run_demo, start_demo, tiny_weights  # noqa: F401

@@ -1,4 +1,4 @@
-"""The demo from its command line to its files."""
+"""The demo, from its command line to its output files."""
 
 import csv
 import json
@@ -35,8 +35,8 @@ def images(tmp_path) -> Path:
 def test_images(run_demo, images, tmp_path):
     run_demo("--input", images, "--output", tmp_path / "out", "--save-json", tmp_path / "r.json")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.jpg", "b.png", "c.webp"]
-    drawn = np.asarray(Image.open(tmp_path / "out" / "b.png"))
-    assert drawn.shape == (100, 140, 3) and (drawn != frame_image(1, (100, 140))).any()
+    annotated = np.asarray(Image.open(tmp_path / "out" / "b.png"))
+    assert annotated.shape == (100, 140, 3) and (annotated != frame_image(1, (100, 140))).any()
     results = json.loads((tmp_path / "r.json").read_text())
     assert {r["image_id"] for r in results} == {1, 2, 3}
     for result in results:
@@ -51,7 +51,7 @@ def test_one_image_to_one_file(run_demo, images, tmp_path):
     assert Image.open(tmp_path / "x.png").size == (140, 100)
 
 
-def test_ids_of_coco_images_are_in_their_names(run_demo, images, tmp_path):
+def test_ids_of_coco_images_are_those_in_their_names(run_demo, images, tmp_path):
     (images / "a.jpg").rename(images / "000000001000.jpg")
     run_demo("--input", images / "000000001000.jpg", "--save-json", tmp_path / "r.json")
     assert {r["image_id"] for r in json.loads((tmp_path / "r.json").read_text())} == {1000}
@@ -75,24 +75,24 @@ def test_a_video(run_demo, make_video, tmp_path, tracking):
     lines = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [line["frame"] for line in lines] == list(range(20))
     assert [line["time"] for line in lines] == pytest.approx([i / 10 for i in range(20)])
-    found = [d for line in lines for d in line["detections"]]
-    assert found and all(("track_id" in d) == tracking for d in found)
+    detections = [d for line in lines for d in line["detections"]]
+    assert detections and all(("track_id" in d) == tracking for d in detections)
     rows = list(csv.DictReader((tmp_path / "r.csv").open()))
-    assert len(rows) == len(found)
+    assert len(rows) == len(detections)
     assert all(row["category"] in CLASS_NAMES for row in rows)
 
 
-def test_an_output_folder_and_an_excerpt(run_demo, make_video, tmp_path):
+def test_an_output_folder_and_a_clip(run_demo, make_video, tmp_path):
     run_demo("--video-input", make_video(), "--output", tmp_path, "--start", "5", "--end", "1.5s", "--stride", "2")
     assert len(read_video(tmp_path / f"{make_video().stem}.mp4")) == 5
 
 
-def test_classes_are_chosen_by_name(run_demo, images, tmp_path):
+def test_classes_by_name(run_demo, images, tmp_path):
     run_demo("--input", images, "--save-json", tmp_path / "a.json")
     kinds = {r["category"] for r in json.loads((tmp_path / "a.json").read_text())}
-    wanted = sorted(kinds)[0]
-    run_demo("--input", images, "--save-json", tmp_path / "b.json", "--classes", wanted.upper())
-    assert {r["category"] for r in json.loads((tmp_path / "b.json").read_text())} == {wanted}
+    name = sorted(kinds)[0]
+    run_demo("--input", images, "--save-json", tmp_path / "b.json", "--classes", name.upper())
+    assert {r["category"] for r in json.loads((tmp_path / "b.json").read_text())} == {name}
 
 
 @pytest.mark.parametrize("precision", ["bfloat16"])
@@ -101,7 +101,7 @@ def test_precision(run_demo, images, tmp_path, precision):
     assert json.loads((tmp_path / "r.json").read_text())
 
 
-def test_model_processes_give_the_same(run_demo, make_video, tmp_path):
+def test_model_processes_give_the_same_detections(run_demo, make_video, tmp_path):
     for name, options in (("one", []), ("two", ["--parallel", "2"])):
         run_demo("--video-input", make_video(), "--save-json", tmp_path / name, *options)
     one, two = ([json.loads(line) for line in (tmp_path / n).read_text().splitlines()] for n in ("one", "two"))
@@ -111,7 +111,7 @@ def test_model_processes_give_the_same(run_demo, make_video, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (["--input", "none.jpg"], "no such file"),
         (["--video-input", "none.mp4"], "no such file"),
@@ -134,12 +134,12 @@ def test_model_processes_give_the_same(run_demo, make_video, tmp_path):
         (["--input", "{images}", "--save-csv", "/proc/none/r.csv"], "folder cannot be created"),
     ],
 )
-def test_bad_input(demo_args, make_video, images, tmp_path, args, said):
+def test_bad_input(demo_args, make_video, images, tmp_path, args, message):
     filled = [a.format(video=make_video(), images=images) for a in args]
     outputs = [] if {"--output", "--save-json", "--save-csv"} & set(args) else ["--output", str(tmp_path / "new")]
     with pytest.raises(UserError) as raised:
         cli.main([*filled, *outputs, *demo_args()])
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_no_display(demo_args, images, monkeypatch):
 
 @pytest.fixture
 def display(monkeypatch):
-    """A screen that nobody sees."""
+    """A virtual display (Xvfb)."""
     server = shutil.which("Xvfb")
     if server is None:
         pytest.skip("no Xvfb on this machine (apt-get install xvfb)")
@@ -221,7 +221,7 @@ assert not images.show(frame)
 """
 
 
-def test_a_window_that_was_closed_ends_the_showing(display, repo_dir):
+def test_a_closed_window_is_not_opened_again(display, repo_dir):
     done = subprocess.run(
         [sys.executable, "-c", CLOSED_WINDOW], cwd=repo_dir, capture_output=True, text=True, timeout=120
     )
@@ -233,11 +233,11 @@ def test_a_window_that_was_closed_ends_the_showing(display, repo_dir):
 def test_a_full_disk(run_demo, make_video, tmp_path, option):
     with pytest.raises(UserError, match="Cannot write /dev/full"):
         run_demo("--video-input", make_video(), "--output", tmp_path / "v.mp4", option, "/dev/full", "--overwrite")
-    if option == "--save-json":  # a table's head is written, and fails, before the first frame
+    if option == "--save-json":  # the header of a CSV file fails before the first frame
         assert len(read_video(tmp_path / "v.mp4")) >= 1
 
 
-def test_outputs_are_replaced_when_told(run_demo, make_video, tmp_path):
+def test_outputs_are_replaced_with_overwrite(run_demo, make_video, tmp_path):
     target = tmp_path / "v.mp4"
     target.write_bytes(b"precious")
     with pytest.raises(UserError, match="already exists: overwrite"):
@@ -268,7 +268,7 @@ def test_a_camera_that_is_unplugged(run_demo, make_video, tmp_path, monkeypatch)
     assert len((tmp_path / "r.jsonl").read_text().splitlines()) == len(frames)
 
 
-def test_one_line_and_a_status(start_demo, tmp_path):
+def test_bad_input_is_one_line_and_a_status(start_demo, tmp_path):
     process = start_demo("--video-input", "none.mp4", "--output", tmp_path / "v.mp4")
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
@@ -292,7 +292,7 @@ def test_ctrl_c_finishes_the_files(start_demo, make_video, tmp_path):
     assert f"Interrupted; kept {frames} frames" in errors
 
 
-def test_options_keep_detectron2s_habits():
+def test_options_of_detectron2s_demo():
     args = build_parser().parse_args(
         ["--config-file", "c.yaml", "--webcam", "--confidence-threshold", "0.6", "--opts", "MODEL.WEIGHTS", "w.pth"]
     )

@@ -21,11 +21,11 @@ SHORT = ["SOLVER.MAX_ITER", 1, "DATASETS.TEST", "()"]
 
 
 class Killed(Exception):
-    """Leaves the training where it is, like SIGKILL does."""
+    """Raised to end a training without saving, as SIGKILL does."""
 
 
 def kill_somewhere(trainer, where):
-    """Raises in the forward pass, after the update, or while a checkpoint is being written."""
+    """Raise :class:`Killed` in the forward pass, after the update, or when a checkpoint is written."""
     moments = {"step": (trainer, "run_step"), "hooks": (trainer, "after_step"), "save": (trainer.checkpointer, "save")}
     iteration, moment = where
     owner, name = moments[moment]
@@ -39,16 +39,17 @@ def kill_somewhere(trainer, where):
     setattr(owner, name, interrupted)
 
 
-def same(first, second, path=""):
-    """Names of what differs, at any depth."""
+def differences(first, second, path=""):
+    """Return the paths of the values that differ, at any depth."""
     if isinstance(first, torch.Tensor):
         return [] if torch.equal(first, second) else [path]
     if isinstance(first, dict):
         assert first.keys() == second.keys(), path
-        return [found for key in first for found in same(first[key], second[key], f"{path}/{key}")]
+        return [each for key in first for each in differences(first[key], second[key], f"{path}/{key}")]
     if isinstance(first, (list, tuple)):
         assert len(first) == len(second), path
-        return [found for i, pair in enumerate(zip(first, second, strict=True)) for found in same(*pair, f"{path}/{i}")]
+        pairs = enumerate(zip(first, second, strict=True))
+        return [each for i, pair in pairs for each in differences(*pair, f"{path}/{i}")]
     return [] if first == second else [path]
 
 
@@ -77,15 +78,15 @@ def test_killed_ten_times_equals_uninterrupted(trainer_of, tmp_path):
             metadata["config"] = metadata["config"].replace(str(folder), "OUTPUT_DIR")
         assert {"model", "ema", "trainer", "iteration"} <= first.keys()
         assert {"BestCheckpoint", "EarlyStopping", "LRScheduler"} <= first["trainer"]["hooks"].keys()
-        assert same(first, second) == []
+        assert differences(first, second) == []
 
 
 def test_comparison_sees_a_difference():
     first = {"a": [torch.zeros(2), 1.0], "b": {"c": "x"}}
-    assert same(first, {"a": [torch.zeros(2), 1.0], "b": {"c": "x"}}) == []
-    assert same(first, {"a": [torch.ones(2), 1.0], "b": {"c": "y"}}) == ["/a/0", "/b/c"]
+    assert differences(first, {"a": [torch.zeros(2), 1.0], "b": {"c": "x"}}) == []
+    assert differences(first, {"a": [torch.ones(2), 1.0], "b": {"c": "y"}}) == ["/a/0", "/b/c"]
     with pytest.raises(AssertionError):
-        same(first, {"a": []})
+        differences(first, {"a": []})
 
 
 def test_a_signal_before_the_first_iteration_saves_nothing(trainer_of, tmp_path):
@@ -150,7 +151,7 @@ def test_a_signal_saves_a_checkpoint(trainer_of, tmp_path, name):
 
 
 def test_an_ignored_hangup_is_ignored(trainer_of):
-    """As under nohup."""
+    """Under nohup, SIGHUP is ignored."""
     trainer = trainer_of(*SHORT)
     step = trainer.run_step
     trainer.run_step = lambda: (signal.raise_signal(signal.SIGHUP), step())

@@ -1,4 +1,4 @@
-"""Small videos that the tests draw, and a tiny model of random weights."""
+"""Small synthetic videos, and a tiny model with random weights."""
 
 import functools
 import http.server
@@ -29,7 +29,7 @@ MODEL_OPTS = {
 
 
 def frame_image(index: int, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 RGB: the left half says which frame it is by its brightness, a square moves through the right."""
+    """Return (H, W, 3) uint8 RGB: the left half's brightness encodes the index, a square moves in the right half."""
     height, width = size
     image = np.full((height, width, 3), (40, 90, 160), np.uint8)
     image[:, : width // 2] = brightness(index)
@@ -43,14 +43,14 @@ def brightness(index: int) -> int:
 
 
 def number_of(image: np.ndarray) -> int:
-    """Which frame (of the first 27) this is."""
+    """Return the index of a frame, if it is one of the first 27."""
     half = image[image.shape[0] // 2 :, : image.shape[1] // 2 - 8].mean()
     return round((half - 20) / 8)
 
 
 @pytest.fixture(scope="session")
 def make_video(tmp_path_factory):
-    """``make_video(frames=20, size=(64, 96), rate=10, codec="libx264", suffix=".mp4", sound=None)`` gives a path."""
+    """``make_video(frames=20, size=(64, 96), rate=10, codec="libx264", suffix=".mp4", sound=None)`` returns a path."""
     folder = tmp_path_factory.mktemp("videos")
     made: dict[tuple, Path] = {}
 
@@ -88,14 +88,14 @@ def write_tone(container, stream, seconds) -> None:
 
 
 def read_video(path) -> list[np.ndarray]:
-    """All frames, (H, W, 3) uint8 RGB."""
+    """Return all frames, (H, W, 3) uint8 RGB."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
 @pytest.fixture
 def serve_folder():
-    """``serve_folder(path)`` gives the address under which a server on this machine shows the files of a folder."""
+    """``serve_folder(path)`` starts a local HTTP server for the files of a folder and returns its address."""
     servers = []
 
     def start(folder: Path) -> str:
@@ -139,7 +139,7 @@ def demo_args(tiny_weights, repo_dir):
 
 @pytest.fixture
 def run_demo(demo_args):
-    """Runs the demo in this process."""
+    """Run the demo in this process."""
     from d2_maskrcnn.cli.demo import main
 
     return lambda *args: main(demo_args(*args))
@@ -147,7 +147,7 @@ def run_demo(demo_args):
 
 @pytest.fixture
 def start_demo(demo_args, repo_dir):
-    """Starts demo.py as a process of its own; it is ended with the test."""
+    """Start demo.py in a new process, which is killed at the end of the test."""
     started = []
 
     def start(*args) -> subprocess.Popen:

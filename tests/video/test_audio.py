@@ -1,4 +1,4 @@
-"""The sound in what is written, measured: where it begins and ends, and whether it is the source's."""
+"""Audio of written videos: when it begins and ends, and its codec."""
 
 import dataclasses
 from fractions import Fraction
@@ -22,7 +22,7 @@ def copy(source, path) -> None:
 
 
 def loudness(path) -> np.ndarray:
-    """Root mean square of each 10 ms from the first frame on, all of it if the sound is shorter than the film."""
+    """Return the root mean square of each 10 ms of audio, from the time of the first frame."""
     with av.open(str(path)) as container:
         begin = next(container.decode(video=0)).time
         container.seek(0)
@@ -36,16 +36,16 @@ def loudness(path) -> np.ndarray:
     return np.sqrt((samples[: len(samples) // 480 * 480].reshape(-1, 480) ** 2).mean(axis=1))
 
 
-def heard(path) -> tuple[float, float]:
-    """Seconds between which there is sound."""
+def audible_range(path) -> tuple[float, float]:
+    """Return when the sound begins and ends, in seconds."""
     loud = np.flatnonzero(loudness(path) > 0.02)
     return loud[0] / 100, (loud[-1] + 1) / 100
 
 
-def film(path, codec, *, first_frame=0.0, sound=(0.0, 3.0), seconds=3.0, rate=RATE, layout="stereo") -> str:
-    """10 frames a second from ``first_frame`` on, and a tone in the part ``sound`` of the file's own time."""
+def write_av(path, codec, *, first_frame=0.0, sound=(0.0, 3.0), seconds=3.0, rate=RATE, layout="stereo") -> str:
+    """Write video of 10 frames per second from time ``first_frame``, and a tone during ``sound``; times in seconds."""
     with av.open(str(path), "w") as container:
-        # AVI files have no times, which readers then guess wrongly for H.264.
+        # AVI files store no time stamps, and readers guess them wrongly for H.264.
         video = container.add_stream("mpeg4" if str(path).endswith(".avi") else "libx264", rate=10)
         video.height, video.width, video.pix_fmt = 64, 96, "yuv420p"
         audio = container.add_stream(codec, rate=rate)
@@ -82,9 +82,9 @@ def film(path, codec, *, first_frame=0.0, sound=(0.0, 3.0), seconds=3.0, rate=RA
         ("libopus", ".mkv", False),
     ],
 )
-def test_sound_is_kept_from_beginning_to_end(tmp_path, codec, suffix, copied):
-    copy(VideoSource(film(tmp_path / f"source{suffix}", codec)), tmp_path / "v.mp4")
-    begin, end = heard(tmp_path / "v.mp4")
+def test_audio_is_kept_from_beginning_to_end(tmp_path, codec, suffix, copied):
+    copy(VideoSource(write_av(tmp_path / f"source{suffix}", codec)), tmp_path / "v.mp4")
+    begin, end = audible_range(tmp_path / "v.mp4")
     assert begin < 0.06 and end == pytest.approx(3, abs=0.06)
     with av.open(str(tmp_path / "v.mp4")) as container:
         name = container.streams.audio[0].codec_context.codec.canonical_name
@@ -92,42 +92,42 @@ def test_sound_is_kept_from_beginning_to_end(tmp_path, codec, suffix, copied):
 
 
 @pytest.mark.parametrize(("rate", "layout"), [(8000, "mono"), (96000, "stereo"), (48000, "5.1"), (37800, "stereo")])
-def test_other_rates_and_layouts(tmp_path, rate, layout):
-    copy(VideoSource(film(tmp_path / "source.mkv", "pcm_s16le", rate=rate, layout=layout)), tmp_path / "v.mp4")
-    begin, end = heard(tmp_path / "v.mp4")
+def test_other_sample_rates_and_layouts(tmp_path, rate, layout):
+    copy(VideoSource(write_av(tmp_path / "source.mkv", "pcm_s16le", rate=rate, layout=layout)), tmp_path / "v.mp4")
+    begin, end = audible_range(tmp_path / "v.mp4")
     assert begin < 0.06 and end == pytest.approx(3, abs=0.06)
 
 
 @pytest.mark.parametrize("codec", ["aac", "pcm_s16le"])
-def test_sound_stays_with_the_image_where_the_two_begin_at_different_times(tmp_path, codec):
-    late = film(tmp_path / "late.mkv", codec, first_frame=0.0, sound=(1.0, 3.0))
+def test_audio_and_video_that_begin_at_different_times_stay_in_sync(tmp_path, codec):
+    late = write_av(tmp_path / "late.mkv", codec, first_frame=0.0, sound=(1.0, 3.0))
     copy(VideoSource(late), tmp_path / "v1.mp4")
-    assert heard(tmp_path / "v1.mp4")[0] == pytest.approx(1, abs=0.06)
-    early = film(tmp_path / "early.mkv", codec, first_frame=1.0, sound=(0.0, 2.0))
+    assert audible_range(tmp_path / "v1.mp4")[0] == pytest.approx(1, abs=0.06)
+    early = write_av(tmp_path / "early.mkv", codec, first_frame=1.0, sound=(0.0, 2.0))
     copy(VideoSource(early), tmp_path / "v2.mp4")
-    begin, end = heard(tmp_path / "v2.mp4")
+    begin, end = audible_range(tmp_path / "v2.mp4")
     assert begin < 0.06 and end == pytest.approx(1, abs=0.06)
 
 
 @pytest.mark.parametrize("codec", ["aac", "pcm_s16le"])
 @pytest.mark.parametrize("start", [Position(1, True), Position(10, False)])
-def test_sound_of_a_part(tmp_path, codec, start):
-    source = film(tmp_path / "source.mkv", codec, sound=(1.5, 3.0))
+def test_audio_of_a_clip(tmp_path, codec, start):
+    source = write_av(tmp_path / "source.mkv", codec, sound=(1.5, 3.0))
     copy(VideoSource(source, Clip(start, Position(2.5, True))), tmp_path / "v.mp4")
-    begin, end = heard(tmp_path / "v.mp4")
+    begin, end = audible_range(tmp_path / "v.mp4")
     assert begin == pytest.approx(0.5, abs=0.06) and end == pytest.approx(1.5, abs=0.06)
 
 
-def test_a_part_far_behind_the_beginning(tmp_path):
-    source = film(tmp_path / "source.mp4", "aac", seconds=30, sound=(20.5, 30.0))
+def test_audio_of_a_clip_late_in_the_video(tmp_path):
+    source = write_av(tmp_path / "source.mp4", "aac", seconds=30, sound=(20.5, 30.0))
     copy(VideoSource(source, Clip(Position(20, True), Position(22, True))), tmp_path / "v.mp4")
-    begin, end = heard(tmp_path / "v.mp4")
+    begin, end = audible_range(tmp_path / "v.mp4")
     assert begin == pytest.approx(0.5, abs=0.06) and end == pytest.approx(2, abs=0.06)
 
 
 def test_gaps_become_silence(tmp_path):
-    """PCM packets in the middle are lost; what comes behind them stays at its time."""
-    path = film(tmp_path / "whole.mkv", "pcm_s16le")
+    """PCM packets in the middle are lost; the later ones keep their times."""
+    path = write_av(tmp_path / "whole.mkv", "pcm_s16le")
     with av.open(path) as whole, av.open(str(tmp_path / "gap.mkv"), "w") as target:
         streams = {s.index: target.add_stream_from_template(s) for s in whole.streams}
         for packet in whole.demux():
@@ -141,9 +141,9 @@ def test_gaps_become_silence(tmp_path):
 
 
 @pytest.mark.parametrize("codec", ["flac", "aac"])
-def test_broken_sound_does_not_cost_the_video(tmp_path, codec):
+def test_damaged_audio_does_not_stop_the_video(tmp_path, codec):
     path = tmp_path / "source.mkv"
-    data = bytearray((tmp_path / film(path, codec)).read_bytes())
+    data = bytearray((tmp_path / write_av(path, codec)).read_bytes())
     source = VideoSource(str(path))
     for at in range(len(data) // 3, len(data), 97):
         data[at] ^= 0x55
@@ -154,14 +154,14 @@ def test_broken_sound_does_not_cost_the_video(tmp_path, codec):
     assert len(read_video(tmp_path / "v.mp4")) == 30
 
 
-def test_sound_that_is_not_there(tmp_path, caplog):
-    source = VideoSource(film(tmp_path / "source.mkv", "aac"))
+def test_missing_audio_file(tmp_path, caplog):
+    source = VideoSource(write_av(tmp_path / "source.mkv", "aac"))
     source.info = dataclasses.replace(source.info, audio_from=str(tmp_path / "none.mkv"))
     copy(source, tmp_path / "v.mp4")
     assert len(read_video(tmp_path / "v.mp4")) == 30 and "is left out" in caplog.text
 
 
-def test_sound_of_a_film_on_a_server(tmp_path, serve_folder):
-    film(tmp_path / "source.mp4", "aac")
+def test_audio_of_a_video_on_a_server_on_a_server(tmp_path, serve_folder):
+    write_av(tmp_path / "source.mp4", "aac")
     copy(VideoSource(f"{serve_folder(tmp_path)}/source.mp4"), tmp_path / "v.mp4")
-    assert heard(tmp_path / "v.mp4")[1] == pytest.approx(3, abs=0.06)
+    assert audible_range(tmp_path / "v.mp4")[1] == pytest.approx(3, abs=0.06)

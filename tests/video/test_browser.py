@@ -1,4 +1,4 @@
-"""What the demo writes, played in a real Chromium."""
+"""Play the demo's output in Chromium."""
 
 import functools
 import http.server
@@ -39,7 +39,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def play(tmp_path):
-    """Plays a video in Chromium to its end and returns what the page reports."""
+    """Play a video in Chromium to its end and return what the page reports."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chromium on this machine (apt-get install chromium)")
@@ -77,11 +77,11 @@ def play(tmp_path):
     return run
 
 
-def test_a_drawn_video_plays_to_its_end(run_demo, make_video, play, tmp_path):
+def test_an_annotated_video_plays_to_its_end(run_demo, make_video, play, tmp_path):
     run_demo("--video-input", make_video(frames=40, size=(96, 130), sound="aac"), "--output", tmp_path / "v.mp4")
     report = play(tmp_path / "v.mp4")
     assert report["error"] is None
     assert report["duration"] == pytest.approx(4, abs=0.05)
     assert report["time"] == pytest.approx(4, abs=0.05)
     assert (report["width"], report["height"]) == (130, 96)
-    assert report["shown"] >= 20  # four times as fast, so some may be skipped
+    assert report["shown"] >= 20  # at four times the speed some may be skipped

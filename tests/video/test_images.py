@@ -30,20 +30,20 @@ def test_folders_files_and_globs(folder):
     assert [p.name for p in find_images([str(folder / "b.jpg"), str(folder)])] == ["b.jpg", "a.png", "c.webp"]
 
 
-@pytest.mark.parametrize(("name", "said"), [("*.gif", "no image matches"), ("d.jpg", "no such file")])
-def test_what_is_not_there(folder, name, said):
-    with pytest.raises(UserError, match=said):
+@pytest.mark.parametrize(("name", "message"), [("*.gif", "no image matches"), ("d.jpg", "no such file")])
+def test_no_such_images(folder, name, message):
+    with pytest.raises(UserError, match=message):
         find_images([str(folder / name)])
 
 
-def test_a_video_is_no_image(folder):
-    (folder / "film.mp4").write_bytes(b"")
+def test_a_video_is_not_an_image(folder):
+    (folder / "video.mp4").write_bytes(b"")
     with pytest.raises(UserError, match="is a video"):
-        find_images([str(folder / "film.mp4")])
-    assert "film.mp4" not in [p.name for p in find_images([str(folder)])]
+        find_images([str(folder / "video.mp4")])
+    assert "video.mp4" not in [p.name for p in find_images([str(folder)])]
 
 
-def test_links_that_lead_nowhere_and_files_that_are_no_images(folder):
+def test_broken_links_and_other_files(folder):
     (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
     for name in ("data.h5", ".hidden.jpg", "chart.eps"):
         (folder / name).write_bytes(b"data")
@@ -52,7 +52,7 @@ def test_links_that_lead_nowhere_and_files_that_are_no_images(folder):
     assert len(source.broken) == 1 and "gone.jpg" in source.broken[0]
 
 
-def test_broken_images_are_reported_and_the_rest_goes_on(folder, caplog):
+def test_broken_images_are_reported_and_skipped(folder, caplog):
     whole = (folder / "b.jpg").read_bytes()
     (folder / "b.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "e.png").write_bytes(b"")

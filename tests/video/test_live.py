@@ -1,4 +1,4 @@
-"""Cameras and streams: a camera whose images come from a file, and streams from a server on this machine."""
+"""Cameras and streams: a camera that plays a file, and streams from a local server."""
 
 import http.server
 import itertools
@@ -18,7 +18,7 @@ from tests.video.rtsp_server import RtspServer
 
 @pytest.fixture
 def webcam(make_video, monkeypatch):
-    """Camera 1 shows a video and is unplugged at its end; there are no others."""
+    """Camera 1 plays a video and is unplugged at its end; there is no other camera."""
     path, real = str(make_video()), cv2.VideoCapture
     monkeypatch.setattr(camera.cv2, "VideoCapture", lambda number: real(path if number == 1 else "/nowhere"))
     monkeypatch.setattr(camera, "PAUSE", 0.001)
@@ -30,24 +30,24 @@ def test_no_such_camera(webcam):
 
 
 def test_a_camera_until_it_is_unplugged(webcam):
-    source, found = camera.CameraSource(1), []
+    source, numbers = camera.CameraSource(1), []
     assert source.info.live and source.info.rate == 10
     with pytest.raises(UserError, match="after 20 frames; was it unplugged"):
         for frame in source:
-            found.append(number_of(frame.image[:, :, ::-1]))
-    assert found == list(range(20))
+            numbers.append(number_of(frame.image[:, :, ::-1]))
+    assert numbers == list(range(20))
 
 
-def test_a_part_of_what_a_camera_shows(webcam):
+def test_a_clip_of_a_camera(webcam):
     source = camera.CameraSource(1, Clip(Position(2, False), Position(9, False), 3))
     assert [frame.index for frame in source] == [3, 6]
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Sends ``parts`` of a stream, one after the other for each connection; then answers 404."""
+    """Send one of ``parts`` of a stream per connection, then respond with 404."""
 
     daemon_threads = True
-    parts: list[tuple[bytes, float]]  # what is sent, and for how many seconds the connection then hangs
+    parts: list[tuple[bytes, float]]  # data, and seconds for which the connection then stalls
     connections: "itertools.count[int]"
 
 
@@ -59,13 +59,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if number >= len(self.server.parts):
             self.send_error(404)
             return
-        data, hang = self.server.parts[number]
+        data, stall = self.server.parts[number]
         self.send_response(200)
         self.send_header("Content-Type", "video/mp2t")
         self.end_headers()
         self.wfile.write(data)
         self.wfile.flush()
-        time.sleep(hang)
+        time.sleep(stall)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -93,7 +93,7 @@ def stream(make_video) -> bytes:
     return make_video(frames=60, codec="mpeg2video", rate=25, suffix=".ts").read_bytes()
 
 
-def test_a_server_that_is_not_there():
+def test_no_server():
     with pytest.raises(UserError, match="cannot be opened"):
         VideoSource("http://127.0.0.1:9/stream", timeout=2)
 
@@ -108,8 +108,8 @@ def test_a_stream_that_ends(serve, stream):
     assert [f.index for f in frames] == list(range(len(frames))) and len(frames) >= 55
 
 
-def test_a_stream_that_stalls_is_connected_again(serve, stream, caplog):
-    """The first connection is for the facts; the second stalls in the middle; the third goes on."""
+def test_a_stalled_stream_is_reconnected(serve, stream, caplog):
+    """The first connection reads the stream's format, the second stalls in the middle, the third continues."""
     source = VideoSource(serve((stream, 0), (stream[: len(stream) // 2], 30), (stream, 0)), timeout=1, reconnects=1)
     frames, begin = [], time.monotonic()
     with pytest.raises(UserError, match="gave up"):
@@ -117,7 +117,7 @@ def test_a_stream_that_stalls_is_connected_again(serve, stream, caplog):
             frames.append(frame)
     assert time.monotonic() - begin < 15
     assert "reconnecting" in caplog.text
-    assert len(frames) > 70  # about half of it and then all of it
+    assert len(frames) > 70  # about half of the stream, then all of it
     assert [f.index for f in frames] == list(range(len(frames)))
     assert all(a.time <= b.time for a, b in itertools.pairwise(frames))
 
@@ -136,7 +136,7 @@ def rtsp(stream):
         server.server_close()
 
 
-def test_an_rtsp_camera_that_stalls_is_connected_again(rtsp, stream, caplog):
+def test_a_stalled_rtsp_camera_is_reconnected(rtsp, stream, caplog):
     half = stream[: len(stream) // 188 // 2 * 188]
     source = VideoSource(rtsp((stream, 30), (half, 30), (stream, 0)), timeout=1, reconnects=1)
     assert source.info.live and source.info.frames is None
@@ -155,19 +155,19 @@ def test_an_rtsp_camera_is_recorded(run_demo, rtsp, stream, tmp_path):
     assert len(read_video(tmp_path / "camera.mp4")) == len(lines) > 0
 
 
-def test_a_file_on_a_server_is_no_live_stream(make_video, serve_folder):
-    """Python's own server only sends whole files; this one's index lies at its end, so it is downloaded first."""
+def test_a_file_on_a_server_is_not_live(make_video, serve_folder):
+    """Python's server only sends whole files, and the index of this one is at its end, so it is downloaded first."""
     source = VideoSource(f"{serve_folder(make_video().parent)}/{make_video().name}", timeout=5)
     assert not source.info.live and source.info.frames == 20
     assert len(list(source)) == 20 and source.problem == ""
 
 
 class RangeHandler(http.server.BaseHTTPRequestHandler):
-    """Sends parts of a file; ``hangs`` answers stop in the middle, and then the connection hangs or is cut."""
+    """Serve byte ranges of a file; for each of ``stalls`` a response stops in the middle for that many seconds."""
 
     protocol_version = "HTTP/1.1"
     data: bytes
-    hangs: list[float]
+    stalls: list[float]
 
     def do_GET(self) -> None:
         begin = int(self.headers.get("Range", "bytes=0-")[6:].split("-")[0])
@@ -176,26 +176,26 @@ class RangeHandler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Range", f"bytes {begin}-{len(self.data) - 1}/{len(self.data)}")
         self.end_headers()
         middle = len(self.data) // 2
-        if begin >= middle or not self.hangs:
+        if begin >= middle or not self.stalls:
             self.wfile.write(self.data[begin:])
             return
         self.wfile.write(self.data[begin:middle])
         self.wfile.flush()
-        time.sleep(self.hangs.pop())
+        time.sleep(self.stalls.pop())
         self.close_connection = True
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-@pytest.mark.parametrize("hang", [0.0, 30.0], ids=["cut", "stalled"])
-def test_a_download_that_breaks_off_goes_on(make_video, hang):
+@pytest.mark.parametrize("stall", [0.0, 30.0], ids=["cut", "stalled"])
+def test_an_interrupted_download_is_resumed(make_video, stall):
     data = make_video(frames=25, size=(240, 320), options=(("movflags", "+faststart"),)).read_bytes()
-    handler = type("Handler", (RangeHandler,), {"data": data, "hangs": []})
+    handler = type("Handler", (RangeHandler,), {"data": data, "stalls": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads, server.block_on_close = True, False
         threading.Thread(target=server.serve_forever, daemon=True).start()
         source = VideoSource(f"http://127.0.0.1:{server.server_address[1]}/v.mp4", timeout=1)
-        handler.hangs.append(hang)
-        assert len(list(source)) == 25 and source.problem == "" and not handler.hangs
+        handler.stalls.append(stall)
+        assert len(list(source)) == 25 and source.problem == "" and not handler.stalls
         server.shutdown()

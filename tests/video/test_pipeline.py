@@ -9,7 +9,7 @@ from d2_maskrcnn.video.pipeline import Channel, Closed, Pipeline, Stage
 PLUS = Stage("plus", lambda items: [item + 1 for item in items])
 
 
-def test_nothing_to_do():
+def test_empty_source():
     with Pipeline([], [PLUS]) as pipeline:
         assert list(pipeline) == []
 
@@ -36,10 +36,10 @@ def test_stages_work_at_the_same_time():
     begin = time.monotonic()
     with Pipeline(range(10), [Stage(name, slow) for name in "abcd"]) as pipeline:
         assert len(list(pipeline)) == 10
-    assert time.monotonic() - begin < 1.5  # one after the other would take 2
+    assert time.monotonic() - begin < 1.5  # sequentially it would take 2 s
 
 
-def test_a_slow_consumer_holds_up_the_source():
+def test_a_slow_consumer_blocks_the_source():
     given = 0
 
     def source():
@@ -51,14 +51,14 @@ def test_a_slow_consumer_holds_up_the_source():
     with Pipeline(source(), [PLUS, PLUS], capacity=2) as pipeline:
         for taken, _ in enumerate(pipeline, start=1):
             time.sleep(0.01)
-            assert given - taken <= 3 * 2 + 2 + 2  # three channels, an item in each stage, one read, one put back
+            assert given - taken <= 3 * 2 + 2 + 2  # three channels, an item per stage, one read, one yielded
             if taken == 30:
                 break
     assert given < 50
 
 
-def test_what_has_gone_through_is_not_held():
-    """Each stage waits for the next item with empty hands."""
+def test_stages_keep_no_reference_to_finished_items():
+    """A stage that waits for its next item has released the previous one."""
 
     class Item:
         pass
@@ -82,14 +82,14 @@ def test_what_has_gone_through_is_not_held():
     assert left == [0] * 5
 
 
-def test_an_error_comes_behind_what_was_done():
+def test_an_error_is_raised_after_the_finished_items():
     def source():
         yield from range(5)
-        raise OSError("the decoder died")
+        raise OSError("the decoder failed")
 
     got = []
     slow = Stage("slow", lambda items: (time.sleep(0.01), items)[1], 2)
-    with Pipeline(source(), [PLUS, slow]) as pipeline, pytest.raises(OSError, match="the decoder died"):
+    with Pipeline(source(), [PLUS, slow]) as pipeline, pytest.raises(OSError, match="the decoder failed"):
         for item in pipeline:
             got.append(item)
     assert got == [1, 2, 3, 4, 5]
@@ -114,7 +114,7 @@ def test_an_error_in_a_stage_stops_the_source():
     assert threading.active_count() == threads
 
 
-def test_an_interrupt_finishes_what_the_model_has_seen():
+def test_an_interrupt_finishes_the_items_of_the_model():
     seen = []
 
     def model(items):
@@ -133,7 +133,7 @@ def test_an_interrupt_finishes_what_the_model_has_seen():
     assert 5 <= len(got) <= 12
 
 
-def test_an_interrupt_does_not_wait_for_a_source_that_hangs():
+def test_an_interrupt_does_not_wait_for_a_stalled_source():
     release = threading.Event()
 
     def source():
@@ -148,8 +148,8 @@ def test_an_interrupt_does_not_wait_for_a_source_that_hangs():
     release.set()
 
 
-def test_a_live_source_drops_what_is_stale():
-    """A camera of 100 images a second before a model of 10."""
+def test_a_live_source_drops_stale_frames():
+    """A camera of 100 frames per second and a model of 10."""
     last = threading.Event()
 
     def camera():
@@ -168,9 +168,9 @@ def test_a_live_source_drops_what_is_stale():
         for taken_at in pipeline:
             ages.append(time.monotonic() - taken_at)
         assert pipeline.dropped > 50
-    assert last.is_set()  # the camera was never held up
+    assert last.is_set()  # the camera was never blocked
     assert 5 <= len(ages) <= 20
-    assert sorted(ages)[len(ages) // 2] < 0.45  # two or three times what the model takes, and no growing queue
+    assert sorted(ages)[len(ages) // 2] < 0.45  # two or three times the model's duration: the queue does not grow
 
 
 def test_channel():

@@ -1,4 +1,4 @@
-"""Photographs and film from ../shared, where it is beside the checkout."""
+"""Real photographs and a real video from ../shared, if that folder exists beside the checkout."""
 
 import json
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def facts(path) -> tuple[int, float, float]:
-    """Frames, seconds, frames a second, by decoding and by the header."""
+    """Return the number of frames, seconds and frames per second."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         count = sum(1 for _ in container.decode(stream))
@@ -25,7 +25,7 @@ def test_photographs(run_demo, shared_dir, tmp_path):
     assert {r["file_name"] for r in json.loads((tmp_path / "r.json").read_text())} <= {str(p) for p in photos}
 
 
-def test_film(run_demo, shared_dir, tmp_path):
+def test_video(run_demo, shared_dir, tmp_path):
     source = shared_dir / "data" / "videos" / "intel_car-detection.mp4"
     run_demo("--video-input", source, "--output", tmp_path, "--save-json", tmp_path / "r.jsonl")
     frames, seconds, rate = facts(tmp_path / source.name)

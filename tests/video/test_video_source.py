@@ -28,8 +28,8 @@ def test_all_frames_with_their_times(make_video):
     assert frames[0].image.shape == (64, 96, 3) and frames[0].image.flags.c_contiguous
 
 
-def test_colours_are_right(make_video):
-    """Blue to the right of the brightness, as BGR."""
+def test_color_channels(make_video):
+    """The right half is blue; frames are BGR."""
     frame = next(iter(VideoSource(str(make_video(size=(128, 192))))))
     assert np.abs(frame.image[-10, -10].astype(int) - (160, 90, 40)).max() < 8
 
@@ -46,7 +46,7 @@ def test_colours_are_right(make_video):
         (None, "99", 19, [0, 19]),
     ],
 )
-def test_excerpts(make_video, start, end, stride, expected):
+def test_clips(make_video, start, end, stride, expected):
     parse = lambda text: None if text is None else Position.parse(text)  # noqa: E731
     source = VideoSource(str(make_video()), Clip(parse(start), parse(end), stride))
     assert source.info.frames == len(list(expected))
@@ -56,10 +56,10 @@ def test_excerpts(make_video, start, end, stride, expected):
 
 
 @pytest.mark.parametrize("start", ["20", "2s", "99s"])
-def test_nothing_lies_in_the_part_asked_for(make_video, start):
+def test_a_clip_beyond_the_end(make_video, start):
     source = VideoSource(str(make_video()), Clip(Position.parse(start)))
     assert source.info.frames == 0
-    with pytest.raises(UserError, match=r"no frame of its 2\.0 s lies between"):
+    with pytest.raises(UserError, match=r"no frame of its 2\.0 s is between"):
         list(source)
 
 
@@ -74,37 +74,37 @@ def test_nothing_lies_in_the_part_asked_for(make_video, start):
         ("5", "1s", False),
     ],
 )
-def test_parts_without_frames(start, end, empty):
+def test_empty_clips(start, end, empty):
     assert Clip(start and Position.parse(start), end and Position.parse(end)).is_empty == empty
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "1:2:3:4", "nans"])
-def test_no_positions(text):
+def test_invalid_positions(text):
     with pytest.raises(ValueError):
         Position.parse(text)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [(None, "no such file"), (b"", "cannot be opened"), (b"no video" * 100, "cannot be opened")],
 )
-def test_what_is_no_video(tmp_path, content, said):
+def test_not_a_video(tmp_path, content, message):
     path = tmp_path / "v.mp4"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         VideoSource(str(path))
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "folder", "device"])
-def test_what_is_no_file(tmp_path, kind):
+def test_not_a_file(tmp_path, kind):
     path = tmp_path / "v.mp4"
     {"FIFO": os.mkfifo, "folder": os.mkdir, "device": lambda path: path.symlink_to("/dev/zero")}[kind](path)
     with pytest.raises(UserError, match=r"v\.mp4: a folder, FIFO, device or socket; expected a file"):
         VideoSource(str(path))
 
 
-def test_sound_alone_is_no_video(tmp_path):
+def test_audio_file(tmp_path):
     import wave
 
     with wave.open(str(tmp_path / "v.wav"), "wb") as file:
@@ -122,14 +122,14 @@ def test_an_unknown_codec(make_video, tmp_path):
 
 
 def test_a_truncated_file(make_video, tmp_path):
-    """Its index is at the beginning, so it opens; what is there is given out first."""
+    """The index is at the beginning, so the file can be opened; frames come before the report of the problem."""
     whole = make_video(size=(240, 320), options={"movflags": "faststart"}).read_bytes()
     path = tmp_path / "v.mp4"
     path.write_bytes(whole[: len(whole) * 2 // 3])
     source = VideoSource(str(path))
     assert source.info.frames == 20
-    found = numbers(source)
-    assert 3 <= len(found) < 20 and found[:3] == [0, 1, 2]  # of the last ones parts may be missing
+    decoded = numbers(source)
+    assert 3 <= len(decoded) < 20 and decoded[:3] == [0, 1, 2]  # the last ones may be incomplete
     assert "20 frames" in source.problem
 
 
@@ -144,12 +144,12 @@ def test_a_truncated_file_that_does_not_count_frames(make_video, tmp_path, suffi
     path.write_bytes(data[: len(data) // 2])
     source = VideoSource(str(path))
     assert 0 < len(list(source)) < 40
-    # Of the last packet a part may be there, which some versions of FFmpeg hand on.
+    # Some versions of FFmpeg return the incomplete last packet.
     assert "header states" in source.problem or "could not be decoded" in source.problem
 
 
 @pytest.mark.parametrize("stated", [12, 99])
-def test_a_header_that_lies(make_video, tmp_path, stated):
+def test_a_wrong_frame_count_in_the_header(make_video, tmp_path, stated):
     data = bytearray(make_video(codec="mjpeg", suffix=".avi").read_bytes())
     at = data.index(b"strh") + 8 + 32  # dwLength of the stream header
     assert int.from_bytes(data[at : at + 4], "little") == 20
@@ -161,8 +161,8 @@ def test_a_header_that_lies(make_video, tmp_path, stated):
     assert str(stated) in source.problem and "20" in source.problem
 
 
-def test_frames_dropped_at_the_recording_are_not_missing(tmp_path):
-    """AVI files hold an empty chunk for each, which their header counts."""
+def test_frames_dropped_during_the_recording_are_not_missing(tmp_path):
+    """AVI files contain an empty chunk for each dropped frame, and their header counts it."""
     with av.open(str(tmp_path / "v.avi"), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
@@ -176,10 +176,10 @@ def test_frames_dropped_at_the_recording_are_not_missing(tmp_path):
     assert numbers(source) == [0, 2, 3, 7, 8, 9] and source.problem == ""
 
 
-def test_frames_that_an_edit_list_leaves_out(make_video, tmp_path):
-    """As phones do when a film is trimmed: the rest stays in the file."""
+def test_frames_hidden_by_an_edit_list(make_video, tmp_path):
+    """As phones do when a video is trimmed: the other frames stay in the file."""
     data = bytearray(make_video().read_bytes())
-    at = data.index(b"elst") + 12  # how long the one entry is, in milliseconds
+    at = data.index(b"elst") + 12  # duration of the only entry, in milliseconds
     assert int.from_bytes(data[at : at + 4], "big") == 2000
     data[at : at + 4] = (1000).to_bytes(4, "big")
     (tmp_path / "v.mp4").write_bytes(data)
@@ -188,7 +188,7 @@ def test_frames_that_an_edit_list_leaves_out(make_video, tmp_path):
     assert numbers(source) == list(range(10)) and source.problem == ""
 
 
-def test_a_decoder_that_dies_on_some_frames(make_video, tmp_path):
+def test_frames_that_cannot_be_decoded(make_video, tmp_path):
     data = make_video(codec="png", suffix=".mov").read_bytes()
     parts = data.split(b"\x89PNG")
     assert len(parts) == 21
@@ -197,34 +197,33 @@ def test_a_decoder_that_dies_on_some_frames(make_video, tmp_path):
     path = tmp_path / "v.mov"
     path.write_bytes(b"\x89PNG".join(parts))
     source = VideoSource(str(path))
-    found = numbers(source)
-    assert found == [i for i in range(20) if i not in (7, 11)]
+    assert numbers(source) == [i for i in range(20) if i not in (7, 11)]
     assert "2 of 20 packets" in source.problem
 
 
-def turned(path, target):
-    """Copies an MP4 file with a quarter turn clockwise in its header."""
+def rotated(path, target):
+    """Copy an MP4 file with a rotation of 90 degrees clockwise in its header."""
     data = path.read_bytes()
     one, two = (65536).to_bytes(4, "big"), (1 << 30).to_bytes(4, "big")
     none, minus = bytes(4), (-65536).to_bytes(4, "big", signed=True)
     upright = one + none * 3 + one + none * 3 + two
     matrix = none + one + none + minus + none * 4 + two
-    at = data.index(upright, data.index(b"tkhd"))  # the track's matrix, not the film's
+    at = data.index(upright, data.index(b"tkhd"))  # the track's matrix, not the movie's
     target.write_bytes(data[:at] + matrix + data[at + 36 :])
     return str(target)
 
 
-def test_turned_phone_videos(make_video, tmp_path):
-    image = next(iter(VideoSource(turned(make_video(), tmp_path / "v.mp4")))).image
+def test_rotated_phone_videos(make_video, tmp_path):
+    image = next(iter(VideoSource(rotated(make_video(), tmp_path / "v.mp4")))).image
     assert image.shape == (96, 64, 3)
-    assert image[:40].mean() < image[-40:].mean()  # frame 0's dark left half came to the top
+    assert image[:40].mean() < image[-40:].mean()  # the dark left half of frame 0 is at the top
 
 
-def test_wide_pixels_of_turned_videos_are_tall(make_video, tmp_path):
+def test_rotation_inverts_the_pixel_aspect(make_video, tmp_path):
     with VideoWriter(tmp_path / "wide.mp4", VideoInfo(Fraction(10), pixel_aspect=Fraction(4, 3))) as writer:
         writer.write(Frame(np.zeros((64, 96, 3), np.uint8), 0))
     assert VideoSource(str(tmp_path / "wide.mp4")).info.pixel_aspect == Fraction(4, 3)
-    assert VideoSource(turned(tmp_path / "wide.mp4", tmp_path / "v.mp4")).info.pixel_aspect == Fraction(3, 4)
+    assert VideoSource(rotated(tmp_path / "wide.mp4", tmp_path / "v.mp4")).info.pixel_aspect == Fraction(3, 4)
 
 
 def write_tracks(path, tracks) -> None:
@@ -251,7 +250,7 @@ def test_the_default_track_is_read_not_the_preview(tmp_path):
     assert len(frames) == 10 and frames[0].size == (64, 96)
 
 
-def test_whole_avi_files_whose_times_start_at_one(tmp_path):
+def test_complete_avi_files_whose_time_stamps_start_at_one(tmp_path):
     """H.264 with B-frames in AVI: presentation times start at 1, decoding times at 0."""
     with av.open(str(tmp_path / "v.avi"), "w") as container:
         stream = container.add_stream("libx264", rate=10, options={"bf": "2"})
@@ -266,7 +265,7 @@ def test_whole_avi_files_whose_times_start_at_one(tmp_path):
 
 
 def test_a_clock_that_restarts_is_continued(make_video, tmp_path):
-    """Two recordings, one after the other in a transport stream: the second begins at 0 again."""
+    """Two concatenated recordings in a transport stream: the second begins at 0 again."""
     path = tmp_path / "v.ts"
     path.write_bytes(make_video(suffix=".ts").read_bytes() * 2)
     times = [frame.time for frame in VideoSource(str(path))]

@@ -36,7 +36,7 @@ def facts(path) -> dict:
         }
 
 
-def test_no_frames_no_file(tmp_path):
+def test_no_frames(tmp_path):
     with VideoWriter(tmp_path / "v.mp4", VideoInfo(Fraction(10))):
         pass
     assert not (tmp_path / "v.mp4").exists()
@@ -50,16 +50,16 @@ def test_frames_and_times_are_those_of_the_source(make_video, tmp_path, rate):
     assert [number_of(p) for p in read_video(tmp_path / "v.mp4")] == list(range(20))
 
 
-def test_it_is_what_browsers_play(make_video, tmp_path):
+def test_browsers_can_play_the_format(make_video, tmp_path):
     copy(VideoSource(str(make_video(codec="mjpeg", suffix=".avi"))), tmp_path / "v.mp4")
-    found = facts(tmp_path / "v.mp4")
-    assert (found["codec"], found["pixels"]) == ("h264", "yuv420p")
+    written = facts(tmp_path / "v.mp4")
+    assert (written["codec"], written["pixels"]) == ("h264", "yuv420p")
     data = (tmp_path / "v.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
 
 
 @pytest.mark.parametrize("size", [(720, 64), (64, 96)], ids=["BT.709", "BT.601"])
-def test_colours_survive(tmp_path, size):
+def test_colors_are_kept(tmp_path, size):
     image = frame_image(5, size)
     with VideoWriter(tmp_path / "v.mp4", VideoInfo(Fraction(10))) as writer:
         writer.write(Frame(np.ascontiguousarray(image[:, :, ::-1]), 0))
@@ -75,8 +75,8 @@ def test_odd_sizes(tmp_path):
 
 def test_strides_keep_the_length(make_video, tmp_path):
     copy(VideoSource(str(make_video()), Clip(stride=5)), tmp_path / "v.mp4")
-    found = facts(tmp_path / "v.mp4")
-    assert found["frames"] == 4 and found["seconds"] == pytest.approx(2)
+    written = facts(tmp_path / "v.mp4")
+    assert written["frames"] == 4 and written["seconds"] == pytest.approx(2)
 
 
 def test_live_frames_keep_their_times(tmp_path):
@@ -89,7 +89,7 @@ def test_live_frames_keep_their_times(tmp_path):
     assert facts(tmp_path / "v.mp4")["seconds"] == pytest.approx(2.1, abs=0.01)
 
 
-def test_pixel_shape_is_kept(make_video, tmp_path):
+def test_pixel_aspect_is_kept(make_video, tmp_path):
     source = VideoSource(str(make_video()))
     source.info = dataclasses.replace(source.info, pixel_aspect=Fraction(4, 3))
     copy(source, tmp_path / "v.mp4")
@@ -109,7 +109,7 @@ def test_containers_without_h264(make_video, tmp_path):
         copy(VideoSource(str(make_video())), tmp_path / "v.webm")
 
 
-def test_where_nothing_can_be_written(tmp_path):
+def test_missing_folder(tmp_path):
     writer = VideoWriter(tmp_path / "missing" / "v.mp4", VideoInfo(Fraction(10)))
     with pytest.raises(UserError, match="Cannot write"):
         writer.write(Frame(np.zeros((64, 64, 3), np.uint8), 0))

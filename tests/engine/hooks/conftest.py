@@ -1,4 +1,4 @@
-"""Trainings of seconds whose metric follows a given curve."""
+"""Short trainings whose metric has given values."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from d2_maskrcnn.engine.hooks.evaluation import Evaluate
 
 
 class Killed(Exception):
-    """Leaves the training without saving, as SIGKILL does."""
+    """Raised to end a training without saving, as SIGKILL does."""
 
 
 def kill_before(trainer, iteration):
