@@ -234,7 +234,7 @@ def _scan(file: mmap.mmap) -> None:
         if tuples > MAX_TUPLES:
             raise Refused(f"has more than {MAX_TUPLES} tuples")
     if file.tell() != file.size():
-        raise Refused(f"is followed by {file.size() - file.tell()} bytes after its end")
+        raise Refused(f"is followed by {file.size() - file.tell()} more bytes")
 
 
 def load_pickle(path: str | os.PathLike[str]) -> Any:

@@ -346,7 +346,7 @@ def test_check_pickle_reads_to_the_end(write):
     assert check_pickle(write(content)) is None
     with pytest.raises(UserError, match="truncated"):
         check_pickle(write(content[:-20]))
-    with pytest.raises(UserError, match="followed by 4 bytes of something else"):
+    with pytest.raises(UserError, match="followed by 4 more bytes"):
         check_pickle(write(content + b"more"))
 
 
