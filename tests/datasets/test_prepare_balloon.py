@@ -31,7 +31,7 @@ def script(load_script):
 
 @pytest.fixture
 def via(tmp_path):
-    """A folder of VIA data: two training images, one of them turned by EXIF, and one validation image."""
+    """A folder of VIA data: two training images, one of them rotated by EXIF, and one validation image."""
     folder = tmp_path / "via"
     for split, names in (("train", ["a.jpg", "turned.jpg"]), ("val", ["c.jpg"])):
         (folder / split).mkdir(parents=True)
@@ -57,7 +57,7 @@ def first_region(data):
     return data["a.jpg1"]["regions"]["0"]
 
 
-def test_converts_to_sound_coco_data(script, via, tmp_path):
+def test_converts_to_valid_coco_data(script, via, tmp_path):
     train, val = script.convert_dataset(via, tmp_path / "out")
     assert [(image["width"], image["height"]) for image in train["images"]] == [(40, 30), (30, 40)]
     annotation = train["annotations"][0]
@@ -95,7 +95,7 @@ def test_project_files_rectangles_and_categories(script, via, tmp_path):
     assert train["annotations"][0]["bbox"] == [1, 2, 10, 20]
 
 
-def test_polygons_are_cut_at_the_border(script, via, tmp_path):
+def test_polygons_are_clipped_to_the_image(script, via, tmp_path):
     change(via, lambda data: first_region(data)["shape_attributes"].update(all_points_x=[-3, 50, 50, -3]))
     train, _ = script.convert_dataset(via, tmp_path / "out")
     assert train["annotations"][0]["bbox"] == [0, 5.5, 40, 10]

@@ -18,7 +18,7 @@ def script(load_script):
 
 @pytest.fixture(scope="module")
 def shapes(script, tmp_path_factory):
-    """Enough images to contain some of everything."""
+    """A dataset that is large enough to contain crowds, tiny objects and occlusions."""
     folder = tmp_path_factory.mktemp("drawn") / "shapes"
     script.draw_dataset(folder, train=80, val=2, size=96, seed=1)
     return folder
@@ -35,7 +35,7 @@ def test_is_valid_coco_data(shapes, split):
     assert summary.categories == ("circle", "square", "triangle", "star")
 
 
-def test_contains_what_real_data_contains(shapes):
+def test_contains_crowds_tiny_and_occluded_objects(shapes):
     coco = COCO(shapes / "annotations" / "instances_train.json")
     objects = [each for each in coco.anns.values() if not each["iscrowd"]]
     crowds = [each for each in coco.anns.values() if each["iscrowd"]]

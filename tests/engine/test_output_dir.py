@@ -22,7 +22,7 @@ time.sleep(60)
 
 @pytest.fixture
 def other_process(repo_dir, tmp_path):
-    """A process that has locked tmp_path, and has a child."""
+    """A process that has locked tmp_path, with a child process."""
     env = {**os.environ, "PYTHONPATH": str(repo_dir)}
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], env=env, stdout=subprocess.PIPE, text=True)
     child = int(process.stdout.readline())

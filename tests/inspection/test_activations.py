@@ -98,4 +98,4 @@ def test_grids():
     grid = channel_grid(torch.tensor([[[[0.0, float("nan")], [1.0, 2.0]]]]))
     assert (grid[:40, 60:90] == [255, 0, 255]).all()  # NaN is magenta
     assert channel_grid(torch.rand(5, 32)).ndim == 3
-    assert np.ptp(channel_grid(torch.ones(1, 2, 4, 4)), axis=(0, 1)).max() <= 128  # a constant channel has one colour
+    assert np.ptp(channel_grid(torch.ones(1, 2, 4, 4)), axis=(0, 1)).max() <= 128  # a constant channel has one color

@@ -1,4 +1,4 @@
-"""Counts and recall against NumPy."""
+"""Counts and recall compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -36,18 +36,18 @@ def test_recall(boxes, truth, expected):
 
 
 def test_anchors_of_each_level_are_those_of_its_grid(observation):
-    found = inspect_anchors(observation)
-    assert [level.name for level in found.levels] == ["p2", "p3", "p4", "p5", "p6"]
-    for level, stride in zip(found.levels, (4, 8, 16, 32, 64), strict=True):
+    findings = inspect_anchors(observation)
+    assert [level.name for level in findings.levels] == ["p2", "p3", "p4", "p5", "p6"]
+    for level, stride in zip(findings.levels, (4, 8, 16, 32, 64), strict=True):
         assert level.stride == stride
         assert level.grid == (64 // stride, 64 // stride)
         assert level.anchors == 3 * (64 // stride) ** 2
-    assert [round(w * h) for w, h in found.levels[0].sizes] == [64, 64, 64]
+    assert [round(w * h) for w, h in findings.levels[0].sizes] == [64, 64, 64]
 
 
 def test_labels_follow_the_paper(observation, cfg):
-    """Computed again from the IoU: Ren et al. 2015, section 3.1.2."""
-    found = inspect_anchors(observation)
+    """Compute the labels from the IoU: Ren et al. 2015, section 3.1.2."""
+    findings = inspect_anchors(observation)
     anchors = np.concatenate([level.numpy() for level in observation.intermediates.anchors])
     iou = plain_iou(anchors, observation.gt_boxes().numpy())
     best = iou.max(axis=1)
@@ -60,24 +60,26 @@ def test_labels_follow_the_paper(observation, cfg):
     assert all((labels[np.isclose(column, column.max(), atol=1e-6)] == 1).any() for column in iou.T)
     np.testing.assert_array_equal(labels == 0, (best < low) & (labels != 1))
     positive, negative = labels == 1, labels == 0
-    assert sum(level.positive for level in found.levels) == positive.sum() > 0
-    assert sum(level.negative for level in found.levels) == negative.sum() > 0
-    assert sum(level.neutral for level in found.levels) == (labels == -1).sum()
-    for level in found.levels:
+    assert sum(level.positive for level in findings.levels) == positive.sum() > 0
+    assert sum(level.negative for level in findings.levels) == negative.sum() > 0
+    assert sum(level.neutral for level in findings.levels) == (labels == -1).sum()
+    for level in findings.levels:
         assert level.positive + level.negative + level.neutral == level.anchors
         assert level.sampled_positive <= level.positive and level.sampled_negative <= level.negative
 
 
 def test_steps_and_their_recall(observation, cfg):
-    found = inspect_anchors(observation)
-    all_anchors, top, refined, clipped, kept = found.steps
-    assert all_anchors.count == sum(level.anchors for level in found.levels)
+    findings = inspect_anchors(observation)
+    all_anchors, top, refined, clipped, kept = findings.steps
+    assert all_anchors.count == sum(level.anchors for level in findings.levels)
     assert (
-        top.count == refined.count == sum(min(level.anchors, cfg.MODEL.RPN.PRE_NMS_TOPK_TEST) for level in found.levels)
+        top.count
+        == refined.count
+        == sum(min(level.anchors, cfg.MODEL.RPN.PRE_NMS_TOPK_TEST) for level in findings.levels)
     )
     assert kept.count <= min(clipped.count, cfg.MODEL.RPN.POST_NMS_TOPK_TEST)
     assert clipped.boxes.min() >= 0 and clipped.boxes.max() <= 64
-    for step in found.steps:
+    for step in findings.steps:
         assert sum(step.per_level) == step.count == len(step.boxes)
         best = plain_iou(step.boxes.numpy(), observation.gt_boxes().numpy()).max(axis=0)
         assert step.recall == {
@@ -95,10 +97,10 @@ def test_the_top_anchors_are_the_best_scored(observation):
 
 
 def test_without_ground_truth_there_are_counts_but_no_labels(blind_observation):
-    found = inspect_anchors(blind_observation)
-    assert found.ground_truth == 0
-    assert all(step.recall is None for step in found.steps)
-    assert all(level.positive is None for level in found.levels)
+    findings = inspect_anchors(blind_observation)
+    assert findings.ground_truth == 0
+    assert all(step.recall is None for step in findings.steps)
+    assert all(level.positive is None for level in findings.levels)
     assert label_scene(blind_observation).layers == []
     assert set(draw_anchors(blind_observation)) == {"levels", "proposals"}
 

@@ -1,4 +1,4 @@
-"""The second stage's numbers against plain NumPy."""
+"""Numbers of the box head compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -7,18 +7,18 @@ from d2_maskrcnn.inspection.boxes import draw_boxes, inspect_boxes, refinement_s
 
 
 def test_counts(observation, cfg):
-    found = inspect_boxes(observation)
+    findings = inspect_boxes(observation)
     probabilities = observation.intermediates.class_probs[0].numpy()
-    assert found.regions == len(probabilities) == sum(found.per_level.values())
-    assert found.foreground_regions == (probabilities.argmax(axis=1) < 4).sum()
-    assert found.candidates == (probabilities[:, :4] > cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST).sum() > 0
-    assert found.kept == len(observation.intermediates.detections[0]) == len(found.detections) > 0
-    assert sum(found.kept_per_class.values()) == found.kept
-    assert sum(found.candidates_per_class.values()) == found.candidates
+    assert findings.regions == len(probabilities) == sum(findings.per_level.values())
+    assert findings.foreground_regions == (probabilities.argmax(axis=1) < 4).sum()
+    assert findings.candidates == (probabilities[:, :4] > cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST).sum() > 0
+    assert findings.kept == len(observation.intermediates.detections[0]) == len(findings.detections) > 0
+    assert sum(findings.kept_per_class.values()) == findings.kept
+    assert sum(findings.candidates_per_class.values()) == findings.candidates
 
 
 def test_each_pair_is_a_proposal_and_its_own_decoded_box(observation):
-    """Decoded anew from the deltas: Girshick et al. 2014, appendix C, with the config's weights 10, 10, 5, 5."""
+    """Decode the deltas: Girshick et al. 2014, appendix C, with the config's weights 10, 10, 5, 5."""
     intermediates = observation.intermediates
     for pair in inspect_boxes(observation).detections:
         x0, y0, x1, y1 = intermediates.rois[0].proposal_boxes.tensor[pair.roi].tolist()
@@ -48,7 +48,7 @@ def test_figures(blind_observation):
 
 
 def test_regression_targets_of_sampled_regions(observation, cfg):
-    """Computed again: Girshick et al. 2014, appendix C."""
+    """Compute the targets: Girshick et al. 2014, appendix C."""
     findings = inspect_boxes(observation)
     rois = observation.training.rois[0]
     foreground = rois[rois.gt_classes < 4]

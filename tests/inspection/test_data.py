@@ -1,4 +1,4 @@
-"""Statistics of the drawn dataset, counted anew from its JSON."""
+"""Statistics of the synthetic dataset, compared with its JSON."""
 
 import json
 
@@ -10,19 +10,19 @@ from d2_maskrcnn.inspection.data import augmented_scenes, draw_augmented, draw_d
 
 
 def test_statistics(cfg, tiny_shapes):
-    found = inspect_data(cfg, cfg.DATASETS.TRAIN[0])
+    findings = inspect_data(cfg, cfg.DATASETS.TRAIN[0])
     data = json.loads((tiny_shapes / "annotations" / "instances_train.json").read_text())
     objects = [a for a in data["annotations"] if not a.get("iscrowd", 0)]
-    assert found.images == len(data["images"]) == 12
-    assert found.objects == len(objects) and found.crowds == len(data["annotations"]) - len(objects)
+    assert findings.images == len(data["images"]) == 12
+    assert findings.objects == len(objects) and findings.crowds == len(data["annotations"]) - len(objects)
     names = {c["id"]: c["name"] for c in data["categories"]}
     for number, name in names.items():
-        assert found.categories[name] == sum(a["category_id"] == number for a in objects)
+        assert findings.categories[name] == sum(a["category_id"] == number for a in objects)
     areas = sorted(np.sqrt(a["bbox"][2] * a["bbox"][3]) for a in objects)
-    np.testing.assert_allclose(np.sort(found.sqrt_areas), areas, rtol=1e-6)
-    assert found.image_sizes == {"64x64": 12}
-    assert sum(anchor["boxes"] for anchor in found.anchors) == found.objects and len(found.anchors) == 15
-    assert 0 <= found.covered <= 1
+    np.testing.assert_allclose(np.sort(findings.sqrt_areas), areas, rtol=1e-6)
+    assert findings.image_sizes == {"64x64": 12}
+    assert sum(anchor["boxes"] for anchor in findings.anchors) == findings.objects and len(findings.anchors) == 15
+    assert 0 <= findings.covered <= 1
 
 
 def test_shape_iou():

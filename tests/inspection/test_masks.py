@@ -1,4 +1,4 @@
-"""Masks against the model's output, and their IoU against counting pixels."""
+"""Masks compared with the model's output, and their IoU with pixel counts."""
 
 import numpy as np
 import pytest
@@ -9,9 +9,9 @@ from d2_maskrcnn.inspection.masks import draw_masks, inspect_masks, mask_targets
 
 def test_placed_masks_are_the_results(observation):
     results = observation.intermediates.results[0]
-    found = inspect_masks(observation)
-    assert len(found) == len(results) > 0
-    for finding in found:
+    findings = inspect_masks(observation)
+    assert len(findings) == len(results) > 0
+    for finding in findings:
         whole = np.zeros(observation.output_size, bool)
         x0, y0, x1, y1 = finding.window
         whole[y0:y1, x0:x1] = finding.placed
@@ -62,9 +62,9 @@ def test_targets_are_cropped_from_the_ground_truth(observation):
 
 def test_without_ground_truth(blind_observation):
     assert mask_targets(blind_observation) == []
-    found = inspect_masks(blind_observation)
-    assert all(finding.iou is None and finding.gt_mask is None for finding in found)
-    tiles = strip(found[0], blind_observation.original)
+    findings = inspect_masks(blind_observation)
+    assert all(finding.iou is None and finding.gt_mask is None for finding in findings)
+    tiles = strip(findings[0], blind_observation.original)
     assert tiles.shape == (112, 672, 3)
     assert set(draw_masks(blind_observation)) == {"masks"}
 

@@ -1,4 +1,4 @@
-"""Finding the annotations of images."""
+"""Match images with the records of datasets."""
 
 import json
 import shutil
@@ -19,22 +19,22 @@ def test_no_images(cfg):
 
 
 @pytest.mark.parametrize("split", ["TRAIN", "TEST"])
-def test_images_are_known_by_their_path_not_by_their_name(cfg, split):
+def test_images_are_matched_by_path_not_by_name(cfg, split):
     """The training and the test set both have a ``000001.png``."""
     known = dataset_records(cfg.DATASETS[split][0])[0]
-    (found,) = records_for([known["file_name"]], cfg)
-    assert found["annotations"] == known["annotations"]
+    (result,) = records_for([known["file_name"]], cfg)
+    assert result["annotations"] == known["annotations"]
 
 
-def test_an_annotation_file_finds_images_by_the_end_of_their_path(cfg, tiny_shapes, tmp_path):
+def test_images_match_an_annotation_file_by_the_end_of_their_path(cfg, tiny_shapes, tmp_path):
     known = dataset_records(cfg.DATASETS.TEST[0])[0]
     shutil.copy(known["file_name"], tmp_path)
     name = Path(known["file_name"]).name
-    (found,) = records_for([tmp_path / name], cfg, str(tiny_shapes / "annotations" / "instances_val.json"))
-    assert len(ground_truth_of(found)) == len(known["annotations"])
+    (result,) = records_for([tmp_path / name], cfg, str(tiny_shapes / "annotations" / "instances_val.json"))
+    assert len(ground_truth_of(result)) == len(known["annotations"])
 
 
-def test_images_of_one_name_in_several_folders_are_told_apart(cfg, tiny_shapes, tmp_path):
+def test_images_with_the_same_name_in_several_folders(cfg, tiny_shapes, tmp_path):
     content = json.loads((tiny_shapes / "annotations" / "instances_val.json").read_text())
     first, second = content["images"][:2]
     counts = {
@@ -71,8 +71,8 @@ def test_annotation_files_that_do_not_fit(cfg, tiny_shapes, record, tmp_path):
         records_for([record["file_name"]], cfg, str(path))
     content["images"], content["annotations"] = [], []
     path.write_text(json.dumps(content))
-    (found,) = records_for([record["file_name"]], cfg, str(path))
-    assert "annotations" not in found
+    (result,) = records_for([record["file_name"]], cfg, str(path))
+    assert "annotations" not in result
 
 
 def test_boxes_are_converted_from_their_own_mode(record):

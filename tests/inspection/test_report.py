@@ -1,4 +1,4 @@
-"""The program, from its command line to a page that a browser displays without errors."""
+"""The inspection program, from its command line to a page that a browser displays without errors."""
 
 import json
 import re
@@ -24,7 +24,7 @@ CHROMIUM = next(
 
 @pytest.fixture(scope="module")
 def made(model, config_file, small_opts, record, repo_dir, tmp_path_factory):
-    """Folder of a whole report, made by the program in a process of its own."""
+    """Folder of a complete report, written by the program in a new process."""
     folder = tmp_path_factory.mktemp("made")
     torch.save({"model": model.state_dict()}, folder / "model.pth")
     words = [
@@ -41,11 +41,11 @@ def test_json_has_the_numbers(made, observation):
     numbers = json.loads((made / "report.json").read_text())
     image = numbers["images"][0]
     assert image["has_ground_truth"] and image["name"] == observation.name
-    found = inspect_anchors(observation)
-    assert [level["anchors"] for level in image["anchors"]["levels"]] == [level.anchors for level in found.levels]
-    assert [step["count"] for step in image["anchors"]["steps"]] == [step.count for step in found.steps]
+    anchors = inspect_anchors(observation)
+    assert [level["anchors"] for level in image["anchors"]["levels"]] == [level.anchors for level in anchors.levels]
+    assert [step["count"] for step in image["anchors"]["steps"]] == [step.count for step in anchors.steps]
     assert [step["recall"] for step in image["anchors"]["steps"]] == [
-        {k: pytest.approx(v) for k, v in step.recall.items()} for step in found.steps
+        {k: pytest.approx(v) for k, v in step.recall.items()} for step in anchors.steps
     ]
     layers = {layer.name: layer for layer in inspect_activations(observation)}
     assert {layer["name"]: layer["mean"] for layer in image["activations"]} == {
@@ -61,7 +61,7 @@ def test_figures_are_png(made):
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
-def test_the_page_needs_nothing_else(made):
+def test_the_page_needs_no_other_files(made):
     page = (made / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', page)
     assert "http://" not in page and "https://" not in page
@@ -72,7 +72,7 @@ def test_the_page_needs_nothing_else(made):
 
 
 PROBE = """<script>
-// Images that are asked for before the page has loaded are part of its loading: at "load" all are there or broken.
+// The event "load" waits for all images requested before it, so each is then either complete or broken.
 const images = [...document.images];
 const drawn = [...document.querySelectorAll("image")].map((image) => {
   const copy = new Image();
@@ -105,7 +105,7 @@ window.addEventListener("load", () => {
 
 
 def browse(page, width, folder):
-    """Opens a page of ``width`` pixels; returns what the probe saw and what the console said."""
+    """Open a page in a window of ``width`` pixels; return the probe's result and the console messages."""
     path = folder / "probed.html"
     path.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
     command = [
@@ -114,26 +114,26 @@ def browse(page, width, folder):
         "--dump-dom", path.as_uri(),
     ]  # fmt: skip
     result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    found = re.search(r'<pre id="probe">(.*?)</pre>', result.stdout)
-    assert found, result.stdout[-500:] + result.stderr[-2000:]
-    return json.loads(found.group(1)), [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+    match = re.search(r'<pre id="probe">(.*?)</pre>', result.stdout)
+    assert match, result.stdout[-500:] + result.stderr[-2000:]
+    return json.loads(match.group(1)), [line for line in result.stderr.splitlines() if "CONSOLE" in line]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 500])
-def test_a_browser_shows_it(made, tmp_path, width):
+def test_a_browser_displays_the_page(made, tmp_path, width):
     seen, console = browse((made / "report.html").read_text(encoding="utf-8"), width, tmp_path)
     assert console == []
     assert seen["images"] > 20 and seen["broken"] == 0
-    assert seen["drawn"] == 3 and seen["undrawn"] == 0  # the image and two samples, each once for all its viewers
+    assert seen["drawn"] == 3 and seen["undrawn"] == 0  # the image and two samples, each embedded once
     assert seen["toggled"] and seen["zoomed"] and seen["reset"] and seen["open"]
     assert seen["theme"] in ("light", "dark")
-    assert seen["width"] <= seen["window"]  # nothing makes the page scroll sideways
+    assert seen["width"] <= seen["window"]  # no horizontal scrolling
 
 
 @pytest.fixture
 def program(capfd):
-    """Runs the program in this process; returns (status, the line that begins with "error:")."""
+    """Run the program in this process; return its status and the line that begins with "error:"."""
 
     def run(*words):
         status = run_main(lambda: main([str(word) for word in words]))
@@ -180,9 +180,9 @@ def test_a_folder_that_cannot_be_written(program, tmp_path):
     assert status == 2 and "cannot be written" in line
 
 
-def test_a_report_replaces_the_one_that_was_there(observation, tmp_path):
+def test_a_report_replaces_an_earlier_one_and_keeps_other_files(observation, tmp_path):
     (tmp_path / "figures").mkdir()
-    (tmp_path / "figures" / "mine.png").write_bytes(b"somebody else's")
+    (tmp_path / "figures" / "mine.png").write_bytes(b"not of the report")
     write_report(Report(about={}, observations=[observation, observation], parts=["result"]), tmp_path)
     assert (tmp_path / "figures" / f"2_{observation.name[:-4]}_result_result.png").is_file()
     write_report(Report(about={}, observations=[observation], parts=["result"]), tmp_path)
@@ -191,7 +191,7 @@ def test_a_report_replaces_the_one_that_was_there(observation, tmp_path):
     assert not any(name.startswith("2_") for name in files)
 
 
-def test_an_image_without_annotation_says_so(program, config_file, small_opts, record, tmp_path):
+def test_an_image_without_ground_truth(program, config_file, small_opts, record, tmp_path):
     shutil.copy(record["file_name"], tmp_path / "unknown.png")
     words = ["--config-file", config_file, "--input", tmp_path / "unknown.png", "--output", tmp_path / "out", "--parts",
              "result", "anchors", "masks", "--score-threshold", "1", "--opts", *small_opts]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The TensorBoard hook in a real training: the content of the event file, and that the weights do not depend on it."""
+"""The TensorBoard hook in a real training: content of the event file, and no influence on the weights."""
 
 from types import SimpleNamespace
 
@@ -30,7 +30,7 @@ def opts(tiny_opts):
     return [*tiny_opts, "D2_MASKRCNN.INSPECT.MAX_SHARE", "1.0", "SOLVER.IMS_PER_BATCH", "4"]
 
 
-def test_an_epochs_end_is_written(config_file, opts, tmp_path):
+def test_each_epoch_is_written(config_file, opts, tmp_path):
     trainer = train(config_file, opts, tmp_path / "a", D2_MASKRCNN__LOG_PERIOD=2)
     events = EventAccumulator(str(tmp_path / "a"), size_guidance={"scalars": 0, "images": 0, "histograms": 0})
     events.Reload()
@@ -52,7 +52,7 @@ def test_an_epochs_end_is_written(config_file, opts, tmp_path):
     assert [event.step for event in events.Scalars("total_loss")] == [1, 3, 5]
 
 
-def test_the_weights_are_those_of_a_training_without(config_file, opts, tmp_path):
+def test_the_hook_does_not_change_the_weights(config_file, opts, tmp_path):
     with_it = train(config_file, opts, tmp_path / "a").model.state_dict()
     without = train(config_file, opts, tmp_path / "b", D2_MASKRCNN__INSPECT__ENABLED=False).model.state_dict()
     assert all(torch.equal(with_it[name], without[name]) for name in with_it)
@@ -70,7 +70,7 @@ def test_frozen_layers_are_flagged_as_untrained(config_file, opts, tmp_path):
 
 
 class FakeTraining:
-    """A trainer whose iterations, and a hook whose images, take given times on a clock of its own."""
+    """Simulate a trainer and a hook on a clock of their own, with given durations of iterations and images."""
 
     def __init__(self, monkeypatch, cfg, step, cost):
         self.now, self.iter, self.model = 0.0, 0, torch.nn.Linear(1, 1)

@@ -1,4 +1,4 @@
-"""Statistics of weights against NumPy, and warnings about deliberately damaged layers."""
+"""Statistics of weights compared with NumPy, and warnings about deliberately damaged layers."""
 
 import copy
 
@@ -48,7 +48,7 @@ def test_histograms_of_values_that_are_close_together(values, counts):
     assert histogram(np.array(values, np.float32), 4)[1] == counts
 
 
-def test_planted_faults_are_flagged(model):
+def test_damaged_layers_are_flagged(model):
     state = {name: value.clone() for name, value in model.state_dict().items()}
     dead, nan, large, filters = (
         "backbone.fpn_output2.weight", "backbone.fpn_output3.weight", "backbone.fpn_output4.weight",

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, on small data."""
+"""Run every notebook from top to bottom on small data."""
 
 import json
 from pathlib import Path

@@ -100,7 +100,7 @@ def test_after_a_long_absence_an_object_gets_a_new_id(make_detections):
 
 
 def test_fast_small_objects_are_tracked(make_detections):
-    """They do not overlap themselves from frame to frame."""
+    """The boxes of an object in consecutive frames do not overlap."""
     tracker = Tracker()
     for frame in range(15):
         tracked, _ = tracker.update(make_detections([box(20 + 22 * frame, side=20)], SIZE))

@@ -7,22 +7,22 @@ from d2_maskrcnn.visualization.annotator import font_size, label_text, line_thic
 GREY = 100
 
 
-def drawn(found, **options) -> np.ndarray:
-    image = np.full((*found.image_size, 3), GREY, np.uint8)
-    Annotator(["cat", "dog"], **options).draw(image, found)
+def annotate(detections, **options) -> np.ndarray:
+    image = np.full((*detections.image_size, 3), GREY, np.uint8)
+    Annotator(["cat", "dog"], **options).draw(image, detections)
     return image
 
 
-def test_nothing_found_changes_nothing(make_detections):
-    assert (drawn(make_detections([], (40, 60))) == GREY).all()
+def test_no_detections(make_detections):
+    assert (annotate(make_detections([], (40, 60))) == GREY).all()
 
 
 def test_pixels_of_mask_edge_and_box(make_detections):
-    """A left half mask: its fill is the mix of color and image, its edge and the box have the pure color."""
+    """A mask of the left half: its fill blends color and image, its edge and the box have the pure color."""
     half = np.zeros((1, 28, 28), np.float32)
     half[:, :, :14] = 1
-    found = make_detections([[20, 20, 76, 76]], (120, 120), probabilities=half)
-    image = drawn(found, labels=False)
+    detections = make_detections([[20, 20, 76, 76]], (120, 120), probabilities=half)
+    image = annotate(detections, labels=False)
     color = np.array(PALETTE[0][::-1])
     mixed = 0.55 * GREY + 0.45 * color
     assert np.abs(image[30:66, 25:40] - mixed).max() <= 1
@@ -34,16 +34,16 @@ def test_pixels_of_mask_edge_and_box(make_detections):
     assert (image[outside] == GREY).all()
 
 
-def test_the_whole_image_is_never_needed(make_detections):
-    found = make_detections([[-10, -10, 20, 20], [110, 110, 200, 130], [300, 300, 310, 310]], (120, 120))
-    image = drawn(found, labels=False)
+def test_boxes_beyond_the_image(make_detections):
+    detections = make_detections([[-10, -10, 20, 20], [110, 110, 200, 130], [300, 300, 310, 310]], (120, 120))
+    image = annotate(detections, labels=False)
     assert (image[40:100, 40:100] == GREY).all()
     assert (image[:10, :10] != GREY).any() and (image[115:, 115:] != GREY).any()
 
 
-def test_small_things_lie_over_large_ones(make_detections):
-    found = make_detections([[40, 40, 60, 60], [10, 10, 110, 110]], (120, 120))
-    image = drawn(found, labels=False, masks=False)
+def test_small_objects_are_drawn_over_large_ones(make_detections):
+    detections = make_detections([[40, 40, 60, 60], [10, 10, 110, 110]], (120, 120))
+    image = annotate(detections, labels=False, masks=False)
     assert tuple(image[40, 50, ::-1]) == PALETTE[0]
     assert tuple(image[10, 50, ::-1]) == PALETTE[1]
 
@@ -64,7 +64,7 @@ def test_tags_are_drawn_and_their_boxes_are_dashed(make_detections):
     colored = (image[20] != GREY).any(axis=1)
     assert colored[20:60].all() and 0.5 < colored[80:120].mean() < 0.8
     assert tuple(image[20, 20, ::-1]) == PALETTE[3] and tuple(image[20, 80, ::-1]) == PALETTE[4]
-    labels = [drawn(detections, masks=False, boxes=False)]
+    labels = [annotate(detections, masks=False, boxes=False)]
     labels.append(np.full((80, 140, 3), GREY, np.uint8))
     Annotator(["cat", "dog"], masks=False, boxes=False).draw(labels[1], detections, tags=["", "FP"])
     assert (labels[1][:, 80:] != labels[0][:, 80:]).any()
@@ -73,8 +73,8 @@ def test_tags_are_drawn_and_their_boxes_are_dashed(make_detections):
 def test_fill_never_wraps_around(make_detections):
     for alpha in (0, 0.25, 0.5, 1):
         image = np.full((60, 60, 3), 255, np.uint8)
-        found = make_detections([[5, 5, 55, 55]], (60, 60))
-        Annotator(alpha=alpha, labels=False, boxes=False).draw(image, found)
+        detections = make_detections([[5, 5, 55, 55]], (60, 60))
+        Annotator(alpha=alpha, labels=False, boxes=False).draw(image, detections)
         expected = 255 * (1 - alpha) + np.array(PALETTE[0][::-1]) * alpha
         assert np.abs(image[30, 30] - expected).max() <= 1
 
@@ -82,16 +82,16 @@ def test_fill_never_wraps_around(make_detections):
 def test_holes_stay_open(make_detections):
     ring = np.ones((1, 28, 28), np.float32)
     ring[:, 8:20, 8:20] = 0
-    image = drawn(make_detections([[10, 10, 94, 94]], (110, 110), probabilities=ring), labels=False)
+    image = annotate(make_detections([[10, 10, 94, 94]], (110, 110), probabilities=ring), labels=False)
     assert (image[48:56, 48:56] == GREY).all()
 
 
 def test_wrong_images_are_refused(make_detections):
-    found = make_detections([], (40, 60))
+    detections = make_detections([], (40, 60))
     with pytest.raises(ValueError, match=r"\(40, 60\)"):
-        Annotator().draw(np.zeros((60, 40, 3), np.uint8), found)
+        Annotator().draw(np.zeros((60, 40, 3), np.uint8), detections)
     with pytest.raises(ValueError, match="float32"):
-        Annotator().draw(np.zeros((40, 60, 3), np.float32), found)
+        Annotator().draw(np.zeros((40, 60, 3), np.float32), detections)
     with pytest.raises(ValueError, match=r"1\.5"):
         Annotator(alpha=1.5)
 

@@ -1,4 +1,4 @@
-"""Charts with the names that people give to classes."""
+"""Charts with unusual class names."""
 
 import warnings
 
@@ -50,7 +50,7 @@ def test_dollar_signs_are_text():
     assert not is_math_text(label.get_text())
 
 
-def test_files_are_what_is_shown(tmp_path):
+def test_saved_files_equal_the_figure(tmp_path):
     figure = draw_class_ap({"bbox": {"cat": 50.0}})
     image = save_figure(figure, tmp_path / "a" / "b.png")
     assert image.dtype == np.uint8 and image.shape[0] == 3

@@ -1,4 +1,4 @@
-"""Drawings compared with reference images that were checked by eye.
+"""Annotated images compared with reference images that were checked by eye.
 
 To accept a deliberate change, run python -m tests.visualization.test_golden_images and look at the files it writes.
 """
@@ -59,7 +59,7 @@ def drawn(name: str, labels: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("name", SIZES)
 @pytest.mark.parametrize("labels", [False, True], ids=["shapes", "labels"])
-def test_the_image_is_the_one_that_was_kept(name, labels):
+def test_equals_the_reference_image(name, labels):
     """Versions of OpenCV and FreeType differ by a few pixels along edges and letters, not more."""
     kept = cv2.imread(str(FOLDER / f"{name}_{'labels' if labels else 'shapes'}.png"))
     difference = np.abs(drawn(name, labels).astype(int) - kept).max(axis=2)

@@ -18,7 +18,7 @@ FRAME = (100, 200)
         ((50, 95, 90, 100), (50, 85)),
     ],
 )
-def test_labels_lie_inside_the_frame(box, where):
+def test_labels_are_inside_the_frame(box, where):
     assert place(np.array(box), 40, 10, FRAME, [])[:2] == where
 
 
@@ -31,7 +31,7 @@ def test_labels_do_not_cover_each_other():
 
 
 def test_labels_of_a_crowd_move_along_their_boxes():
-    """Ten things in one place have more labels than a box has corners."""
+    """Ten objects in one place have more labels than a box has corners."""
     taken = []
     for _ in range(10):
         x0, y0, x1, y1 = rect = place(np.array([500, 400, 600, 500]), 150, 20, (1080, 1920), taken)

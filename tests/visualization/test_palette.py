@@ -21,7 +21,7 @@ def to_lab(linear: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("vision", VISIONS)
-def test_colors_are_told_apart(vision):
+def test_colors_are_distinguishable(vision):
     values = np.array(PALETTE) / 255
     linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
     lab = to_lab(linear @ np.array(VISIONS[vision]).T)
@@ -31,13 +31,13 @@ def test_colors_are_told_apart(vision):
 
 @pytest.mark.parametrize("color", PALETTE)
 def test_text_has_contrast(color):
-    """WCAG 2.2 asks for 4.5."""
+    """WCAG 2.2 requires a contrast of 4.5."""
     lighter, darker = sorted((luminance(color), luminance(text_color(color))), reverse=True)
     assert (lighter + 0.05) / (darker + 0.05) >= 4.5
 
 
-def boxes_at(*centres) -> np.ndarray:
-    return np.array([[x - 5, 0, x + 5, 10] for x in centres], np.float32).reshape(-1, 4)
+def boxes_at(*centers) -> np.ndarray:
+    return np.array([[x - 5, 0, x + 5, 10] for x in centers], np.float32).reshape(-1, 4)
 
 
 def test_no_objects():

@@ -197,9 +197,9 @@ def test_compiled_gradients():
     args = (make_boxes("ordinary"), 7, SCALES, 0, True, *CANONICAL)
     compiled = torch.compile(multilevel_roi_align, fullgraph=True, dynamic=True, backend="aot_eager")
     expected = value_and_gradients(multilevel_roi_align, make_features(), *args)
-    found = value_and_gradients(compiled, make_features(), *args)
-    assert torch.equal(found[0], expected[0])
-    assert all(torch.equal(*pair) for pair in zip(found[1], expected[1], strict=True))
+    actual = value_and_gradients(compiled, make_features(), *args)
+    assert torch.equal(actual[0], expected[0])
+    assert all(torch.equal(*pair) for pair in zip(actual[1], expected[1], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ COMPILER = shutil.which("c++")
 
 
 class Emulation:
-    """Our kernels as host code: replaces loading and launching, and nothing else of the CUDA backend."""
+    """Run our kernels as host code: replace only the loading and launching of the CUDA backend."""
 
     def __init__(self, folder):
         self.folder = folder
