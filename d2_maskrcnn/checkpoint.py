@@ -1,4 +1,4 @@
-"""Save and load checkpoints on both engines, and load a model with its weights and class names."""
+"""Save and load checkpoints on both engines."""
 
 import dataclasses
 import logging
@@ -35,6 +35,8 @@ from d2_maskrcnn.weights.resume import (
     stored_class_names,
 )
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
@@ -248,3 +250,9 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
                 f"The state of {key!r} in {self._loading} does not fit this run ({type(error).__name__}: {error}): "
                 "resume with the config it was written with, or start a new training with it as MODEL.WEIGHTS."
             ) from error
+
+
+def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -> MaskRCNNCheckpointer:
+    """Build a checkpointer for ``OUTPUT_DIR`` whose files contain the config, the class names and the engine."""
+    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") if cfg.DATASETS.TRAIN else None
+    return MaskRCNNCheckpointer(model, cfg.OUTPUT_DIR, class_names=names, config=cfg.dump(), **checkpointables)

@@ -240,7 +240,7 @@ def category_ids(cfg: CfgNode, names: Sequence[str], count: int) -> list[int]:
 
 
 def _expand(source: str) -> list[Path] | None:
-    """Paths of a folder or glob pattern; None for a single image."""
+    """Return the paths of a folder or glob pattern; None for a single image."""
     if source.startswith(("http://", "https://")):
         return None
     path = Path(source).expanduser()

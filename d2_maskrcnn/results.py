@@ -200,7 +200,7 @@ class Results:
 
 
 def class_name(names: Sequence[str], index: int) -> str:
-    """Name of a class, or its number where ``names`` has none."""
+    """Return the name of a class, or its number if ``names`` is too short."""
     return names[index] if index < len(names) else str(index)
 
 

@@ -199,7 +199,7 @@ def dataset_records(name: str) -> Sequence[Record]:
 
 @functools.lru_cache(maxsize=8)
 def _load(name: str, load: Callable[[], Any], _status: tuple[int, int] | None) -> Any:
-    """The other arguments make a dataset that was registered again, or whose file has changed, another one."""
+    """Load a dataset; the other arguments make the cache miss if it was registered again or its file has changed."""
     records = load()
     if not isinstance(records, list):
         return records  # a torch dataset

@@ -1,10 +1,11 @@
 """Train and evaluate."""
 
+from d2_maskrcnn.checkpoint import build_checkpointer
 from d2_maskrcnn.engine.launch import launch, under_torchrun
 from d2_maskrcnn.engine.optimizer import build_optimizer
 from d2_maskrcnn.engine.setup import setup
 from d2_maskrcnn.engine.train_step import TrainStep
-from d2_maskrcnn.engine.trainer import Trainer, build_checkpointer
+from d2_maskrcnn.engine.trainer import Trainer
 from d2_maskrcnn.errors import run_main
 from d2_maskrcnn.evaluation.prediction_images import draw_predictions, draw_test_sets
 

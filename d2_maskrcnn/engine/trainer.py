@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from d2_maskrcnn import compat
-from d2_maskrcnn._bootstrap import engine_info
-from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
+from d2_maskrcnn.checkpoint import build_checkpointer
 from d2_maskrcnn.config.validation import check_values, warn_ignored_keys
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
 from d2_maskrcnn.distributed import distribute
@@ -39,7 +38,6 @@ from d2_maskrcnn.evaluation.tta import TestTimeAugmentation
 from d2_maskrcnn.evaluation.validation_loss import validation_losses
 from d2_maskrcnn.loggers.wandb import WandbHook, WandbRun, WandbWriter
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, hooks
 from detectron2.evaluation import COCOEvaluator, verify_results
 from detectron2.utils import comm
@@ -89,13 +87,10 @@ class Trainer(DefaultTrainer):
         )
         compat.set_train_step(self, self.train_step)
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
-        ema = self.cfg.D2_MASKRCNN.EMA
-        self.average = WeightAverage(model, ema.DECAY) if ema.ENABLED else None
+        self.average = WeightAverage.from_config(self.cfg, model)
         states = {"ema": self.average} if self.average else {}
         self.checkpointer = build_checkpointer(self.cfg, model, trainer=weakref.proxy(self), **states)
-        wandb = self.cfg.D2_MASKRCNN.WANDB
-        use_wandb = wandb.ENABLED and wandb.MODE != "disabled" and comm.is_main_process()
-        self.wandb_run = WandbRun(self.cfg) if use_wandb else None
+        self.wandb_run = WandbRun.from_config(self.cfg) if comm.is_main_process() else None
         self.early_stopping = EarlyStopping.from_config(self.cfg)
         self.best_checkpoint = BestCheckpoint.from_config(self.cfg)
         self.report_hooks = list(report_hooks)
@@ -303,17 +298,3 @@ class Trainer(DefaultTrainer):
         self.initial_seed = state_dict.get("initial_seed")  # None: the seed of the initial weights is unknown
         if comm.is_main_process():
             log_changes(state_dict.get("run"), self.run_description)
-
-
-def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -> MaskRCNNCheckpointer:
-    """Build a checkpointer for ``OUTPUT_DIR`` whose files contain the engine's and the classes' names."""
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") if cfg.DATASETS.TRAIN else None
-    return MaskRCNNCheckpointer(
-        model,
-        cfg.OUTPUT_DIR,
-        save_to_disk=comm.is_main_process(),
-        class_names=names,
-        config=cfg.dump(),
-        engine=engine_info().as_dict(),
-        **checkpointables,
-    )

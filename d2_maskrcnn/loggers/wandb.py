@@ -51,6 +51,12 @@ class WandbRun:
         self.run: Any = None
         self.exit_code = 0
 
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "WandbRun | None":
+        """Build the run of ``D2_MASKRCNN.WANDB``; None if it is off."""
+        node = cfg.D2_MASKRCNN.WANDB
+        return cls(cfg) if node.ENABLED and node.MODE != "disabled" else None
+
     @contextlib.contextmanager
     def guard(self, action: str) -> Iterator[None]:
         """Turn an exception inside the block into one warning, and stop logging."""

@@ -54,11 +54,11 @@ class Clip:
         return start.in_seconds == self.end.in_seconds and start.value >= self.end.value
 
     def before(self, index: int, seconds: float) -> bool:
-        """Whether the frame with this number and time precedes the clip."""
+        """Return whether the frame with this number and time precedes the clip."""
         return self.start is not None and (seconds + 1e-6 if self.start.in_seconds else index) < self.start.value
 
     def beyond(self, index: int, seconds: float) -> bool:
-        """Whether the frame with this number and time follows the clip."""
+        """Return whether the frame with this number and time follows the clip."""
         return self.end is not None and (seconds + 1e-6 if self.end.in_seconds else index) >= self.end.value
 
     def length(self, total: int, rate: Fraction) -> int:

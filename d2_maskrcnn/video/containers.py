@@ -1,5 +1,7 @@
 """Open media files and streams with PyAV and read their properties."""
 
+import contextlib
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -21,12 +23,12 @@ HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
 
 
 def is_remote(address: str) -> bool:
-    """Whether ``address`` is a URL rather than a local path."""
+    """Return whether ``address`` is a URL rather than a local path."""
     return "://" in address
 
 
 def media_url(path: object) -> str:
-    """Turn a local path into what FFmpeg opens as a file even if the name contains a colon (``10:30.mp4``)."""
+    """Convert a local path to a URL that FFmpeg opens as a file even if the name contains a colon (``10:30.mp4``)."""
     return str(path) if is_remote(str(path)) else f"file:{path}"
 
 
@@ -37,7 +39,7 @@ def to_bgr(image: Any) -> np.ndarray:
 
 
 def quarter_turns(image: Any) -> int:
-    """Counterclockwise quarter turns that the display matrix demands, in NumPy's convention (``np.rot90``)."""
+    """Return the counterclockwise quarter turns of the display matrix, as ``np.rot90`` takes them."""
     return round((getattr(image, "rotation", 0) or 0) / 90) % 4
 
 
@@ -61,7 +63,7 @@ def video_stream(container: Any, address: str) -> Any:
 
 
 def can_read(container: Any, stream: Any) -> bool:
-    """Whether a first packet can be read: False if the index is at the end of a file whose server cannot seek."""
+    """Return whether a first packet can be read: False if the index is at the end and the server cannot seek."""
     try:
         return next(container.demux(stream)).size > 0
     except (*BROKEN, StopIteration):
@@ -69,7 +71,7 @@ def can_read(container: Any, stream: Any) -> bool:
 
 
 def network_options(address: str, timeout: float) -> dict[str, str]:
-    """FFmpeg's protocol options (https://ffmpeg.org/ffmpeg-protocols.html) for a URL; ``timeout`` in seconds."""
+    """Return FFmpeg's options (https://ffmpeg.org/ffmpeg-protocols.html) for a URL; ``timeout`` in seconds."""
     if address.lower().startswith("rtsp"):
         return {"rtsp_transport": "tcp"}
     if not address.lower().startswith("http"):
@@ -83,14 +85,28 @@ def network_options(address: str, timeout: float) -> dict[str, str]:
 
 
 def duration_of(container: Any, stream: Any) -> float | None:
-    """Duration in seconds as stated by the stream, else by the container; None if neither states one."""
+    """Return the duration in seconds stated by the stream, else by the container; None if neither states one."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration else None
 
 
+def pixel_aspect_of(stream: Any, decode: bool) -> Fraction:
+    """Return the width of a pixel of the upright image, divided by its height.
+
+    A rotation by 90 degrees inverts it. Only a decoded frame states the rotation, so the first one is decoded if
+    ``decode`` is True and pixels are not square.
+    """
+    aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
+    if aspect != 1 and decode:
+        with contextlib.suppress(*BROKEN):
+            for image in stream.container.decode(stream):
+                return 1 / aspect if quarter_turns(image) % 2 else aspect
+    return aspect
+
+
 def reason_of(error: BaseException) -> str:
-    """The informative part of a PyAV error message."""
+    """Return the informative part of a PyAV error message."""
     if isinstance(error, av.error.ExitError):  # FFmpeg's name for PyAV's own time limit
         return "no data arrived in time"
     return getattr(error, "strerror", None) or str(error)

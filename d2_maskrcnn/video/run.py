@@ -84,7 +84,7 @@ class Work:
         self._last_time: float | None = None
 
     def stages(self) -> list[Stage]:
-        """The stages of the pipeline in order."""
+        """Return the stages of the pipeline in order."""
         stages = [Stage("resize", self._resize, droppable=True), Stage("model", self._detect, self.batch_size, True)]
         if self.parallel > 1:
             stages[1] = Stage("model", self._submit, self.batch_size, True)
@@ -127,7 +127,7 @@ class Work:
         return frames
 
     def _result(self, future: "Future[Any]", number: int, network_input: np.ndarray, frame: Frame) -> Detections:
-        """The detections of one frame of a batch; if the batch needs too much memory, the frame is retried alone."""
+        """Return the detections of one frame of a batch; if the batch needs too much memory, retry the frame alone."""
         try:
             return future.result()[number]
         except BrokenExecutor as error:
@@ -152,7 +152,7 @@ class Work:
         return frames
 
     def _frames_since(self, frame: Frame) -> float:
-        """Frames that have passed since the last processed one according to the clock: live sources drop some."""
+        """Return the number of frames since the last processed one by the clock: live sources drop some."""
         last, self._last_time = self._last_time, frame.time
         if last is None or not self.rate:
             return 1.0
@@ -284,6 +284,6 @@ def _stop_signals(pipeline: Pipeline) -> Iterator[list[int]]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether PyTorch or Python failed to allocate memory: on CPUs PyTorch raises a plain RuntimeError."""
+    """Return whether PyTorch or Python failed to allocate memory: on CPUs PyTorch raises a plain RuntimeError."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text

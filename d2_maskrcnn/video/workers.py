@@ -73,7 +73,7 @@ class WorkerPool:
 
 
 def default_count() -> int:
-    """Number of model processes: one per GPU, two without a GPU."""
+    """Return the number of model processes: one per GPU, two without a GPU."""
     return torch.cuda.device_count() or 2
 
 

@@ -82,7 +82,7 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
 
 
 def atomic_torch_save(obj: Any, path: str | os.PathLike[str]) -> None:
-    """``torch.save`` to a temporary file that replaces ``path`` when it is complete.
+    """Call ``torch.save`` on a temporary file that replaces ``path`` when it is complete.
 
     Args:
         obj: nested dicts, lists and tuples of tensors, numbers and text, which tensors-only loading can read.

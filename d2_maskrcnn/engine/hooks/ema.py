@@ -11,6 +11,7 @@ from torch import nn
 
 from d2_maskrcnn.config.validation import check_value
 from d2_maskrcnn.weights.atomic import atomic_torch_save
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -39,6 +40,11 @@ class WeightAverage:
         self.updates = 0
         self.values: dict[str, torch.Tensor] = {}
         self.restart()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> "WeightAverage | None":
+        """Build the average of ``D2_MASKRCNN.EMA``; None if it is off."""
+        return cls(model, cfg.D2_MASKRCNN.EMA.DECAY) if cfg.D2_MASKRCNN.EMA.ENABLED else None
 
     def _tracked(self) -> dict[str, torch.Tensor]:
         weights = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}

@@ -82,7 +82,7 @@ def select_detections(
 
 
 def _candidates(probs: torch.Tensor, boxes: torch.Tensor, image_size: tuple[int, int], thresh: float) -> Instances:
-    """Pairs of region and class above the score threshold. Args: probs (R, K + 1), boxes (R, K or 1, 4)."""
+    """Select the pairs of region and class above the score threshold. Args: probs (R, K + 1), boxes (R, K or 1, 4)."""
     scores = probs[:, :-1]  # (R, K)
     finite = boxes.isfinite().flatten(1).all(1) & probs.isfinite().all(1)  # (R,)
     roi, classes = ((scores > thresh) & finite[:, None]).nonzero(as_tuple=True)  # each (Q,)

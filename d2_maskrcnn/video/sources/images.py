@@ -44,7 +44,7 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
 
 
 def has_media_suffix(path: Path) -> bool:
-    """Whether the suffix belongs to any image or video format, so that a folder of this name is a mistake."""
+    """Return whether the suffix belongs to any image or video format, so that a folder of this name is a mistake."""
     return path.suffix.lower() in Image.registered_extensions() or path.suffix.lower() in VIDEO_SUFFIXES
 
 

@@ -1,6 +1,5 @@
 """Read frames from video files and streams (RTSP, HTTP) through PyAV."""
 
-import contextlib
 import dataclasses
 import logging
 import time
@@ -22,7 +21,7 @@ from d2_maskrcnn.video.containers import (
     is_remote,
     media_url,
     network_options,
-    quarter_turns,
+    pixel_aspect_of,
     reason_of,
     to_bgr,
     video_stream,
@@ -104,18 +103,9 @@ class VideoSource:
             time_base=stream.time_base,
             frames=None if self.live else self._expected_frames(),
             live=self.live,
-            pixel_aspect=self._pixel_aspect(stream),
+            pixel_aspect=pixel_aspect_of(stream, decode=not self.live),
             audio_from=self.address if has_audio and not self.live else None,
         )
-
-    def _pixel_aspect(self, stream: Any) -> Fraction:
-        """Pixel aspect of the upright image: a quarter turn inverts it, and only a decoded frame knows the rotation."""
-        aspect = Fraction(stream.sample_aspect_ratio or 1) or Fraction(1)
-        if aspect != 1 and not self.live:
-            with contextlib.suppress(*BROKEN):
-                for image in stream.container.decode(stream):
-                    return 1 / aspect if quarter_turns(image) % 2 else aspect
-        return aspect
 
     def _expected_frames(self) -> int | None:
         by_time = None if self._duration is None else round(self._duration * self.rate)
