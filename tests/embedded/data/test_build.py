@@ -220,6 +220,17 @@ def test_samplers_by_name(cfg, sampler):
         assert len({record["image_id"] for record in batch}) == 1
 
 
+@pytest.mark.parametrize("sampler", ["TrainingSampler", "RepeatFactorTrainingSampler"])
+def test_the_seed_of_the_config_decides_the_order(cfg, sampler):
+    cfg.SEED, cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD = 1, sampler, 0.5
+
+    def read():
+        batches = build_detection_train_loader(cfg, mapper=identity)
+        return [record["image_id"] for batch in islice(batches, 6) for record in batch]
+
+    assert read() == read()
+
+
 def test_repeat_factors_from_registered_records(cfg):
     records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(records, 1.0)

@@ -39,14 +39,20 @@ Mapper = Callable[[dict[str, Any]], Any]
 Collator = Callable[[list[Any]], Any]
 
 
+def _sampler_seed(cfg: CfgNode) -> int | None:
+    # As in Detectron2, SEED decides the order of the images; there, a negative one does too.
+    return cfg.SEED if cfg.SEED >= 0 else None
+
+
 def _repeat_factor_sampler(cfg: CfgNode, records: Any) -> Sampler:
     node, kind = cfg.DATALOADER, samplers.RepeatFactorTrainingSampler
-    return kind(kind.repeat_factors_from_category_frequency(records, node.REPEAT_THRESHOLD, node.REPEAT_SQRT))
+    factors = kind.repeat_factors_from_category_frequency(records, node.REPEAT_THRESHOLD, node.REPEAT_SQRT)
+    return kind(factors, seed=_sampler_seed(cfg))
 
 
 # DATALOADER.SAMPLER_TRAIN -> function of the config and the records.
 _TRAIN_SAMPLERS: dict[str, Callable[[CfgNode, Any], Sampler]] = {
-    "TrainingSampler": lambda cfg, records: samplers.TrainingSampler(len(records)),
+    "TrainingSampler": lambda cfg, records: samplers.TrainingSampler(len(records), seed=_sampler_seed(cfg)),
     "RepeatFactorTrainingSampler": _repeat_factor_sampler,
     "RandomSubsetTrainingSampler": lambda cfg, records: samplers.RandomSubsetTrainingSampler(
         len(records), cfg.DATALOADER.RANDOM_SUBSET_RATIO
