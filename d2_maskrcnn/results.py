@@ -71,7 +71,7 @@ class Results:
 
     @property
     def masks(self) -> np.ndarray:
-        """(N, H, W) bool, computed anew at each access; iterate over ``detections.masks`` to save memory."""
+        """(N, H, W) bool, computed at each access; iterate over ``detections.masks`` to save memory."""
         if self.detections.masks is None:
             return np.zeros((0, *self.image_size), dtype=bool)
         return np.stack(list(self.detections.masks)) if len(self) else np.zeros((0, *self.image_size), dtype=bool)

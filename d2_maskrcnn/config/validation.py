@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from d2_maskrcnn.config.keys import add_d2_maskrcnn_config, get_value
-from d2_maskrcnn.config.rules import RULES
+from d2_maskrcnn.config.rules import NORMS, RULES
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
@@ -206,8 +206,6 @@ def usable_device(name: str) -> torch.device:
         raise UserError(f"MODEL.DEVICE {name} cannot be used ({reason}); {expected}.") from error
     return device
 
-
-NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
 
 # Switches of Detectron2 that this model does not support -> what they switch on.
 _OFF = {

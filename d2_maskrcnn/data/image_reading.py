@@ -51,7 +51,7 @@ _QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def read_image(source: Source, channels: str = "RGB") -> np.ndarray:
-    """Decode an image as the module's docstring says.
+    """Decode an image into uint8 pixels; the module's docstring describes the conversions.
 
     Args:
         source: path of a file, or the content of one.

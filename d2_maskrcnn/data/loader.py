@@ -221,7 +221,7 @@ def build_resumable_train_loader(
     rank: int | None = None,
     world_size: int | None = None,
 ) -> ResumableTrainLoader:
-    """Build the loader of ``DATASETS.TRAIN`` as ``DATALOADER``, ``SOLVER.IMS_PER_BATCH`` and the augmentations say.
+    """Build the training loader from ``DATASETS.TRAIN``, ``DATALOADER``, ``SOLVER.IMS_PER_BATCH`` and ``INPUT``.
 
     Args:
         cfg: a config whose datasets are registered.

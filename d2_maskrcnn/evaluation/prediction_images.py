@@ -52,7 +52,7 @@ def draw_predictions(
     """Draw the first images of a dataset, with the ground truth on the left and predictions on the right.
 
     An object and the prediction that matches it have the same color. False positives, false negatives and wrong classes
-    have dashed boxes and say so.
+    have dashed boxes and a tag.
 
     Args:
         cfg: the config that the model was built from.

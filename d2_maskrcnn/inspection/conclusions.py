@@ -15,7 +15,7 @@ NOTABLE = 0.05  # difference of a recall, or share of boxes, that is worth a sen
 
 
 def about_result(findings: ResultFindings) -> list[str]:
-    """Conclude from the outcomes: what is missing, and whether another score threshold would help."""
+    """Conclude from the outcomes which objects are missed, and whether another score threshold would help."""
     if not findings.detections:
         return ["There are no detections: check that the weights and the class count belong to this model and data."]
     if findings.ground_truth is None:

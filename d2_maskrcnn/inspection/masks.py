@@ -92,17 +92,17 @@ def inspect_masks(observation: Observation, limit: int | None = None) -> list[Ma
     if masks is None:
         return []
     findings = [_finding(observation, results, masks, index) for index in range(len(results))[:limit]]
-    truth = observation.ground_truth
-    if truth is None or len(truth) == 0:
+    ground_truth = observation.ground_truth
+    if ground_truth is None or len(ground_truth) == 0:
         return findings
-    overlaps = np.where(truth.crowd, 0, overlap_matrix(results, truth))  # (n, G)
+    overlaps = np.where(ground_truth.crowd, 0, overlap_matrix(results, ground_truth))  # (n, G)
     for finding, ious in zip(findings, overlaps, strict=False):
-        own = np.where(truth.classes == finding.class_index, ious, 0)
+        own = np.where(ground_truth.classes == finding.class_index, ious, 0)
         best = int((own if own.max() >= MATCH_IOU else ious).argmax())
         if ious[best] >= BACKGROUND_IOU:
             finding.gt_index, finding.iou = best, float(ious[best])
-            finding.gt_class = observation.class_name(int(truth.classes[best]))
-            finding.gt_mask = truth.masks[best][finding.window.slices]
+            finding.gt_class = observation.class_name(int(ground_truth.classes[best]))
+            finding.gt_mask = ground_truth.masks[best][finding.window.slices]
     return findings
 
 

@@ -96,28 +96,29 @@ def inspect_result(observation: Observation, threshold: float = 0.5) -> ResultFi
 
 def _compare(findings: ResultFindings, observation: Observation, results: Instances, chosen: np.ndarray) -> None:
     """Fill in everything that needs the ground truth; ``chosen`` are the detections above the threshold."""
-    truth = observation.ground_truth
-    assert truth is not None
-    classes, scores, all_overlaps = results.pred_classes.numpy(), results.scores, overlap_matrix(results, truth)
+    ground_truth = observation.ground_truth
+    assert ground_truth is not None
+    classes, scores, all_overlaps = results.pred_classes.numpy(), results.scores, overlap_matrix(results, ground_truth)
     overlaps = all_overlaps[chosen]  # (n, G)
-    outcomes, unmatched = match(classes[chosen], truth.classes, overlaps, truth.crowd)
+    outcomes, unmatched = match(classes[chosen], ground_truth.classes, overlaps, ground_truth.crowd)
     for index, ious, (outcome, gt) in zip(chosen.tolist(), overlaps, outcomes, strict=True):
         item = Outcome(index, observation.class_name(int(classes[index])), float(scores[index]), outcome)
         if gt is not None:
             item.gt_index, item.iou = gt, float(ious[gt])
-            item.gt_class = observation.class_name(int(truth.classes[gt]))
+            item.gt_class = observation.class_name(int(ground_truth.classes[gt]))
         findings.outcomes.append(item)
     kinds = [outcome for outcome, _ in outcomes]
     findings.counts = {kind: kinds.count(kind) for kind in DETECTION_OUTCOMES} | {FALSE_NEGATIVE: len(unmatched)}
-    findings.ground_truth, findings.false_negatives = int((~truth.crowd).sum()), unmatched
+    findings.ground_truth, findings.false_negatives = int((~ground_truth.crowd).sum()), unmatched
     findings.overlaps = overlaps
-    on_object = ((classes[chosen][:, None] == truth.classes) & ~truth.crowd & (overlaps >= MATCH_IOU)).any(axis=1)
+    same_class = classes[chosen][:, None] == ground_truth.classes
+    on_object = (same_class & ~ground_truth.crowd & (overlaps >= MATCH_IOU)).any(axis=1)
     findings.duplicates = int((on_object & np.array([kind == "FP" for kind in kinds], bool)).sum())
-    _add_precision(findings, match(classes, truth.classes, all_overlaps, truth.crowd)[0])
+    _add_precision(findings, match(classes, ground_truth.classes, all_overlaps, ground_truth.crowd)[0])
 
 
 def _add_precision(findings: ResultFindings, outcomes: list[tuple[str, int | None]]) -> None:
-    """Fill in what depends on ``outcomes``, those of all detections whatever their score."""
+    """Fill in the average precision and curve from the outcomes of all detections, whatever their score."""
     matched = {gt for outcome, gt in outcomes if outcome == "TP"}
     findings.below_threshold = len(matched & set(findings.false_negatives))
     if findings.ground_truth:
@@ -142,14 +143,14 @@ def interpolated_precision(hits: np.ndarray, objects: int) -> np.ndarray:
     return envelope[np.searchsorted(true_positives / objects, np.linspace(0, 1, 101))]
 
 
-def overlap_matrix(results: Instances, truth: GroundTruth) -> np.ndarray:
+def overlap_matrix(results: Instances, ground_truth: GroundTruth) -> np.ndarray:
     """Compute (n, G) IoU of masks if there are masks, else of boxes; for crowd regions the share of the detection."""
-    boxes = coco_iou(results.pred_boxes.tensor.cpu().numpy(), truth.boxes, truth.crowd)
+    boxes = coco_iou(results.pred_boxes.tensor.cpu().numpy(), ground_truth.boxes, ground_truth.crowd)
     masks = getattr(results, "box_masks", None)
-    if masks is None or not len(truth):
+    if masks is None or not len(ground_truth):
         return boxes
-    of_masks = coco_iou(masks.rles(), [encode_rle(mask) for mask in truth.masks], truth.crowd)
-    return np.where(truth.masks.any(axis=(1, 2)), of_masks, boxes)
+    of_masks = coco_iou(masks.rles(), [encode_rle(mask) for mask in ground_truth.masks], ground_truth.crowd)
+    return np.where(ground_truth.masks.any(axis=(1, 2)), of_masks, boxes)
 
 
 def result_scene(observation: Observation, threshold: float = 0.5, limit: int = 100) -> Scene:
@@ -173,14 +174,14 @@ def result_scene(observation: Observation, threshold: float = 0.5, limit: int = 
 
 
 def _outcome_layers(observation: Observation, findings: ResultFindings, results: Instances) -> list[Layer]:
-    truth = observation.ground_truth
-    if truth is None:
+    ground_truth = observation.ground_truth
+    if ground_truth is None:
         return []
-    classes = truth.classes.tolist()
+    classes = ground_truth.classes.tolist()
     names = [observation.class_name(c) for c in classes]
     polygons = [
         mask_to_polygons(mask, tolerance=TOLERANCE) or [box_points(box)]
-        for mask, box in zip(truth.masks, truth.boxes, strict=True)
+        for mask, box in zip(ground_truth.masks, ground_truth.boxes, strict=True)
     ]
     marks = [Mark(p, f"ground truth: {n}", "", c) for p, n, c in zip(polygons, names, classes, strict=True)]
     layers = [Layer("ground truth", marks, style="dashed", shown=False)]
@@ -189,7 +190,7 @@ def _outcome_layers(observation: Observation, findings: ResultFindings, results:
         if marks:
             layers.append(Layer(kind, marks, OUTCOMES[kind], shown=False))
     marks = [
-        Mark([box_points(truth.boxes[g])], f"FN: {names[g]}", f"FN {names[g]}", classes[g])
+        Mark([box_points(ground_truth.boxes[g])], f"FN: {names[g]}", f"FN {names[g]}", classes[g])
         for g in findings.false_negatives
     ]
     return [*layers, Layer(FALSE_NEGATIVE, marks, OUTCOMES[FALSE_NEGATIVE], "dashed", shown=False)]

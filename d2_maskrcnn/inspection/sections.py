@@ -95,19 +95,19 @@ class GridCell:
 
 def iou_grid(seen: Observation, findings: result.ResultFindings, limit: int = GRID_LIMIT) -> dict[str, Any] | None:
     """Arrange the IoU of the first detections (rows) with the first objects (columns); None if there are none."""
-    truth = seen.ground_truth
-    if truth is None or findings.overlaps is None or findings.overlaps.size == 0:
+    ground_truth = seen.ground_truth
+    if ground_truth is None or findings.overlaps is None or findings.overlaps.size == 0:
         return None
     rows = []
     for item, ious in zip(findings.outcomes[:limit], findings.overlaps[:limit, :limit].tolist(), strict=True):
         cells = []
         for index, iou in enumerate(ious):
-            same = seen.class_name(int(truth.classes[index])) == item.class_name
+            same = seen.class_name(int(ground_truth.classes[index])) == item.class_name
             kind = "" if iou < MATCH_IOU else "match" if same else "wrong"
             cells.append(GridCell(iou, kind))
         rows.append((f"{item.class_name} {item.score:.2f}", cells))
-    columns = [seen.class_name(int(cls)) for cls in truth.classes[:limit]]
-    return {"columns": columns, "rows": rows, "detections": len(findings.outcomes), "objects": len(truth)}
+    columns = [seen.class_name(int(cls)) for cls in ground_truth.classes[:limit]]
+    return {"columns": columns, "rows": rows, "detections": len(findings.outcomes), "objects": len(ground_truth)}
 
 
 def _pngs(draw: Callable[[Observation], dict[str, Any]]) -> Callable[[Observation, float], dict[str, bytes]]:

@@ -38,10 +38,10 @@ def inspection_hooks(cfg: CfgNode) -> list[HookBase]:
 
 
 class InspectTraining(HookBase):
-    """Put histograms and images into the event storage at the end of every epoch, as ``D2_MASKRCNN.INSPECT`` says.
+    """Put histograms and images into the event storage at the end of every epoch; see ``D2_MASKRCNN.INSPECT``.
 
-    Histograms are made at the end of every epoch. Images are left out while the time spent on them, including what the
-    last ones took, exceeds ``MAX_SHARE`` of the training's time. Neither draws random numbers or changes the model, so
+    Histograms are made at the end of every epoch. Images are skipped while the time spent on them, including the
+    last ones, exceeds ``MAX_SHARE`` of the training's time. Neither draws random numbers or changes the model, so
     the trained weights do not depend on this hook. Gradients are those of the epoch's last iteration, after clipping.
 
     Register it in the main process only, before the hook that runs the event writers.

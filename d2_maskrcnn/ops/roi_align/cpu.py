@@ -21,7 +21,7 @@ from d2_maskrcnn.ops.roi_align.levels import PoolingSpec, coordinate_dtype, inde
 from d2_maskrcnn.ops.roi_align.memory import empty_buffer, zero_buffer
 from d2_maskrcnn.ops.roi_align.taps import SERIAL_ELEMENTS, BoxGroup, box_groups
 
-# Result size of one embedding_bag call. Each call wakes other threads, which takes long on a busy machine; beside the
+# Result size of one embedding_bag call. Each call wakes other threads, which takes long on a busy machine. With the
 # long tap lists of a gradient, however, malloc would fetch new pages for each large result.
 CHUNK_BYTES, GRADIENT_CHUNK_BYTES = 16 << 20, 4 << 20
 CHUNK_TAPS = 1 << 20

@@ -7,7 +7,7 @@ from d2_maskrcnn.errors import UserError
 
 
 def check_target(path: Path, overwrite: bool, label: str) -> Path:
-    """Make sure that a file can be written, and create its folder.
+    """Check that a file can be written, and create its folder.
 
     Args:
         path: the file.

@@ -14,7 +14,7 @@ KEY_WAIT = 50  # milliseconds between checks whether the window is still open
 
 
 def check_display() -> None:
-    """Make sure that a window can be opened. A process of its own tries it, since Qt aborts where it cannot.
+    """Check that a window can be opened, in a separate process, because Qt aborts if it cannot.
 
     Raises:
         UserError: it cannot.
