@@ -1,4 +1,4 @@
-"""Shared by all tests: the engine is chosen before any test file says ``from detectron2 ...``."""
+"""Fixtures of all tests. Importing d2_maskrcnn here chooses the engine before any test imports detectron2."""
 
 import importlib.util
 import sys
@@ -13,11 +13,20 @@ from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import BoxMasks
 
 REPO = Path(__file__).resolve().parent.parent
+NARROW_MODEL = {
+    "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
 def few_threads():
-    """One thread for each pytest-xdist worker, so that the workers do not fight over the cores."""
+    """Use one thread per pytest-xdist worker, so that workers do not compete for the cores."""
     torch.set_num_threads(1)
 
 
@@ -28,7 +37,7 @@ def repo_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """Real images and reference answers that lie beside the checkout on some machines only."""
+    """Real images and reference values, which exist beside the checkout on some machines only."""
     path = REPO.parent / "shared"
     if not (path / "reference").is_dir():
         pytest.skip("no ../shared beside the checkout")
@@ -62,13 +71,7 @@ def tiny_shapes(load_script, tmp_path_factory) -> Path:
 def tiny_opts(tiny_shapes, tmp_path) -> list[str]:
     """``KEY VALUE`` pairs that make configs/quickstart.yaml a matter of seconds; OUTPUT_DIR is ``tmp_path / "out"``."""
     pairs = {
-        "MODEL.RESNETS.DEPTH": 50,
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-        "MODEL.FPN.OUT_CHANNELS": 16,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+        **NARROW_MODEL,
         "INPUT.MIN_SIZE_TRAIN": "(64,)",
         "INPUT.MIN_SIZE_TEST": 64,
         "SOLVER.IMS_PER_BATCH": 2,

@@ -10,6 +10,7 @@ from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.inspection import observe
 from d2_maskrcnn.inspection.records import class_names_of, dataset_records
 from d2_maskrcnn.model_loading import load_model
+from tests.conftest import NARROW_MODEL
 
 
 @pytest.fixture(scope="session")
@@ -21,13 +22,7 @@ def config_file() -> str:
 def small_opts(tiny_shapes) -> list[str]:
     """``KEY VALUE`` pairs of a narrow model for 64x64 images whose weights are random."""
     pairs = {
-        "MODEL.RESNETS.DEPTH": 50,
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-        "MODEL.FPN.OUT_CHANNELS": 16,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+        **NARROW_MODEL,
         "INPUT.MIN_SIZE_TRAIN": "(64,)",
         "INPUT.MIN_SIZE_TEST": 64,
         "TEST.DETECTIONS_PER_IMAGE": 10,

@@ -12,17 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import NARROW_MODEL
+
 av = pytest.importorskip("av", reason="PyAV is not installed (pip install -e '.[demo]')")
 
 CLASS_NAMES = ["circle", "square", "triangle", "star"]
 MODEL_OPTS = {
-    "MODEL.RESNETS.DEPTH": 50,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+    **NARROW_MODEL,
     "INPUT.MIN_SIZE_TEST": 64,
     "TEST.DETECTIONS_PER_IMAGE": 5,
 }
