@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(RUN) -m pip install -c constraints.txt -e ".[test]"
 	touch $@
 
-# --resume: called again, it goes on where it was stopped, or just measures what is there.
+# --resume: another call continues the training, or evaluates it again if it is finished.
 quickstart: $(STAMP)
 	$(RUN) datasets/prepare_shapes.py --output datasets/shapes
 	$(RUN) train_net.py --resume --config-file configs/quickstart.yaml OUTPUT_DIR $(OUTPUT)
