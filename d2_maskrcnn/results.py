@@ -1,4 +1,4 @@
-"""Hold the detections of one image, draw them, and convert them to what other programs read."""
+"""The detections of one image, with plots and conversions to other formats."""
 
 import io
 import json

@@ -107,7 +107,7 @@ def _model_report(args: argparse.Namespace) -> Report:
 
 
 def _add_data(report: Report, cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Add the section on data for the first dataset whose files exist; without one it is an error if it was chosen."""
+    """Add the data section for the first dataset whose files exist; if there is none, refuse ``--parts data``."""
     dataset = next((name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if dataset_records(name)), None)
     if dataset is not None:
         report.data = inspect_data(cfg, dataset)
@@ -120,7 +120,7 @@ def _add_data(report: Report, cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _config(args: argparse.Namespace) -> CfgNode:
-    """Load the config and register its own data; a set whose files are missing is left out, as none is required."""
+    """Load the config and register its own data, without the datasets whose files are missing."""
     cfg = load_config(args.config_file, args.opts)
     data = cfg.D2_MASKRCNN.DATA
     for prefix, other, key in (("TRAIN", "VAL", "TRAIN"), ("VAL", "TRAIN", "TEST")):

@@ -1,4 +1,4 @@
-"""Confusion matrix of a detector: which classes are taken for which, which objects are missed or made up."""
+"""Confusion matrix of a detector: confused classes, false negatives and false positives."""
 
 import csv
 import io

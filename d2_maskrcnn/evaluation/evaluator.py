@@ -1,4 +1,4 @@
-"""Evaluate detections with COCO's metrics, and show in figures where they are wrong."""
+"""Evaluate detections with COCO's metrics, and plot confusion matrix, curves and AP."""
 
 import json
 import logging

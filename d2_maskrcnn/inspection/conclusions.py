@@ -1,4 +1,4 @@
-"""Sentences that conclude from the numbers of a section, and say what to change."""
+"""Conclude from the numbers of a section what to change, in sentences."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The report's web page, which needs no other file; the HTML is in ``templates/``."""
+"""Render the report's web page, which needs no other file; the HTML is in ``templates/``."""
 
 import base64
 from collections.abc import Sequence

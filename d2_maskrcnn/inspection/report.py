@@ -1,4 +1,4 @@
-"""The report: ``report.html``, a file of its own, its numbers as ``report.json`` and its figures as PNG files."""
+"""Write the report: ``report.html``, which needs no other file, its numbers as ``report.json``, its figures as PNGs."""
 
 import json
 from collections.abc import Iterator, Sequence

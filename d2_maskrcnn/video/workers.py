@@ -68,7 +68,7 @@ class WorkerPool:
         return self._pool.submit(_predict, list(inputs), list(sizes))
 
     def close(self) -> None:
-        """Terminate the processes; batches that haven't started are cancelled."""
+        """Terminate the processes; batches that haven't started are canceled."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -1,4 +1,4 @@
-"""Readable labels: text on a plain background, inside the image and, where there is room, clear of one another."""
+"""Draw labels: text on a plain background, inside the image and, if there is room, without overlaps."""
 
 from collections import OrderedDict
 from collections.abc import Sequence

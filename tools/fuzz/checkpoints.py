@@ -35,7 +35,7 @@ State = dict[str, Any]
 
 
 def prepare(folder: Path) -> None:
-    """Nothing is shared."""
+    """Do nothing: the inputs share no files."""
 
 
 def build() -> nn.Module:

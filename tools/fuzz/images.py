@@ -33,7 +33,7 @@ FOREIGN = {
 
 
 def prepare(folder: Path) -> None:
-    """Nothing is shared."""
+    """Do nothing: the inputs share no files."""
 
 
 def make(rng: random.Random, shared: Path, folder: Path) -> Input:
@@ -90,7 +90,7 @@ def _expected(image: Image.Image) -> np.ndarray:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn pixels as EXIF 2.32, section 4.6.4, tag Orientation says."""
+    """Rotate and flip pixels according to EXIF 2.32, section 4.6.4, tag Orientation."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -109,7 +109,7 @@ def check_pixels(path: Path, expected: np.ndarray, tolerance: int) -> None:
 
 
 def check_any(path: Path) -> np.ndarray:
-    """Check what holds for every file that is accepted."""
+    """Check the properties that every accepted file has."""
     pixels = read_image(path)
     expect(pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size > 0, "not RGB")
     expect(image_size(path) == (pixels.shape[1], pixels.shape[0]), "the size in the header differs")

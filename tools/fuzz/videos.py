@@ -98,7 +98,7 @@ def _read(path: Path, clip: Clip | None = None) -> tuple[list[Any], VideoSource]
 
 
 def check_any(path: Path) -> tuple[list[Any], str]:
-    """Check what holds for every file: increasing times, and a problem where frames are missing."""
+    """Check the properties of every file: increasing times, and a problem where frames are missing."""
     read = _read(path)
     assert read is not None
     frames, source = read

@@ -158,7 +158,7 @@ def _problem_of_boxes(
 
 
 def check_areas(table: CocoTable) -> Iterator[Problem]:
-    """Yield values of ``area``, by which COCO's metrics sort objects into small, medium and large, that cannot be."""
+    """Yield impossible values of ``area``, by which COCO's metrics sort objects into small, medium and large."""
     areas = np.array([annotation["area"] for annotation in table.annotations], dtype=np.float64)
     with np.errstate(over="ignore"):
         box_areas = np.abs(table.boxes[:, 2] * table.boxes[:, 3])
