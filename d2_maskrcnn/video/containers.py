@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.weights.download import is_remote
 
 try:
     import av
@@ -20,11 +21,6 @@ DOWNLOAD_RETRIES = 5  # reconnects to a server when the download of a file stall
 BROKEN = (av.error.FFmpegError, OSError, ValueError)
 # Transfer functions of HDR video, numbered as in ITU-T H.273, table 3.
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}
-
-
-def is_remote(address: str) -> bool:
-    """Return whether ``address`` is a URL rather than a local path."""
-    return "://" in address
 
 
 def media_url(path: object) -> str:

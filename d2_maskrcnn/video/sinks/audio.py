@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from d2_maskrcnn.video.containers import BROKEN, av, is_remote, media_url, reason_of
+from d2_maskrcnn.video.containers import BROKEN, av, media_url, reason_of
+from d2_maskrcnn.weights.download import is_remote
 
 logger = logging.getLogger(__name__)
 

@@ -49,7 +49,7 @@ def has_media_suffix(path: Path) -> bool:
 
 
 def image_ids(names: Sequence[str]) -> list[int]:
-    """COCO image ids: the numbers in the file names (``000000001000.jpg``) if all are unique, else 1, 2, 3, ..."""
+    """Return COCO image ids: the numbers in the names (``000000001000.jpg``) if all are unique, else 1, 2, 3, ..."""
     stems = [Path(name).stem for name in names]
     if all(stem.isdecimal() and stem.isascii() for stem in stems):
         numbers = [int(stem) for stem in stems]

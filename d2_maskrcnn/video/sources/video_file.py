@@ -18,7 +18,6 @@ from d2_maskrcnn.video.containers import (
     av,
     can_read,
     duration_of,
-    is_remote,
     media_url,
     network_options,
     pixel_aspect_of,
@@ -28,6 +27,7 @@ from d2_maskrcnn.video.containers import (
 )
 from d2_maskrcnn.video.frame import Frame, VideoInfo
 from d2_maskrcnn.video.sources.download import DownloadedFile
+from d2_maskrcnn.weights.download import is_remote
 
 logger = logging.getLogger(__name__)
 
