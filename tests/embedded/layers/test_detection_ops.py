@@ -68,7 +68,7 @@ class TestPaste:
         ("masks", "boxes"), [(torch.zeros(1, 4, 5), BOXES[:1]), (torch.zeros(4, 4), BOXES[:1]), (MASKS, BOXES[:1])]
     )
     def test_refuses(self, masks, boxes):
-        with pytest.raises(ValueError, match=r"Masks must|one box for each"):
+        with pytest.raises(ValueError, match=r"Masks must|one box per mask"):
             paste_masks_in_image(masks, boxes, (5, 5))
 
 

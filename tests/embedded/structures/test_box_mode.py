@@ -66,11 +66,18 @@ def test_rotated(angle, expected):
 
 
 @pytest.mark.parametrize(
-    ("box", "source"),
-    [([], XYWH), ([1, 2, 3], XYWH), (np.zeros((2, 3)), XYWH), (torch.zeros(1, 1, 4), XYWH), ([1, 2, 3, 4], ROTATED)],
+    ("box", "source", "message"),
+    [
+        ([], XYWH, "A box is 4 or 5 numbers, got 0"),
+        ([1, 2, 3], XYWH, "A box is 4 or 5 numbers, got 3"),
+        (np.zeros((2, 3)), XYWH, r"\(N, 4\) or \(N, 5\), got \(2, 3\)"),
+        (torch.zeros(1, 1, 4), XYWH, r"\(N, 4\) or \(N, 5\), got \(1, 1, 4\)"),
+        ([1, 2, 3, 4], ROTATED, "A box of mode XYWHA_ABS is 5 numbers, got 4"),
+        ([1, 2, 3, 4, 5], XYWH, "A box of mode XYWH_ABS is 4 numbers, got 5"),
+    ],
 )
-def test_wrong_shape(box, source):
-    with pytest.raises(ValueError, match=r"4|5"):
+def test_wrong_shape(box, source, message):
+    with pytest.raises(ValueError, match=message):
         BoxMode.convert(box, source, XYXY)
 
 

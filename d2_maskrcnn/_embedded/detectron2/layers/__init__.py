@@ -1,4 +1,4 @@
-"""Building blocks of models: convolution with normalisation, normalisation layers, suppression, pasting of masks."""
+"""Layers and operators: convolution, normalization, non-maximum suppression, ROIAlign, mask pasting."""
 
 from torchvision.ops import complete_box_iou_loss as ciou_loss
 from torchvision.ops import distance_box_iou_loss as diou_loss

@@ -1,4 +1,4 @@
-"""Normalisation layers, and making one by its name in a config."""
+"""Normalization layers, and their construction by the names that configs use."""
 
 from collections.abc import Callable
 
@@ -13,10 +13,10 @@ __all__ = ["FrozenBatchNorm2d", "LayerNorm", "NaiveSyncBatchNorm", "get_norm"]
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Batch normalisation with fixed statistics and a fixed affine: ``(x - mean) / sqrt(var + eps) * weight + bias``.
+    """Normalize with constant statistics and affine: ``(x - mean) / sqrt(var + eps) * weight + bias``.
 
-    The four (C,) vectors are buffers named ``weight``, ``bias``, ``running_mean`` and ``running_var``, so they are
-    saved and loaded but never learned. A fresh layer is the identity.
+    The four (C,) vectors are buffers named ``weight``, ``bias``, ``running_mean`` and ``running_var``: saved and
+    loaded, but never trained. A new layer is the identity.
     """
 
     weight: torch.Tensor
@@ -25,7 +25,7 @@ class FrozenBatchNorm2d(nn.Module):
     running_var: torch.Tensor
 
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
-        """For ``num_features`` channels; ``eps`` is added to the variance."""
+        """Create the identity of ``num_features`` channels; ``eps`` is added to the variance."""
         super().__init__()
         self.num_features = num_features
         self.eps = eps
@@ -35,10 +35,10 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features) - eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> the same shape, dtype and memory format.
+        """Normalize (N, C, H, W); shape, dtype and memory format stay.
 
-        Where a gradient is needed, the layer is one multiply-add: its backward pass needs the (C,) scale only,
-        whereas that of ``F.batch_norm`` would keep ``x`` in memory.
+        If gradients are recorded, the layer is one multiply-add, whose backward pass needs the (C,) scale only;
+        ``F.batch_norm`` would keep ``x`` in memory.
         """
         if not (x.requires_grad and torch.is_grad_enabled()):
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps)
@@ -47,15 +47,15 @@ class FrozenBatchNorm2d(nn.Module):
         return torch.addcmul(shift.to(x.dtype).view(1, -1, 1, 1), x, scale.to(x.dtype).view(1, -1, 1, 1))
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows between the brackets."""
+        """Return what ``print(model)`` shows between the parentheses."""
         return f"num_features={self.num_features}, eps={self.eps}"
 
     @classmethod
     def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
-        """``module`` with every batch normalisation in it (itself included) frozen at its present values.
+        """Freeze every batch normalization in ``module``, or ``module`` itself, at its present values.
 
         Returns:
-            ``module`` itself, changed in place, or a new layer if it is a batch normalisation.
+            ``module`` itself, changed in place, or a new layer if it is a batch normalization.
         """
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             return cls._frozen_copy(module)
@@ -72,26 +72,26 @@ class FrozenBatchNorm2d(nn.Module):
         for name in ("weight", "bias", "running_mean", "running_var"):
             values = getattr(module, name)
             if values is None and name == "running_mean":
-                raise ValueError("A batch normalisation without running statistics cannot be frozen")
+                raise ValueError("A batch normalization without running statistics cannot be frozen")
             if values is not None:
                 setattr(frozen, name, values.detach().clone())
-            elif module.running_mean is not None:  # no affine: the identity, where the statistics are
+            elif module.running_mean is not None:  # an affine that does nothing, on the device of the statistics
                 setattr(frozen, name, getattr(frozen, name).to(module.running_mean.device))
         return frozen
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the channels of (N, C, H, W), at each position by itself."""
+    """Normalize over the channels of (N, C, H, W), separately at each position."""
 
     def __init__(self, normalized_shape: int, eps: float = 1e-6) -> None:
-        """For ``normalized_shape`` channels; ``eps`` is added to the variance."""
+        """Create the layer for ``normalized_shape`` channels; ``eps`` is added to the variance."""
         super().__init__()
         self.weight = nn.Parameter(torch.ones(normalized_shape))
         self.bias = nn.Parameter(torch.zeros(normalized_shape))
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Normalize (N, C, H, W); the shape stays."""
         variance, mean = torch.var_mean(x, dim=1, correction=0, keepdim=True)  # (N, 1, H, W)
         normalized = (x - mean) * (variance + self.eps).rsqrt()
         return normalized * self.weight[:, None, None] + self.bias[:, None, None]
@@ -109,11 +109,11 @@ _NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
-    """The normalisation layer of a config's ``NORM`` key.
+    """Create the normalization layer of a config's ``NORM`` key.
 
     Args:
-        norm: one of "BN", "SyncBN", "FrozenBN", "GN" (32 groups), "nnSyncBN", "naiveSyncBN", "LN"; a callable that
-            makes a layer for a number of channels; or "" or None for no layer.
+        norm: "BN", "SyncBN", "FrozenBN", "GN" (32 groups), "nnSyncBN", "naiveSyncBN" or "LN"; a callable that creates a
+            layer for a number of channels; "" or None for no layer.
         out_channels: the number of channels.
 
     Raises:
@@ -125,7 +125,7 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
         return norm(out_channels)
     if norm not in _NORMS:
         raise ValueError(
-            f"Unknown normalisation {norm!r}: expected one of {', '.join(_NORMS)}, or an empty string for none"
+            f"Unknown normalization {norm!r}: expected one of {', '.join(_NORMS)}, or an empty string for none"
         )
     return _NORMS[norm](out_channels)
 

@@ -1,4 +1,4 @@
-"""What the blocks of a convolutional backbone have in common."""
+"""Base class of the blocks of a convolutional backbone."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from detectron2.layers.batch_norm import FrozenBatchNorm2d
 
 
 class CNNBlockBase(nn.Module):
-    """A block that maps (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
+    """Map (N, in_channels, H, W) to (N, out_channels, H / stride, W / stride).
 
     Attributes:
         in_channels: channels of its input.
@@ -22,7 +22,7 @@ class CNNBlockBase(nn.Module):
         self.stride = stride
 
     def freeze(self) -> "CNNBlockBase":
-        """Fixes all parameters, and turns batch normalisation into its frozen form. Returns the block itself."""
+        """Make all parameters constant, convert batch normalization to its frozen form, and return the block."""
         for parameter in self.parameters():
             parameter.requires_grad = False
         FrozenBatchNorm2d.convert_frozen_batchnorm(self)

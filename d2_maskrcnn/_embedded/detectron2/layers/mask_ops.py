@@ -1,4 +1,4 @@
-"""From the small square masks that a network predicts to masks of the whole image."""
+"""Paste the square masks that a network predicts into images."""
 
 import torch
 from torch.nn import functional as F
@@ -6,39 +6,39 @@ from torch.nn import functional as F
 from detectron2._names import lookup
 from detectron2.structures.boxes import Boxes
 
-# On a GPU whole images are resampled at once, as many instances together as fit in this many bytes.
+# On a GPU, whole images are resampled, as many instances at a time as fit into this many bytes.
 _CHUNK_BYTES = 2**30
-# What one pixel of one instance needs meanwhile: a sampling position (two float32) and a result (one).
+# Bytes per pixel and instance: a sampling position (two float32) and a result (one).
 _BYTES_PER_PIXEL = 12
-# A box out of every image takes the place of one without area: nothing of its mask is seen.
+# A box outside every image, which replaces boxes without area, so that their masks stay empty.
 _NOWHERE = (-2.0, -2.0, -1.0, -1.0)
 
 
 def paste_masks_in_image(
     masks: torch.Tensor, boxes: Boxes | torch.Tensor, image_shape: tuple[int, int], threshold: float = 0.5
 ) -> torch.Tensor:
-    """Pastes each mask into its box in an otherwise empty image.
+    """Paste each mask into its box in an otherwise empty image.
 
-    The mask's cells are resampled bilinearly at the pixels' centres (x + 0.5, y + 0.5); beyond its edge a mask is 0,
-    so that it fades over the half cell there.
+    The cells of a mask are interpolated bilinearly at the centers (x + 0.5, y + 0.5) of the pixels. Outside its box a
+    mask is 0, so that values fade over the outermost half cell.
 
     Args:
         masks: (N, M, M) probabilities in [0, 1].
-        boxes: (N, 4) XYXY in pixels of the image. Boxes may leave the image; one without area gets an empty mask.
+        boxes: (N, 4) XYXY in pixels of the image. A box may exceed the image; one without area gets an empty mask.
         image_shape: (height, width) of the image in pixels.
-        threshold: probability from which on a pixel belongs to the mask. Negative: soft masks are wanted.
+        threshold: probability from which on a pixel belongs to the mask; negative for soft masks.
 
     Returns:
-        (N, height, width), bool; or, of a negative ``threshold``, uint8 with the probability in 0...255.
+        (N, height, width) bool, or uint8 with the probability in 0...255 if ``threshold`` is negative.
 
     Raises:
-        ValueError: masks are not square, or there is not one box for each mask.
+        ValueError: masks are not square, or the numbers of boxes and masks differ.
     """
     box_tensor = boxes.tensor if isinstance(boxes, Boxes) else boxes
     if masks.dim() != 3 or masks.shape[1] != masks.shape[2]:
         raise ValueError(f"Masks must be (N, M, M), got {tuple(masks.shape)}")
     if len(box_tensor) != len(masks):
-        raise ValueError(f"Pasting needs one box for each mask, got {len(box_tensor)} boxes for {len(masks)} masks")
+        raise ValueError(f"Pasting needs one box per mask, got {len(box_tensor)} boxes for {len(masks)} masks")
     height, width = image_shape
     pasted = masks.new_zeros((len(masks), height, width), dtype=torch.bool if threshold >= 0 else torch.uint8)
     masks, box_tensor = masks.float(), box_tensor.float()
@@ -50,7 +50,7 @@ def paste_masks_in_image(
 
 
 def _paste_one_by_one(masks: torch.Tensor, boxes: torch.Tensor, pasted: torch.Tensor, threshold: float) -> None:
-    """Fills ``pasted``, looking at the pixels in and right around each box only."""
+    """Fill ``pasted`` by resampling the pixels around each box only."""
     height, width = pasted.shape[1:]
     for mask, box, image in zip(masks, boxes, pasted, strict=True):
         left, top = (max(0, int(side)) for side in (box[:2].floor() - 1).tolist())
@@ -62,7 +62,7 @@ def _paste_one_by_one(masks: torch.Tensor, boxes: torch.Tensor, pasted: torch.Te
 
 
 def _paste_in_chunks(masks: torch.Tensor, boxes: torch.Tensor, pasted: torch.Tensor, threshold: float) -> None:
-    """Fills ``pasted`` without asking the GPU where the boxes are, which would make it wait."""
+    """Fill ``pasted`` without reading the boxes from the GPU, which would block."""
     height, width = pasted.shape[1:]
     at_once = max(1, _CHUNK_BYTES // max(1, height * width * _BYTES_PER_PIXEL))
     for start in range(0, len(masks), at_once):
@@ -71,7 +71,7 @@ def _paste_in_chunks(masks: torch.Tensor, boxes: torch.Tensor, pasted: torch.Ten
 
 
 def _resample(masks: torch.Tensor, boxes: torch.Tensor, xs: tuple[int, int], ys: tuple[int, int]) -> torch.Tensor:
-    """(n, rows, columns) float32: masks (n, M, M) in the columns ``xs[0]:xs[1]`` and the rows ``ys[0]:ys[1]``."""
+    """Return (n, rows, columns) float32: masks (n, M, M) in columns ``xs[0]:xs[1]`` and rows ``ys[0]:ys[1]``."""
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1, keepdim=True)  # (n, 1)
     boxes = torch.where(has_area, boxes, boxes.new_tensor(_NOWHERE))  # no division by 0
     x0, y0, x1, y1 = (side[:, None] for side in boxes.unbind(dim=1))  # (n, 1) each

@@ -1,4 +1,4 @@
-"""Non-maximum suppression within groups."""
+"""Non-maximum suppression."""
 
 import torch
 from torchvision.ops import batched_nms as _batched_nms
@@ -10,17 +10,17 @@ __all__ = ["batched_nms", "nms"]
 
 
 def batched_nms(boxes: torch.Tensor, scores: torch.Tensor, idxs: torch.Tensor, iou_threshold: float) -> torch.Tensor:
-    """Drops every box that overlaps a higher-scored box *of its own group* by more than the threshold.
+    """Remove every box that overlaps a higher-scored box *of its group* by more than the threshold.
 
     Args:
-        boxes: (N, 4) XYXY. Taken in float32: in half precision the offset that keeps groups apart would swallow the
-            coordinates.
+        boxes: (N, 4) XYXY. Converted to float32, since half precision cannot represent the offsets that separate
+            groups.
         scores: (N,).
-        idxs: (N,) the group of each box: a category, or a feature map.
+        idxs: (N,) group of each box, such as its class or feature level.
         iou_threshold: in [0, 1].
 
     Returns:
-        (K,) int64: indices of the boxes that are kept, the highest score first.
+        (K,) int64: indices of the remaining boxes, by descending score.
     """
     return _batched_nms(boxes.float(), scores, idxs, iou_threshold)
 

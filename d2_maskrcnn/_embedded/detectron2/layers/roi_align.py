@@ -7,19 +7,19 @@ from torchvision.ops import roi_align
 
 
 class ROIAlign(nn.Module):
-    """Pools boxes from a feature map by bilinear sampling (Mask R-CNN, section 3)."""
+    """Pool boxes from a feature map by bilinear sampling (Mask R-CNN, section 3)."""
 
     def __init__(
         self, output_size: int | tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool = True
     ) -> None:
-        """Keeps the settings.
+        """Store the settings.
 
         Args:
-            output_size: bins (high, wide), or one number for both.
-            spatial_scale: what box coordinates are multiplied by to get feature coordinates: 1 / stride.
-            sampling_ratio: samples along each side of a bin; 0 for as many as the bin has feature pixels, rounded up.
-            aligned: whether pixel centres lie at half-integer coordinates, as they should. False is Detectron's first
-                version.
+            output_size: bins (vertical, horizontal), or one number for both.
+            spatial_scale: factor from box coordinates to feature coordinates, 1 / stride.
+            sampling_ratio: samples along each side of a bin; 0 for one per feature pixel that it covers, rounded up.
+            aligned: whether pixel centers have half-integer coordinates; False for Detectron's first version, which is
+                off by half a pixel.
         """
         super().__init__()
         self.output_size: tuple[int, int] = _pair(output_size)
@@ -28,11 +28,11 @@ class ROIAlign(nn.Module):
         self.aligned = aligned
 
     def forward(self, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
-        """Pools each box.
+        """Pool each box.
 
         Args:
             input: (N, C, H, W).
-            rois: (K, 5): the index of the image in the batch, then XYXY in pixels of the network's input.
+            rois: (K, 5): index of the image in the batch, then XYXY in pixels of the network's input.
 
         Returns:
             (K, C, output height, output width).
@@ -47,7 +47,7 @@ class ROIAlign(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """What ``print(model)`` shows between the brackets."""
+        """Return what ``print(model)`` shows between the parentheses."""
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"sampling_ratio={self.sampling_ratio}, aligned={self.aligned}"

@@ -1,4 +1,4 @@
-"""What is known of a feature map before any image is seen."""
+"""Shapes of feature maps that are known before any image is read."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ class ShapeSpec:
 
     Attributes:
         channels: number of channels.
-        height: rows.
-        width: columns.
-        stride: pixels of the network's input for each row or column.
+        height: number of rows.
+        width: number of columns.
+        stride: pixels of the network's input per row or column.
     """
 
     channels: int | None = None

@@ -1,4 +1,4 @@
-"""Batch normalisation with the statistics of all processes' batches together."""
+"""Batch normalization with the statistics of the batches of all processes."""
 
 import torch
 import torch.distributed as dist
@@ -9,25 +9,24 @@ __all__ = ["NaiveSyncBatchNorm", "SyncBatchNorm"]
 
 
 class NaiveSyncBatchNorm(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` over the batches of all processes, on any device and backend (gloo on CPUs too).
+    """``nn.BatchNorm2d`` over the batches of all processes, on any device and backend (gloo on CPUs as well).
 
-    Gives what one process with the whole batch would: each sample counts the same, also where processes hold
-        different numbers of
-    them or none. Slower than ``nn.SyncBatchNorm``, which runs on GPUs only.
+    The result is that of a single process with the whole batch: each sample counts the same, even if processes have
+    different numbers of them or none. Slower than ``nn.SyncBatchNorm``, which runs on GPUs only.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Normalize (N, C, H, W); the shape stays."""
         if not self.training or not _is_distributed():
             return super().forward(input)
         return _normalize_over_processes(self, input)
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """``nn.SyncBatchNorm`` on GPUs; on CPUs, where that refuses to work, the same as :class:`NaiveSyncBatchNorm`."""
+    """``nn.SyncBatchNorm`` on GPUs and :class:`NaiveSyncBatchNorm` on CPUs, which the former does not support."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """Normalize (N, C, H, W); the shape stays."""
         if input.is_cuda or not self.training or not _is_distributed():
             return super().forward(input)
         return _normalize_over_processes(self, input)
@@ -38,8 +37,8 @@ def _is_distributed() -> bool:
 
 
 def _normalize_over_processes(layer: nn.BatchNorm2d | nn.SyncBatchNorm, x: torch.Tensor) -> torch.Tensor:
-    """Normalises ``x`` by mean and variance of all processes' inputs, and updates the running statistics with them."""
-    # In float32, as sums of float16 would overflow. One reduction carries the count, the sums and the sums of squares.
+    """Normalize ``x`` by mean and variance of the inputs of all processes, and update the running statistics."""
+    # In float32, since sums of float16 overflow. One reduction for the count, the sums and the sums of squares.
     values = x.float()
     count = values.new_full((1,), values.numel() // max(1, values.shape[1]))
     sums = torch.cat((count, values.sum(dim=(0, 2, 3)), values.square().sum(dim=(0, 2, 3))))  # (1 + 2C,)

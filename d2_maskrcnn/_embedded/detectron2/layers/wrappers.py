@@ -1,4 +1,4 @@
-"""PyTorch's own layers and functions with the few additions that detectors need."""
+"""PyTorch's layers and functions with the few additions that detectors need."""
 
 import functools
 from collections.abc import Callable
@@ -24,7 +24,7 @@ __all__ = [
     "shapes_to_tensor",
 ]
 
-# PyTorch's own do: all of them take empty batches.
+# PyTorch's own: all of them accept empty batches.
 BatchNorm2d = nn.BatchNorm2d
 ConvTranspose2d = nn.ConvTranspose2d
 Linear = nn.Linear
@@ -32,10 +32,10 @@ interpolate = F.interpolate
 
 
 class Conv2d(nn.Conv2d):
-    """``torch.nn.Conv2d`` followed by an optional normalisation and an optional activation."""
+    """``torch.nn.Conv2d``, followed by an optional normalization and an optional activation."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Takes what ``torch.nn.Conv2d`` takes, and by keyword:
+        """Create the layer with the arguments of ``torch.nn.Conv2d`` and two keywords.
 
         Args:
             norm (nn.Module | None): applied to the convolution's output; its parameters are named ``norm.*``.
@@ -48,7 +48,7 @@ class Conv2d(nn.Conv2d):
         self.activation = activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C', H', W'); N may be 0."""
+        """Map (N, C, H, W) to (N, C', H', W'); N may be 0."""
         x = super().forward(x)
         if self.norm is not None:
             x = self.norm(x)
@@ -56,10 +56,10 @@ class Conv2d(nn.Conv2d):
 
 
 def cat(tensors: list[torch.Tensor] | tuple[torch.Tensor, ...], dim: int = 0) -> torch.Tensor:
-    """``torch.cat`` that hands a single tensor through without copying it.
+    """Concatenate tensors; a single tensor is returned without a copy.
 
     Raises:
-        ValueError: ``tensors`` is no list or tuple.
+        ValueError: ``tensors`` is not a list or tuple.
     """
     if not isinstance(tensors, (list, tuple)):
         raise ValueError(f"cat needs a list or tuple of tensors, got {type(tensors).__name__}")
@@ -88,12 +88,12 @@ def shapes_to_tensor(x: list[int], device: torch.device | None = None) -> torch.
 
 
 def nonzero_tuple(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Indices of what is not 0, one tensor for each dimension; a scalar counts as one element."""
+    """Return the indices of nonzero elements, one tensor per dimension; a scalar counts as one element."""
     return (x.unsqueeze(0) if x.dim() == 0 else x).nonzero(as_tuple=True)
 
 
 def move_device_like(src: torch.Tensor, dst: torch.Tensor) -> torch.Tensor:
-    """``src`` on the device of ``dst``."""
+    """Return ``src`` on the device of ``dst``."""
     return src.to(dst.device)
 
 

@@ -1,4 +1,4 @@
-"""What a batch is made of: images, boxes, masks, and the instances that tie them together."""
+"""Data structures of a batch: images, boxes, masks, and the instances of an image."""
 
 from detectron2._names import lookup
 from detectron2.structures.boxes import (

@@ -1,4 +1,4 @@
-"""The ways to write a box down, and conversion between them."""
+"""Representations of a box as numbers, and conversion between them."""
 
 import math
 from enum import IntEnum, unique
@@ -12,7 +12,7 @@ RawBox = TypeVar("RawBox", list, tuple, np.ndarray, torch.Tensor)
 
 @unique
 class BoxMode(IntEnum):
-    """How the numbers of a box are to be read. An integer, so that it can be kept in JSON."""
+    """Meaning of the numbers of a box. An integer, so that JSON files can store it."""
 
     XYXY_ABS = 0
     """(x0, y0, x1, y1) in pixels."""
@@ -23,24 +23,24 @@ class BoxMode(IntEnum):
     XYWH_REL = 3
     """(x0, y0, width, height) in [0, 1]."""
     XYWHA_ABS = 4
-    """(centre x, centre y, width, height) in pixels and the angle in degrees, counter-clockwise."""
+    """(center x, center y, width, height) in pixels and the angle in degrees, counter-clockwise."""
 
     @staticmethod
     def convert(box: RawBox, from_mode: "BoxMode", to_mode: "BoxMode") -> RawBox:
-        """Writes one box or a batch of boxes in another mode.
+        """Convert one box or a batch of boxes to another mode.
 
         Args:
-            box: a list or tuple of 4 or 5 numbers, or an array or tensor of shape (4,), (5,), (N, 4) or (N, 5).
-            from_mode: how ``box`` is written.
-            to_mode: how it shall be.
+            box: a list or tuple of 4 or 5 numbers, or an array or tensor of shape (4,), (5,), (N, 4) or (N, 5); not
+                changed.
+            from_mode: mode of ``box``.
+            to_mode: mode of the result.
 
         Returns:
-            The same type as ``box``. Lists and tuples of floats are rounded to float32. The input itself is returned
-            when both modes are the same, and is never changed.
+            The same type as ``box``; ``box`` itself if both modes are equal. Lists and tuples are rounded to float32.
 
         Raises:
             ValueError: the shape does not fit the mode.
-            NotImplementedError: relative modes, which need the image's size, and modes that no rule converts.
+            NotImplementedError: there is no conversion; relative modes would need the size of the image.
         """
         from_mode, to_mode = BoxMode(from_mode), BoxMode(to_mode)
         if from_mode == to_mode:
@@ -75,15 +75,15 @@ def _convert(boxes: torch.Tensor, from_mode: BoxMode, to_mode: BoxMode) -> torch
     if pair == (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
         return torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), dim=1)
     if pair == (BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS):
-        centres = boxes[:, :2] + boxes[:, 2:] / 2
-        return torch.cat((centres, boxes[:, 2:], torch.zeros_like(centres[:, :1])), dim=1)
+        centers = boxes[:, :2] + boxes[:, 2:] / 2
+        return torch.cat((centers, boxes[:, 2:], torch.zeros_like(centers[:, :1])), dim=1)
     if pair == (BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS):
         return _around_rotated(boxes)
-    raise NotImplementedError(f"No conversion from {from_mode.name} to {to_mode.name}")
+    raise NotImplementedError(f"There is no conversion of boxes from {from_mode.name} to {to_mode.name}")
 
 
 def _around_rotated(boxes: torch.Tensor) -> torch.Tensor:
-    """(N, 4) XYXY: the upright boxes around (N, 5) rotated ones; turned by t, w x h spans |w cos t| + |h sin t|."""
+    """Return upright boxes (N, 4) XYXY around rotated ones (N, 5): at angle t, w x h spans |w cos t| + |h sin t|."""
     boxes = boxes.to(torch.float64) if boxes.dtype == torch.float64 else boxes.to(torch.float32)
     radians = boxes[:, 4] * (math.pi / 180)
     cos, sin = radians.cos().abs(), radians.sin().abs()

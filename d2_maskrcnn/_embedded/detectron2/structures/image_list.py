@@ -1,4 +1,4 @@
-"""Images of different sizes in one padded tensor."""
+"""A batch of images of different sizes in one padded tensor."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class ImageList:
-    """N images, padded at the right and at the bottom to one size.
+    """Batch of N images that are padded at the right and bottom to a common size.
 
     Attributes:
         tensor: (N, C, H, W), or (N, H, W) for images without channels, padding included.
@@ -23,17 +23,17 @@ class ImageList:
         return len(self.image_sizes)
 
     def __getitem__(self, idx: int) -> torch.Tensor:
-        """(C, h, w) or (h, w): one image without its padding."""
+        """Return one image without its padding, (C, h, w) or (h, w)."""
         height, width = self.image_sizes[idx]
         return self.tensor[idx, ..., :height, :width]
 
     def to(self, *args: Any, **kwargs: Any) -> "ImageList":
-        """The same images with ``tensor.to(...)``."""
+        """Return the images after ``tensor.to(...)``."""
         return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
 
     @property
     def device(self) -> torch.device:
-        """Where the tensor lies."""
+        """The device of the tensor."""
         return self.tensor.device
 
     @staticmethod
@@ -43,17 +43,17 @@ class ImageList:
         pad_value: float = 0.0,
         padding_constraints: Mapping[str, int] | None = None,
     ) -> "ImageList":
-        """Pads images to a common size and stacks them. The result shares no memory with the input.
+        """Pad images to a common size and stack them; the result shares no memory with the input.
 
         Args:
-            tensors: each (C, h, w) or (h, w); C must be the same for all.
+            tensors: each (C, h, w) or (h, w), with the same C.
             size_divisibility: if above 1, height and width are rounded up to a multiple of it.
-            pad_value: what the padding holds.
-            padding_constraints: may hold ``"size_divisibility"``, which takes the place of that argument, and
-                ``"square_size"``: if above 0, height and width become this (then rounded up as above).
+            pad_value: value of the padding.
+            padding_constraints: may have ``"size_divisibility"``, which overrides that argument, and ``"square_size"``:
+                if above 0, height and width become this (then rounded up as above).
 
         Raises:
-            ValueError: no images, different channels, or an image larger than ``square_size``.
+            ValueError: there is no image, the channels differ, or an image is larger than ``square_size``.
         """
         _check_images(tensors)
         image_sizes = [(int(t.shape[-2]), int(t.shape[-1])) for t in tensors]
@@ -70,7 +70,7 @@ def _check_images(tensors: Sequence[torch.Tensor]) -> None:
     for t in tensors:
         if t.dim() not in (2, 3) or t.shape[:-2] != tensors[0].shape[:-2]:
             shapes = [tuple(t.shape) for t in tensors]
-            raise ValueError(f"Images must be (C, H, W) with one number of channels, or (H, W), got {shapes}")
+            raise ValueError(f"Images must be (C, H, W) with equal numbers of channels, or (H, W), got {shapes}")
 
 
 def _padded_size(image_sizes: list[tuple[int, int]], divisibility: int, square_size: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The instances of one image: named fields of equal length."""
+"""The instances of an image: named fields of equal length."""
 
 import itertools
 from collections.abc import Iterator
@@ -9,21 +9,20 @@ import torch
 
 
 class Instances:
-    """N instances in one image, with any number of fields (boxes, classes, scores, masks, ...).
+    """N instances of an image, with any number of fields (boxes, classes, scores, masks, ...).
 
     Fields are set and read like attributes. A field is anything with a length and an index: a tensor, :class:`Boxes`,
-    :class:`BitMasks`, :class:`PolygonMasks`, a list. Names that start with an underscore are plain attributes, not
-    fields.
+    :class:`BitMasks`, :class:`PolygonMasks`, a list. Names that start with an underscore are plain attributes.
 
     Examples:
-        >>> found = Instances((480, 640), scores=torch.tensor([0.9, 0.2]), names=["cat", "dog"])
-        >>> found.pred_classes = torch.tensor([3, 7])
-        >>> len(found), found[found.scores > 0.5].names
+        >>> detections = Instances((480, 640), scores=torch.tensor([0.9, 0.2]), names=["cat", "dog"])
+        >>> detections.pred_classes = torch.tensor([3, 7])
+        >>> len(detections), detections[detections.scores > 0.5].names
         (2, ['cat'])
     """
 
     def __init__(self, image_size: tuple[int, int], **kwargs: Any) -> None:
-        """``image_size`` is (height, width) in pixels; keyword arguments are fields."""
+        """Create instances; ``image_size`` is (height, width) in pixels, keyword arguments are fields."""
         self._image_size = image_size
         self._fields: dict[str, Any] = {}
         for name, value in kwargs.items():
@@ -41,20 +40,20 @@ class Instances:
             self.set(name, value)
 
     def __getattr__(self, name: str) -> Any:
-        # Called only for what is no attribute. `_fields` itself is missing while an object is being unpickled.
+        # Called for names that are not attributes; while an object is unpickled, `_fields` itself is one of them.
         if name == "_fields" or name not in self._fields:
             raise AttributeError(f"These Instances have no field {name!r}")
         return self._fields[name]
 
     def set(self, name: str, value: Any) -> None:
-        """Adds a field or replaces it.
+        """Add or replace a field.
 
         Raises:
-            AttributeError: the name is taken by a property of the class.
-            ValueError: ``value`` has another length than the fields that are there.
+            AttributeError: the class has a property of this name.
+            ValueError: ``value`` has another length than the other fields.
         """
         if isinstance(getattr(type(self), name, None), property):
-            raise AttributeError(f"{name!r} is a property of Instances and can be no field")
+            raise AttributeError(f"{name!r} is a property of Instances and cannot be a field")
         others = [other for other in self._fields if other != name]
         if others and len(value) != len(self._fields[others[0]]):
             raise ValueError(
@@ -63,37 +62,37 @@ class Instances:
         self._fields[name] = value
 
     def has(self, name: str) -> bool:
-        """Whether there is a field of this name."""
+        """Return whether there is a field of this name."""
         return name in self._fields
 
     def remove(self, name: str) -> None:
-        """Takes a field away; KeyError if there is none."""
+        """Remove a field; KeyError if there is none of this name."""
         del self._fields[name]
 
     def get(self, name: str) -> Any:
-        """The field of this name; KeyError if there is none."""
+        """Return the field of this name; KeyError if there is none."""
         return self._fields[name]
 
     def get_fields(self) -> dict[str, Any]:
-        """The fields by name. Changing this dict changes the instances."""
+        """Return the dict of all fields; changes to it change the instances."""
         return self._fields
 
     def to(self, *args: Any, **kwargs: Any) -> "Instances":
-        """New instances whose fields went through their own ``.to(...)``, those that have one."""
+        """Return new instances, every field that has a ``to`` method being moved by it."""
         moved = Instances(self._image_size)
         for name, value in self._fields.items():
             moved.set(name, value.to(*args, **kwargs) if hasattr(value, "to") else value)
         return moved
 
     def __getitem__(self, item: int | slice | torch.Tensor | Any) -> "Instances":
-        """New instances with the same pick from every field; an integer gives one instance.
+        """Return new instances with the selected entries of every field; an integer selects one instance.
 
         Raises:
-            IndexError: out of range.
+            IndexError: an index is out of range.
         """
         if isinstance(item, int):
             if not -len(self) <= item < len(self):
-                raise IndexError(f"Instance {item} of {len(self)}")
+                raise IndexError(f"index {item} is out of range for {len(self)} instances")
             item = slice(item, None if item == -1 else item + 1)
         picked = Instances(self._image_size)
         for name, value in self._fields.items():
@@ -106,15 +105,15 @@ class Instances:
         raise NotImplementedError("Instances without fields have no length")
 
     def __iter__(self) -> Iterator["Instances"]:
-        raise NotImplementedError("Instances cannot be iterated over: use `for i in range(len(instances))`")
+        raise NotImplementedError("Instances cannot be iterated: use `for i in range(len(instances))`")
 
     @staticmethod
     def cat(instance_lists: list["Instances"]) -> "Instances":
-        """All instances of a list, in its order. They must be of one image size and have the same fields.
+        """Concatenate instances of the same image size and with the same fields.
 
         Raises:
-            ValueError: the list is empty, image sizes or field names differ, or a field is of a type that cannot be
-                joined.
+            ValueError: the list is empty, image sizes or field names differ, or the type of a field cannot be
+                concatenated.
         """
         if len(instance_lists) == 0:
             raise ValueError("Instances.cat needs at least one Instances")
@@ -159,4 +158,4 @@ def _join(values: list[Any]) -> Any:
         return type(first)(itertools.chain(*values))
     if hasattr(type(first), "cat"):
         return type(first).cat(values)
-    raise ValueError(f"Instances.cat cannot join fields of type {type(first).__name__}")
+    raise ValueError(f"Instances.cat cannot concatenate fields of type {type(first).__name__}")

@@ -1,4 +1,4 @@
-"""Instance masks of one image: as bitmaps, and as polygons."""
+"""Instance masks of an image: bitmaps, polygons, and probabilities inside boxes."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
@@ -19,21 +19,21 @@ __all__ = [
     "rasterize_polygons_within_box",
 ]
 
-# Bitmaps are made float32 for resampling; at most so many pixels at a time (64 MB), as a crowded image would fill
-# the memory.
+# Resampling converts bitmaps to float32, at most this many pixels at a time (64 MB): all masks of a crowded image could
+# exceed the memory.
 _PIXELS_AT_ONCE = 2**24
 
 
 class BitMasks:
-    """N masks of one image as bitmaps.
+    """N masks of an image as bitmaps.
 
     Attributes:
-        tensor: (N, H, W) bool, in the image's frame.
+        tensor: (N, H, W) bool, in the frame of the image.
         image_size: (H, W).
     """
 
     def __init__(self, tensor: torch.Tensor | np.ndarray | Any) -> None:
-        """Anything of shape (N, H, W); what is not 0 belongs to the mask.
+        """Convert a tensor or array (N, H, W); values other than 0 belong to the mask.
 
         Raises:
             ValueError: the shape is not (N, H, W).
@@ -49,7 +49,7 @@ class BitMasks:
     def from_polygon_masks(
         polygon_masks: Union["PolygonMasks", Sequence[Sequence[np.ndarray]]], height: int, width: int
     ) -> "BitMasks":
-        """Rasterises polygons (pixels of the image) by COCO's rules, on the CPU."""
+        """Rasterize polygons, in pixels of the image, by COCO's rules, on the CPU."""
         polygons = polygon_masks.polygons if isinstance(polygon_masks, PolygonMasks) else polygon_masks
         if len(polygons) == 0:
             return BitMasks(torch.zeros(0, height, width, dtype=torch.bool))
@@ -57,42 +57,42 @@ class BitMasks:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensor lies."""
+        """The device of the tensor."""
         return self.tensor.device
 
     def to(self, *args: Any, **kwargs: Any) -> "BitMasks":
-        """The same masks on another device; takes what ``torch.Tensor.to`` takes (the dtype stays bool)."""
+        """Return the masks on another device; arguments as for ``torch.Tensor.to``, but the dtype stays bool."""
         return BitMasks(self.tensor.to(*args, **kwargs))
 
     def area(self) -> torch.Tensor:
-        """(N,) int64: pixels of each mask."""
+        """Return (N,) int64: numbers of pixels."""
         return self.tensor.sum(dim=(1, 2))
 
     def nonempty(self) -> torch.Tensor:
-        """(N,) bool: the mask has a pixel."""
+        """Return (N,) bool: whether a mask has a pixel."""
         return self.tensor.flatten(1).any(dim=1)
 
     def get_bounding_boxes(self) -> Boxes:
-        """Tight boxes: pixel columns c0..c1 give x0 = c0, x1 = c1 + 1. (0, 0, 0, 0) for a mask without pixels."""
+        """Return tight boxes: pixel columns c0..c1 give x0 = c0, x1 = c1 + 1. An empty mask has (0, 0, 0, 0)."""
         x0, x1 = _first_and_end(self.tensor.any(dim=1))  # columns
         y0, y1 = _first_and_end(self.tensor.any(dim=2))  # rows
         return Boxes(torch.stack((x0, y0, x1, y1), dim=1))
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
-        """Cuts a box out of each mask and brings it to a square grid.
+        """Crop a box from each mask and resample it to a square grid.
 
-        Resampled as a feature is in ROI pooling (half-pixel aligned ROIAlign, as many samples as pixels; Mask R-CNN,
-        sec. 3), then cut at 0.5, so that the target lies exactly where the head's features do.
+        The resampling is that of ROI pooling (aligned ROIAlign with one sample per pixel; Mask R-CNN, section 3),
+        thresholded at 0.5, so that a training target covers exactly the area of the mask head's features.
 
         Args:
-            boxes: (N, 4) XYXY in pixels of the image, one for each mask.
+            boxes: (N, 4) XYXY in pixels of the image, one per mask.
             mask_size: cells along each side of the grid.
 
         Returns:
             (N, mask_size, mask_size) bool, on the device of ``boxes``.
 
         Raises:
-            ValueError: there is not one box for each mask.
+            ValueError: the numbers of boxes and masks differ.
         """
         _check_one_box_each(boxes, len(self))
         boxes = boxes.detach().to(torch.float32)
@@ -105,16 +105,16 @@ class BitMasks:
 
     @staticmethod
     def cat(bitmasks_list: list["BitMasks"]) -> "BitMasks":
-        """All masks of a list of at least one, in its order."""
+        """Concatenate the masks of a non-empty list."""
         if len(bitmasks_list) == 0:
             raise ValueError("BitMasks.cat needs at least one BitMasks")
         return BitMasks(torch.cat([masks.tensor for masks in bitmasks_list], dim=0))
 
     def __getitem__(self, item: int | slice | torch.Tensor | Any) -> "BitMasks":
-        """Masks picked by an integer, a slice, an index or bool tensor; an integer too gives a batch (of one).
+        """Select masks by an integer (one mask, as a batch), a slice, or an index or bool tensor.
 
         Raises:
-            IndexError: out of range, or the index picks pixels instead of masks.
+            IndexError: an index is out of range, or selects pixels instead of masks.
         """
         if isinstance(item, int):
             return BitMasks(self.tensor[item].unsqueeze(0))
@@ -129,7 +129,7 @@ class BitMasks:
         return self.tensor.shape[0]
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """One (H, W) tensor for each mask."""
+        """Yield one (H, W) tensor per mask."""
         yield from self.tensor
 
     def __repr__(self) -> str:
@@ -146,7 +146,9 @@ def _align(masks: torch.Tensor, boxes: torch.Tensor, mask_size: int) -> torch.Te
 
 
 def _first_and_end(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of (N, L) bool rows: (N,) index of the first True, and of the last one plus 1; 0 and 0 where there is none."""
+    """Return (N,) indices of the first True of (N, L) bool rows, and of the last one plus 1; 0 and 0 for rows without
+    True.
+    """
     length = occupied.shape[1]
     if length == 0 or occupied.shape[0] == 0:
         return occupied.new_zeros(len(occupied), dtype=torch.long), occupied.new_zeros(len(occupied), dtype=torch.long)
@@ -158,48 +160,48 @@ def _first_and_end(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _check_one_box_each(boxes: torch.Tensor, count: int) -> None:
     if len(boxes) != count:
-        raise ValueError(f"crop_and_resize needs one box for each mask, got {len(boxes)} boxes for {count} masks")
+        raise ValueError(f"crop_and_resize needs one box per mask, got {len(boxes)} boxes for {count} masks")
 
 
 class PolygonMasks:
-    """N masks of one image, each the union of a list of polygons. They are NumPy arrays and never lie on a GPU.
+    """N masks of an image, each the union of a list of polygons. They are NumPy arrays and stay on the CPU.
 
     Attributes:
         polygons: N lists of float64 arrays [x0, y0, x1, y1, ...] in pixels.
     """
 
     def __init__(self, polygons: Sequence[Sequence[Any]]) -> None:
-        """Takes N lists of polygons, each an array, tensor or list of 2K numbers, K >= 3.
+        """Convert N lists of polygons, each an array, tensor or list of 2K numbers, K >= 3.
 
         Raises:
-            ValueError: not nested so, or a polygon of an odd number of values or of fewer than three points.
+            ValueError: the nesting is different, or a polygon has an odd number of values or fewer than three points.
         """
         if not isinstance(polygons, (list, tuple)):
             raise ValueError(
-                f"PolygonMasks need a list with a list of polygons for each instance, got {type(polygons).__name__}"
+                f"PolygonMasks need a list of lists of polygons, one per instance, got {type(polygons).__name__}"
             )
         self.polygons = [_check_polygons(instance) for instance in polygons]
 
     @property
     def device(self) -> torch.device:
-        """Always the CPU."""
+        """The CPU."""
         return torch.device("cpu")
 
     def to(self, *args: Any, **kwargs: Any) -> "PolygonMasks":
-        """Itself: polygons stay where they are."""
+        """Return the masks themselves: polygons stay on the CPU."""
         return self
 
     def area(self) -> torch.Tensor:
-        """(N,) float64: the polygons' areas in square pixels, summed (so that overlap counts twice)."""
+        """Return (N,) float64: sums of the polygons' areas in square pixels (overlap counts twice)."""
         areas = [sum(polygon_area(p[0::2], p[1::2]) for p in instance) for instance in self.polygons]
         return torch.tensor(areas, dtype=torch.float64)
 
     def nonempty(self) -> torch.Tensor:
-        """(N,) bool: the instance has a polygon."""
+        """Return (N,) bool: whether an instance has a polygon."""
         return torch.tensor([len(instance) > 0 for instance in self.polygons], dtype=torch.bool)
 
     def get_bounding_boxes(self) -> Boxes:
-        """Tight boxes around all polygons of each instance. (0, 0, 0, 0) for an instance without any."""
+        """Return tight boxes around all polygons of each instance; (0, 0, 0, 0) for an instance without polygons."""
         boxes = torch.zeros(len(self), 4)
         for row, instance in zip(boxes, self.polygons, strict=True):
             if instance:
@@ -208,17 +210,18 @@ class PolygonMasks:
         return Boxes(boxes)
 
     def crop_and_resize(self, boxes: torch.Tensor, mask_size: int) -> torch.Tensor:
-        """What each instance covers of its box, on a square grid (:func:`rasterize_polygons_within_box`).
+        """Rasterize the part of each instance inside its box on a square grid; see
+        :func:`rasterize_polygons_within_box`.
 
         Args:
-            boxes: (N, 4) XYXY in pixels of the image, one for each instance.
+            boxes: (N, 4) XYXY in pixels of the image, one per instance.
             mask_size: cells along each side of the grid.
 
         Returns:
             (N, mask_size, mask_size) bool, on the device of ``boxes``.
 
         Raises:
-            ValueError: there is not one box for each instance.
+            ValueError: the numbers of boxes and instances differ.
         """
         _check_one_box_each(boxes, len(self))
         rows = boxes.detach().cpu().numpy()
@@ -229,13 +232,13 @@ class PolygonMasks:
 
     @staticmethod
     def cat(polymasks_list: list["PolygonMasks"]) -> "PolygonMasks":
-        """All instances of a list of at least one, in its order."""
+        """Concatenate the instances of a non-empty list."""
         if len(polymasks_list) == 0:
             raise ValueError("PolygonMasks.cat needs at least one PolygonMasks")
         return PolygonMasks([instance for masks in polymasks_list for instance in masks.polygons])
 
     def __getitem__(self, item: int | slice | list[int] | torch.Tensor | np.ndarray) -> "PolygonMasks":
-        """Instances picked by an integer (a batch of one), a slice, a list, or an index or bool tensor."""
+        """Select instances by an integer (one instance, as a batch), a slice, a list, or an index or bool tensor."""
         if isinstance(item, int):
             return PolygonMasks([self.polygons[item]])
         if isinstance(item, slice):
@@ -252,7 +255,7 @@ class PolygonMasks:
         return len(self.polygons)
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
-        """One list of polygons for each instance."""
+        """Yield the list of polygons of each instance."""
         return iter(self.polygons)
 
     def __repr__(self) -> str:
@@ -261,19 +264,19 @@ class PolygonMasks:
 
 def _check_polygons(instance: Any) -> list[np.ndarray]:
     if not isinstance(instance, (list, tuple)):
-        raise ValueError(f"PolygonMasks need a list of polygons for each instance, got {type(instance).__name__}")
+        raise ValueError(f"PolygonMasks need a list of polygons per instance, got {type(instance).__name__}")
     arrays = [np.asarray(p.cpu() if isinstance(p, torch.Tensor) else p, dtype=np.float64).reshape(-1) for p in instance]
     for array in arrays:
         if len(array) % 2 or len(array) < 6:
-            raise ValueError(f"A polygon is an even number of at least 6 values, got {len(array)}: {array.tolist()}")
+            raise ValueError(f"A polygon needs an even number of at least 6 values, got {len(array)}: {array.tolist()}")
     return arrays
 
 
 class ROIMasks:
-    """N masks of one image as probabilities inside a box each.
+    """N masks of an image as probabilities inside one box each.
 
     Attributes:
-        tensor: (N, M, M) in [0, 1], in the frame of the boxes.
+        tensor: (N, M, M) in [0, 1], in the frames of the boxes.
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:

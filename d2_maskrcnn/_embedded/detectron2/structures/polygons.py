@@ -1,7 +1,6 @@
-"""From polygons to pixels, with COCO's own rasteriser.
+"""Rasterize polygons by COCO's rules, so that training targets equal what the tools of the dataset compute.
 
-A polygon is a flat array [x0, y0, x1, y1, ...] in pixels. COCO's rules decide which pixels it covers; nothing else
-would give the same training targets as the annotations' own tools.
+A polygon is a flat array [x0, y0, x1, y1, ...] in pixels.
 """
 
 from collections.abc import Sequence
@@ -10,17 +9,17 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import torch
 
-# A box thinner than this many pixels is taken as this thick, so that scaling it up stays finite.
+# Least side in pixels that a box is scaled from, so that the scale stays finite.
 _MIN_SIDE = 0.1
 
 
 def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
-    """Area in square pixels of the polygon with corners ``x``, ``y``, each (K,): the shoelace formula."""
+    """Return the area in square pixels of a polygon with corners ``x``, ``y``, each (K,), by the shoelace formula."""
     return 0.5 * float(np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
 
 
 def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """(height, width) bool: the pixels covered by any of the ``polygons``. No polygons cover nothing."""
+    """Return (height, width) bool: the pixels that at least one of ``polygons`` covers."""
     if len(polygons) == 0:
         return np.zeros((height, width), dtype=bool)
     runs = coco_mask.frPyObjects([np.asarray(p, dtype=np.float64).tolist() for p in polygons], height, width)
@@ -28,7 +27,9 @@ def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int)
 
 
 def rasterize_polygons_within_box(polygons: Sequence[np.ndarray], box: np.ndarray, mask_size: int) -> torch.Tensor:
-    """What the polygons cover of a box, on a square grid.
+    """Rasterize the part of polygons inside a box on a square grid.
+
+    The polygons are scaled to the grid before they are rasterized, which is more exact than cropping a bitmap.
 
     Args:
         polygons: in pixels of the image.
@@ -36,8 +37,7 @@ def rasterize_polygons_within_box(polygons: Sequence[np.ndarray], box: np.ndarra
         mask_size: cells along each side of the grid.
 
     Returns:
-        (mask_size, mask_size) bool, on the CPU. The box is moved to the origin and scaled to the grid, and COCO's
-        rasteriser is run there: more exact than cutting the box out of a rasterised image.
+        (mask_size, mask_size) bool, on the CPU.
     """
     x0, y0, x1, y1 = np.asarray(box)
     scale_x = mask_size / max(x1 - x0, _MIN_SIDE)
