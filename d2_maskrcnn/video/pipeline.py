@@ -252,4 +252,5 @@ class Pipeline:
     @staticmethod
     def _pass_on(target: Channel[Any], failure: _Failure) -> None:
         with contextlib.suppress(Closed):
+            target.wait_for_room()  # in a leaky channel it would replace the item before it
             target.put(failure)

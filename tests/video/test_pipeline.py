@@ -195,3 +195,26 @@ def test_leaky_channel_keeps_the_newest():
     for item in range(5):
         channel.put(item)
     assert [channel.get(), channel.get()] == [3, 4] and channel.dropped == 3
+
+
+def test_the_last_item_of_a_live_source_precedes_its_error():
+    busy, release = threading.Event(), threading.Event()
+
+    def source():
+        yield 1
+        busy.wait(timeout=10)
+        yield 2  # waits in front of the stage when the error follows it
+        threading.Timer(0.1, release.set).start()
+        raise ValueError("unplugged")
+
+    def work(items):
+        busy.set()
+        release.wait(timeout=10)
+        return items
+
+    results = []
+    pipeline = Pipeline(source(), [Stage("slow", work, droppable=True)], live=True)
+    with pytest.raises(ValueError, match="unplugged"), pipeline:
+        for item in pipeline:
+            results.append(item)
+    assert results == [1, 2]
