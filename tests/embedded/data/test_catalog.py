@@ -38,7 +38,7 @@ def test_an_unknown_name_lists_the_nearest_first():
         DatasetCatalog.get("coco_2017_trian")
     message = str(caught.value)
     assert "'coco_2017_trian' is not registered" in message
-    listed = message.split("nearest first: ")[1]
+    listed = message.split("most similar first: ")[1]
     assert listed.startswith("coco_2017_train,")
     assert all(name in listed for name in DatasetCatalog.list())
 

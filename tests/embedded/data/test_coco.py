@@ -87,8 +87,8 @@ def change(part, position, **changes):
 
 
 BAD_FILES = {
-    "empty file": ("", "no JSON"),
-    "cut short": ('{"images": [', "no JSON"),
+    "empty file": ("", "not a JSON file"),
+    "cut short": ('{"images": [', "not a JSON file"),
     "a list": (lambda data: [data], "COCO's instance format"),
     "other keys": (lambda data: {"files": []}, "COCO's instance format"),
     "no categories": (lambda data: data | {"categories": []}, "no categories"),
@@ -119,7 +119,7 @@ def test_annotations_of_unknown_images_are_left_out_with_a_warning(tiny_coco, tm
         records = load_coco_json(str(tmp_path / "stray.json"), tiny_coco.images)
     assert sum(len(record["annotations"]) for record in records) == 3
     assert "1 annotations belong to no image" in caplog.text
-    assert "left out 1 annotations whose segmentation" in caplog.text
+    assert "skipped 1 annotations whose segmentation" in caplog.text
 
 
 def as_coco(data):
@@ -191,7 +191,7 @@ def test_writing_coco_json(tmp_path, caplog):
     path.write_text("{}")
     convert_to_coco_json("own", str(path))
     assert path.read_text() == "{}"
-    assert "there already" in caplog.text
+    assert "Using the existing file" in caplog.text
     convert_to_coco_json("own", str(path), allow_cached=False)
     assert len(json.loads(path.read_text())["images"]) == 2
 

@@ -47,7 +47,7 @@ def test_check_image_size():
     utils.check_image_size(record, np.zeros((4, 5, 3)))
     assert (record["height"], record["width"]) == (4, 5)
     utils.check_image_size(record, np.zeros((4, 5, 3)))
-    with pytest.raises(utils.SizeMismatchError, match=r"'a\.jpg' is 4 x 5 pixels .*, but its record says 5 x 4"):
+    with pytest.raises(utils.SizeMismatchError, match=r"'a\.jpg' is 4 x 5 pixels .*, but its record has 5 x 4"):
         utils.check_image_size(record, np.zeros((5, 4, 3)))
     assert issubclass(utils.SizeMismatchError, ValueError)
 

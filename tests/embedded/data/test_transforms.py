@@ -106,7 +106,8 @@ def test_shortest_edge_draws_from_the_range_or_the_choices(image):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "style", "message"), [((), "choice", "none"), ((1, 2, 3), "range", r"\(1, 2, 3\)"), (5, "any", "'any'")]
+    ("lengths", "style", "message"),
+    [((), "choice", "short_edge_length is empty"), ((1, 2, 3), "range", r"\(1, 2, 3\)"), (5, "any", "'any'")],
 )
 def test_shortest_edge_refuses_bad_arguments(lengths, style, message):
     with pytest.raises(ValueError, match=message):

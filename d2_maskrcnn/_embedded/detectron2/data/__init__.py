@@ -1,6 +1,6 @@
-"""Data: catalogs of datasets, mappers from records to model inputs, augmentations, samplers and loaders.
+"""Dataset catalogs, mappers from records to model inputs, augmentations, samplers and loaders.
 
-Importing it registers the built-in datasets.
+Importing this package registers the built-in datasets.
 """
 
 from detectron2._names import lookup

@@ -1,4 +1,4 @@
-"""From dataset names to the list of records that a loader works on."""
+"""Read registered datasets into one list of records."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-HISTOGRAM_PAIRS = 3  # (category, instances) pairs in one line of the table
+HISTOGRAM_PAIRS = 3  # (category, instances) pairs per line of the table
 LONGEST_NAME = 13
 
 
 def filter_images_with_only_crowd_annotations(dataset_dicts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The records that have at least one annotation that is no crowd region."""
+    """Return the records that have an annotation which is not a crowd region."""
     kept = [record for record in dataset_dicts if any(not anno.get("iscrowd", 0) for anno in record["annotations"])]
     removed = len(dataset_dicts) - len(kept)
-    logger.info("Left out %d images without usable annotations; %d remain.", removed, len(kept))
+    logger.info("Removed %d images with no usable annotations. %d images left.", removed, len(kept))
     return kept
 
 
 def _count_instances(dataset_dicts: list[dict[str, Any]], num_classes: int) -> np.ndarray:
-    """(num_classes,) numbers of annotations that are no crowd regions."""
+    """Return (num_classes,) numbers of annotations, without crowd regions."""
     annotations = itertools.chain.from_iterable(record["annotations"] for record in dataset_dicts)
     classes = np.array([anno["category_id"] for anno in annotations if not anno.get("iscrowd", 0)], dtype=np.int64)
     if len(classes) and (classes.min() < 0 or classes.max() >= num_classes):
@@ -47,14 +47,14 @@ def _count_instances(dataset_dicts: list[dict[str, Any]], num_classes: int) -> n
 
 
 def print_instances_class_histogram(dataset_dicts: list[dict[str, Any]], class_names: Sequence[str]) -> None:
-    """Logs a table of how many instances of each class there are, crowd regions left out.
+    """Log a table of the number of instances per class, without crowd regions.
 
     Args:
         dataset_dicts: records with ``annotations``.
-        class_names: the name of category 0, 1, ...
+        class_names: names of the categories 0, 1, ...
 
     Raises:
-        ValueError: an annotation's category has no name.
+        ValueError: the category of an annotation has no name.
     """
     counts = _count_instances(dataset_dicts, len(class_names))
     short = [name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 2] + ".." for name in class_names]
@@ -64,15 +64,15 @@ def print_instances_class_histogram(dataset_dicts: list[dict[str, Any]], class_n
     width = min(2 * HISTOGRAM_PAIRS, len(cells))
     rows = [cells[start : start + width] for start in range(0, len(cells), width)]
     table = tabulate(rows, headers=["category", "#instances"] * (width // 2), tablefmt="pipe", numalign="left")
-    logger.info("Instances of each of the %d categories:\n%s", len(class_names), table)
+    logger.info("Distribution of instances among all %d categories:\n%s", len(class_names), table)
 
 
 def _check_image_folder(name: str) -> None:
     folder = MetadataCatalog.get(name).get("image_root")
     if folder and not PathManager.isdir(folder):
         raise FileNotFoundError(
-            f"dataset {name!r}: there is no image folder {folder!r}. Built-in datasets are looked for in the folder "
-            "that the environment variable DETECTRON2_DATASETS names ('datasets' when unset)."
+            f"dataset {name!r}: the image folder {folder!r} does not exist. Built-in datasets are expected below the "
+            "folder in the environment variable DETECTRON2_DATASETS (default: 'datasets')."
         )
 
 
@@ -88,7 +88,7 @@ def _load(name: str) -> Any:
 
 def _check_and_describe(names: Sequence[str], records: list[dict[str, Any]]) -> None:
     if not all(MetadataCatalog.get(name).get("thing_classes") for name in names):
-        return  # nothing is known about the classes: nothing to compare, nothing to name
+        return  # without class names there is nothing to compare or to print
     check_metadata_consistency("thing_classes", names)
     print_instances_class_histogram(records, MetadataCatalog.get(names[0]).thing_classes)
 
@@ -100,26 +100,26 @@ def get_detection_dataset_dicts(
     proposal_files: Sequence[str] | None = None,
     check_consistency: bool = True,
 ) -> Any:
-    """Loads registered datasets and joins them into one list of records.
+    """Read registered datasets and concatenate their records.
 
     Args:
         names: one name or several.
-        filter_empty: leave out images without annotations other than crowd regions.
-        min_keypoints: must be 0: keypoints are not supported by this engine.
-        proposal_files: must be empty: precomputed proposals are not supported by this engine.
-        check_consistency: check that the datasets have the same classes, and log how many instances each has.
+        filter_empty: whether images without annotations other than crowd regions are removed.
+        min_keypoints: must be 0; this engine does not support keypoints.
+        proposal_files: must be empty; this engine does not support precomputed proposals.
+        check_consistency: whether the datasets must have the same classes; the number of instances per class is logged.
 
     Returns:
-        a list of records; a torch dataset where a torch dataset is registered.
+        a list of records, or a PyTorch dataset if one is registered under a name.
 
     Raises:
         KeyError: a name is not registered.
         FileNotFoundError: an annotation file or image folder is missing.
-        ValueError: no names, no records, or datasets that do not go together.
+        ValueError: there is no name or no record, or the datasets have different classes.
     """
     names = [names] if isinstance(names, str) else list(names)
     if not names:
-        raise ValueError("no dataset is named: set DATASETS.TRAIN or DATASETS.TEST, for example ('coco_2017_train',).")
+        raise ValueError("no dataset name given: set DATASETS.TRAIN or DATASETS.TEST, such as ('coco_2017_train',).")
     if min_keypoints or proposal_files:
         raise ValueError(
             "this engine supports neither keypoints (min_keypoints) nor precomputed proposals (proposal_files)."
@@ -135,5 +135,5 @@ def get_detection_dataset_dicts(
     if check_consistency and has_annotations:
         _check_and_describe(names, joined)
     if not joined:
-        raise ValueError(f"no image of {', '.join(names)} has an annotation that is no crowd region.")
+        raise ValueError(f"no image of {', '.join(names)} has an annotation other than crowd regions.")
     return joined

@@ -1,4 +1,4 @@
-"""Reading images: EXIF orientation, colour formats, and errors that name the file."""
+"""Read images: EXIF orientation, color formats, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detectron2.utils.file_io import PathManager
 __all__ = ["apply_exif_orientation", "convert_PIL_to_numpy", "convert_image_to_rgb", "read_image"]
 
 YUV = "YUV-BT.601"
-# ITU-R BT.601, analogue form: rows are Y, U, V for columns R, G, B in the same range.
+# ITU-R BT.601, analog form: rows Y, U, V; columns R, G, B in the same range.
 RGB_TO_YUV = ((0.299, 0.587, 0.114), (-0.14713, -0.28886, 0.436), (0.615, -0.51499, -0.10001))
 YUV_TO_RGB = ((1.0, 0.0, 1.13983), (1.0, -0.39465, -0.58060), (1.0, 2.03211, 0.0))
 
@@ -28,13 +28,13 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's decoders raise on broken files.
+# Exceptions of Pillow's decoders for broken files.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
-_WIDE_MODES = ("I", "F")  # and "I;16...": more than 8 bits for each value
+_WIDE_MODES = ("I", "F")  # and "I;16...": more than 8 bits per value
 
 
 def apply_exif_orientation(image: Image.Image) -> Image.Image:
-    """The image turned upright as its EXIF data say; the same image where they say nothing or cannot be read."""
+    """Rotate the image upright by its EXIF orientation; without readable EXIF data, return it unchanged."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except _DECODING_ERRORS:  # broken EXIF data do not make the image unreadable
@@ -43,10 +43,10 @@ def apply_exif_orientation(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """An image of 16 bits per value reduced to its upper 8; any other one as it is.
+    """Reduce an image of 16 bits per value to the upper 8 bits; return other images unchanged.
 
-    Pillow's own conversion would clip at 255 and leave a white image. An image of mode "I" is taken to have 16 bits
-    where a value exceeds 255: that is how 16-bit greyscale PNGs are opened by some versions of Pillow.
+    Pillow's own conversion clips at 255, which gives a white image. An image of mode "I" is taken to have 16 bits if a
+    value exceeds 255: some versions of Pillow open 16-bit grayscale PNGs as such.
     """
     if not (image.mode.startswith("I;16") or image.mode == "I"):
         return image
@@ -57,16 +57,16 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _to_bgr(image: Image.Image) -> np.ndarray:
-    # Swapping the bands inside Pillow gives contiguous memory, which the next transform would otherwise have to make.
+    # Pillow swaps the bands into contiguous memory, which the next transform would otherwise have to do.
     red, green, blue = image.convert("RGB").split()
     return np.array(Image.merge("RGB", (blue, green, red)))
 
 
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
-    """A PIL image as an array.
+    """Convert a PIL image to an array.
 
     Args:
-        image: of any mode. Where the format asks for it, 16 bits are reduced to 8 and transparency is dropped.
+        image: of any mode. If the format requires it, 16 bits are reduced to 8 and transparency is dropped.
         format: ``"BGR"``, ``"YUV-BT.601"`` or one of PIL's modes (``"RGB"``, ``"L"``, ...); None keeps the image's
             mode.
 
@@ -74,7 +74,7 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
         (H, W, C) array: uint8 in [0, 255], float for YUV. ``"L"`` has C = 1; None may give (H, W).
 
     Raises:
-        ValueError: the format is unknown to PIL.
+        ValueError: PIL does not know the format.
     """
     if format is None:
         return np.array(image)
@@ -89,7 +89,7 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
-    """The reverse of :func:`convert_PIL_to_numpy`, for drawing.
+    """Convert an array to RGB, the inverse of :func:`convert_PIL_to_numpy`.
 
     Args:
         image: (H, W, C) in ``format``.
@@ -108,31 +108,31 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
 
 
 def _decode(file_name: str) -> Image.Image:
-    """The upright image in ``file_name``, wholly decoded."""
+    """Return the upright image in ``file_name``, completely decoded."""
     with PathManager.open(file_name, "rb") as file:
         try:
             image = Image.open(file)
             image.load()
         except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
             raise OSError(
-                f"cannot read the image {file_name!r}: {error}. Is it broken, cut short, or no image?"
+                f"cannot read the image {file_name!r}: {error}. The file is broken, truncated, or not an image."
             ) from error
         return apply_exif_orientation(image)
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
-    """Reads an image and turns it upright as its EXIF data say.
+    """Read an image and rotate it upright by its EXIF orientation.
 
     Args:
-        file_name: path, or an address that iopath knows.
+        file_name: a path, or an address that iopath supports.
         format: see :func:`convert_PIL_to_numpy`.
 
     Returns:
-        (H, W, C) array, uint8 in [0, 255] (float for YUV); (H, W) possible where ``format`` is None.
+        (H, W, C) array, uint8 in [0, 255] (float for YUV); possibly (H, W) if ``format`` is None.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        OSError: the file is broken, cut short or no image.
+        FileNotFoundError: the file does not exist.
+        OSError: the file is broken, truncated, or not an image.
         ValueError: the format is unknown.
     """
     file_name = str(file_name)

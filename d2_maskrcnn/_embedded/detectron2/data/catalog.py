@@ -1,7 +1,7 @@
-"""Two tables that are shared by the whole process: how to load a dataset, and what is known about it.
+"""Process-wide tables of datasets: how to read them, and their metadata.
 
 ``DatasetCatalog`` maps a name to a function that returns the dataset's records; ``MetadataCatalog`` maps the same name
-to a :class:`Metadata`, an attribute bag for what all records have in common (class names, the annotation file, ...).
+to a :class:`Metadata`, the attributes that all records share (class names, the annotation file, ...).
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ __all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
 
 
 def _nearest_first(name: str, known: list[str]) -> list[str]:
-    """``known`` sorted by likeness to ``name``, the likest first."""
+    """Sort ``known`` by similarity to ``name``, the most similar first."""
     return sorted(known, key=lambda other: -difflib.SequenceMatcher(None, name, other).ratio())
 
 
 class _DatasetCatalog(UserDict):
-    """Dataset name -> function without arguments that returns a list of records (or a torch dataset)."""
+    """Maps a dataset name to a function without arguments that returns a list of records (or a PyTorch dataset)."""
 
     def register(self, name: str, func: Callable[[], Any]) -> None:
-        """Makes ``func`` the loader of ``name``. It is called each time the dataset is asked for.
+        """Register ``func`` as the reader of ``name``. It is called whenever the dataset is read.
 
         Args:
             name: the name that configs use, such as ``"coco_2017_train"``.
-            func: takes no arguments; each call must give the same records in the same order.
+            func: takes no arguments; each call must return the same records in the same order.
 
         Raises:
-            TypeError: ``func`` cannot be called.
-            ValueError: the name is taken.
+            TypeError: ``func`` is not callable.
+            ValueError: the name is registered already.
         """
         if not callable(func):
             raise TypeError(
@@ -43,25 +43,25 @@ class _DatasetCatalog(UserDict):
         self[name] = func
 
     def get(self, name: str) -> Any:  # type: ignore[override]
-        """Calls the function registered under ``name`` and returns its records.
+        """Call the function registered under ``name`` and return its records.
 
         Raises:
-            KeyError: nothing is registered under ``name``; the message lists what is, the most similar name first.
+            KeyError: the name is not registered; the message lists the registered ones, the most similar first.
         """
         if name not in self:
             known = ", ".join(_nearest_first(str(name), list(self))) or "none"
-            raise KeyError(f"dataset {name!r} is not registered. Registered datasets, nearest first: {known}.")
+            raise KeyError(f"dataset {name!r} is not registered. Registered datasets, most similar first: {known}.")
         return self[name]()
 
     def list(self) -> list[str]:
-        """The registered names, in order of registration."""
+        """Return the registered names, in order of registration."""
         return list(self.keys())
 
     def remove(self, name: str) -> None:
-        """Forgets ``name``.
+        """Remove ``name``.
 
         Raises:
-            KeyError: nothing is registered under ``name``.
+            KeyError: the name is not registered.
         """
         self.pop(name)
 
@@ -72,10 +72,10 @@ class _DatasetCatalog(UserDict):
 
 
 class Metadata:
-    """Attributes of one dataset that all of its records share.
+    """Attributes that all records of a dataset share.
 
-    An attribute that has been set keeps its value: setting it again to the same value is allowed, to another one is an
-    error, because parts of the program that read it earlier would disagree with those that read it later.
+    An attribute keeps its first value: setting it again to an equal value is allowed, to another value is an error,
+    because code that has read the old value would be inconsistent with code that reads the new one.
 
     >>> meta = Metadata(name="my_data", thing_classes=["cat", "dog"])
     >>> meta.thing_classes
@@ -88,7 +88,7 @@ class Metadata:
         self.__dict__.update(attributes)
 
     def __getattr__(self, key: str) -> Any:
-        # Called only when normal look-up found nothing. Protocol probes (pickle, copy) must see a bare AttributeError.
+        # Called for missing names only. Protocol probes (pickle, copy) expect a bare AttributeError.
         if key.startswith("__"):
             raise AttributeError(key)
         known = ", ".join(self.__dict__) or "nothing"
@@ -103,21 +103,21 @@ class Metadata:
         self.__dict__[key] = value
 
     def set(self, **attributes: Any) -> Metadata:
-        """Sets several attributes and returns itself, so that calls can be chained.
+        """Set several attributes and return the metadata, so that calls can be chained.
 
         Raises:
-            ValueError: one of them has another value already.
+            ValueError: an attribute has another value already.
         """
         for key, value in attributes.items():
             setattr(self, key, value)
         return self
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The attribute, or ``default`` where there is none."""
+        """Return an attribute, or ``default`` if it is not set."""
         return self.__dict__.get(key, default)
 
     def as_dict(self) -> dict[str, Any]:
-        """All attributes; changing the dict does not change the metadata."""
+        """Return a copy of all attributes."""
         return dict(self.__dict__)
 
     def __repr__(self) -> str:
@@ -125,26 +125,26 @@ class Metadata:
 
 
 class _MetadataCatalog(UserDict):
-    """Dataset name -> :class:`Metadata`, made when first asked for."""
+    """Maps a dataset name to its :class:`Metadata`, which is created at the first access."""
 
     def get(self, name: str) -> Metadata:  # type: ignore[override]
-        """The metadata of ``name``: the same object for the same name, empty but for its name when new.
+        """Return the metadata of ``name``: always the same object, which has only its name at first.
 
         Raises:
             ValueError: the name is empty.
         """
         if not name:
-            raise ValueError("a dataset's name must not be empty.")
+            raise ValueError("the name of a dataset must not be empty.")
         if name not in self:
             self[name] = Metadata(name=name)
         return self[name]
 
     def list(self) -> list[str]:
-        """The names that have metadata."""
+        """Return the names that have metadata."""
         return list(self.keys())
 
     def remove(self, name: str) -> None:
-        """Forgets the metadata of ``name``.
+        """Remove the metadata of ``name``.
 
         Raises:
             KeyError: there is none.

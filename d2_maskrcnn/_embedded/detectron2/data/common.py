@@ -1,4 +1,4 @@
-"""Dataset wrappers: mapping, serialisation into one buffer, sharding between workers, grouping by aspect ratio."""
+"""Dataset wrappers: mapping, serialization, sharding between workers, grouping by aspect ratio."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class _MapIterableDataset(IterableDataset):
-    """:class:`MapDataset` over something that can only be iterated: results that are None are left out."""
+    """:class:`MapDataset` of an iterable dataset: results that are None are skipped."""
 
     def __init__(self, dataset: Iterable[Any], map_func: Callable[[Any], Any]) -> None:
         self._dataset = dataset
@@ -37,14 +37,14 @@ class _MapIterableDataset(IterableDataset):
 
 
 class MapDataset(Dataset):
-    """Applies ``map_func`` to each element of a dataset when it is asked for.
+    """Apply ``map_func`` to the elements of a dataset when they are read.
 
-    A ``map_func`` that returns None says "skip this one": another element, drawn from those not known to be skipped,
-    takes its place. For an iterable dataset the result is iterable too, and skipped elements are left out.
+    If ``map_func`` returns None, the element is skipped and replaced by a random one of those not known to be skipped.
+    The result for an iterable dataset is iterable as well, and skipped elements are not replaced.
     """
 
     def __new__(cls, dataset: Any, map_func: Callable[[Any], Any]) -> Any:
-        """A dataset of the same kind, with indices or iterable, as the one given."""
+        """Create a dataset of the same kind, with indices or iterable."""
         if isinstance(dataset, IterableDataset):
             return _MapIterableDataset(dataset, map_func)
         return super().__new__(cls)
@@ -56,7 +56,7 @@ class MapDataset(Dataset):
         self._dataset = dataset
         self._map_func = PicklableWrapper(map_func)  # spawned workers get lambdas too, with cloudpickle installed
         self._skipped: set[int] = set()
-        self._rng = random.Random(42)  # not the global one, whose draws must not depend on which elements are skipped
+        self._rng = random.Random(42)  # not the global one: skipping must not change its sequence
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -71,17 +71,17 @@ class MapDataset(Dataset):
     def _draw_replacement(self, asked: int) -> int:
         candidates = [index for index in range(len(self)) if index not in self._skipped]
         if not candidates:
-            raise RuntimeError(f"the mapper returned None for every one of the {len(self)} elements of the dataset.")
-        logger.warning("The mapper skipped element %d of %d; drawing another one in its place.", asked, len(self))
+            raise RuntimeError(f"the mapper returned None for all {len(self)} elements of the dataset.")
+        logger.warning("The mapper skipped element %d of %d, which is replaced by a random one.", asked, len(self))
         return self._rng.choice(candidates)
 
 
 class _SerializedList:
-    """A list kept as one byte tensor and one tensor of offsets.
+    """A list stored as one byte tensor and one tensor of offsets.
 
-    A list of Python objects is copied, page by page, into each worker process as reference counts are touched. One
-    tensor has one reference count: forked workers go on sharing its pages, and spawned ones get it through shared
-    memory.
+    Worker processes copy a list of Python objects page by page as reference counts change. A tensor has a single
+    reference
+    count: forked workers keep sharing its memory, and spawned ones receive it through shared memory.
     """
 
     def __init__(self, elements: list[Any]) -> None:
@@ -89,7 +89,7 @@ class _SerializedList:
         ends = np.cumsum([len(data) for data in pickles], dtype=np.int64)
         self._ends = torch.from_numpy(ends)
         self._bytes = torch.from_numpy(np.concatenate(pickles) if pickles else np.empty(0, dtype=np.uint8))
-        logger.info("Serialised %d records into %.2f MiB.", len(elements), self._bytes.numel() / 1024**2)
+        logger.info("Serialized %d records into %.2f MiB.", len(elements), self._bytes.numel() / 1024**2)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -100,13 +100,14 @@ class _SerializedList:
 
 
 class DatasetFromList(Dataset):
-    """A list as a dataset.
+    """A dataset of the elements of a list.
 
     Args:
         lst: the elements.
-        copy: hand out deep copies, so that users may change what they get. Serialised elements are copies anyway.
-        serialize: keep the elements pickled in one buffer that all worker processes share; or a function that turns the
-            list into another sequence, which is then used instead.
+        copy: whether elements are copied when they are read, so that they can be modified. Serialized elements are
+            copies in any case.
+        serialize: whether the elements are pickled into one buffer that all worker processes share; or a function that
+            converts the list to another sequence.
     """
 
     def __init__(self, lst: list[Any], copy: bool = True, serialize: bool | Callable[[list[Any]], Any] = True) -> None:
@@ -129,7 +130,7 @@ class DatasetFromList(Dataset):
 
 
 def _every_nth_chunk(items: Iterable[Any], chunk_size: int, start: int, step: int) -> Iterator[Any]:
-    """Cuts ``items`` into chunks of ``chunk_size`` and yields the items of chunks ``start``, ``start + step``, ..."""
+    """Divide ``items`` into chunks of ``chunk_size`` and yield the items of chunks ``start``, ``start + step``, ..."""
     iterator = iter(items)
     for number in itertools.count():
         chunk = list(itertools.islice(iterator, chunk_size))
@@ -140,17 +141,17 @@ def _every_nth_chunk(items: Iterable[Any], chunk_size: int, start: int, step: in
 
 
 class ToIterableDataset(IterableDataset):
-    """Iterates over ``dataset`` in the order that ``sampler`` gives, inside the worker processes.
+    """Iterate over a dataset in the order of a sampler, inside the worker processes.
 
     Args:
         dataset: a dataset with indices.
-        sampler: gives indices, without end for training.
-        shard_sampler: divide the sampler's indices between the workers; False where the sampler does so by itself.
-        shard_chunk_size: how many consecutive indices a worker takes at a time. With the loader's batch size, batches
-            are the same for any number of workers.
+        sampler: yields indices, endlessly for training.
+        shard_sampler: whether the indices are divided between the workers; False if the sampler does that itself.
+        shard_chunk_size: number of consecutive indices that a worker takes at a time. If it is the loader's batch size,
+            batches are the same for any number of workers.
 
     Raises:
-        TypeError: ``dataset`` has no indices, or ``sampler`` is no sampler.
+        TypeError: ``dataset`` has no indices, or ``sampler`` is not a sampler.
         ValueError: ``shard_chunk_size`` is not positive.
     """
 
@@ -183,11 +184,11 @@ class ToIterableDataset(IterableDataset):
 
 
 class AspectRatioGroupedDataset(IterableDataset):
-    """Groups elements into batches in which all images are wide, or all are not: less padding in each batch.
+    """Group elements into batches of only wide or only tall images, which need less padding.
 
     Args:
         dataset: yields dicts with ``"width"`` and ``"height"``.
-        batch_size: elements of each batch; batches come out as lists.
+        batch_size: elements per batch; batches are lists.
     """
 
     def __init__(self, dataset: Iterable[dict[str, Any]], batch_size: int) -> None:

@@ -1,4 +1,4 @@
-"""From a dataset's record to what a model takes."""
+"""Convert records of a dataset to inputs of a model."""
 
 from __future__ import annotations
 
@@ -17,29 +17,30 @@ __all__ = ["DatasetMapper"]
 
 
 class DatasetMapper:
-    """Reads a record's image, augments it with its annotations and puts both into tensors.
+    """Read a record's image, augment it together with its annotations, and convert both to tensors.
 
-    The record needs ``file_name``; the result has all of its entries but ``annotations`` and ``sem_seg_file_name``,
+    The record needs ``file_name``. The result has all of its entries except ``annotations`` and ``sem_seg_file_name``,
     and:
 
-    * ``image``: (C, H, W) uint8 tensor in ``image_format``, [0, 255], the network's input frame;
-    * ``height``, ``width``: of the image in the file, to which predictions are scaled back;
-    * ``instances`` (training): ``Instances`` with ``gt_boxes``, ``gt_classes`` and ``gt_masks``, in the input frame,
-      without crowd regions and without instances of no area;
-    * ``sem_seg`` (training, where the record has ``sem_seg_file_name``): (H, W) int64 labels.
+    * ``image``: (C, H, W) uint8 tensor in ``image_format``, [0, 255], the network's input;
+    * ``height``, ``width``: of the original image, to which predictions are scaled back;
+    * ``instances`` (training): ``Instances`` with ``gt_boxes``, ``gt_classes`` and ``gt_masks`` in the frame of
+    ``image``,
+      without crowd regions and empty instances;
+    * ``sem_seg`` (training, if the record has ``sem_seg_file_name``): (H, W) int64 labels.
 
     Args:
-        is_train: False leaves the annotations out.
+        is_train: False drops the annotations.
         augmentations: applied in this order.
         image_format: a format of :func:`detectron2.data.detection_utils.read_image`.
         use_instance_mask: False ignores segmentations.
         instance_mask_format: ``"polygon"`` or ``"bitmask"``.
         use_keypoint, keypoint_hflip_indices, precomputed_proposal_topk: for programs written for Detectron2; this
             engine supports neither keypoints nor precomputed proposals.
-        recompute_boxes: make the boxes tight around the augmented masks (cropping cuts masks, but only clips boxes).
+        recompute_boxes: whether boxes are computed from the augmented masks (a crop cuts masks, but only clips boxes).
 
     Raises:
-        ValueError: ``recompute_boxes`` without ``use_instance_mask``, keypoints, or precomputed proposals.
+        ValueError: ``recompute_boxes`` is set without ``use_instance_mask``, or keypoints or proposals are requested.
     """
 
     @configurable
@@ -71,10 +72,10 @@ class DatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        """The constructor's arguments as ``INPUT`` and ``MODEL.MASK_ON`` say.
+        """Return the constructor's arguments from ``INPUT`` and ``MODEL.MASK_ON``.
 
         Raises:
-            ValueError: the config asks for keypoints or precomputed proposals.
+            ValueError: the config requests keypoints or precomputed proposals.
         """
         for key, value in (("KEYPOINT_ON", cfg.MODEL.KEYPOINT_ON), ("LOAD_PROPOSALS", cfg.MODEL.LOAD_PROPOSALS)):
             if value:
@@ -111,11 +112,11 @@ class DatasetMapper:
         return utils.filter_empty_instances(instances)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Maps one record, which is left as it is.
+        """Convert one record, which is not modified.
 
         Raises:
             FileNotFoundError, OSError: the image is missing or broken.
-            SizeMismatchError: its size is not the record's.
+            SizeMismatchError: the image has another size than its record.
         """
         result = dict(dataset_dict)
         annotations = result.pop("annotations", None)

@@ -1,4 +1,4 @@
-"""Dataset formats, and the registration of the built-in datasets (on import)."""
+"""Dataset formats. Importing this package registers the built-in datasets."""
 
 from detectron2._names import lookup
 from detectron2.data.datasets import builtin, builtin_meta

@@ -1,4 +1,4 @@
-"""Records -> COCO-format annotation files, so that any registered dataset can be evaluated as COCO is."""
+"""Write any registered dataset as a COCO annotation file, so that it can be evaluated as COCO is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def _compress(segmentation: Any, height: int, width: int) -> Any:
-    """Polygons stay lists of numbers; run-length encodings and masks become encodings whose counts are text."""
+    """Convert polygons to lists of numbers, run-length encodings and masks to encodings whose counts are text."""
     if isinstance(segmentation, list):
         return [np.asarray(polygon, dtype=np.float64).reshape(-1).tolist() for polygon in segmentation]
     if isinstance(segmentation, dict):
@@ -42,7 +42,7 @@ def _compress(segmentation: Any, height: int, width: int) -> Any:
 
 
 def _area(segmentation: Any, box: list[float]) -> float:
-    """In pixels: of the polygons, the encoded mask or, without a segmentation, the XYWH box."""
+    """Return the area in pixels of the polygons, of the encoded mask or, without a segmentation, of the XYWH box."""
     if segmentation is None:
         return float(box[2] * box[3])
     if isinstance(segmentation, dict):
@@ -51,7 +51,7 @@ def _area(segmentation: Any, box: list[float]) -> float:
 
 
 def _convert_annotation(anno: dict[str, Any], record: dict[str, Any], to_dataset_id: dict[int, int]) -> dict[str, Any]:
-    """All of a COCO annotation but its ids."""
+    """Return a COCO annotation without its ids."""
     box = [float(value) for value in anno["bbox"]]
     box = [float(value) for value in BoxMode.convert(box, BoxMode(anno["bbox_mode"]), BoxMode.XYWH_ABS)]
     segmentation = anno.get("segmentation")
@@ -69,15 +69,15 @@ def _convert_annotation(anno: dict[str, Any], record: dict[str, Any], to_dataset
 
 
 def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
-    """A registered dataset in the layout of a COCO annotation file.
+    """Convert a registered dataset to the content of a COCO annotation file.
 
     Args:
-        dataset_name: its records need ``height``, ``width`` and ``file_name``; where they have no ``image_id``, their
-            position is used. Categories get the dataset's own ids where its metadata have
+        dataset_name: its records need ``height``, ``width`` and ``file_name``; without ``image_id``, their position is
+            used. Categories get the original ids of the dataset if its metadata have
             ``thing_dataset_id_to_contiguous_id``.
 
     Raises:
-        KeyError: it is not registered.
+        KeyError: the dataset is not registered.
         AttributeError: its metadata have no ``thing_classes``.
         ValueError: a segmentation is of an unknown kind.
     """
@@ -86,7 +86,7 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
     id_map = meta.get("thing_dataset_id_to_contiguous_id") or {}
     to_dataset_id = {contiguous: original for original, contiguous in id_map.items()}
     images, annotations = [], []
-    annotation_ids = itertools.count(1)  # not 0: COCO's evaluation takes a match with annotation 0 for no match
+    annotation_ids = itertools.count(1)  # not 0, which means "no match" in COCO's evaluation
     for position, record in enumerate(records):
         image_id = record.get("image_id", position)
         image = {"id": image_id, "width": int(record["width"]), "height": int(record["height"])}
@@ -103,21 +103,21 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
 
 
 def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool = True) -> None:
-    """Writes :func:`convert_to_coco_dict` to a file, whole or not at all.
+    """Write :func:`convert_to_coco_dict` to a file, completely or not at all.
 
     Processes that write the same file at the same time wait for each other.
 
     Args:
         dataset_name: a registered dataset.
         output_file: local path of the JSON file.
-        allow_cached: keep the file that is there.
+        allow_cached: whether an existing file is kept.
     """
     output_file = os.fspath(output_file)
     os.makedirs(os.path.dirname(output_file) or ".", exist_ok=True)
     with file_lock(output_file):
         if allow_cached and os.path.exists(output_file):
             logger.warning(
-                "Using %s, which is there already; delete it if dataset %s has changed.", output_file, dataset_name
+                "Using the existing file %s; delete it if dataset %s has changed.", output_file, dataset_name
             )
             return
         logger.info("Converting dataset %s to COCO's format ...", dataset_name)

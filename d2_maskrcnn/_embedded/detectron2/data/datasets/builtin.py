@@ -1,8 +1,7 @@
-"""Registers COCO's splits. Their files are looked for, in COCO's own layout, under ``$DETECTRON2_DATASETS``:
+"""Register the splits of COCO, in COCO's own folder layout below ``$DETECTRON2_DATASETS`` (default: ``datasets``):
 
 ``coco/annotations/instances_{train,val}2017.json`` (and the other JSON files named below),
-``coco/{train,val,test}2017/``, ``coco/{train,val}2014/``. Where the variable is unset, ``datasets`` in the working
-directory takes its place.
+``coco/{train,val,test}2017/``, ``coco/{train,val}2014/``.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from detectron2.data.datasets.coco import register_coco_instances
 
 __all__ = ["COCO_SPLITS", "register_all_coco"]
 
-# Name -> (image folder, annotation file), both below the folder `coco`.
+# Name -> (image folder, annotation file), both in the folder `coco`.
 COCO_SPLITS = {
     "coco_2014_train": ("train2014", "instances_train2014"),
     "coco_2014_val": ("val2014", "instances_val2014"),
@@ -30,7 +29,7 @@ COCO_SPLITS = {
 
 
 def register_all_coco(root: str) -> None:
-    """Registers all of COCO's splits under the folder ``root``.
+    """Register all splits of COCO below the folder ``root``.
 
     Raises:
         ValueError: one of them is registered already.

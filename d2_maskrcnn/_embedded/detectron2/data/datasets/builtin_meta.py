@@ -1,9 +1,11 @@
-"""What is known about COCO's categories without reading any file."""
+"""Categories of COCO, without reading a file."""
 
 from __future__ import annotations
 
 import colorsys
 from typing import Any
+
+from detectron2._names import not_in_engine
 
 __all__ = ["COCO_CATEGORIES", "get_coco_instances_meta"]
 
@@ -28,7 +30,7 @@ _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def _color(index: int) -> list[int]:
-    """An RGB colour in [0, 255]. Steps of the golden ratio around the colour wheel keep neighbours far apart."""
+    """Return an RGB color in [0, 255]. Steps of the golden ratio around the color wheel keep neighbors apart."""
     saturation, value = (0.95, 0.65, 0.8)[index % 3], (1.0, 0.9, 0.75, 0.6)[index % 4]
     return [round(255 * part) for part in colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1.0, saturation, value)]
 
@@ -40,8 +42,15 @@ COCO_CATEGORIES: list[dict[str, Any]] = [
 ]
 
 
+def _get_builtin_metadata(dataset_name: str) -> dict[str, Any]:
+    """Return the metadata of the built-in dataset ``"coco"``, by Detectron2's name of this function."""
+    if dataset_name != "coco":
+        raise not_in_engine(f"metadata of the built-in dataset {dataset_name!r}", "datasets other than COCO")
+    return get_coco_instances_meta()
+
+
 def get_coco_instances_meta() -> dict[str, Any]:
-    """Metadata of COCO's instance datasets: class names, colours, and the map from COCO's ids (1 to 90) to 0 to 79."""
+    """Return class names, colors, and the map from COCO's category ids (1 to 90) to 0 ... 79."""
     return {
         "thing_dataset_id_to_contiguous_id": {cat["id"]: index for index, cat in enumerate(COCO_CATEGORIES)},
         "thing_classes": [cat["name"] for cat in COCO_CATEGORIES],

@@ -1,4 +1,4 @@
-"""COCO-format annotation files -> records."""
+"""Read COCO annotation files into records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _KEPT_KEYS = ("iscrowd", "bbox", "keypoints", "category_id")
 _SLOW_SECONDS = 1
-# COCO's own 2014 minival file lists some annotations twice.
+# COCO's 2014 minival file lists some annotations twice.
 _DUPLICATES_KNOWN = ("instances_minival2014.json", "instances_valminusminival2014.json")
 
 
@@ -37,17 +37,17 @@ def _read_json(json_file: str) -> dict[str, Any]:
             data = json.load(file)
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no COCO annotation file at {json_file!r} (working directory: {os.getcwd()!r}). Built-in datasets are "
-            "looked for in the folder that the environment variable DETECTRON2_DATASETS names ('datasets' when unset); "
-            "set it before Python starts."
+            f"the COCO annotation file {json_file!r} does not exist (working directory: {os.getcwd()!r}). Built-in "
+            "datasets are expected below the folder in the environment variable DETECTRON2_DATASETS (default: "
+            "'datasets'); set it before Python starts."
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{json_file!r} is no JSON file, or was cut short: {error}.") from error
+        raise ValueError(f"{json_file!r} is not a JSON file, or is truncated: {error}.") from error
     return data
 
 
 def _check_layout(data: Any, json_file: str) -> None:
-    """Checks the parts of a COCO file that everything else relies on."""
+    """Check the parts of a COCO file that all other code relies on."""
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         raise ValueError(
             f"{json_file!r} is not in COCO's instance format: expected an object with the lists 'images', "
@@ -63,7 +63,7 @@ def _check_layout(data: Any, json_file: str) -> None:
 
 
 def _check_ids(data: dict[str, Any], json_file: str) -> None:
-    """Checks that no id is used twice, and warns of annotations that belong to no image."""
+    """Check that ids are unique, and warn of annotations without an image."""
     parts = ["images", "categories"] + (["annotations"] if os.path.basename(json_file) not in _DUPLICATES_KNOWN else [])
     for part in parts:
         counts = Counter(entry["id"] for entry in data.get(part, []))
@@ -79,13 +79,13 @@ def _check_ids(data: dict[str, Any], json_file: str) -> None:
 def _index(data: dict[str, Any]) -> COCO:
     api = COCO()
     api.dataset = data
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         api.createIndex()
     return api
 
 
 def _read_categories(api: COCO, dataset_name: str) -> dict[int, int]:
-    """Sets class names and the map of ids in the dataset's metadata; returns that map (the file's id -> 0, 1, ...)."""
+    """Set the class names and the id map in the dataset's metadata; return the map (file's id -> 0, 1, ...)."""
     categories = api.loadCats(sorted(api.getCatIds()))
     if not categories:
         raise ValueError(f"dataset {dataset_name!r}: the annotation file has no categories.")
@@ -97,7 +97,7 @@ def _read_categories(api: COCO, dataset_name: str) -> dict[int, int]:
 
 
 def _read_segmentation(segmentation: Any) -> Any:
-    """Compressed run-length encoding, or the polygons that have three points or more; None where nothing is left."""
+    """Return a compressed run-length encoding, or the polygons with at least three points; None if there are none."""
     if isinstance(segmentation, dict):
         if isinstance(segmentation["counts"], list):
             segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
@@ -108,14 +108,14 @@ def _read_segmentation(segmentation: Any) -> Any:
 def _read_annotation(
     anno: dict[str, Any], id_map: dict[int, int] | None, keys: Sequence[str], json_file: str
 ) -> dict[str, Any] | None:
-    """One annotation of a record; None where it has a segmentation, but no valid one.
+    """Return one annotation of a record; None if it has only invalid polygons.
 
     Raises:
         ValueError: the box is not four numbers, or the category is unknown.
     """
     where = f"{json_file!r}: annotation {anno['id']}"
     if anno.get("ignore", 0):
-        raise ValueError(f"{where} has 'ignore' set, which is no part of COCO's format: use 'iscrowd', or remove it.")
+        raise ValueError(f"{where} has the key 'ignore', which is not in COCO's format: use 'iscrowd', or remove it.")
     result = {key: anno[key] for key in keys if key in anno}
     if not isinstance(anno["bbox"], list) or len(anno["bbox"]) != 4:
         raise ValueError(f"{where}: expected a bbox of four numbers [x, y, width, height], got {anno['bbox']!r}.")
@@ -137,25 +137,24 @@ def load_coco_json(
     dataset_name: str | None = None,
     extra_annotation_keys: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Loads a file in COCO's instance annotation format.
+    """Read a file in COCO's instance annotation format.
 
     Args:
         json_file: its path.
-        image_root: folder that its ``file_name`` entries are relative to.
-        dataset_name: where given, categories get the contiguous ids 0, 1, ... in the order of their ids, and
-            ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` are set in its metadata. Otherwise the file's
-            ids stay.
+        image_root: folder of the images, to which ``file_name`` entries are relative.
+        dataset_name: if given, categories get the contiguous ids 0, 1, ... in the order of their ids, and
+            ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` are set in the metadata of this name. Otherwise
+            the ids of the file are kept.
         extra_annotation_keys: further keys of the annotations to keep.
 
     Returns:
-        one record for each image, in the order of the images' ids: ``file_name``, ``height``, ``width``,
-        ``image_id`` and ``annotations``. Each annotation has ``bbox`` (XYWH, in absolute coordinates), ``bbox_mode``,
-        ``category_id``, ``iscrowd`` where the file has it, and ``segmentation`` where there is one: polygons [x0, y0,
-        x1, ...] or a compressed run-length encoding.
+        one record per image, in the order of the image ids: ``file_name``, ``height``, ``width``, ``image_id`` and
+        ``annotations``. An annotation has ``bbox`` (XYWH in pixels), ``bbox_mode``, ``category_id``, ``iscrowd`` if the
+        file has it, and possibly ``segmentation``: polygons [x0, y0, x1, ...] or a compressed run-length encoding.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no JSON, or is not in COCO's format; or the metadata name other classes.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is not JSON or not in COCO's format, or the metadata have other class names.
     """
     started = time.perf_counter()
     data = _read_json(json_file)
@@ -167,7 +166,7 @@ def load_coco_json(
     records, without_mask = [], 0
     for image_id in sorted(api.imgs):
         image = api.imgs[image_id]
-        # `get`: looking a missing key up in pycocotools' defaultdict would add it.
+        # `get`, since an access to a missing key of pycocotools' defaultdict would add it.
         annotations = [_read_annotation(a, id_map, keys, json_file) for a in api.imgToAnns.get(image_id, [])]
         kept = [annotation for annotation in annotations if annotation is not None]
         without_mask += len(annotations) - len(kept)
@@ -176,7 +175,7 @@ def load_coco_json(
         records.append({**record, "annotations": kept})
     if without_mask:
         logger.warning(
-            "%s: left out %d annotations whose segmentation has no polygon of three points or more.",
+            "%s: skipped %d annotations whose segmentation has no polygon of at least three points.",
             json_file,
             without_mask,
         )
@@ -187,20 +186,20 @@ def load_coco_json(
 
 
 def register_coco_instances(name: str, metadata: dict[str, Any], json_file: str, image_root: str) -> None:
-    """Registers a dataset in COCO's instance annotation format. Nothing is read before the dataset is asked for.
+    """Register a dataset in COCO's instance annotation format. Files are read when the dataset is used.
 
     Args:
         name: the name that configs use.
         metadata: further attributes of its metadata; may be empty.
         json_file: its annotation file.
-        image_root: folder that the file's ``file_name`` entries are relative to.
+        image_root: folder of the images, to which the file's ``file_name`` entries are relative.
 
     Raises:
-        TypeError: a name or path is no path.
-        ValueError: the name is taken.
+        TypeError: the name or a path is not a string or path.
+        ValueError: the name is registered already.
     """
     if not isinstance(name, str):
-        raise TypeError(f"a dataset's name must be a string, got {name!r}.")
+        raise TypeError(f"the name of a dataset must be a string, got {name!r}.")
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
     DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
     MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata)

@@ -1,4 +1,4 @@
-"""Samplers: which elements of a dataset this process sees, and in which order."""
+"""Samplers: which elements of a dataset a process reads, and in which order."""
 
 from detectron2.data.samplers.distributed_sampler import (
     InferenceSampler,

@@ -1,7 +1,7 @@
-"""Samplers that know of the other processes of a distributed run.
+"""Samplers for distributed runs.
 
-The training samplers are endless. All processes draw the same sequence, from the same seed, and each takes every
-``world_size``-th index of it starting at its rank: no messages are needed, and no index is seen twice in one pass.
+The training samplers are endless. All processes generate the same sequence from the same seed, and each takes every
+``world_size``-th index, from its rank on: no communication is needed, and no index is repeated within a pass.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class _EndlessSampler(Sampler):
-    """What the training samplers share: the seed all processes agree on, and each one's slice of the sequence."""
+    """Base class of the training samplers: a common seed, and each process's part of the sequence."""
 
     def __init__(self, shuffle: bool, seed: int | None) -> None:
         self._shuffle = shuffle
@@ -37,17 +37,17 @@ class _EndlessSampler(Sampler):
         return torch.Generator().manual_seed(self._seed)
 
     def _infinite_indices(self) -> Iterator[int]:
-        """The sequence of all processes together."""
+        """Yield the sequence of all processes together."""
         raise NotImplementedError
 
 
 class TrainingSampler(_EndlessSampler):
-    """An endless stream of permutations of ``range(size)``.
+    """Yield endlessly permutations of ``range(size)``.
 
     Args:
         size: number of elements of the dataset.
         shuffle: False repeats ``0, 1, ..., size - 1``.
-        seed: of the shuffling, the same in all processes. None: the processes agree on a random one.
+        seed: of the shuffling, the same in all processes; None for a random one that all processes share.
 
     Raises:
         TypeError: ``size`` is not an int.
@@ -73,17 +73,17 @@ class TrainingSampler(_EndlessSampler):
 
 
 class RandomSubsetTrainingSampler(TrainingSampler):
-    """An endless stream of permutations of one random subset.
+    """Yield endlessly permutations of a random subset.
 
     Args:
         size: number of elements of the dataset.
-        subset_ratio: part of the dataset to use, in (0, 1].
-        shuffle: permute the subset anew in each pass.
-        seed_shuffle: of the order. None: the processes agree on a random one.
-        seed_subset: of the choice of the subset. None: likewise.
+        subset_ratio: share of the dataset, in (0, 1].
+        shuffle: whether each pass has a new order.
+        seed_shuffle: of the order; None for a random one that all processes share.
+        seed_subset: of the subset; None likewise.
 
     Raises:
-        ValueError: ``subset_ratio`` is out of range or leaves no element.
+        ValueError: ``subset_ratio`` is out of range or selects no element.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         super().__init__(size, shuffle, seed_shuffle)
         count = int(size * subset_ratio)
         if not 0 < subset_ratio <= 1 or count == 0:
-            raise ValueError(f"subset_ratio must be in (0, 1] and leave at least one of {size}, got {subset_ratio}.")
+            raise ValueError(f"subset_ratio must be in (0, 1] and select one of {size} elements, got {subset_ratio}.")
         seed = int(comm.shared_random_seed() if seed_subset is None else seed_subset)
         self._subset = torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
 
@@ -109,21 +109,22 @@ class RandomSubsetTrainingSampler(TrainingSampler):
 
 
 class RepeatFactorTrainingSampler(_EndlessSampler):
-    """Shows images with rare categories more often (Gupta et al., LVIS, arXiv:1908.03195, appendix B.2).
+    """Repeat images with rare categories (Gupta et al., LVIS, arXiv:1908.03195, appendix B.2).
 
     Args:
-        repeat_factors: (N,) how often each element comes in one pass; the fraction is the chance of one more time.
-        shuffle: permute each pass.
-        seed: None: the processes agree on a random one.
+        repeat_factors: (N,) mean number of repetitions of each element per pass; the fractional part is the probability
+            of one more.
+        shuffle: whether each pass has a new order.
+        seed: None for a random one that all processes share.
 
     Raises:
-        ValueError: there are no factors, or one is below 0, or all are 0.
+        ValueError: there are no factors, one is negative, or all are 0.
     """
 
     def __init__(self, repeat_factors: torch.Tensor, *, shuffle: bool = True, seed: int | None = None) -> None:
         factors = torch.as_tensor(repeat_factors, dtype=torch.float32)
         if factors.numel() == 0 or not bool((factors >= 0).all()) or not bool((factors > 0).any()):
-            raise ValueError(f"repeat factors must not be negative and not all zero, got {factors.tolist()[:10]}.")
+            raise ValueError(f"repeat factors must be non-negative and not all zero, got {factors.tolist()[:10]}.")
         super().__init__(shuffle, seed)
         self._whole = torch.trunc(factors)  # (N,)
         self._fraction = factors - self._whole  # (N,)
@@ -132,12 +133,12 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
     def repeat_factors_from_category_frequency(
         dataset_dicts: list[dict[str, Any]], repeat_thresh: float, sqrt: bool = True
     ) -> torch.Tensor:
-        """Each image's factor is that of its rarest category: max(1, sqrt(threshold / frequency)).
+        """Return each image's factor: that of its rarest category, max(1, sqrt(threshold / frequency)).
 
         Args:
             dataset_dicts: records with ``"annotations"``.
-            repeat_thresh: categories in a smaller part of the images than this are repeated.
-            sqrt: False leaves out the square root.
+            repeat_thresh: frequency below which a category is repeated, as a share of the images.
+            sqrt: False omits the square root.
 
         Returns:
             (N,) float32 factors, at least 1.
@@ -164,7 +165,7 @@ class RepeatFactorTrainingSampler(_EndlessSampler):
 
 
 class InferenceSampler(Sampler):
-    """Each process gets one run of consecutive indices; together they cover ``range(size)`` exactly once.
+    """Yield a range of consecutive indices in each process; together they cover ``range(size)`` exactly once.
 
     Args:
         size: number of elements of the dataset.
@@ -181,7 +182,7 @@ class InferenceSampler(Sampler):
 
     @staticmethod
     def _get_local_indices(total_size: int, world_size: int, rank: int) -> range:
-        share, left_over = divmod(total_size, world_size)  # the first `left_over` processes take one more
+        share, left_over = divmod(total_size, world_size)  # the first `left_over` processes have one more
         begin = share * rank + min(rank, left_over)
         return range(begin, begin + share + (rank < left_over))
 

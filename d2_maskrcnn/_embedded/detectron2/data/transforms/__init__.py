@@ -1,6 +1,6 @@
-"""Transforms (deterministic, built on fvcore's) and augmentations (which draw a transform at random).
+"""Transforms, which are deterministic (fvcore's and more), and augmentations, which choose a transform at random.
 
-Usual import: ``import detectron2.data.transforms as T``. All randomness comes from NumPy's global generator.
+The usual import is ``import detectron2.data.transforms as T``. All randomness comes from NumPy's global generator.
 """
 
 from fvcore.transforms.transform import (

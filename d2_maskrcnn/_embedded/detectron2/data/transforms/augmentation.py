@@ -1,4 +1,4 @@
-"""What an augmentation is: a policy that looks at an input, draws a deterministic transform and applies it."""
+"""Augmentations: policies that choose a deterministic transform for an input and apply it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = [
 
 
 def check_image(image: Any) -> None:
-    """Checks that ``image`` is an array of shape (H, W) or (H, W, C), uint8 in [0, 255] or floating point.
+    """Check that ``image`` is an array of shape (H, W) or (H, W, C), uint8 in [0, 255] or floating point.
 
     Raises:
-        TypeError: it is no NumPy array, or holds integers other than uint8.
+        TypeError: it is not a NumPy array, or has integers other than uint8.
         ValueError: it has another number of dimensions.
     """
     if not isinstance(image, np.ndarray):
@@ -35,34 +35,34 @@ def check_image(image: Any) -> None:
 
 
 class Augmentation:
-    """Base class: subclasses write :meth:`get_transform`.
+    """Base class of augmentations; subclasses define :meth:`get_transform`.
 
-    The names of ``get_transform``'s parameters say what it looks at: each is an attribute of the input, such as
-    ``image``, ``boxes`` or ``sem_seg``.
+    The parameter names of ``get_transform`` are attributes of the input that it reads, such as ``image``, ``boxes`` or
+    ``sem_seg``.
     """
 
     def _init(self, params: dict[str, Any]) -> None:
-        """Keeps the constructor's arguments (``locals()``) as attributes of the same names."""
+        """Store the constructor's arguments (``locals()``) as attributes of the same names."""
         for name, value in params.items():
             if name != "self" and not name.startswith("_"):
                 setattr(self, name, value)
 
     def get_transform(self, *args: Any) -> Transform:
-        """Draws the transform for one input."""
+        """Choose the transform for an input."""
         raise NotImplementedError(f"{type(self).__name__} does not define get_transform.")
 
     def __call__(self, aug_input: Any) -> Transform:
-        """Draws a transform, applies it to ``aug_input`` in place and returns it, for what else must undergo it.
+        """Choose a transform, apply it to ``aug_input`` in place, and return it for other data of the same image.
 
         Raises:
-            AttributeError: ``get_transform`` asks for something that the input does not have.
+            AttributeError: ``get_transform`` has a parameter that is not an attribute of the input.
         """
         transform = self.get_transform(*_wanted_attributes(self, aug_input))
         aug_input.transform(transform)
         return transform
 
     def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None) -> Any:
-        """Uniform in [low, high), or in [0, low) where only one number is given."""
+        """Return uniform numbers in [low, high), or in [0, low) without ``high``."""
         if high is None:
             low, high = 0, low
         return np.random.uniform(low, high, size if size is not None else [])
@@ -80,7 +80,7 @@ class Augmentation:
 
 
 def _wanted_attributes(augmentation: Augmentation, aug_input: Any) -> list[Any]:
-    """The attributes of ``aug_input`` that ``augmentation.get_transform`` names as its parameters."""
+    """Return the attributes of ``aug_input`` that are parameters of ``augmentation.get_transform``."""
     values = []
     for name, parameter in inspect.signature(augmentation.get_transform).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
@@ -95,7 +95,7 @@ def _wanted_attributes(augmentation: Augmentation, aug_input: Any) -> list[Any]:
 
 
 class _FixedAugmentation(Augmentation):
-    """A given transform, each time."""
+    """Always the same transform."""
 
     def __init__(self, tfm: Transform) -> None:
         self.tfm = tfm
@@ -110,10 +110,11 @@ class _FixedAugmentation(Augmentation):
 
 
 def as_augmentation(item: Augmentation | Transform | Sequence[Any]) -> Augmentation:
-    """``item`` as an augmentation: itself, a transform that is always applied, or a sequence of both.
+    """Convert a transform, which is then always applied, or a sequence to an augmentation; return an augmentation
+    unchanged.
 
     Raises:
-        TypeError: it is none of these.
+        TypeError: it is something else.
     """
     if isinstance(item, Augmentation):
         return item
@@ -125,13 +126,13 @@ def as_augmentation(item: Augmentation | Transform | Sequence[Any]) -> Augmentat
 
 
 class AugmentationList(Augmentation):
-    """Several augmentations, one after the other; each one sees what those before it have made of the input."""
+    """Apply augmentations one after the other; each one reads the result of those before it."""
 
     def __init__(self, augs: Sequence[Augmentation | Transform]) -> None:
         self.augs = [as_augmentation(item) for item in augs]
 
     def __call__(self, aug_input: Any) -> TransformList:
-        """Applies all to ``aug_input`` in place and returns the transforms that were drawn."""
+        """Apply all to ``aug_input`` in place and return the chosen transforms."""
         return TransformList([augmentation(aug_input) for augmentation in self.augs])
 
     def __repr__(self) -> str:
@@ -141,11 +142,11 @@ class AugmentationList(Augmentation):
 
 
 class AugInput:
-    """An image and what must undergo the same transforms.
+    """An image, and other data that the same transforms are applied to.
 
     Attributes:
         image: (H, W) or (H, W, C) array, uint8 in [0, 255] or floating point in [0, 1] or [0, 255].
-        boxes: (N, 4) floating-point XYXY in absolute coordinates of ``image``, or None.
+        boxes: (N, 4) floating-point XYXY in pixels of ``image``, or None.
         sem_seg: (H, W) integer labels, or None.
     """
 
@@ -158,7 +159,7 @@ class AugInput:
         self.sem_seg = sem_seg
 
     def transform(self, tfm: Transform) -> None:
-        """Applies ``tfm`` to all attributes, in place."""
+        """Apply ``tfm`` to all attributes, in place."""
         self.image = tfm.apply_image(self.image)
         if self.boxes is not None:
             self.boxes = tfm.apply_box(self.boxes)
@@ -166,17 +167,17 @@ class AugInput:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
 
     def apply_augmentations(self, augmentations: Sequence[Augmentation | Transform]) -> TransformList:
-        """Applies the augmentations in turn, in place, and returns the transforms that were drawn."""
+        """Apply augmentations one after the other, in place, and return the chosen transforms."""
         return AugmentationList(augmentations)(self)
 
 
 def apply_augmentations(
     augmentations: Sequence[Augmentation | Transform], inputs: AugInput | np.ndarray
 ) -> tuple[AugInput | np.ndarray, TransformList]:
-    """Applies augmentations to an input or to a bare image.
+    """Apply augmentations to an input or to an image.
 
     Returns:
-        the augmented input (an image where an image was given) and the transforms that were drawn.
+        the augmented input, or the image if an image was given, and the chosen transforms.
     """
     if isinstance(inputs, np.ndarray):
         image_input = AugInput(inputs)

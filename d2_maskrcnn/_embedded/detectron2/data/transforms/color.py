@@ -1,4 +1,4 @@
-"""Augmentations of colour and light: blends of an image with something else (fvcore's ``BlendTransform``)."""
+"""Augmentations of color: blends of an image with something else (fvcore's ``BlendTransform``)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from detectron2.data.transforms.augmentation import Augmentation
 
 __all__ = ["RandomBrightness", "RandomContrast", "RandomLighting", "RandomSaturation"]
 
-# The weights of red, green and blue in a grey value (ITU-R BT.601).
+# Weights of red, green and blue in the luma (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
-# Principal components of ImageNet's RGB values, in parts of the range [0, 1] (Krizhevsky et al. 2012, section 4.1, with
-# the numbers that PyTorch's and Torch's ImageNet training code has in use).
+# Principal components of ImageNet's RGB values in [0, 1] (Krizhevsky et al. 2012, section 4.1; numbers from Torch's
+# ImageNet training code).
 PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
 PCA_VALUES = (0.2175, 0.0188, 0.0045)
 
 
 class _RandomIntensity(Augmentation):
-    """Draws a weight w; the image becomes w * image + (1 - w) * something that depends on the kind.
+    """Choose a weight w and compute w * image + (1 - w) * x, where x depends on the subclass.
 
     Args:
-        intensity_min: smallest weight; 0 leaves nothing of the image, 1 leaves it as it is.
+        intensity_min: smallest weight; 0 replaces the image by x, 1 leaves it unchanged.
         intensity_max: largest weight.
     """
 
@@ -35,26 +35,26 @@ class _RandomIntensity(Augmentation):
 
 
 class RandomContrast(_RandomIntensity):
-    """Blends with the image's mean value: a weight below 1 lowers the contrast, one above 1 raises it."""
+    """Blend with the mean value of the image: a weight below 1 lowers the contrast, above 1 raises it."""
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The blend for ``image``."""
+        """Return the blend for ``image``."""
         return self._blend_with(image.mean())
 
 
 class RandomBrightness(_RandomIntensity):
-    """Blends with black: a weight below 1 darkens, one above 1 lightens."""
+    """Blend with black: a weight below 1 darkens, above 1 brightens."""
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The blend for ``image``."""
+        """Return the blend for ``image``."""
         return self._blend_with(0)
 
 
 class RandomSaturation(_RandomIntensity):
-    """Blends an RGB image with its grey version: a weight below 1 takes colour away, one above 1 adds some."""
+    """Blend an RGB image with its grayscale version: a weight below 1 lowers the saturation, above 1 raises it."""
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The blend for ``image``, (H, W, 3) in RGB order.
+        """Return the blend for ``image``, (H, W, 3) in RGB order.
 
         Raises:
             ValueError: the image does not have three channels.
@@ -64,7 +64,7 @@ class RandomSaturation(_RandomIntensity):
 
 
 class RandomLighting(Augmentation):
-    """Adds a random mixture of the principal components of ImageNet's colours to an RGB image.
+    """Add a random mixture of the principal components of ImageNet's colors to an RGB image.
 
     Args:
         scale: standard deviation of the mixture's weights, in units of the image's values.
@@ -74,15 +74,15 @@ class RandomLighting(Augmentation):
         self.scale = scale
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The colour to add to ``image``, (H, W, 3) in RGB order.
+        """Return the addition of a color to ``image``, (H, W, 3) in RGB order.
 
         Raises:
             ValueError: the image does not have three channels.
         """
         _check_rgb(image)
         weights = np.random.normal(scale=self.scale, size=3)
-        colour = np.array(PCA_VECTORS) @ (weights * PCA_VALUES)  # (3,)
-        return BlendTransform(src_image=colour, src_weight=1.0, dst_weight=1.0)
+        color = np.array(PCA_VECTORS) @ (weights * PCA_VALUES)  # (3,)
+        return BlendTransform(src_image=color, src_weight=1.0, dst_weight=1.0)
 
 
 def _check_rgb(image: np.ndarray) -> None:

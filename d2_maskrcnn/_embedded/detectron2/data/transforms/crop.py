@@ -1,4 +1,4 @@
-"""Augmentations that cut a part out of an image."""
+"""Augmentations that crop."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ CROP_TYPES = ("relative_range", "relative", "absolute", "absolute_range")
 
 
 class RandomCrop(Augmentation):
-    """Cuts a rectangle out at a random place.
+    """Crop a rectangle at a random position.
 
     Args:
-        crop_type: how ``crop_size`` is to be read:
-            ``"relative"``: parts of the image's height and width;
-            ``"relative_range"``: the parts are drawn between the given ones and 1;
-            ``"absolute"``: pixels, or the image's size where that is less;
-            ``"absolute_range"``: height and width are each drawn between crop_size[0] and crop_size[1] pixels.
+        crop_type: meaning of ``crop_size``:
+            ``"relative"``: shares of the image's height and width;
+            ``"relative_range"``: the shares are random between the given ones and 1;
+            ``"absolute"``: pixels, or the size of the image if that is less;
+            ``"absolute_range"``: height and width are random between crop_size[0] and crop_size[1] pixels.
         crop_size: two numbers.
 
     Raises:
-        ValueError: the type is unknown, or the sizes do not fit it.
+        ValueError: the type is unknown, or the sizes are invalid for it.
     """
 
     def __init__(self, crop_type: str, crop_size: Sequence[float]) -> None:
@@ -36,14 +36,14 @@ class RandomCrop(Augmentation):
         if len(crop_size) != 2 or min(crop_size) <= 0:
             raise ValueError(f"crop_size must be two positive numbers, got {crop_size}.")
         if crop_type.startswith("relative") and max(crop_size) > 1:
-            raise ValueError(f"crop_size of a {crop_type} crop is a part of the image, in (0, 1], got {crop_size}.")
+            raise ValueError(f"crop_size of a {crop_type} crop must be in (0, 1], got {crop_size}.")
         if crop_type == "absolute_range" and crop_size[0] > crop_size[1]:
             raise ValueError(f"crop_size of an absolute_range crop is (min, max), got {crop_size}.")
         self.crop_type = crop_type
         self.crop_size = crop_size
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The crop for ``image``."""
+        """Return the crop for ``image``."""
         h, w = image.shape[:2]
         crop_h, crop_w = self.get_crop_size((h, w))
         y0 = np.random.randint(h - crop_h + 1)
@@ -51,7 +51,7 @@ class RandomCrop(Augmentation):
         return CropTransform(x0, y0, crop_w, crop_h)
 
     def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """The (h, w) of the rectangle for an image of (h, w), in pixels; random for the two ranges."""
+        """Return the (h, w) of the rectangle in pixels, for an image of (h, w); random for the two ranges."""
         h, w = image_size
         if self.crop_type == "absolute":
             return min(int(self.crop_size[0]), h), min(int(self.crop_size[1]), w)
@@ -66,13 +66,13 @@ class RandomCrop(Augmentation):
 
 
 class FixedSizeCrop(Augmentation):
-    """Cuts out a rectangle of a fixed size, at a random place, and pads below and right where the image is smaller.
+    """Crop a rectangle of a fixed size at a random position; smaller images are padded at the right and bottom.
 
     Args:
         crop_size: (h, w) in pixels.
-        pad: False leaves smaller images smaller.
-        pad_value: of the padded pixels.
-        seg_pad_value: of the padded labels.
+        pad: False leaves smaller images unpadded.
+        pad_value: value of padded pixels.
+        seg_pad_value: value of padded labels.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class FixedSizeCrop(Augmentation):
 
     def _crop(self, h: int, w: int) -> Transform:
         crop_h, crop_w = self.crop_size
-        # One draw for both axes, in proportion to the room that each has.
+        # One random number for both axes, scaled by the free space along each.
         place = np.random.uniform(0.0, 1.0)
         y0, x0 = (int(np.round(max(size - crop, 0) * place)) for size, crop in ((h, crop_h), (w, crop_w)))
         return CropTransform(x0, y0, min(crop_w, w), min(crop_h, h), w, h)
@@ -96,18 +96,18 @@ class FixedSizeCrop(Augmentation):
         return PadTransform(0, 0, crop_w - kept_w, crop_h - kept_h, kept_w, kept_h, self.pad_value, self.seg_pad_value)
 
     def get_transform(self, image: np.ndarray) -> TransformList:
-        """The crop and, if asked for, the padding of ``image``."""
+        """Return the crop and, unless switched off, the padding of ``image``."""
         h, w = image.shape[:2]
         return TransformList([self._crop(h, w)] + ([self._pad(h, w)] if self.pad else []))
 
 
 class RandomExtent(Augmentation):
-    """Cuts out a rectangle of random size and place, which may reach beyond the image; what is outside is 0.
+    """Crop a rectangle of random size and position, which may exceed the image; pixels outside are 0.
 
     Args:
-        scale_range: (min, max) of the rectangle's size, as a part of the image's.
-        shift_range: (x, y): how far the rectangle's centre may be off the image's, as a part of the image's size, on
-            both sides together.
+        scale_range: (min, max) size of the rectangle, relative to the image.
+        shift_range: (x, y): total range of the offset between the centers of rectangle and image, relative to the size
+            of the image.
     """
 
     def __init__(self, scale_range: tuple[float, float], shift_range: tuple[float, float]) -> None:
@@ -115,7 +115,7 @@ class RandomExtent(Augmentation):
         self.shift_range = shift_range
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The rectangle for ``image``, kept at its scale."""
+        """Return the rectangle of ``image`` at its original scale."""
         h, w = image.shape[:2]
         scale = np.random.uniform(self.scale_range[0], self.scale_range[1])
         shift_x = w * self.shift_range[0] * (np.random.rand() - 0.5)

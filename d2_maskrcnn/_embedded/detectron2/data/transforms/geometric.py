@@ -1,4 +1,4 @@
-"""Augmentations that flip or rotate, and the one that applies another one by chance."""
+"""Augmentations that flip and rotate, and the random application of another augmentation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["RandomApply", "RandomFlip", "RandomRotation"]
 
 
 class RandomApply(Augmentation):
-    """Applies an augmentation or transform with a given probability.
+    """Apply an augmentation or transform with a given probability.
 
     Args:
-        tfm_or_aug: what to apply.
+        tfm_or_aug: the augmentation or transform.
         prob: in [0, 1].
 
     Raises:
-        ValueError: ``prob`` is no probability.
+        ValueError: ``prob`` is not in [0, 1].
     """
 
     def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5) -> None:
@@ -39,7 +39,7 @@ class RandomApply(Augmentation):
         return self.aug.get_transform(*args) if fixed is None else fixed
 
     def __call__(self, aug_input: Any) -> Transform:
-        """Applies it to ``aug_input`` in place, or not; returns the transform that was drawn."""
+        """Apply it to ``aug_input`` in place, or not; return the chosen transform."""
         return self.aug(aug_input) if self._rand_range() < self.prob else NoOpTransform()
 
     def __repr__(self) -> str:
@@ -49,28 +49,28 @@ class RandomApply(Augmentation):
 
 
 class RandomFlip(Augmentation):
-    """Mirrors left-right or top-bottom with a given probability.
+    """Flip horizontally or vertically with a given probability.
 
     Args:
         prob: in [0, 1].
-        horizontal: mirror left-right.
-        vertical: mirror top-bottom.
+        horizontal: whether left and right are swapped.
+        vertical: whether top and bottom are swapped.
 
     Raises:
-        ValueError: not exactly one direction is asked for.
+        ValueError: both directions or none are set.
     """
 
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False) -> None:
         if horizontal == vertical:
             raise ValueError(
-                f"a RandomFlip has one direction, got horizontal={horizontal}, vertical={vertical}; use two for both."
+                f"RandomFlip needs one direction, got horizontal={horizontal}, vertical={vertical}; use two for both."
             )
         self.prob = prob
         self.horizontal = horizontal
         self.vertical = vertical
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The flip of ``image``, or nothing."""
+        """Return the flip of ``image``, or a transform that does nothing."""
         h, w = image.shape[:2]
         if self._rand_range() >= self.prob:
             return NoOpTransform()
@@ -78,19 +78,18 @@ class RandomFlip(Augmentation):
 
 
 class RandomRotation(Augmentation):
-    """Rotates counter-clockwise by a random angle.
+    """Rotate counterclockwise by a random angle.
 
     Args:
-        angle: with ``"range"`` (min, max), with ``"choice"`` the angles to choose from; in degrees. One number is that
-            angle.
-        expand: make the result large enough for the whole rotated image.
-        center: two (x, y), as parts of the width and height: the range, or the choices, of the point to rotate around.
-            None means the image's centre; with ``expand`` the point makes no difference.
+        angle: in degrees: (min, max) for ``"range"``, the choices for ``"choice"``; one number is that angle.
+        expand: whether the result is large enough for the whole rotated image.
+        center: two (x, y), relative to width and height: the range, or the choices, of the center of rotation. None for
+            the center of the image; without effect if ``expand``.
         sample_style: ``"range"`` or ``"choice"``.
-        interp: one of OpenCV's interpolations; None means linear.
+        interp: one of OpenCV's interpolations; None for linear.
 
     Raises:
-        ValueError: the sample style is unknown, or the angles or centres do not fit it.
+        ValueError: the sample style is unknown, or the angles or centers are invalid for it.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class RandomRotation(Augmentation):
         return w * x, h * y
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The rotation of ``image`` by one drawn angle."""
+        """Return the rotation of ``image`` by a random angle."""
         h, w = image.shape[:2]
         angle = np.random.uniform(self.angle[0], self.angle[1]) if self.is_range else np.random.choice(self.angle)
         center = self._draw_center(h, w)

@@ -1,4 +1,4 @@
-"""Augmentations that change an image's size."""
+"""Augmentations that resize."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _resize(image: np.ndarray, shape: tuple[int, int], interp: int) -> Transform
 
 
 class Resize(Augmentation):
-    """Resizes to a fixed size.
+    """Resize to a fixed size.
 
     Args:
         shape: (h, w), or one number for both, in pixels.
@@ -36,15 +36,15 @@ class Resize(Augmentation):
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The resizing of ``image`` to ``shape``."""
+        """Return the resizing of ``image`` to ``shape``."""
         return _resize(image, self.shape, self.interp)
 
 
 class RandomResize(Augmentation):
-    """Resizes to a size chosen at random.
+    """Resize to a random size of a list.
 
     Args:
-        shape_list: the (h, w) to choose from.
+        shape_list: the choices (h, w).
         interp: one of PIL's interpolations.
     """
 
@@ -53,22 +53,22 @@ class RandomResize(Augmentation):
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The resizing of ``image`` to one of the sizes."""
+        """Return the resizing of ``image`` to one of the sizes."""
         return _resize(image, self.shape_list[np.random.choice(len(self.shape_list))], self.interp)
 
 
 class ResizeShortestEdge(Augmentation):
-    """Scales so that the shorter edge gets a given length, unless the longer one would exceed ``max_size``.
+    """Scale the shorter edge to a given length, unless the longer edge would exceed ``max_size``.
 
     Args:
-        short_edge_length: with ``"choice"`` the lengths to choose from; with ``"range"`` (min, max), both included; in
-            pixels. A length of 0 keeps the image's size.
-        max_size: the longer edge's largest length, in pixels.
+        short_edge_length: in pixels: the choices for ``"choice"``, (min, max), both included, for ``"range"``. A length
+            of 0 keeps the size of the image.
+        max_size: maximum length of the longer edge, in pixels.
         sample_style: ``"range"`` or ``"choice"``.
         interp: one of PIL's interpolations.
 
     Raises:
-        ValueError: the sample style is unknown, or the lengths do not fit it.
+        ValueError: the sample style is unknown, or the lengths are invalid for it.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ResizeShortestEdge(Augmentation):
                 f"sample_style 'range' needs two short_edge_length values (min, max), got {short_edge_length}."
             )
         if len(short_edge_length) == 0:
-            raise ValueError("short_edge_length must name at least one length, got none.")
+            raise ValueError("short_edge_length is empty; expected at least one length.")
         self.short_edge_length = short_edge_length
         self.max_size = max_size
         self.sample_style = sample_style
@@ -100,7 +100,7 @@ class ResizeShortestEdge(Augmentation):
         return int(np.random.choice(self.short_edge_length))
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The resizing of ``image`` for one drawn length."""
+        """Return the resizing of ``image`` to a random length."""
         h, w = image.shape[:2]
         length = self._draw_length()
         if length == 0:
@@ -109,7 +109,7 @@ class ResizeShortestEdge(Augmentation):
 
     @staticmethod
     def get_output_shape(oldh: int, oldw: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
-        """The (h, w) that an image of (oldh, oldw) gets, each rounded half up.
+        """Return the (h, w) that an image of (oldh, oldw) is resized to, each rounded half up.
 
         >>> ResizeShortestEdge.get_output_shape(480, 640, 800, 1333)
         (800, 1067)
@@ -123,7 +123,7 @@ class ResizeShortestEdge(Augmentation):
 
 
 class ResizeScale(Augmentation):
-    """Fits an image into a target size times a random factor, keeping its aspect ratio (large-scale jitter).
+    """Fit an image into a target size times a random factor, keeping its aspect ratio (large-scale jitter).
 
     Args:
         min_scale: smallest factor.
@@ -143,7 +143,7 @@ class ResizeScale(Augmentation):
         self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
-        """The resizing of ``image`` for one drawn factor."""
+        """Return the resizing of ``image`` by a random factor."""
         h, w = image.shape[:2]
         factor = np.random.uniform(self.min_scale, self.max_scale)
         scale = min(self.target_height * factor / h, self.target_width * factor / w)

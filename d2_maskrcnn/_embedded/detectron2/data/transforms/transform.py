@@ -1,4 +1,4 @@
-"""Deterministic transforms beyond fvcore's: resizing, an affine extent, rotation."""
+"""Deterministic transforms in addition to fvcore's."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _TORCH_MODES = {
 
 
 def _to_pil(array: np.ndarray) -> Image.Image:
-    """(H, W), (H, W, 1) or (H, W, 3) uint8 array -> PIL image."""
+    """Convert an (H, W), (H, W, 1) or (H, W, 3) uint8 array to a PIL image."""
     return Image.fromarray(array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array)
 
 
 def _from_pil(image: Image.Image, ndim: int) -> np.ndarray:
-    """PIL image -> array, with the channel axis of a one-channel (H, W, 1) array restored."""
+    """Convert a PIL image to an array, with the channel axis of a one-channel (H, W, 1) array restored."""
     array = np.array(image)  # not `asarray`, whose result is read-only
     return array[:, :, None] if array.ndim < ndim else array
 
 
 def _resize_with_pil(array: np.ndarray, new_h: int, new_w: int, interp: int) -> np.ndarray:
-    """Resizes a uint8 (H, W) or (H, W, C) array. The channels are independent: a fourth one is not taken for alpha."""
+    """Resize a uint8 (H, W) or (H, W, C) array. Channels are independent: a fourth one is not treated as alpha."""
     if array.ndim == 2 or array.shape[2] in (1, 3):
         return _from_pil(_to_pil(array).resize((new_w, new_h), interp), array.ndim)
     planes = [_resize_with_pil(array[:, :, channel], new_h, new_w, interp) for channel in range(array.shape[2])]
@@ -40,7 +40,7 @@ def _resize_with_pil(array: np.ndarray, new_h: int, new_w: int, interp: int) -> 
 
 
 def _resize_with_torch(array: np.ndarray, new_h: int, new_w: int, interp: int) -> np.ndarray:
-    """Resizes an (H, W) or (H, W, C) array of any number type; the result has the array's type.
+    """Resize an (H, W) or (H, W, C) array of any number type; the result has the same type.
 
     Raises:
         ValueError: the interpolation is not nearest, bilinear or bicubic.
@@ -61,14 +61,14 @@ def _resize_with_torch(array: np.ndarray, new_h: int, new_w: int, interp: int) -
 
 
 class ResizeTransform(Transform):
-    """Resizes an image from (h, w) to (new_h, new_w).
+    """Resize an image from (h, w) to (new_h, new_w).
 
     Args:
         h: height before, in pixels.
         w: width before, in pixels.
         new_h: height after, in pixels.
         new_w: width after, in pixels.
-        interp: one of PIL's interpolations; None means bilinear. uint8 images are resized by PIL (with antialiasing),
+        interp: one of PIL's interpolations; None for bilinear. uint8 images are resized by PIL (with antialiasing),
             floating-point ones by PyTorch (without).
     """
 
@@ -78,10 +78,10 @@ class ResizeTransform(Transform):
         self.interp: int = Image.Resampling.BILINEAR if interp is None else interp
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Resizes an (h, w) or (h, w, C) image; ``interp`` overrides the transform's own.
+        """Resize an (h, w) or (h, w, C) image; ``interp`` overrides the transform's own.
 
         Raises:
-            ValueError: the image is not of the size that this transform was made for.
+            ValueError: the image has another size than (h, w).
         """
         if img.shape[:2] != (self.h, self.w):
             raise ValueError(f"this transform resizes images of (h, w) {(self.h, self.w)}, got one of {img.shape[:2]}.")
@@ -92,13 +92,13 @@ class ResizeTransform(Transform):
         return resize(img, self.new_h, self.new_w, interp)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Scales (N, 2) points in place."""
+        """Scale (N, 2) points in place."""
         coords[:, 0] = coords[:, 0] * (self.new_w / self.w)
         coords[:, 1] = coords[:, 1] * (self.new_h / self.h)
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Takes for each new pixel the label at its centre; works for labels of any type."""
+        """Take the label at the center of each new pixel; labels may have any type."""
         if segmentation.shape[:2] != (self.h, self.w):
             raise ValueError(f"expected labels of (h, w) {(self.h, self.w)}, got {segmentation.shape[:2]}.")
         if segmentation.dtype == np.uint8:
@@ -108,7 +108,7 @@ class ResizeTransform(Transform):
         return segmentation[rows[:, None], columns[None, :]]
 
     def inverse(self) -> Transform:
-        """The transform back to (h, w)."""
+        """Return the transform back to (h, w)."""
         return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)
 
 
@@ -154,13 +154,13 @@ class PILColorTransform(ColorTransform):
 
 
 class ExtentTransform(Transform):
-    """Cuts the rectangle ``src_rect`` out of an image, parts outside it being filled, and scales it to ``output_size``.
+    """Crop the rectangle ``src_rect``, which may exceed the image, and scale it to ``output_size``.
 
     Args:
-        src_rect: x0, y0, x1, y1 in the image's coordinates; may reach beyond its borders.
+        src_rect: x0, y0, x1, y1 in pixels of the image.
         output_size: (h, w) of the result, in pixels.
         interp: one of PIL's interpolations.
-        fill: value of what lies outside the image.
+        fill: value outside the image.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class ExtentTransform(Transform):
         self.fill = fill
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Cuts and scales a uint8 (H, W) or (H, W, C) image."""
+        """Crop and scale a uint8 (H, W) or (H, W, C) image."""
         h, w = self.output_size
         result = _to_pil(img).transform(
             size=(w, h),
@@ -189,26 +189,26 @@ class ExtentTransform(Transform):
         return _from_pil(result, img.ndim)
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Maps (N, 2) points into the result's frame."""
+        """Map (N, 2) points to the frame of the result."""
         h, w = self.output_size
         x0, y0, x1, y1 = self.src_rect
         return (coords - [x0, y0]) * [w / (x1 - x0), h / (y1 - y0)]
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Cuts and scales labels without mixing them."""
+        """Crop and scale labels by nearest-neighbor interpolation."""
         return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
 
 
 class RotationTransform(Transform):
-    """Rotates an image counter-clockwise (by OpenCV).
+    """Rotate an image counterclockwise, by OpenCV.
 
     Args:
         h: height of the image, in pixels.
         w: width of the image, in pixels.
         angle: in degrees.
-        expand: make the result large enough to hold the whole rotated image; otherwise it keeps the size (h, w).
-        center: (x, y) of the point to rotate around; None means the image's centre.
-        interp: one of OpenCV's interpolations; None means linear.
+        expand: whether the result is large enough for the whole rotated image; otherwise its size is (h, w).
+        center: (x, y) of the center of rotation; None for the center of the image.
+        interp: one of OpenCV's interpolations; None for linear.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class RotationTransform(Transform):
         center: tuple[float, float] | None = None,
         interp: int | None = None,
     ) -> None:
-        import cv2  # imported here: nothing else in this package needs OpenCV
+        import cv2  # imported here, since nothing else in this package needs OpenCV
 
         super().__init__()
         self.h, self.w, self.angle, self.expand = h, w, angle, expand
@@ -232,7 +232,7 @@ class RotationTransform(Transform):
             cos, sin = abs(np.cos(np.deg2rad(angle))), abs(np.sin(np.deg2rad(angle)))
             self.bound_w, self.bound_h = np.rint([h * sin + w * cos, h * cos + w * sin]).astype(int).tolist()
         self.rm_coords = self._rotation_matrix()  # (2, 3), for points
-        # Pixel (0, 0) has its centre at (0.5, 0.5), while OpenCV takes it to be at (0, 0).
+        # The center of pixel (0, 0) is at (0.5, 0.5), but at (0, 0) in OpenCV.
         self.rm_image = self._rotation_matrix(offset=-0.5)  # (2, 3), for pixels
 
     def _rotation_matrix(self, offset: float = 0.0) -> np.ndarray:
@@ -241,16 +241,16 @@ class RotationTransform(Transform):
         center = (float(self.center[0] + offset), float(self.center[1] + offset))
         matrix = cv2.getRotationMatrix2D(center, self.angle, 1)
         if self.expand:
-            # The image's centre moves to the centre of the larger result.
+            # The center of the image moves to the center of the larger result.
             moved = matrix @ [*(self.image_center + offset), 1]
             matrix[:, 2] += np.array([self.bound_w / 2, self.bound_h / 2]) + offset - moved
         return matrix
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Rotates an (h, w) or (h, w, C) image; what comes from outside it is 0.
+        """Rotate an (h, w) or (h, w, C) image; pixels from outside it are 0.
 
         Raises:
-            ValueError: the image is not of the size that this transform was made for.
+            ValueError: the image has another size than (h, w).
         """
         import cv2
 
@@ -263,14 +263,14 @@ class RotationTransform(Transform):
         return rotated[:, :, None] if rotated.ndim < img.ndim else rotated
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        """Rotates (N, 2) points."""
+        """Rotate (N, 2) points."""
         coords = np.asarray(coords, dtype=float)
         if len(coords) == 0 or self.angle % 360 == 0:
             return coords
         return coords @ self.rm_coords[:, :2].T + self.rm_coords[:, 2]
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """Rotates labels without mixing them."""
+        """Rotate labels by nearest-neighbor interpolation."""
         import cv2
 
         if segmentation.dtype == bool:
@@ -278,10 +278,10 @@ class RotationTransform(Transform):
         return self.apply_image(segmentation, interp=cv2.INTER_NEAREST)
 
     def inverse(self) -> Transform:
-        """Rotates back and, where the rotation had made the image larger, crops it to (h, w).
+        """Return the rotation back, with a crop to (h, w) if the result was larger.
 
         Raises:
-            NotImplementedError: the rotation did not keep the whole image.
+            NotImplementedError: ``expand`` is False, so that corners are lost.
         """
         if not self.expand:
             raise NotImplementedError("a rotation with expand=False loses corners and has no inverse.")
