@@ -1,6 +1,7 @@
 """End a training that does not improve, also across resumed runs."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from d2_maskrcnn.engine.hooks.metric_hook import MetricHook
@@ -8,6 +9,8 @@ from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.evaluation.metric_names import resolve_metric
 from detectron2.config import CfgNode
 from detectron2.engine import hooks
+
+FINAL_NAME = "model_final"
 
 logger = logging.getLogger(__name__)
 
@@ -94,3 +97,11 @@ class SaveCheckpoints(hooks.PeriodicCheckpointer):
         """Save every ``SOLVER.CHECKPOINT_PERIOD`` iterations and in the last one."""
         self.max_iter = self.trainer.max_iter
         super().after_step()
+
+    def after_train(self) -> None:
+        """Save ``model_final.pth`` if the run was killed between its last periodic checkpoint and this file."""
+        trainer = self.trainer
+        if trainer.iter >= trainer.max_iter > 0 and Path(self.checkpointer.get_checkpoint_file()).stem != FINAL_NAME:
+            trainer.iter -= 1  # checkpoints contain the last iteration that was finished
+            self.checkpointer.save(FINAL_NAME, iteration=trainer.iter)
+            trainer.iter += 1

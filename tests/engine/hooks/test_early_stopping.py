@@ -41,3 +41,17 @@ def test_patience_continues_after_a_restart(train_with_metric, caplog):
 def test_bad_settings(trainer_of, opts, message):
     with pytest.raises(UserError, match=message):
         trainer_of(*opts)
+
+
+def test_a_run_killed_before_its_final_checkpoint_gets_it_when_resumed(trainer_of, tmp_path):
+    opts = ["SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()"]
+    trainer_of(*opts).train()
+    final = tmp_path / "out" / "model_final.pth"
+    expected = torch.load(final, weights_only=True)
+    final.unlink()
+    (tmp_path / "out" / "last_checkpoint").write_text("model_0000001.pth")
+
+    trainer_of(*opts, resume=True).train()
+    restored = torch.load(final, weights_only=True)
+    assert restored["iteration"] == restored["trainer"]["iteration"] == expected["iteration"] == 1
+    assert all(torch.equal(value, restored["model"][name]) for name, value in expected["model"].items())
