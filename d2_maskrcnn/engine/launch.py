@@ -23,6 +23,7 @@ from d2_maskrcnn.engine.signals import stop_signals
 from d2_maskrcnn.errors import EXIT_INTERRUPTED, UserError, run_main
 from detectron2.utils import comm
 
+MIN_CPU_PROCESSES = 8  # allowed on any machine, to try what several GPUs will do
 TIMEOUT = timedelta(minutes=30)
 _TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -117,6 +118,9 @@ def check_processes(processes_per_machine: int, num_machines: int, machine_rank:
         raise UserError(
             f"processes_per_machine {processes_per_machine}: this machine has {torch.cuda.device_count()} GPUs."
         )
+    most = max(MIN_CPU_PROCESSES, os.cpu_count() or 1)
+    if not torch.cuda.is_available() and processes_per_machine > most:
+        raise UserError(f"processes_per_machine {processes_per_machine}: at most {most} run on this machine's CPUs.")
     if num_machines > 1 and dist_url == "auto":
         raise UserError(f"num_machines {num_machines}: dist_url must be tcp://HOST:PORT, the same on all machines.")
 

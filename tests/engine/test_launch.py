@@ -75,6 +75,7 @@ def test_torchrun(tmp_path, repo_dir):
         ({"processes_per_machine": 0}, "expected at least one process"),
         ({"num_machines": 2, "machine_rank": 2, "dist_url": "tcp://127.0.0.1:1"}, "a rank from 0"),
         ({"num_machines": 2}, "dist_url must be tcp"),
+        ({"processes_per_machine": 1000000}, "processes_per_machine 1000000: (at most|this machine has)"),
     ],
 )
 def test_numbers_that_do_not_fit(numbers, expected):

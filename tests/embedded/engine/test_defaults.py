@@ -9,6 +9,7 @@ import yaml
 from torch import nn
 
 from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.engine import (
     DefaultPredictor,
@@ -345,6 +346,18 @@ def test_predictor_loads_the_weights_and_keeps_the_config(tmp_path):
     predictor = DefaultPredictor(cfg)
     assert predictor.model.marker.item() == 7.0
     assert predictor.cfg is not cfg
+
+
+def test_predictor_takes_class_names_from_the_checkpoint(tmp_path):
+    state = {"model": {"marker": torch.tensor([7.0])}, "metadata": {"thing_classes": ["cat", "dog"]}}
+    torch.save(state, tmp_path / "weights.pth")
+    weights = ("MODEL.WEIGHTS", str(tmp_path / "weights.pth"))
+    assert DefaultPredictor(echo_cfg(*weights)).metadata.thing_classes == ["cat", "dog"]
+    assert DefaultPredictor(echo_cfg(*weights, "DATASETS.TEST", ("nameless",))).metadata.thing_classes == ["cat", "dog"]
+    MetadataCatalog.get("named").thing_classes = ["ant", "bee"]
+    predictor = DefaultPredictor(echo_cfg(*weights, "DATASETS.TEST", ("named",)))
+    assert predictor.metadata is MetadataCatalog.get("named") and predictor.metadata.thing_classes == ["ant", "bee"]
+    MetadataCatalog.pop("named")
 
 
 def test_predictor_knows_two_orders_of_channels():

@@ -9,6 +9,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.data.catalog import Metadata
 from detectron2.engine.default_trainer import DefaultTrainer
 from detectron2.engine.setup import create_ddp_model, default_argument_parser, default_setup, default_writers
 from detectron2.modeling import build_model
@@ -38,7 +39,8 @@ class DefaultPredictor:
         model: in evaluation mode.
         aug: the resizing.
         input_format: order of the channels that the model was trained on, ``"BGR"`` or ``"RGB"``.
-        metadata: of the first test dataset; not set if there is none.
+        metadata: of the first test dataset; its class names come from the checkpoint if the dataset has none. Not set
+            if there are neither a test dataset nor class names in the checkpoint.
 
     Raises:
         ValueError: ``INPUT.FORMAT`` is neither BGR nor RGB.
@@ -55,7 +57,10 @@ class DefaultPredictor:
             self.metadata = MetadataCatalog.get(datasets[0])
         self.model = build_model(self.cfg)
         self.model.eval()
-        DetectionCheckpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
+        checkpoint = DetectionCheckpointer(self.model).load(self.cfg.MODEL.WEIGHTS)
+        names = (checkpoint.get("metadata") or {}).get("thing_classes")
+        if names and not (datasets and self.metadata.get("thing_classes")):
+            self.metadata = Metadata(name=datasets[0] if datasets else "checkpoint", thing_classes=list(names))
 
     def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
         """Return the model's output for one image.
