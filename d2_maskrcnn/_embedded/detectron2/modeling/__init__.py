@@ -1,4 +1,4 @@
-"""Where models and their parts are registered, and built from a config. The models themselves come from plugins."""
+"""Registries of models and their components, and construction from a config. The components come from plugins."""
 
 from detectron2._names import lookup
 from detectron2.layers import ShapeSpec

@@ -1,4 +1,4 @@
-"""The registry of anchor generators."""
+"""Anchor generators: the registry, and construction from a config."""
 
 from torch import nn
 
@@ -7,15 +7,15 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 
-# Classes or functions called with (cfg, input_shape); what they give maps feature maps to one Boxes for each.
+# Classes or functions of (cfg, input_shape) that return a module: feature maps -> one Boxes per map.
 ANCHOR_GENERATOR_REGISTRY = Registry("ANCHOR_GENERATOR")
 
 
 def build_anchor_generator(cfg: CfgNode, input_shape: list[ShapeSpec]) -> nn.Module:
-    """The anchor generator named ``MODEL.ANCHOR_GENERATOR.NAME`` for feature maps of these shapes.
+    """Build the anchor generator named ``MODEL.ANCHOR_GENERATOR.NAME`` for feature maps of these shapes.
 
     Raises:
-        KeyError: no such name is registered.
+        KeyError: the name is not registered.
     """
     return ANCHOR_GENERATOR_REGISTRY.get(cfg.MODEL.ANCHOR_GENERATOR.NAME)(cfg, input_shape)
 
