@@ -43,7 +43,7 @@ def test_base_may_be_absolute_or_in_the_home_folder(write, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ("- a\n- b\n", ValueError, "must hold `KEY: value` pairs, not a list"),
+        ("- a\n- b\n", ValueError, "must contain `KEY: value` pairs, not a list"),
         ("MODEL: {MASK_ON: [}\n", ValueError, "is not valid YAML"),
         ("OUTPUT_DIR: !!python/object/apply:os.getcwd []\n", ValueError, "is not valid YAML"),
         ("MODEL:\n  MASKON: True\n", KeyError, "Non-existent config key: MODEL.MASKON"),
@@ -51,7 +51,7 @@ def test_base_may_be_absolute_or_in_the_home_folder(write, tmp_path, monkeypatch
         ("SOLVER: 3\n", ValueError, "Config key SOLVER is a section, it cannot be set to 3"),
         ("SOLVER:\n", ValueError, "Config key SOLVER is a section, it cannot be set to None"),
         ("SOLVER: {GAMMA: {A: 1}}\n", ValueError, "Config key SOLVER.GAMMA is a value (0.1), not a section"),
-        ("_BASE_: a.yaml\n", ValueError, "circle"),
+        ("_BASE_: a.yaml\n", ValueError, "is circular"),
         ("_BASE_: 5\n", ValueError, "file name or a list of file names, got 5"),
         ("_BASE_: [3]\n", ValueError, "got 3"),
         ("VERSION: 1\n", ValueError, "VERSION 1"),
@@ -84,7 +84,7 @@ def test_section_cannot_replace_an_inherited_value(write):
 
 
 def test_nothing_is_read_unsafely(write):
-    with pytest.raises(ValueError, match="never run code"):
+    with pytest.raises(ValueError, match="cannot run code"):
         get_cfg().merge_from_file(write("a.yaml", ""), allow_unsafe=True)
 
 

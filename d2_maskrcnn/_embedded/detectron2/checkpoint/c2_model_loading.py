@@ -1,4 +1,4 @@
-"""Finds the model's name for each tensor of a weight file."""
+"""Match the tensors of a weight file with those of a model."""
 
 import logging
 from collections.abc import Mapping
@@ -12,21 +12,21 @@ _WRAPPED = "module."  # prefix of all names of a model in DataParallel or Distri
 def align_and_update_state_dicts(
     model_state_dict: Mapping[str, Any], ckpt_state_dict: Mapping[str, Any], c2_conversion: bool = True
 ) -> dict[str, Any]:
-    """``ckpt_state_dict`` under the model's names, for weights of a part of the model or of another program.
+    """Rename the tensors of a file to a model's names, for weights of a part of the model or of another program.
 
-    A tensor belongs to the model's tensor whose name ends in the tensor's own name, at a dot: ``res2.0.conv1.weight``
-    to ``backbone.bottom_up.res2.0.conv1.weight``. Where several of the file's names fit, the longest wins.
+    A tensor matches the model's tensor whose name ends with the tensor's own name after a dot: ``res2.0.conv1.weight``
+    matches ``backbone.bottom_up.res2.0.conv1.weight``. If several names of the file match, the longest is taken.
 
     Args:
         model_state_dict: of the model.
-        ckpt_state_dict: of the file; tensors or arrays. It stays as it is.
-        c2_conversion: first translate the names of Caffe2's and torchvision's ResNets.
+        ckpt_state_dict: of the file, tensors or arrays; not modified.
+        c2_conversion: whether names of Caffe2's and torchvision's ResNets are converted before.
 
     Returns:
-        The tensors under the model's names; what fits nowhere, or has another shape, keeps the name that it had.
+        The tensors under the model's names; those without a match, or with another shape, keep their name.
 
     Raises:
-        ValueError: one tensor of the file fits several of the model's.
+        ValueError: a tensor of the file matches several tensors of the model.
     """
     if model_state_dict and all(name.startswith(_WRAPPED) for name in model_state_dict):
         bare = {name.removeprefix(_WRAPPED): value for name, value in model_state_dict.items()}
@@ -40,12 +40,12 @@ def align_and_update_state_dicts(
     renames = _match(model_state_dict, ckpt_state_dict)
     for old, new in renames.items():
         if old != new:
-            logger.debug("%s of the file is %s of the model", old, new)
+            logger.debug("Weight %s of the file matches %s of the model", old, new)
     return {renames.get(name, name): value for name, value in ckpt_state_dict.items()}
 
 
 def _match(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, str]:
-    """Names of the file -> names of the model, where the shapes agree."""
+    """Return {name in the file: name in the model} of tensors with equal shapes."""
     matches: dict[str, str] = {}
     for name in model:
         found = next((suffix for suffix in _suffixes(name) if suffix in checkpoint), None)
@@ -60,13 +60,13 @@ def _match(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> dict[str,
                 name,
             )
         elif found in matches:
-            raise ValueError(f"{found!r} of the file fits {matches[found]!r} and {name!r} of the model")
+            raise ValueError(f"weight {found!r} of the file matches both {matches[found]!r} and {name!r} of the model")
         else:
             matches[found] = name
     return matches
 
 
 def _suffixes(name: str) -> list[str]:
-    """``a.b.c`` -> ``a.b.c``, ``b.c``, ``c``."""
+    """Return ``a.b.c``, ``b.c`` and ``c`` for ``a.b.c``."""
     parts = name.split(".")
     return [".".join(parts[start:]) for start in range(len(parts))]

@@ -12,21 +12,22 @@ from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
-# Made by the config, not trained: weight files may have them or not.
+# Set by the config and not trained; weight files may contain them.
 _CONSTANT_BUFFERS = ("pixel_mean", "pixel_std")
 _CELL_ANCHORS = "anchor_generator.cell_anchors"
 
 
 class DetectionCheckpointer(Checkpointer):
-    """Saves a model with other objects' states, and loads it from checkpoints and other programs' weight files.
+    """Save a model with the states of other objects, and load it from checkpoints and from weight files of other
+    programs.
 
-    Reading runs nothing that a file holds: of ``.pth`` tensors and plain containers are taken, of ``.pkl`` arrays and
-    plain containers. Writing gives a whole file or none.
+    Reading never runs code from a file: only tensors, arrays and plain containers are accepted. A file is written
+    completely or not at all.
 
     Args:
-        model: may be wrapped for several processes.
-        save_dir: where :meth:`save` writes and :meth:`resume_or_load` looks; an empty string saves nothing.
-        save_to_disk: None lets the main process save.
+        model: may be wrapped in DistributedDataParallel.
+        save_dir: folder of :meth:`save` and :meth:`resume_or_load`; nothing is saved if it is empty.
+        save_to_disk: whether this process saves; None for the main process.
         **checkpointables: objects with ``state_dict()`` and ``load_state_dict()``, saved under these names.
     """
 
@@ -41,20 +42,20 @@ class DetectionCheckpointer(Checkpointer):
         self._match_names = False
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Loads the model, and the states of the ``checkpointables`` that the file has.
+        """Load the model, and the states of the ``checkpointables`` in the file.
 
         Args:
-            path: a file or address (``detectron2://``, ``https://``). At its end ``?matching_heuristics=True`` asks for
-                names to be matched by their endings (see :func:`align_and_update_state_dicts`); files of Caffe2 and
-                torchvision are always matched so. An empty string loads nothing.
-            checkpointables: which states to load; None: all that there are.
+            path: a file or address (``detectron2://``, ``https://``); "" loads nothing. A trailing
+                ``?matching_heuristics=True`` matches names by their ends (see :func:`align_and_update_state_dicts`), as
+                is always done for files of Caffe2 and torchvision.
+            checkpointables: names of the states to load; None for all.
 
         Returns:
-            What else the file holds, e.g. ``iteration``.
+            The other content of the file, such as ``iteration``.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file holds no weights, or something that is not to be loaded.
+            FileNotFoundError: the file does not exist.
+            ValueError: the file has no weights, or content that is not accepted.
         """
         address, _, query = path.partition("?") if _asks_for_matching(path) else (path, "", "")
         self._match_names = bool(query)
@@ -64,7 +65,7 @@ class DetectionCheckpointer(Checkpointer):
             downloads = address.startswith(("http://", "https://", "detectron2://"))
             address = fetch_weights(address) if downloads else self.path_manager.get_local_path(address)
             if not os.path.isfile(address):
-                raise FileNotFoundError(f"there is no weight file or checkpoint {address!r}")
+                raise FileNotFoundError(f"the weight file or checkpoint {address!r} does not exist")
         return super().load(address, checkpointables)
 
     def get_checkpoint_file(self) -> str:
@@ -79,14 +80,14 @@ class DetectionCheckpointer(Checkpointer):
         return path
 
     def _load_file(self, f: str) -> dict[str, Any]:
-        """The content of a local file: ``"model"``, a dict of tensors or arrays, and what else it holds."""
+        """Return the content of a local file: ``"model"``, a dict of tensors or arrays, and anything else."""
         # In the function: importing any module of the plugin first imports its models, which import this engine.
         from d2_maskrcnn.weights import read_weights
 
         return read_weights(f)
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        """Loads ``checkpoint["model"]``, which is taken out, and returns the names that did not fit."""
+        """Load ``checkpoint["model"]``, which is removed from the dict, and return the names that did not match."""
         from d2_maskrcnn.weights import convert_names
 
         state = checkpoint["model"]
@@ -104,14 +105,14 @@ class DetectionCheckpointer(Checkpointer):
         return name in _CONSTANT_BUFFERS or _CELL_ANCHORS in name
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``save_dir/name.pth`` whole or not at all, and its name into ``save_dir/last_checkpoint``.
+        """Write ``save_dir/name.pth`` completely or not at all, and its name to ``save_dir/last_checkpoint``.
 
         Args:
             name: without folder and extension.
-            **kwargs: further data for the file: numbers, text, tensors, and containers of them.
+            **kwargs: further content: numbers, text, tensors, and containers of them.
 
         Raises:
-            ValueError: ``name`` has a folder.
+            ValueError: ``name`` contains a folder.
             OSError: the file cannot be written.
         """
         if not self.save_dir or not self.save_to_disk:
@@ -119,7 +120,7 @@ class DetectionCheckpointer(Checkpointer):
         from d2_maskrcnn.weights import atomic_torch_save
 
         if os.path.basename(name) != name:
-            raise ValueError(f"the name of a checkpoint is without folder, got {name!r}")
+            raise ValueError(f"the name of a checkpoint must not contain a folder, got {name!r}")
         data = {"model": self.model.state_dict()}
         data.update({key: item.state_dict() for key, item in self.checkpointables.items()})
         data.update(kwargs)
@@ -130,7 +131,7 @@ class DetectionCheckpointer(Checkpointer):
         self.tag_last_checkpoint(f"{name}.pth")
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Notes in ``save_dir/last_checkpoint`` which file :meth:`resume_or_load` goes on from."""
+        """Write the name of the file from which :meth:`resume_or_load` continues to ``save_dir/last_checkpoint``."""
         from d2_maskrcnn.weights import atomic_write_text
 
         atomic_write_text(

@@ -1,4 +1,4 @@
-"""Configuration: a YACS node with inheritance between files, the defaults, and ``@configurable``."""
+"""Configuration: YACS nodes with inheritance between files, the defaults, and ``@configurable``."""
 
 from detectron2._names import lookup
 from detectron2.config.config import CfgNode, get_cfg, global_cfg, set_global_cfg, try_get_key

@@ -1,24 +1,23 @@
-"""Defaults of ``MODEL``: the whole, the backbone, the anchors and the region proposal network."""
+"""Defaults of ``MODEL``: backbone, anchors and region proposal network."""
 
 from detectron2.config.config import CfgNode as CN
 
 
 def model_defaults() -> CN:
-    """The node ``MODEL`` without the nodes of its heads."""
+    """Return the node ``MODEL`` without the nodes of its heads."""
     node = CN()
-    # What the model runs on: "cuda", "cpu" or any other torch device.
+    # Device of the model: "cuda", "cpu" or any other PyTorch device.
     node.DEVICE = "cuda"
     # Name in META_ARCH_REGISTRY.
     node.META_ARCHITECTURE = "GeneralizedRCNN"
-    # Weights to start from: a path or an address (https://, detectron2://). Empty: random weights.
+    # Initial weights: a path or an address (https://, detectron2://). Empty: random weights.
     node.WEIGHTS = ""
-    # Which optional parts an R-CNN has.
+    # Optional parts of an R-CNN.
     node.MASK_ON = False
     node.KEYPOINT_ON = False
     node.LOAD_PROPOSALS = False
-    # Images of INPUT.FORMAT in [0, 255] become (x - PIXEL_MEAN) / PIXEL_STD, channel by channel. These are
-    # ImageNet's means in BGR; the standard deviation of 1 goes with Caffe2's ImageNet weights, which hold it
-    # themselves.
+    # Images of INPUT.FORMAT in [0, 255] are normalized to (x - PIXEL_MEAN) / PIXEL_STD per channel. These are the
+    # means of ImageNet in BGR; the deviation of 1 belongs to Caffe2's ImageNet weights, which include the division.
     node.PIXEL_MEAN = [103.530, 116.280, 123.675]
     node.PIXEL_STD = [1.0, 1.0, 1.0]
 
@@ -29,7 +28,7 @@ def model_defaults() -> CN:
     node.PROPOSAL_GENERATOR = CN()
     # Name in PROPOSAL_GENERATOR_REGISTRY, or "PrecomputedProposals".
     node.PROPOSAL_GENERATOR.NAME = "RPN"
-    # Proposals with a side of this many pixels (of the network's input) or less are dropped.
+    # Proposals with a side of up to this many pixels of the network's input are removed.
     node.PROPOSAL_GENERATOR.MIN_SIZE = 0
     node.RPN = _rpn_defaults()
     return node
@@ -39,7 +38,7 @@ def _backbone_defaults() -> CN:
     node = CN()
     # Name in BACKBONE_REGISTRY.
     node.NAME = "build_resnet_backbone"
-    # How many stages, the stem counted as the first, keep their initial weights in training. 0: all learn.
+    # Number of stages, the stem being the first, that are not trained.
     node.FREEZE_AT = 2
     return node
 
@@ -49,9 +48,9 @@ def _fpn_defaults() -> CN:
     # Names of the bottom-up features that the pyramid is built on, e.g. ["res2", "res3", "res4", "res5"].
     node.IN_FEATURES = []
     node.OUT_CHANNELS = 256
-    # Normalisation of the lateral and output convolutions; empty: none.
+    # Normalization of the lateral and output convolutions; empty: none.
     node.NORM = ""
-    # How a lateral and a top-down feature become one: "sum" or "avg".
+    # Combination of a lateral and a top-down feature: "sum" or "avg".
     node.FUSE_TYPE = "sum"
     return node
 
@@ -60,9 +59,9 @@ def _resnet_defaults() -> CN:
     node = CN()
     # 18, 34, 50, 101 or 152 layers.
     node.DEPTH = 50
-    # Features to give out: of "stem", "res2", "res3", "res4", "res5".
+    # Output features, out of "stem", "res2", "res3", "res4", "res5".
     node.OUT_FEATURES = ["res4"]
-    # Groups of the 3x3 convolutions, and channels of each group in res2 (1 x 64: ResNet; 32 x 8: ResNeXt).
+    # Groups of the 3x3 convolutions, and channels per group in res2 (1 x 64: ResNet; 32 x 8: ResNeXt).
     node.NUM_GROUPS = 1
     node.WIDTH_PER_GROUP = 64
     # "FrozenBN", "BN", "SyncBN", "GN" or "".
@@ -85,13 +84,13 @@ def _anchor_defaults() -> CN:
     node = CN()
     # Name in ANCHOR_GENERATOR_REGISTRY.
     node.NAME = "DefaultAnchorGenerator"
-    # Square roots of the anchors' areas in pixels: one list for each feature map, or one list for all of them.
+    # Square roots of the anchors' areas in pixels: one list per feature map, or one list for all of them.
     node.SIZES = [[32, 64, 128, 256, 512]]
     # Height over width; lists as in SIZES. Every size is combined with every ratio.
     node.ASPECT_RATIOS = [[0.5, 1.0, 2.0]]
-    # Degrees, counter-clockwise (rotated anchors only).
+    # Degrees, counterclockwise (rotated anchors only).
     node.ANGLES = [[-90, 0, 90]]
-    # Where the first anchor's centre lies, in strides, in [0, 1).
+    # Center of the first anchor, in strides, in [0, 1).
     node.OFFSET = 0.0
     return node
 
@@ -100,17 +99,17 @@ def _rpn_defaults() -> CN:
     node = CN()
     # Name in RPN_HEAD_REGISTRY.
     node.HEAD_NAME = "StandardRPNHead"
-    # Names of the backbone's features that anchors lie on.
+    # Names of the backbone's features that have anchors.
     node.IN_FEATURES = ["res4"]
-    # Channels of the head's hidden 3x3 convolutions; -1: as many as the features have.
+    # Channels of the head's hidden 3x3 convolutions; -1: those of the features.
     node.CONV_DIMS = [-1]
-    # Anchors that leave the image by more than this many pixels are ignored in training; -1: none is.
+    # Anchors that exceed the image by more than this many pixels are ignored in training; -1: no anchor is.
     node.BOUNDARY_THRESH = -1
-    # An anchor whose best IoU with a ground-truth box is below the first threshold is labelled 0 (background),
+    # An anchor whose highest IoU with a ground-truth box is below the first threshold is labeled 0 (background),
     # between the two -1 (ignored), from the second on 1 (object).
     node.IOU_THRESHOLDS = [0.3, 0.7]
     node.IOU_LABELS = [0, -1, 1]
-    # Anchors of each image that the loss is computed from, and the largest part of them that may be objects.
+    # Anchors per image that are sampled for the loss, and the maximum share of objects among them.
     node.BATCH_SIZE_PER_IMAGE = 256
     node.POSITIVE_FRACTION = 0.5
     # "smooth_l1" (beta below; 0 makes it L1), "giou", "diou" or "ciou"; box deltas are scaled by the weights (x, y,
@@ -121,7 +120,7 @@ def _rpn_defaults() -> CN:
     node.SMOOTH_L1_BETA = 0.0
     # Factor of both losses.
     node.LOSS_WEIGHT = 1.0
-    # Highest-scored proposals kept before suppression (of each feature map and image) and after it (of each image).
+    # Highest-scored proposals kept before suppression (per feature map and image) and after it (per image).
     node.PRE_NMS_TOPK_TRAIN = 12000
     node.PRE_NMS_TOPK_TEST = 6000
     node.POST_NMS_TOPK_TRAIN = 2000

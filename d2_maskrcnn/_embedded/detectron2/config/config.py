@@ -1,4 +1,4 @@
-"""The config node, a fresh copy of the defaults, and the process-wide config."""
+"""The config node, a copy of the defaults, and the process-wide config."""
 
 from typing import IO, Any
 
@@ -10,15 +10,15 @@ from detectron2.utils.file_io import PathManager
 
 __all__ = ["CfgNode", "configurable", "get_cfg", "global_cfg", "set_global_cfg", "try_get_key"]
 
-# The version of the key names. Files of version 1 (before Detectron2 0.1) used other names.
+# Version of the key names. Files of version 1 (before Detectron2 0.1) have other names.
 CONFIG_VERSION = 2
 
 
 class CfgNode(_CfgNode):
     """A YACS config node whose files may inherit from others through ``_BASE_``.
 
-    Values are bool, int, float, str, list, tuple, None or another node. A merge changes known keys only, and keeps
-    the type of the value (a list may stand for a tuple and the other way round; None may stand for anything).
+    Values are bool, int, float, str, list, tuple, None or another node. A merge changes existing keys only and keeps
+    the type of each value (lists and tuples may replace each other; None may replace anything).
     """
 
     @classmethod
@@ -27,25 +27,25 @@ class CfgNode(_CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
-        """The nested dict in a YAML file, what it inherits through ``_BASE_`` included.
+        """Return the nested dict in a YAML file, including what it inherits through ``_BASE_``.
 
         Raises:
             FileNotFoundError: the file, or one that it inherits from, does not exist.
-            ValueError: it is not plain YAML, inherits from itself, or ``allow_unsafe`` is asked for.
+            ValueError: it is not plain YAML, inherits from itself, or ``allow_unsafe`` is set.
         """
         if allow_unsafe:
             raise ValueError(
-                f"allow_unsafe=True for {filename!r}: this engine reads plain YAML only, configs never run code."
+                f"allow_unsafe=True for {filename!r} is not supported: only plain YAML is read, which cannot run code."
             )
         return load_yaml_with_base(filename, cls._open_cfg)
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
-        """Overrides the values in this node by those of a YAML file.
+        """Override the values of this node by those of a YAML file.
 
         Raises:
             FileNotFoundError: the file, or one that it inherits from, does not exist.
             KeyError: the file sets a key that does not exist.
-            ValueError: it is not plain YAML, a value has another type than the key's, or its ``VERSION`` is not ours.
+            ValueError: it is not plain YAML, a value has a wrong type, or its ``VERSION`` is not supported.
         """
         loaded = self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
         _check_version(loaded, self, cfg_filename)
@@ -56,11 +56,11 @@ class CfgNode(_CfgNode):
             raise type(error)(f"{error.args[0]} (in config file {cfg_filename!r})") from error
 
     def merge_from_list(self, cfg_list: list[Any]) -> None:
-        """Overrides values by ``[key, value, key, value, ...]``; a value that is a string is read as a Python literal.
+        """Override values by ``[key, value, key, value, ...]``; strings are parsed as Python literals.
 
         Raises:
-            KeyError: a key that does not exist.
-            ValueError: a key without value, or a value of another type than the key's.
+            KeyError: a key does not exist.
+            ValueError: a key has no value, or a value has a wrong type.
         """
         if len(cfg_list) % 2:
             raise ValueError(
@@ -68,7 +68,7 @@ class CfgNode(_CfgNode):
             )
         for full_key in cfg_list[0::2]:
             if full_key == BASE_KEY:
-                raise KeyError(f"{BASE_KEY} has a meaning in files only")
+                raise KeyError(f"{BASE_KEY} can be set in files only")
             if not self.key_is_deprecated(full_key) and not self.key_is_renamed(full_key):
                 self._check_is_value(full_key)
         super().merge_from_list(cfg_list)
@@ -83,7 +83,7 @@ class CfgNode(_CfgNode):
             raise ValueError(f"Config key {full_key} is a section: set one of {', '.join(sorted(node))} in it")
 
     def dump(self, *args: Any, **kwargs: Any) -> str:
-        """This node as YAML that :meth:`merge_from_file` reads back. Arguments go to ``yaml.safe_dump``."""
+        """Return this node as YAML that :meth:`merge_from_file` can read. Arguments are those of ``yaml.safe_dump``."""
         return super().dump(*args, **kwargs)
 
 
@@ -95,7 +95,7 @@ def _check_version(loaded: dict[str, Any], cfg: CfgNode, filename: str) -> None:
 
 
 def _check_sections(loaded: dict[str, Any], cfg: _CfgNode, prefix: str) -> None:
-    """A section must stay a section, and a value a value (YACS would print the whole section in its error)."""
+    """Check that sections replace sections and values replace values (YACS would print the whole section)."""
     for key, value in loaded.items():
         old = cfg.get(key)
         if isinstance(old, _CfgNode) and not isinstance(value, dict):
@@ -107,24 +107,24 @@ def _check_sections(loaded: dict[str, Any], cfg: _CfgNode, prefix: str) -> None:
 
 
 def get_cfg() -> CfgNode:
-    """A fresh copy of the default config, which the caller may change freely."""
+    """Return a copy of the default config, which the caller may modify."""
     from detectron2.config.defaults import _C
 
     return _C.clone()
 
 
-# One config for code that no config can be handed to. It is filled by `set_global_cfg`.
+# Config for code that cannot get one as an argument, set by `set_global_cfg`.
 global_cfg = CfgNode()
 
 
 def set_global_cfg(cfg: CfgNode) -> None:
-    """Makes ``global_cfg`` hold the keys of ``cfg``, instead of those it held."""
+    """Replace the keys of ``global_cfg`` by those of ``cfg``."""
     global_cfg.clear()
     global_cfg.update(cfg)
 
 
 def try_get_key(cfg: CfgNode, *keys: str, default: Any = None) -> Any:
-    """The value of the first of the dotted ``keys`` that ``cfg`` has, or ``default``."""
+    """Return the value of the first of the dotted ``keys`` that exists in ``cfg``, or ``default``."""
     for key in keys:
         node: Any = cfg
         for part in key.split("."):

@@ -1,4 +1,4 @@
-"""``@configurable``: lets a class or a function be called with a config, or with its plain arguments."""
+"""Construction of classes and functions from a config: ``@configurable``."""
 
 import functools
 import inspect
@@ -11,11 +11,12 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def configurable(init_func: Any = None, *, from_config: Callable[..., dict[str, Any]] | None = None) -> Any:
-    """Decorates ``__init__`` of a class that has a classmethod ``from_config``, or a function.
+    """Decorate ``__init__`` of a class that has a classmethod ``from_config``, or a function.
 
-    ``from_config(cfg, ...)`` translates a config to keyword arguments, so that the class itself never touches
-    ``cfg``. The decorated callable is called either with a config (first, or as ``cfg=``) or with its own arguments.
-    Called with a config, further arguments that ``from_config`` names go to it; all others override what it returned.
+    ``from_config(cfg, ...)`` converts a config to keyword arguments, so that the class itself does not depend on
+    ``cfg``. The decorated callable is called either with a config (first, or as ``cfg=``) or with its own arguments. In
+    a call with a config, further arguments that are parameters of ``from_config`` are passed to it; all others override
+    its result.
 
     Examples:
         >>> class Head:
@@ -34,8 +35,7 @@ def configurable(init_func: Any = None, *, from_config: Callable[..., dict[str, 
         ...     return size
 
     Raises:
-        TypeError: used as ``@configurable(...)`` without a ``from_config`` callable, on something else than
-            ``__init__`` without arguments, or ``from_config`` does not take ``cfg`` first.
+        TypeError: ``from_config`` is missing for a function or given for a class, or does not take ``cfg`` first.
         AttributeError: (when called) the class has no ``from_config``.
     """
     if init_func is None:
@@ -85,7 +85,7 @@ def _called_with_cfg(*args: Any, **kwargs: Any) -> bool:
 
 
 def _explicit_arguments(from_config: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The keyword arguments that ``from_config`` and the caller give together; the caller's win."""
+    """Return the keyword arguments from ``from_config`` and the caller; the caller's have precedence."""
     parameters = list(inspect.signature(from_config).parameters.values())
     if not parameters or parameters[0].name != "cfg":
         name = getattr(from_config, "__qualname__", repr(from_config))

@@ -1,8 +1,8 @@
-"""The default config: every key that a config file may set, with its default.
+"""The default config.
 
-Keys and values are Detectron2's, so that its config files load. Keys of parts that this engine does not hold
-(RetinaNet, keypoints, panoptic segmentation) are there for the same reason. Tuples are used where Detectron2
-documents tuples; in files and on the command line a list does as well.
+Keys and values are Detectron2's, so that its config files can be read. This includes keys of parts that this engine
+does not have (RetinaNet, keypoints, panoptic segmentation). Defaults are tuples where Detectron2's documentation has
+tuples; a list can replace them.
 """
 
 from detectron2.config._defaults_heads import add_dense_head_defaults, add_roi_head_defaults
@@ -14,13 +14,13 @@ from detectron2.config.config import CfgNode as CN
 
 def _input_defaults() -> CN:
     node = CN()
-    # Shortest side of a training image in pixels: one value, or several to draw from (a pair, with "range").
+    # Shortest side of a training image in pixels: one value, or several to choose from (a pair for "range").
     node.MIN_SIZE_TRAIN = (800,)
-    # "choice": one of MIN_SIZE_TRAIN; "range": any integer between its two values.
+    # "choice": a random one of MIN_SIZE_TRAIN; "range": a random integer between its two values.
     node.MIN_SIZE_TRAIN_SAMPLING = "choice"
-    # The longest side in pixels that resizing may give; it wins over the shortest side.
+    # Maximum length of the longest side in pixels; it has precedence over the shortest side.
     node.MAX_SIZE_TRAIN = 1333
-    # The same two in testing. 0 keeps images as they are.
+    # The same for testing. 0: images are not resized.
     node.MIN_SIZE_TEST = 800
     node.MAX_SIZE_TEST = 1333
     # Flipping in training, with probability 0.5: "horizontal", "vertical" or "none".
@@ -30,21 +30,20 @@ def _input_defaults() -> CN:
     node.CROP = CN({"ENABLED": False})
     node.CROP.TYPE = "relative_range"
     node.CROP.SIZE = [0.9, 0.9]
-    # Channel order that the model gets: "BGR", "RGB" or another Pillow mode. PIXEL_MEAN and PIXEL_STD are in the same
+    # Channel order of the model's input: "BGR", "RGB" or another Pillow mode. PIXEL_MEAN and PIXEL_STD have the same
     # order.
     node.FORMAT = "BGR"
-    # How ground-truth masks are held: "polygon" (exact, small) or "bitmask".
+    # Representation of ground-truth masks: "polygon" (exact, small) or "bitmask".
     node.MASK_FORMAT = "polygon"
     return node
 
 
 def _datasets_defaults() -> CN:
     node = CN()
-    # Registered names. Several training sets are joined; test sets are evaluated one by one.
+    # Registered names. Training datasets are concatenated; test datasets are evaluated one by one.
     node.TRAIN = ()
     node.TEST = ()
-    # Files of precomputed proposals, one for each data set (only with MODEL.LOAD_PROPOSALS), and how many of them are
-    # kept for each image.
+    # Files of precomputed proposals, one per dataset (only with MODEL.LOAD_PROPOSALS), and their number per image.
     node.PROPOSAL_FILES_TRAIN = ()
     node.PRECOMPUTED_PROPOSAL_TOPK_TRAIN = 2000
     node.PROPOSAL_FILES_TEST = ()
@@ -54,17 +53,17 @@ def _datasets_defaults() -> CN:
 
 def _dataloader_defaults() -> CN:
     node = CN()
-    # Worker processes of each training process.
+    # Worker processes per training process.
     node.NUM_WORKERS = 4
-    # Batches hold images that are all wide or all tall, so that less padding is needed.
+    # Whether batches have only wide or only tall images, which need less padding.
     node.ASPECT_RATIO_GROUPING = True
     # "TrainingSampler", "RepeatFactorTrainingSampler" or "RandomSubsetTrainingSampler".
     node.SAMPLER_TRAIN = "TrainingSampler"
-    # Repeat-factor sampling: categories in a smaller fraction of the images than this are repeated (0: none)...
+    # Repeat-factor sampling: categories in a smaller share of the images are repeated (0: none) ...
     node.REPEAT_THRESHOLD = 0.0
     # ... by the square root of the ratio, or by the ratio itself.
     node.REPEAT_SQRT = True
-    # Training images without any annotated object are left out.
+    # Whether training images without annotations are removed.
     node.FILTER_EMPTY_ANNOTATIONS = True
     return node
 
@@ -83,14 +82,14 @@ _C.TEST = test_defaults()
 
 # Folder of checkpoints, logs and results.
 _C.OUTPUT_DIR = "./output"
-# Seed of all random generators; negative: a random one. The same seed repeats a run only as far as all operators are
+# Seed of all random generators; negative: a random one. A run is reproducible as far as its operators are
 # deterministic.
 _C.SEED = -1
-# Let cuDNN time its algorithms and take the fastest. Worth it where images have few different sizes.
+# Whether cuDNN measures its algorithms and takes the fastest, which pays off for few different image sizes.
 _C.CUDNN_BENCHMARK = False
 # Precision of float32 matrix products: "" leaves PyTorch's setting, else "highest", "high" or "medium".
 _C.FLOAT32_PRECISION = ""
-# Training images are drawn for TensorBoard every so many iterations; 0: never.
+# Iterations between training images in TensorBoard; 0: none.
 _C.VIS_PERIOD = 0
-# For quick experiments with code that no config reaches (see `set_global_cfg`).
+# For quick experiments with code that has no config (see `set_global_cfg`).
 _C.GLOBAL = CN({"HACK": 1.0})

@@ -1,4 +1,4 @@
-"""Reads a YAML config and the files that it inherits from. Only plain YAML is read: a tag can never run code."""
+"""Read a YAML config and the files that it inherits from. Only plain YAML is read, which cannot run code."""
 
 import os
 from collections.abc import Callable
@@ -12,7 +12,7 @@ BASE_KEY = "_BASE_"
 def load_yaml_with_base(
     filename: str, open_file: Callable[[str], IO[Any]], chain: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Reads ``filename`` and, first, the file or files named by its ``_BASE_`` key.
+    """Read ``filename`` and, before it, the files in its ``_BASE_`` key.
 
     Args:
         filename: path or address of the file.
@@ -20,14 +20,14 @@ def load_yaml_with_base(
         chain: the files that led here through ``_BASE_``, the outermost first.
 
     Returns:
-        One nested dict: the bases merged in their order, then the file's own keys over them. It holds no ``_BASE_``.
+        A nested dict without ``_BASE_``: the bases, merged in their order, and over them the file's own keys.
 
     Raises:
-        FileNotFoundError: there is no such file (the message names the file that asked for it).
-        ValueError: the file is no YAML mapping, holds a tag, or inherits from itself.
+        FileNotFoundError: a file does not exist; the message names the file that inherits from it.
+        ValueError: a file is not a YAML mapping, has a tag, or inherits from itself.
     """
     if filename in chain:
-        raise ValueError(f"{BASE_KEY} goes round in a circle: {' -> '.join([*chain, filename])}")
+        raise ValueError(f"{BASE_KEY} is circular: {' -> '.join([*chain, filename])}")
     own = _read_mapping(filename, open_file, chain)
     bases = own.pop(BASE_KEY, [])
     merged: dict[str, Any] = {}
@@ -52,7 +52,7 @@ def _read_mapping(filename: str, open_file: Callable[[str], IO[Any]], chain: tup
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ValueError(f"Config file {filename!r} must hold `KEY: value` pairs, not a {type(loaded).__name__}.")
+        raise ValueError(f"Config file {filename!r} must contain `KEY: value` pairs, not a {type(loaded).__name__}.")
     return loaded
 
 
@@ -61,7 +61,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _resolve_base(base: object, filename: str) -> str:
-    """A base is relative to the file that names it, unless it is absolute, an address or starts with ``~``."""
+    """Resolve a base relative to the file that inherits from it, unless it is absolute, an address, or starts with
+    ``~``.
+    """
     if not isinstance(base, str):
         raise ValueError(f"{BASE_KEY} in {filename!r} must be a file name or a list of file names, got {base!r}.")
     base = os.path.expanduser(base)

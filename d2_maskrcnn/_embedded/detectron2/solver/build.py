@@ -1,4 +1,4 @@
-"""What ``cfg.SOLVER`` describes: SGD over groups of parameters, gradient clipping, and the learning-rate schedule."""
+"""Build optimizers: SGD over groups of parameters, with gradient clipping."""
 
 import torch
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum over the trainable parameters of ``model``, clipped if ``SOLVER.CLIP_GRADIENTS.ENABLED``."""
+    """Build SGD with momentum for the trainable parameters, clipped if ``SOLVER.CLIP_GRADIENTS.ENABLED``."""
     groups = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,

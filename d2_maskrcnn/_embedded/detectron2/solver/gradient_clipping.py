@@ -1,4 +1,4 @@
-"""Optimizers that clip the gradients of each parameter before they step."""
+"""Optimizers that clip the gradient of each parameter before a step."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -13,7 +13,9 @@ OptimizerOrClass = TypeVar("OptimizerOrClass", bound=torch.optim.Optimizer | typ
 
 
 def _create_clipper(cfg: CfgNode) -> Clipper:
-    """What ``CLIP_TYPE`` asks for: each element to +-CLIP_VALUE, or each parameter's gradient norm to CLIP_VALUE."""
+    """Return the clipping of ``CLIP_TYPE``: each element to +-CLIP_VALUE, or each parameter's gradient norm to
+    CLIP_VALUE.
+    """
     clip_value, norm_type = cfg.CLIP_VALUE, cfg.NORM_TYPE
     if cfg.CLIP_TYPE == "value":
         return lambda parameter: clip_grad_value_(parameter, clip_value)
@@ -37,11 +39,11 @@ def _with_clipping(optimizer_class: type[torch.optim.Optimizer], clip: Clipper) 
 
 
 def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: OptimizerOrClass) -> OptimizerOrClass:
-    """``optimizer`` itself, or with clipping in front of ``step`` where ``SOLVER.CLIP_GRADIENTS.ENABLED``.
+    """Add clipping before ``step`` if ``SOLVER.CLIP_GRADIENTS.ENABLED``; otherwise return ``optimizer`` unchanged.
 
     Args:
-        cfg: a whole config.
-        optimizer: an optimizer class, or an optimizer (which is changed in place).
+        cfg: the whole config.
+        optimizer: an optimizer class, or an optimizer, which is modified in place.
 
     Raises:
         ValueError: ``CLIP_TYPE`` is neither ``value`` nor ``norm``.

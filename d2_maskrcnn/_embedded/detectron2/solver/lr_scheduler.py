@@ -1,8 +1,7 @@
 """Learning rates that follow an fvcore parameter scheduler.
 
-fvcore's schedulers are functions of ``where``, the finished share of the training in [0, 1), that return a multiplier
-of the base learning rate. So a schedule does not depend on the number of iterations, and one schedule serves groups of
-parameters with different base learning rates.
+fvcore's schedulers map ``where``, the finished share of the training in [0, 1), to a multiplier of the base learning
+rate. So a schedule does not depend on the number of iterations, and serves parameter groups with different base rates.
 """
 
 import bisect
@@ -40,21 +39,21 @@ logger = logging.getLogger(__name__)
 
 
 class WarmupParamScheduler(CompositeParamScheduler):
-    """``scheduler``, preceded by a warm-up (Goyal et al. 2017, section 2.2: "Accurate, large minibatch SGD").
+    """Precede ``scheduler`` by a warm-up (Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.2).
 
     The warm-up starts at ``warmup_factor * scheduler(0)``. A linear one ends at the value with which ``scheduler``
-    goes on.
+    continues.
 
     Args:
-        scheduler: what follows the warm-up.
+        scheduler: schedule after the warm-up.
         warmup_factor: multiplier of the first value, in [0, 1].
         warmup_length: share of the whole training, in [0, 1].
         warmup_method: ``"linear"``, or ``"constant"`` at the first value.
-        rescale_interval: squeeze all of ``scheduler`` into the time after the warm-up; otherwise the warm-up replaces
-            the first part of it.
+        rescale_interval: whether all of ``scheduler`` is compressed into the time after the warm-up, instead of losing
+            its first part to it.
 
     Raises:
-        ValueError: ``warmup_method`` is none of the two.
+        ValueError: ``warmup_method`` is neither.
     """
 
     def __init__(
@@ -81,19 +80,19 @@ class WarmupParamScheduler(CompositeParamScheduler):
 
 
 class LRMultiplier(torch_schedulers.LRScheduler):
-    """Sets every group's learning rate to its base rate times ``multiplier(iteration / max_iter)``.
+    """Set the learning rate of every group to its base rate times ``multiplier(iteration / max_iter)``.
 
-    Its checkpoints hold the base rates and the iteration, not the multiplier: that comes from the config, so a schedule
-    can be changed before training is resumed.
+    Checkpoints contain the base rates and the iteration, not the multiplier: that comes from the config, so that a
+    schedule can be changed before training is resumed.
 
     Args:
-        optimizer: whose groups are set; a group's base rate is its ``lr`` at this moment.
+        optimizer: its groups are set; the base rate of a group is its present ``lr``.
         multiplier: a function of the finished share of the training.
         max_iter: number of iterations of the whole training.
-        last_iter: -1 at the start; else the last finished iteration.
+        last_iter: the last finished iteration; -1 at the start.
 
     Raises:
-        ValueError: ``multiplier`` is no fvcore ``ParamScheduler``.
+        ValueError: ``multiplier`` is not an fvcore ``ParamScheduler``.
     """
 
     def __init__(self, optimizer: Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1) -> None:
@@ -104,11 +103,11 @@ class LRMultiplier(torch_schedulers.LRScheduler):
         super().__init__(optimizer, last_epoch=last_iter)
 
     def state_dict(self) -> dict[str, Any]:
-        """Base rates and last iteration."""
+        """Return base rates and last iteration."""
         return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """The learning rate of each group in the iteration ``last_epoch``."""
+        """Return the learning rate of each group in the iteration ``last_epoch``."""
         factor = self._multiplier(self.last_epoch / self._max_iter)
         return [base_lr * factor for base_lr in self.base_lrs]
 
@@ -161,7 +160,7 @@ class WarmupMultiStepLR(_WarmupLR):
 
 
 class WarmupCosineLR(_WarmupLR):
-    """Let the rates fall to 0 along half a cosine; :func:`build_lr_scheduler` makes :class:`LRMultiplier`."""
+    """Decrease the rates to 0 along half a cosine; :func:`build_lr_scheduler` makes :class:`LRMultiplier`."""
 
     def __init__(
         self,
@@ -179,7 +178,7 @@ class WarmupCosineLR(_WarmupLR):
 
 
 class _DecaysOfEqualLength(ParamScheduler):
-    """fvcore's fixed-gamma schedule, defined at ``where`` = 1 too: the step after the last iteration asks for that."""
+    """fvcore's fixed-gamma schedule, but defined at ``where`` = 1, which the step after the last iteration needs."""
 
     def __init__(self, num_decays: int, gamma: float, max_iter: int) -> None:
         self._last_value = gamma**num_decays
@@ -195,7 +194,7 @@ def _multi_step(cfg: CfgNode) -> ParamScheduler:
     steps = [step for step in cfg.SOLVER.STEPS if step < cfg.SOLVER.MAX_ITER]
     if len(steps) != len(cfg.SOLVER.STEPS):
         logger.warning(
-            "SOLVER.STEPS %s: those not below SOLVER.MAX_ITER (%d) are ignored", cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER
+            "SOLVER.STEPS %s: steps from SOLVER.MAX_ITER (%d) on are ignored", cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER
         )
     if any(step <= before for step, before in zip(steps, [0, *steps], strict=False)):
         raise ValueError(f"SOLVER.STEPS {cfg.SOLVER.STEPS}: expected iterations above 0 in increasing order")
@@ -227,11 +226,11 @@ _SCHEDULES = {
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
-    """The schedule that ``SOLVER.LR_SCHEDULER_NAME`` names, with its warm-up.
+    """Build the schedule named ``SOLVER.LR_SCHEDULER_NAME``, with its warm-up.
 
     Raises:
-        ValueError: an unknown schedule or warm-up method, steps that do not increase, or an end rate above the
-            base rate.
+        ValueError: the schedule or warm-up method is unknown, steps do not increase, or the end rate exceeds the base
+            rate.
     """
     name = cfg.SOLVER.LR_SCHEDULER_NAME
     if name not in _SCHEDULES:

@@ -1,4 +1,4 @@
-"""Which parameter gets which learning rate and weight decay."""
+"""Learning rate and weight decay of each parameter."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-# Their weights scale normalised features: decaying them is usually unwanted (SOLVER.WEIGHT_DECAY_NORM).
+# Their weights scale normalized features and usually have a weight decay of their own (SOLVER.WEIGHT_DECAY_NORM).
 NORM_TYPES = (
     nn.modules.batchnorm._BatchNorm,  # BatchNorm1d, 2d, 3d and SyncBatchNorm
     nn.modules.instancenorm._InstanceNorm,
@@ -28,24 +28,24 @@ def get_default_optimizer_params(
     lr_factor_func: Callable[[str], float] | None = None,
     overrides: dict[str, dict[str, float]] | None = None,
 ) -> list[ParamGroup]:
-    """Groups of the trainable parameters of ``model`` for a torch optimizer, one for each set of hyper-parameters.
+    """Group the trainable parameters of ``model`` by their hyperparameters, for a PyTorch optimizer.
 
-    A value that is left at None is left to the optimizer's defaults. A parameter that several modules share is listed
-    once. A setting for biases wins over one for normalisation layers.
+    Values that are None are left to the optimizer's defaults. A parameter that several modules share occurs once.
+    Settings for biases have precedence over those for normalization layers.
 
     Args:
-        model: whose parameters with ``requires_grad`` are listed.
+        model: its parameters with ``requires_grad`` are grouped.
         base_lr: learning rate of all groups.
         weight_decay: weight decay of all groups.
-        weight_decay_norm: weight decay of the parameters of normalisation layers.
-        bias_lr_factor: factor of ``base_lr`` for parameters called ``bias``.
-        weight_decay_bias: weight decay of parameters called ``bias``.
+        weight_decay_norm: weight decay of the parameters of normalization layers.
+        bias_lr_factor: factor of ``base_lr`` for parameters named ``bias``.
+        weight_decay_bias: weight decay of parameters named ``bias``.
         lr_factor_func: full parameter name -> factor of ``base_lr`` (layer-wise learning rates).
-        overrides: last part of a parameter's name -> settings that win over all others,
+        overrides: last part of a parameter's name -> settings that have precedence over all others,
             e.g. ``{"embedding": {"lr": 0.01, "weight_decay": 0.1}}``.
 
     Raises:
-        ValueError: a factor without ``base_lr``, or both ``overrides["bias"]`` and a setting for biases.
+        ValueError: a factor is given without ``base_lr``, or both ``overrides["bias"]`` and a setting for biases.
 
     >>> groups = get_default_optimizer_params(torch.nn.BatchNorm1d(3), weight_decay=0.1, weight_decay_bias=0.0)
     >>> [(group["weight_decay"], len(group["params"])) for group in groups]
@@ -89,7 +89,7 @@ def _add_bias_settings(
     bias_lr_factor: float | None,
     weight_decay_bias: float | None,
 ) -> dict[str, dict[str, float]]:
-    """``overrides``, with what is asked of biases as an override for the name ``bias``."""
+    """Return ``overrides`` with the settings of biases as an override of the name ``bias``."""
     bias: dict[str, float | None] = {"weight_decay": weight_decay_bias}
     if bias_lr_factor is not None and bias_lr_factor != 1.0:
         if base_lr is None:
@@ -106,7 +106,7 @@ def _add_bias_settings(
 
 
 def _trainable_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, torch.nn.Parameter]]:
-    """(owner, full name, parameter), each parameter once, in the order of the modules."""
+    """Yield (owner, full name, parameter), each parameter once, in the order of the modules."""
     seen: set[torch.nn.Parameter] = set()
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
