@@ -81,7 +81,7 @@ class TestFourProcesses:
         for result in results:
             first, second = result["errors"]
             assert "create_local_process_group" in first
-            assert "4 processes cannot be 3 on each machine" in second
+            assert "4 processes cannot be divided into 3 per machine" in second
 
     def test_gathering(self, results):
         everything = [{"rank": rank, "array": list(range(rank))} for rank in range(4)]

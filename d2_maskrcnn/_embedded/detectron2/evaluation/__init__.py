@@ -1,7 +1,6 @@
 """Evaluation of a model on a dataset."""
 
 from detectron2._names import lookup
-from detectron2.evaluation.coco_ap import evaluate_coco
 from detectron2.evaluation.coco_evaluation import COCOeval_opt, COCOEvaluator
 from detectron2.evaluation.evaluator import (
     DatasetEvaluator,
@@ -16,7 +15,6 @@ __all__ = [
     "COCOeval_opt",
     "DatasetEvaluator",
     "DatasetEvaluators",
-    "evaluate_coco",
     "inference_context",
     "inference_on_dataset",
     "print_csv_format",

@@ -1,4 +1,4 @@
-"""COCO's average precision of a list of detections, by faster-coco-eval."""
+"""Average precision of a list of detections by COCO's rules, computed by faster-coco-eval."""
 
 import copy
 import logging
@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 logger = logging.getLogger(__name__)
 
 Detections = Sequence[Mapping[str, Any]]
 
-# What COCO's tools read of a detection. Without its box, a mask's size decides whether it is small, medium or large.
+# The keys of a detection that COCO's tools read. Without the box, the area of a mask decides its size class.
 _KEYS = {
     "bbox": ("image_id", "category_id", "bbox", "score"),
     "segm": ("image_id", "category_id", "segmentation", "score"),
@@ -22,20 +21,21 @@ _KEYS = {
 
 
 def load_ground_truth(source: str | os.PathLike[str] | dict[str, Any]) -> COCO:
-    """Reads a COCO JSON for evaluation.
+    """Read a COCO JSON for evaluation.
 
-    COCO's tools mark a detection's match by the annotation's id, with 0 for none, so ids that are 0 or doubled would
-    spoil the result silently: then all are renumbered, in memory. ``iscrowd`` and ``area`` may be missing.
+    COCO's tools mark the match of a detection by the annotation's id, 0 meaning none, so that ids which are 0 or
+    repeated would silently falsify the result: then all ids are renumbered in memory. ``iscrowd`` and ``area`` may be
+    missing.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
     """
     if isinstance(source, dict):
         content = copy.deepcopy(source)
     elif Path(source).is_file():
         content = COCO.load_json(os.fspath(source))
     else:
-        raise FileNotFoundError(f"there is no COCO JSON {os.fspath(source)!r} to evaluate against")
+        raise FileNotFoundError(f"the COCO JSON {os.fspath(source)!r} does not exist")
     annotations = content.get("annotations", [])
     ids = {annotation.get("id", 0) for annotation in annotations}
     if 0 in ids or len(ids) < len(annotations):
@@ -62,26 +62,26 @@ def run_coco_eval(
     img_ids: Sequence[int] | None = None,
     max_dets_per_image: int | None = None,
 ) -> COCOeval_faster:
-    """Evaluates detections; ``stats`` and ``eval`` of what is returned hold the results.
+    """Evaluate detections; the results are ``stats`` and ``eval`` of the returned object.
 
     Args:
         ground_truth: from :func:`load_ground_truth`.
-        detections: in COCO's results format; they stay as they are.
+        detections: in COCO's results format; not modified.
         iou_type: ``"bbox"`` or ``"segm"``.
-        img_ids: the images that count; None: all.
-        max_dets_per_image: the highest-scoring detections of each image and class that count; None: 100.
+        img_ids: the images to evaluate; None for all.
+        max_dets_per_image: number of highest-scoring detections per image and class; None for 100.
 
     Raises:
-        ValueError: ``iou_type`` is neither, or a detection is of an image that is not in the ground truth.
+        ValueError: ``iou_type`` is neither, or the image of a detection is not in the ground truth.
     """
     if iou_type not in _KEYS:
         raise ValueError(f"iou_type {iou_type!r}: expected one of {', '.join(_KEYS)}")
     unknown = {detection["image_id"] for detection in detections} - ground_truth.imgs.keys()
     if unknown:
         raise ValueError(
-            f"detections of {len(unknown)} images that the ground truth does not have: ids {sorted(unknown)[:5]}"
+            f"{len(unknown)} images of the detections are not in the ground truth: ids {sorted(unknown)[:5]}"
         )
-    # The tools write into what they get, so they get copies.
+    # Copies, since the tools modify their input.
     results = ground_truth.loadRes([{key: detection[key] for key in _KEYS[iou_type]} for detection in detections])
     lines: list[str] = []
     evaluation = COCOeval_faster(ground_truth, results, iou_type, print_function=lines.append)
@@ -95,36 +95,3 @@ def run_coco_eval(
     evaluation.summarize()
     logger.info("%s:\n%s", iou_type, "\n".join(line for line in lines if "Average" in line))
     return evaluation
-
-
-def evaluate_coco(
-    coco_gt: COCO | str | os.PathLike[str] | dict[str, Any], results: Detections | str | os.PathLike[str], iou_type: str
-) -> np.ndarray:
-    """COCO's twelve numbers, in COCO's order: six average precisions, then six average recalls.
-
-    Args:
-        coco_gt: the ground truth: a COCO JSON, its content, or an index of it.
-        results: detections in COCO's results format, or a JSON file of them.
-        iou_type: ``"bbox"`` or ``"segm"``.
-
-    Returns:
-        (12,) float64 in [0, 1]; -1 where there is no ground truth: AP, AP50, AP75, AP small, medium, large, then AR
-        with 1, 10 and 100 detections per image, AR small, medium, large.
-
-    Raises:
-        ValueError: see :func:`run_coco_eval`.
-        FileNotFoundError: a file is missing.
-    """
-    ground_truth = coco_gt if isinstance(coco_gt, COCO) else load_ground_truth(coco_gt)
-    if isinstance(results, str | os.PathLike):
-        results = _read_detections(results)
-    return np.asarray(run_coco_eval(ground_truth, results, iou_type).stats[:12], dtype=np.float64)
-
-
-def _read_detections(path: str | os.PathLike[str]) -> Detections:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no JSON file of detections {os.fspath(path)!r}")
-    detections = COCO.load_json(os.fspath(path))
-    if not isinstance(detections, list):
-        raise ValueError(f"{os.fspath(path)!r} holds a {type(detections).__name__}, not a list of detections")
-    return detections

@@ -1,4 +1,4 @@
-"""The evaluator for datasets in COCO's format, or convertible to it."""
+"""The evaluator of datasets in COCO's format, or convertible to it."""
 
 import json
 import logging
@@ -37,27 +37,27 @@ Detection = dict[str, Any]
 
 
 class COCOEvaluator(DatasetEvaluator):
-    """COCO's average precision of boxes and masks.
+    """Compute COCO's average precision of boxes and masks.
 
-    Masks are kept run-length encoded from the moment they come in, so memory does not grow with the images' sizes.
+    Masks are stored run-length encoded, so that memory does not grow with the size of the images.
 
     Args:
-        dataset_name: a registered dataset. Its metadata has ``json_file`` in COCO's format; without one, the dataset is
-            written to ``output_dir`` in that format first.
-        tasks: any of ``"bbox"``, ``"segm"``; None takes those for which there are predictions. A config means boxes,
-            and masks if ``MODEL.MASK_ON``.
-        distributed: gather the predictions of all processes and evaluate in the main one; False evaluates this
-            process's.
+        dataset_name: a registered dataset. Its metadata has ``json_file`` in COCO's format; otherwise the dataset is
+            first written to ``output_dir`` in that format.
+        tasks: any of ``"bbox"``, ``"segm"``; None for those that there are predictions for. A config means boxes, and
+            masks if ``MODEL.MASK_ON``.
+        distributed: whether the predictions of all processes are gathered and evaluated in the main one; False
+            evaluates those of this process.
         output_dir: gets ``coco_instances_results.json`` (the dataset's category ids) and ``instances_predictions.pth``
             (per image, the model's class numbers); None writes nothing.
-        max_dets_per_image: the highest-scoring detections of each image and class that count; None: COCO's 100.
-        use_fast_impl: for programs written for Detectron2, whose two implementations give the same numbers; here
-            there is the fast one only.
+        max_dets_per_image: number of highest-scoring detections per image and class; None for COCO's 100.
+        use_fast_impl: for programs written for Detectron2, whose two implementations give the same numbers; this engine
+            has the fast one only.
         kpt_oks_sigmas: for programs written for Detectron2; keypoints are not evaluated.
-        allow_cached_coco: use a converted dataset that lies in ``output_dir`` from an earlier run.
+        allow_cached_coco: whether a converted dataset in ``output_dir`` from an earlier run is used.
 
     Raises:
-        ValueError: an unknown task, or a dataset to be converted without an ``output_dir``.
+        ValueError: a task is unknown, or a dataset must be converted and ``output_dir`` is missing.
     """
 
     def __init__(
@@ -84,25 +84,23 @@ class COCOEvaluator(DatasetEvaluator):
         if not hasattr(self._metadata, "json_file"):
             self._metadata.json_file = self._convert_dataset(dataset_name, allow_cached_coco)
         self._coco_api = load_ground_truth(PathManager.get_local_path(self._metadata.json_file))
-        self._do_evaluation = "annotations" in self._coco_api.dataset  # subclasses may switch it off
+        self._do_evaluation = "annotations" in self._coco_api.dataset  # subclasses may change it
         self._predictions: list[dict[str, Any]] = []
 
     def _convert_dataset(self, dataset_name: str, allow_cached: bool) -> str:
         if self._output_dir is None:
-            raise ValueError(
-                f"dataset {dataset_name!r} has no COCO JSON: COCOEvaluator needs an output_dir to write one"
-            )
+            raise ValueError(f"dataset {dataset_name!r} has no COCO JSON: COCOEvaluator needs output_dir to write one")
         path = os.path.join(self._output_dir, f"{dataset_name}_coco_format.json")
         logger.info("Writing %r in COCO's format to %s for the evaluation", dataset_name, path)
         convert_to_coco_json(dataset_name, path, allow_cached=allow_cached)
         return path
 
     def reset(self) -> None:
-        """Forgets all predictions."""
+        """Remove all predictions."""
         self._predictions = []
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Takes in a batch.
+        """Store the predictions of a batch.
 
         Args:
             inputs: each with ``"image_id"``.
@@ -116,18 +114,18 @@ class COCOEvaluator(DatasetEvaluator):
             self._predictions.append(prediction)
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, Any]:
-        """Evaluates what came in.
+        """Evaluate the stored predictions.
 
         Args:
-            img_ids: the images that count; None: all of the dataset.
+            img_ids: the images to evaluate; None for all of the dataset.
 
         Returns:
             ``{"bbox": {"AP": ..., "AP50": ..., "AP75": ..., "APs": ..., "APm": ..., "APl": ..., "AP-<class>": ...},
-            "segm": ...}`` in percent, NaN where a number is not defined. Empty in other processes than the main one,
-            and where nothing came in.
+            "segm": ...}`` in percent, NaN for undefined numbers. Empty in other processes than the main one, and
+            without predictions.
 
         Raises:
-            ValueError: a prediction is of a class or image that the dataset does not have.
+            ValueError: the class or image of a prediction is not in the dataset.
         """
         predictions = self._gather()
         if predictions is None:
@@ -147,7 +145,7 @@ class COCOEvaluator(DatasetEvaluator):
         return results
 
     def _gather(self) -> list[dict[str, Any]] | None:
-        """All processes' predictions; None in those that have no more to do."""
+        """Return the predictions of all processes; None in those that do not evaluate."""
         if not self._distributed:
             return self._predictions
         comm.synchronize()
@@ -157,7 +155,7 @@ class COCOEvaluator(DatasetEvaluator):
         return [prediction for predictions in gathered for prediction in predictions]
 
     def _with_dataset_ids(self, detections: list[Detection]) -> list[Detection]:
-        """The detections with the dataset's category ids instead of the model's class numbers."""
+        """Replace the model's class numbers by the dataset's category ids."""
         to_contiguous = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None)
         if to_contiguous is None:
             return detections
@@ -166,7 +164,7 @@ class COCOEvaluator(DatasetEvaluator):
             if category not in to_dataset:
                 raise ValueError(
                     f"a prediction has class {category}, but dataset {self._metadata.name!r} has {len(to_dataset)} "
-                    "classes; is MODEL.ROI_HEADS.NUM_CLASSES that of this dataset?"
+                    "classes; check MODEL.ROI_HEADS.NUM_CLASSES"
                 )
         return [{**detection, "category_id": to_dataset[detection["category_id"]]} for detection in detections]
 
@@ -215,7 +213,7 @@ class COCOEvaluator(DatasetEvaluator):
         return {**results, **{f"AP-{name}": value for name, value in per_class.items()}}
 
     def _per_class_ap(self, evaluation: COCOeval_faster, names: Sequence[str] | None) -> dict[str, float]:
-        """The AP of each class by name; nothing for a dataset with one class, whose AP that would repeat."""
+        """Return the AP of each class by name; nothing for a dataset with one class."""
         if names is None or len(names) <= 1:
             return {}
         to_contiguous = self._metadata.get("thing_dataset_id_to_contiguous_id")
@@ -239,7 +237,7 @@ def _percent(value: float) -> float:
 
 
 def _table(values: Mapping[str, float], columns: int = 3) -> str:
-    """``values`` as a table of several name-value columns side by side."""
+    """Format ``values`` as a table with several name-value columns side by side."""
     cells = [cell for item in values.items() for cell in item]
     width = min(2 * columns, len(cells))
     rows = [cells[start : start + width] for start in range(0, len(cells), width)]
@@ -247,16 +245,16 @@ def _table(values: Mapping[str, float], columns: int = 3) -> str:
 
 
 def instances_to_coco_json(instances: Instances, img_id: int) -> list[Detection]:
-    """The detections of one image in COCO's results format.
+    """Convert the detections of one image to COCO's results format.
 
     Args:
-        instances: on the CPU, with ``pred_boxes``, ``scores``, ``pred_classes`` and perhaps ``pred_masks`` (N, H, W)
+        instances: on the CPU, with ``pred_boxes``, ``scores``, ``pred_classes`` and possibly ``pred_masks`` (N, H, W)
             bool, or ``pred_masks_rle``, a list of N run-length encodings.
         img_id: the image's id in the dataset.
 
     Returns:
-        One dict for each instance: ``image_id``, ``category_id`` (the model's class number), ``bbox`` (left, top,
-        width, height), ``score`` and, with masks, ``segmentation`` as compressed run lengths.
+        One dict per instance: ``image_id``, ``category_id`` (the model's class number), ``bbox`` (left, top, width,
+        height), ``score`` and, with masks, ``segmentation`` as a compressed run-length encoding.
     """
     if len(instances) == 0:
         return []
@@ -277,7 +275,7 @@ def _encoded_masks(instances: Instances) -> list[dict[str, Any]] | None:
     if instances.has("pred_masks_rle"):
         rles = instances.pred_masks_rle
     elif instances.has("pred_masks"):
-        # One after the other: transposing all masks at once would need their whole memory a second time.
+        # One by one: transposing all masks at once would double the memory.
         rles = [mask_util.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8)) for mask in instances.pred_masks]
     else:
         return None
@@ -285,7 +283,7 @@ def _encoded_masks(instances: Instances) -> list[dict[str, Any]] | None:
 
 
 def _text(counts: bytes | str) -> str:
-    """JSON has no bytes; compressed run lengths are ASCII."""
+    """Convert compressed run lengths, which are ASCII, to text for JSON."""
     return counts.decode("ascii") if isinstance(counts, bytes) else counts
 
 

@@ -1,4 +1,4 @@
-"""Runs a model over a dataset and hands what it says to evaluators."""
+"""Run a model on a dataset and pass its outputs to evaluators."""
 
 import contextlib
 import logging
@@ -21,23 +21,23 @@ Callbacks = Mapping[str, Callable[[], None]]
 
 
 class DatasetEvaluator:
-    """Collects what a model says about each image (:meth:`process`), and judges it at the end (:meth:`evaluate`)."""
+    """Collect a model's outputs (:meth:`process`), and compute results from them at the end (:meth:`evaluate`)."""
 
     def reset(self) -> None:
-        """Forgets everything; called before a new run."""
+        """Remove everything collected; called before a run."""
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Takes in one batch.
+        """Collect one batch.
 
         Args:
-            inputs: what the model got.
-            outputs: what it returned, one for each input.
+            inputs: inputs of the model.
+            outputs: outputs of the model, one per input.
         """
 
     def evaluate(self) -> Mapping[str, Any] | None:
-        """The results, by task and metric: ``{"bbox": {"AP": 40.0}}``. Called once, after all batches.
+        """Return the results by task and metric: ``{"bbox": {"AP": 40.0}}``. Called once, after all batches.
 
-        With several processes, those that do not compute the results return nothing.
+        If there are several processes, those that do not compute results return None.
         """
 
 
@@ -48,17 +48,17 @@ class DatasetEvaluators(DatasetEvaluator):
         self._evaluators = evaluators
 
     def reset(self) -> None:
-        """Resets all."""
+        """Reset all evaluators."""
         for evaluator in self._evaluators:
             evaluator.reset()
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Hands the batch to all."""
+        """Pass the batch to all evaluators."""
         for evaluator in self._evaluators:
             evaluator.process(inputs, outputs)
 
     def evaluate(self) -> Mapping[str, Any]:
-        """The results of all, merged.
+        """Return the merged results of all evaluators.
 
         Raises:
             ValueError: two evaluators have results of the same name.
@@ -70,21 +70,21 @@ class DatasetEvaluators(DatasetEvaluator):
                 continue
             doubled = results.keys() & found.keys()
             if doubled:
-                raise ValueError(f"several evaluators have results called {sorted(doubled)}")
+                raise ValueError(f"several evaluators have results of the names {sorted(doubled)}")
             results.update(found)
         return results
 
 
 class _Clock:
-    """Where the time of the evaluation goes, and how much is left."""
+    """Measure the parts of an evaluation's time, and estimate the remaining time."""
 
     PARTS = ("data", "compute", "eval")
-    LOG_SECONDS = 5.0  # between two lines of progress
+    LOG_SECONDS = 5.0  # between two progress messages
 
     def __init__(self, total: int, warmup: int) -> None:
         self.total = total
         self.next_log = 0.0
-        self.warmup = warmup  # the first batches are slow, so they are not counted
+        self.warmup = warmup  # number of first batches that are not measured, since they are slow
         self.restart()
 
     def restart(self) -> None:
@@ -143,16 +143,16 @@ def inference_on_dataset(
     evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
     callbacks: Callbacks | None = None,
 ) -> Mapping[str, Any]:
-    """Runs ``model`` over all batches and evaluates what it says.
+    """Run ``model`` on all batches and evaluate its outputs.
 
     Args:
-        model: called with each batch. A ``nn.Module`` is in evaluation mode meanwhile; its modes are restored.
-        data_loader: has a length; with several processes, each has its part of the data.
+        model: called with each batch. A ``nn.Module`` is set to evaluation mode; its modes are restored afterwards.
+        data_loader: has a length; if there are several processes, each has its share of the data.
         evaluator: one, several, or None to run the model only.
         callbacks: functions called at ``"on_start"``, ``"before_inference"``, ``"after_inference"`` and ``"on_end"``.
 
     Returns:
-        What ``evaluator.evaluate()`` returns; an empty dict where that is nothing.
+        The result of ``evaluator.evaluate()``; an empty dict for None.
     """
     callbacks = callbacks or {}
     evaluator = _as_one(evaluator)
@@ -170,7 +170,7 @@ def inference_on_dataset(
             _call(callbacks, "before_inference")
             outputs = model(inputs)
             if torch.cuda.is_available():
-                torch.cuda.synchronize()  # kernels run on after the call; the evaluator would get their time
+                torch.cuda.synchronize()  # kernels run asynchronously: their time would count as the evaluator's
             _call(callbacks, "after_inference")
             clock.lap("compute")
             evaluator.process(inputs, outputs)
@@ -196,7 +196,7 @@ def _call(callbacks: Callbacks, moment: str) -> None:
 
 @contextlib.contextmanager
 def inference_context(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards every module has the mode that it had before."""
+    """Set evaluation mode in a block; afterwards, restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Results of an evaluation: printing, flattening, and comparing with what was expected."""
+"""Print and flatten results of an evaluation, and compare them with expected values."""
 
 import logging
 import math
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 
 def print_csv_format(results: Mapping[str, Any]) -> None:
-    """Logs the main metrics of each task as three lines to be copied into a table: task, names, values.
+    """Log the main metrics of each task as three lines to copy into a table: task, names, values.
 
     Args:
-        results: ``{task: {metric: value}}``; metrics with a ``-`` in the name (those of single classes) are left out.
+        results: ``{task: {metric: value}}``; metrics with ``-`` in the name (those of single classes) are omitted.
     """
     for task, metrics in results.items():
         if not isinstance(metrics, Mapping):
@@ -31,19 +31,19 @@ def print_csv_format(results: Mapping[str, Any]) -> None:
 
 
 def verify_results(cfg: CfgNode, results: Mapping[str, Any]) -> bool:
-    """Compares ``results`` with ``TEST.EXPECTED_RESULTS``, and exits the program with status 1 if one is off.
+    """Compare ``results`` with ``TEST.EXPECTED_RESULTS``, and exit the program with status 1 if one differs.
 
     Args:
         cfg: ``TEST.EXPECTED_RESULTS`` is a list of ``[task, metric, expected value, tolerance]``.
         results: ``{task: {metric: value}}``.
 
     Returns:
-        True: all are as expected, or nothing is expected.
+        True: all results are as expected, or none is expected.
     """
     failed = False
     for task, metric, expected, tolerance in cfg.TEST.EXPECTED_RESULTS:
         actual = results.get(task, {}).get(metric)
-        # The comparison is written so that NaN fails.
+        # With `not ... <=`, so that NaN fails.
         if actual is None or not math.isfinite(actual) or not abs(actual - expected) <= tolerance:
             failed = True
             logger.error("%s/%s is %s, expected %s within %s", task, metric, actual, expected, tolerance)
@@ -56,7 +56,7 @@ def verify_results(cfg: CfgNode, results: Mapping[str, Any]) -> bool:
 
 
 def flatten_results_dict(results: Mapping[str, Any]) -> dict[str, Any]:
-    """Joins the keys of nested dicts with ``/``.
+    """Join the keys of nested dicts with ``/``.
 
     >>> flatten_results_dict({"bbox": {"AP": 1.0}, "time": 2.0})
     {'bbox/AP': 1.0, 'time': 2.0}

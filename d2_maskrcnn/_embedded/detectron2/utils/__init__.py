@@ -1,1 +1,1 @@
-"""What the rest is built with: processes, events, logging, files, environment."""
+"""Utilities: processes, events, logging, files, drawing, environment."""

@@ -1,4 +1,4 @@
-"""What a bug report should say of the machine: ``python -m detectron2.utils.collect_env``."""
+"""Describe the machine for a bug report: ``python -m detectron2.utils.collect_env``."""
 
 import importlib
 import importlib.metadata
@@ -15,7 +15,7 @@ from detectron2._names import lookup
 
 __all__ = ["collect_env_info"]
 
-# Name on PyPI -> module that shows where it is. None: the version is enough.
+# Name on PyPI -> module whose location is shown.
 _LIBRARIES = {
     "numpy": "numpy",
     "torchvision": "torchvision",
@@ -28,7 +28,7 @@ _LIBRARIES = {
 
 
 def collect_env_info() -> str:
-    """A table of the platform, Python, PyTorch, the GPUs and the libraries, one item a line."""
+    """Return a table of platform, Python, PyTorch, GPUs and libraries."""
     import detectron2
 
     rows: list[tuple[str, object]] = [
@@ -69,7 +69,7 @@ def _library(distribution: str, module: str) -> str:
 
 
 def _opencv() -> str:
-    # Several distributions (headless and not) bring this module, so the module itself is asked.
+    # Several distributions (headless and not) contain this module, so its own version is read.
     if importlib.util.find_spec("cv2") is None:
         return "not installed"
     return importlib.import_module("cv2").__version__

@@ -1,4 +1,4 @@
-"""Colours for drawing."""
+"""Colors for drawing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 __all__ = ["colormap", "random_color", "random_colors"]
 
 _COUNT = 80
-_GOLDEN = 0.618033988749895  # steps of this part of the colour circle never come close to one another soon
-_SHADES = ((0.85, 0.95), (0.55, 1.0), (0.9, 0.7))  # saturation and value, in turn
+_GOLDEN = 0.618033988749895  # step around the color wheel, which keeps consecutive colors apart
+_SHADES = ((0.85, 0.95), (0.55, 1.0), (0.9, 0.7))  # saturation and value, alternating
 
 
 def _table() -> np.ndarray:
@@ -22,10 +22,10 @@ _COLORS = _table()  # (80, 3) RGB in [0, 1]
 
 
 def colormap(rgb: bool = False, maximum: int = 255) -> np.ndarray:
-    """A table of colours.
+    """Return a table of colors.
 
     Args:
-        rgb: whether the order is RGB; otherwise BGR.
+        rgb: whether the order is RGB instead of BGR.
         maximum: of the values: 255 or 1.
 
     Returns:
@@ -41,17 +41,17 @@ def colormap(rgb: bool = False, maximum: int = 255) -> np.ndarray:
 
 
 def random_color(rgb: bool = False, maximum: int = 255) -> np.ndarray:
-    """A colour of :func:`colormap`, drawn with NumPy's global generator: (3,) float32."""
+    """Return a random color of :func:`colormap`, (3,) float32, by NumPy's global generator."""
     return colormap(rgb, maximum)[np.random.randint(_COUNT)]
 
 
 def random_colors(N: int, rgb: bool = False, maximum: int = 255) -> list[np.ndarray]:
-    """``N`` different colours of :func:`colormap` in random order.
+    """Return ``N`` different colors of :func:`colormap` in random order.
 
     Raises:
-        ValueError: there are not that many.
+        ValueError: ``N`` exceeds the number of colors.
     """
     if N > _COUNT:
-        raise ValueError(f"there are {_COUNT} colours, {N} were asked for")
+        raise ValueError(f"N is {N}, but there are {_COUNT} colors")
     table = colormap(rgb, maximum)
     return [table[index] for index in np.random.permutation(_COUNT)[:N]]

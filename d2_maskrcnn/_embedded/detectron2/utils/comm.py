@@ -1,6 +1,6 @@
-"""Talk between the processes of a training. Everything works in a single process too, and with gloo as with nccl."""
+"""Communication between the processes of a training. All functions work in a single process too."""
 
-from __future__ import annotations  # a PyTorch without `distributed` has no ProcessGroup
+from __future__ import annotations  # PyTorch without `distributed` has no ProcessGroup
 
 import functools
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-# The processes on this machine, once `create_local_process_group` has been called.
+# The processes of this machine, set by `create_local_process_group`.
 _local_group: Any = None
 _MISSING_LOCAL_GROUP = (
     "The processes of this machine are not known: call comm.create_local_process_group(processes_per_machine) after "
@@ -22,47 +22,48 @@ def _is_distributed() -> bool:
 
 
 def get_world_size() -> int:
-    """Number of processes of all machines."""
+    """Return the number of processes of all machines."""
     return dist.get_world_size() if _is_distributed() else 1
 
 
 def get_rank() -> int:
-    """Number of this process among all, from 0."""
+    """Return the index of this process among all, from 0."""
     return dist.get_rank() if _is_distributed() else 0
 
 
 def is_main_process() -> bool:
-    """Whether this is the process (rank 0) that logs and writes files."""
+    """Return whether this process (rank 0) is the one that logs and writes files."""
     return get_rank() == 0
 
 
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Tells which processes share a machine. All processes must call it, with the same number.
+    """Define which processes share a machine. All processes must call it with the same number.
 
     Args:
-        num_workers_per_machine: processes on each machine; ranks count through the first machine, then the second,
-            and so on.
+        num_workers_per_machine: processes per machine; ranks are consecutive on each machine.
 
     Raises:
-        ValueError: the number of processes is no multiple of it.
-        RuntimeError: it has been called before.
+        ValueError: the number of processes is not a multiple of it.
+        RuntimeError: it was called before.
     """
     global _local_group
     if _local_group is not None:
-        raise RuntimeError("The local process group has been created already")
+        raise RuntimeError("The local process group exists already")
     if get_world_size() % num_workers_per_machine:
-        raise ValueError(f"{get_world_size()} processes cannot be {num_workers_per_machine} on each machine")
+        raise ValueError(f"{get_world_size()} processes cannot be divided into {num_workers_per_machine} per machine")
     for machine in range(get_world_size() // num_workers_per_machine):
         start = machine * num_workers_per_machine
-        # Creating a group is a joint act: every process takes part in every group's, its own or not.
+        # Every process must take part in the creation of every group.
         group = dist.new_group(list(range(start, start + num_workers_per_machine)))
         if start <= get_rank() < start + num_workers_per_machine:
             _local_group = group
 
 
 def destroy_process_groups() -> None:
-    """Ends all groups, those that this module remembers included: their threads go on as long as anything refers to
-    them, and one that still holds a tensor when the interpreter is taken apart aborts the process.
+    """Destroy all groups, including those that this module refers to.
+
+    The threads of a group run as long as anything refers to it, and one that has a tensor when the interpreter exits
+    aborts the process.
     """
     global _local_group
     dist.destroy_process_group()
@@ -71,10 +72,10 @@ def destroy_process_groups() -> None:
 
 
 def get_local_process_group() -> dist.ProcessGroup:
-    """The group of this machine's processes.
+    """Return the group of the processes of this machine.
 
     Raises:
-        RuntimeError: :func:`create_local_process_group` has not been called.
+        RuntimeError: :func:`create_local_process_group` was not called.
     """
     if _local_group is None:
         raise RuntimeError(_MISSING_LOCAL_GROUP)
@@ -82,17 +83,17 @@ def get_local_process_group() -> dist.ProcessGroup:
 
 
 def get_local_rank() -> int:
-    """Number of this process among those of its machine, from 0. RuntimeError where that is not known."""
+    """Return the index of this process on its machine, from 0; RuntimeError if that is not known."""
     return dist.get_rank(group=get_local_process_group()) if _is_distributed() else 0
 
 
 def get_local_size() -> int:
-    """Number of processes on this machine. RuntimeError where that is not known."""
+    """Return the number of processes on this machine; RuntimeError if that is not known."""
     return dist.get_world_size(group=get_local_process_group()) if _is_distributed() else 1
 
 
 def synchronize() -> None:
-    """Waits until all processes have come here."""
+    """Wait until all processes have called it."""
     if get_world_size() == 1:
         return
     if dist.get_backend() == dist.Backend.NCCL:
@@ -103,7 +104,7 @@ def synchronize() -> None:
 
 @functools.lru_cache
 def _gloo_group() -> dist.ProcessGroup:
-    """All processes, over gloo: Python objects need not go through a GPU's memory."""
+    """Return the group of all processes over gloo: Python objects need not be copied through GPU memory."""
     if dist.get_backend() == dist.Backend.NCCL:
         group: Any = dist.new_group(backend="gloo")
         return group
@@ -113,11 +114,11 @@ def _gloo_group() -> dist.ProcessGroup:
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Hands any picklable object to all processes.
+    """Send a picklable object to all processes.
 
     Args:
-        data: this process's object.
-        group: the processes that take part; None: all.
+        data: the object of this process.
+        group: the processes that take part; None for all.
 
     Returns:
         The objects of all of them, by rank.
@@ -134,15 +135,15 @@ def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
 
 
 def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """Hands any picklable object to one process.
+    """Send a picklable object to one process.
 
     Args:
-        data: this process's object.
-        dst: rank (among all processes) of the one that gets them.
-        group: the processes that take part; None: all.
+        data: the object of this process.
+        dst: rank, among all processes, of the receiver.
+        group: the processes that take part; None for all.
 
     Returns:
-        The objects of all of them by rank, on ``dst``; an empty list elsewhere.
+        The objects of all of them by rank in process ``dst``; an empty list elsewhere.
     """
     if get_world_size() == 1:
         return [data]
@@ -156,19 +157,19 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
 
 
 def shared_random_seed() -> int:
-    """A random number in [0, 2**31) that is the same in all processes, from the main process's NumPy generator."""
+    """Return a random number in [0, 2**31) from the main process's NumPy generator, the same in all processes."""
     return all_gather(int(np.random.randint(2**31)))[0]
 
 
 def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict[str, torch.Tensor]:
-    """Adds up scalar tensors over all processes.
+    """Sum scalar tensors over all processes.
 
     Args:
         input_dict: 0-dimensional tensors; all processes need the same keys.
         average: whether the sums are divided by the number of processes.
 
     Returns:
-        The same keys. Only the main process's values mean something.
+        The same keys. Only the values in the main process are valid.
     """
     world_size = get_world_size()
     if world_size == 1:

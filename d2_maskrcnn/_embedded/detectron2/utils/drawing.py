@@ -1,4 +1,4 @@
-"""The single strokes of a Visualizer: text, boxes, lines, circles, polygons and masks on a matplotlib axis."""
+"""Drawing primitives of a Visualizer: text, boxes, lines, circles, polygons and masks on a matplotlib axis."""
 
 from __future__ import annotations
 
@@ -10,14 +10,58 @@ from typing import Any
 import cv2
 import matplotlib.colors as mplc
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle, PathPatch, Polygon, Rectangle
 from matplotlib.path import Path
 
 from detectron2.utils.colormap import random_color
 from detectron2.utils.generic_mask import GenericMask
-from detectron2.utils.vis_image import VisImage
 
-__all__ = ["DrawingMixin"]
+__all__ = ["DrawingMixin", "VisImage"]
+
+
+class VisImage:
+    """An image under a matplotlib axis in units of the image's pixels.
+
+    Args:
+        img: (H, W, 3) RGB in [0, 255].
+        scale: size of the result relative to ``img``.
+
+    Attributes:
+        fig, ax, canvas: matplotlib's. width, height: of ``img``, in pixels.
+    """
+
+    def __init__(self, img: np.ndarray, scale: float = 1.0) -> None:
+        self.img, self.scale = img, scale
+        self.height, self.width = img.shape[:2]
+        self._setup_figure(img)
+
+    def _setup_figure(self, img: np.ndarray) -> None:
+        self.fig = Figure(frameon=False)
+        self.dpi = self.fig.get_dpi()
+        # The canvas drops fractions of pixels; the small excess keeps the division by dpi from dropping a whole one.
+        sides = (side * self.scale + 0.01 for side in (self.width, self.height))
+        self.fig.set_size_inches([side / self.dpi for side in sides])
+        self.canvas = FigureCanvasAgg(self.fig)
+        self.ax = self.fig.add_axes((0.0, 0.0, 1.0, 1.0))
+        self.ax.axis("off")
+        self.reset_image(img)
+
+    def reset_image(self, img: np.ndarray) -> None:
+        """Replace the background by ``img`` ((H, W, 3) RGB in [0, 255])."""
+        self.ax.imshow(
+            img.clip(0, 255).astype("uint8"), extent=(0, self.width, self.height, 0), interpolation="nearest"
+        )
+
+    def save(self, filepath: str | Path) -> None:
+        """Write the image; the suffix is the format (png, jpg, pdf, svg, ...)."""
+        self.fig.savefig(filepath)
+
+    def get_image(self) -> np.ndarray:
+        """Return (H * scale, W * scale, 3) uint8 RGB."""
+        self.canvas.draw()
+        return np.asarray(self.canvas.buffer_rgba())[:, :, :3].copy()
 
 
 class DrawingMixin:
@@ -38,9 +82,9 @@ class DrawingMixin:
         horizontal_alignment: str = "center",
         rotation: float = 0,
     ) -> VisImage:
-        """Writes ``text`` on a dark plate, its top edge at ``position`` (x, y); dark colours are made lighter."""
+        """Draw ``text`` on a dark background, its top edge at ``position`` (x, y); dark colors are lightened."""
         red, green, blue = mplc.to_rgb(color)
-        if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5:  # too dark for the plate
+        if 0.3 * red + 0.6 * green + 0.1 * blue < 0.5:  # too dark for the background
             red, green, blue = (0.5 + value / 2 for value in (red, green, blue))
         self.output.ax.text(
             position[0],
@@ -60,7 +104,7 @@ class DrawingMixin:
     def draw_box(
         self, box_coord: Sequence[float], alpha: float = 0.5, edge_color: Any = "g", line_style: str = "-"
     ) -> VisImage:
-        """Draws a box, (x0, y0, x1, y1) in pixels."""
+        """Draw a box (x0, y0, x1, y1) in pixels."""
         x0, y0, x1, y1 = box_coord
         self.output.ax.add_patch(
             Rectangle(
@@ -84,7 +128,7 @@ class DrawingMixin:
         line_style: str = "-",
         label: str | None = None,
     ) -> VisImage:
-        """Draws a box of (centre x, centre y, width, height, degrees counterclockwise)."""
+        """Draw a box (center x, center y, width, height, degrees counterclockwise)."""
         x, y, width, height, angle = (float(value) for value in rotated_box)
         corner = (x - width / 2, y - height / 2)
         patch = Rectangle(corner, width, height, angle=-angle, rotation_point="center", fill=False, alpha=alpha)
@@ -95,7 +139,7 @@ class DrawingMixin:
         return self.output
 
     def draw_circle(self, circle_coord: Sequence[float], color: Any, radius: float = 3) -> VisImage:
-        """Draws a filled circle around (x, y)."""
+        """Draw a filled circle around (x, y)."""
         self.output.ax.add_patch(Circle(tuple(circle_coord), radius=radius, fill=True, color=color))
         return self.output
 
@@ -107,15 +151,15 @@ class DrawingMixin:
         linestyle: str = "-",
         linewidth: float | None = None,
     ) -> VisImage:
-        """Draws a line through the points (x_data[i], y_data[i])."""
+        """Draw a line through the points (x_data[i], y_data[i])."""
         width = self._line_width() if linewidth is None else linewidth * self.output.scale
         limits = self.output.ax.get_xlim(), self.output.ax.get_ylim()
         self.output.ax.plot(x_data, y_data, linewidth=width, color=color, linestyle=linestyle)
-        self.output.ax.set(xlim=limits[0], ylim=limits[1])  # plotting beyond the image must not shift it
+        self.output.ax.set(xlim=limits[0], ylim=limits[1])  # a line that exceeds the image must not shift it
         return self.output
 
     def draw_polygon(self, segment: np.ndarray, color: Any, edge_color: Any = None, alpha: float = 0.5) -> VisImage:
-        """Draws a filled polygon, (K, 2) x and y; its edge is of the same colour unless told otherwise."""
+        """Draw a filled polygon, (K, 2) x and y; its edge has the same color by default."""
         edge_color = color if edge_color is None else edge_color
         self.output.ax.add_patch(
             Polygon(
@@ -138,11 +182,11 @@ class DrawingMixin:
         alpha: float = 0.5,
         area_threshold: float | None = 10,
     ) -> VisImage:
-        """Draws an (H, W) mask, holes left open.
+        """Draw an (H, W) mask with its holes.
 
         Args:
-            color: a random one if None. text: written into its largest piece.
-            area_threshold: pieces of fewer pixels are left out.
+            color: None for a random one. text: drawn in the largest component.
+            area_threshold: components with fewer pixels are omitted.
         """
         color = random_color(rgb=True, maximum=1) if color is None else color
         mask = GenericMask(np.asarray(binary_mask), self.output.height, self.output.width)
@@ -165,7 +209,7 @@ class DrawingMixin:
     def draw_soft_mask(
         self, soft_mask: np.ndarray, color: Any = None, *, text: str | None = None, alpha: float = 0.5
     ) -> VisImage:
-        """Draws an (H, W) mask of values in [0, 1], each pixel as opaque as its value times ``alpha``."""
+        """Draw an (H, W) mask of values in [0, 1]; the opacity of a pixel is its value times ``alpha``."""
         color = random_color(rgb=True, maximum=1) if color is None else color
         layer = np.empty((*soft_mask.shape, 4), dtype=np.float32)
         layer[:, :, :3] = mplc.to_rgb(color)
@@ -177,9 +221,10 @@ class DrawingMixin:
         return self.output
 
     def draw_and_connect_keypoints(self, keypoints: np.ndarray) -> VisImage:
-        """Draws the keypoints of one instance, (K, 3) x, y, visibility, and the lines between them.
+        """Draw the keypoints of one instance, (K, 3) x, y, visibility, and the lines between them.
 
-        The metadata's ``keypoint_names`` and ``keypoint_connection_rules`` (name, name, colour) say which are joined.
+        The lines are defined by the metadata's ``keypoint_names`` and ``keypoint_connection_rules`` (name, name,
+        color).
         """
         names = self.metadata.get("keypoint_names") or []
         visible: dict[str, tuple[float, float]] = {}
@@ -195,24 +240,24 @@ class DrawingMixin:
         return self.output
 
     def _line_width(self) -> float:
-        """Of boxes, in points: grows with the image and with the scale."""
+        """Return the line width of boxes in points, which grows with the image and the scale."""
         return max(1.0, math.sqrt(self.output.width * self.output.height) / 500) * self.output.scale
 
     def _draw_text_in_mask(self, binary_mask: np.ndarray, text: str, color: Any) -> None:
-        """Writes ``text`` at the middle of the mask's largest piece."""
+        """Draw ``text`` in the middle of the mask's largest component."""
         count, pieces = cv2.connectedComponents(binary_mask.astype(np.uint8))
         if count > 1:
             largest = 1 + int(np.bincount(pieces.reshape(-1), minlength=count)[1:].argmax())
-            # The pixel deepest inside the piece: a ring's middle would lie in its hole.
+            # The pixel farthest from the border: the center of a ring would be in its hole.
             depth = cv2.distanceTransform((pieces == largest).astype(np.uint8), cv2.DIST_L2, 3)
             y, x = np.unravel_index(int(depth.argmax()), depth.shape)
             self.draw_text(text, (float(x), float(y)), color=color)
 
     def _change_color_brightness(self, color: Any, brightness_factor: float) -> tuple[float, float, float]:
-        """A lighter colour for a factor up to 1, a darker one for a factor down to -1.
+        """Return a lighter color for a factor up to 1, a darker one for a factor down to -1.
 
         Raises:
-            ValueError: the factor lies outside.
+            ValueError: the factor is not in [-1, 1].
         """
         if not -1 <= brightness_factor <= 1:
             raise ValueError(f"brightness_factor must be in [-1, 1], got {brightness_factor}")
@@ -226,5 +271,5 @@ def _ring_area(ring: np.ndarray) -> float:
 
 
 def _ring_codes(count: int) -> np.ndarray:
-    """Matplotlib's path codes of a closed ring of ``count`` points, the first repeated at the end."""
+    """Return matplotlib's path codes of a closed ring of ``count`` points, the first one repeated at the end."""
     return np.array([Path.MOVETO] + [Path.LINETO] * (count - 1) + [Path.CLOSEPOLY], dtype=Path.code_type)

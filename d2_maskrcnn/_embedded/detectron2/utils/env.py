@@ -1,4 +1,4 @@
-"""The process's environment: PyTorch's version, random seeds, settings of libraries."""
+"""Environment of the process: version of PyTorch, random seeds, settings of libraries."""
 
 import importlib.util
 import logging
@@ -20,10 +20,10 @@ _environment_is_set_up = False
 
 
 def seed_all_rng(seed: int | None = None) -> None:
-    """Seeds the generators of NumPy, PyTorch (CPU and GPUs) and Python, and the hashes of child processes.
+    """Seed the generators of NumPy, PyTorch (CPU and GPUs) and Python, and the hashes of child processes.
 
     Args:
-        seed: not negative; None: a random one, which is logged.
+        seed: non-negative; None for a random one, which is logged.
 
     Raises:
         ValueError: ``seed`` is negative.
@@ -40,7 +40,7 @@ def seed_all_rng(seed: int | None = None) -> None:
 
 
 def setup_environment() -> None:
-    """Settings of libraries that a training needs. Calling it again changes nothing."""
+    """Apply the settings of libraries that a training needs. Further calls have no effect."""
     global _environment_is_set_up
     if _environment_is_set_up:
         return
@@ -50,7 +50,9 @@ def setup_environment() -> None:
 
 
 def fixup_module_metadata(module_name: str, namespace: dict[str, Any], keys: list[str] | None = None) -> None:
-    """Let the public objects of a namespace that lie below ``module_name`` name it as their module."""
+    """Set ``__module__`` of the public objects of a namespace that are defined below ``module_name`` to
+    ``module_name``.
+    """
     for key in namespace if keys is None else keys:
         found = namespace.get(key)
         if not key.startswith("_") and str(getattr(found, "__module__", "")).startswith(f"{module_name}."):
@@ -58,7 +60,7 @@ def fixup_module_metadata(module_name: str, namespace: dict[str, Any], keys: lis
 
 
 def _keep_opencv_to_one_thread() -> None:
-    # OpenCV's thread pool does not survive a fork, and data loaders fork: they would hang. Nor does OpenCL.
+    # OpenCV's thread pool and OpenCL do not survive a fork: data loaders, which fork, would hang.
     os.environ["OPENCV_OPENCL_RUNTIME"] = "disabled"
     import cv2
 

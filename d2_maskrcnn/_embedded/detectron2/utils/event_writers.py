@@ -1,4 +1,4 @@
-"""Write down what the open event storage holds: to the terminal, to ``metrics.json`` and to TensorBoard."""
+"""Write the open event storage to the terminal, to ``metrics.json`` and to TensorBoard."""
 
 import datetime
 import json
@@ -16,39 +16,39 @@ import torch
 from detectron2.utils.event_storage import EventStorage, get_event_storage
 from detectron2.utils.file_io import PathManager
 
-# How many of the latest iterations the remaining time is estimated from.
+# Number of latest iterations from which the remaining time is estimated.
 _ETA_WINDOW = 1000
 
 
 class EventWriter(metaclass=ABCMeta):
-    """Writes the open :class:`EventStorage` somewhere."""
+    """Base class of what writes the open :class:`EventStorage`."""
 
     @abstractmethod
     def write(self) -> None:
-        """Writes what has come since the last time."""
+        """Write what is new since the previous call."""
 
     def close(self) -> None:
-        """Finishes; nothing may be written after it."""
+        """Finish; nothing is written afterwards."""
         return
 
 
 class JSONWriter(EventWriter):
-    """Appends numbers to a file with one JSON object for each iteration that has any.
+    """Append numbers to a file with one JSON object per iteration.
 
     Examples:
-        ``{"data_time": 0.002, "iteration": 19, "lr": 0.0002, "total_loss": 2.71}`` is a line of it. After a resumed
-        training an iteration can be there twice: the later line counts.
+        ``{"data_time": 0.002, "iteration": 19, "lr": 0.0002, "total_loss": 2.71}`` is a line of it. After a training
+        was resumed, an iteration can occur twice: the later line is valid.
     """
 
     def __init__(self, json_file: str, window_size: int = 20) -> None:
-        """Opens ``json_file`` for appending; noisy numbers are medians over ``window_size`` iterations."""
+        """Open ``json_file`` for appending; noisy numbers are medians over ``window_size`` iterations."""
         _drop_torn_line(json_file)
         self._file = PathManager.open(json_file, "a")
         self._window_size = window_size
         self._last_write = -1
 
     def write(self) -> None:
-        """Appends the lines of the iterations since the last time."""
+        """Append the iterations since the previous call."""
         lines: dict[int, dict[str, Any]] = defaultdict(dict)
         for name, (value, iteration) in get_event_storage().latest_with_smoothing_hint(self._window_size).items():
             if iteration > self._last_write:
@@ -61,12 +61,12 @@ class JSONWriter(EventWriter):
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
 
 def _drop_torn_line(json_file: str) -> None:
-    """Removes what a process that was killed while writing has left of a last line, so that all lines can be parsed."""
+    """Remove an incomplete last line of a process that was killed while writing, so that all lines can be parsed."""
     if not os.path.isfile(json_file):
         return
     with open(json_file, "rb+") as file:
@@ -76,10 +76,10 @@ def _drop_torn_line(json_file: str) -> None:
 
 
 class TensorboardXWriter(EventWriter):
-    """Writes numbers, images and histograms as TensorBoard's event files."""
+    """Write numbers, images and histograms as TensorBoard's event files."""
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any) -> None:
-        """Takes the folder, the window of noisy numbers in iterations, and more arguments of ``SummaryWriter``."""
+        """Store the folder, the window of noisy numbers in iterations, and further arguments of ``SummaryWriter``."""
         self._log_dir = log_dir
         self._window_size = window_size
         self._arguments = kwargs
@@ -87,13 +87,13 @@ class TensorboardXWriter(EventWriter):
 
     @cached_property
     def _writer(self) -> Any:
-        # Made when first used: TensorBoard takes long to import, and its file would stay empty.
+        # Created at the first use: TensorBoard is slow to import, and an unused file would stay empty.
         from torch.utils.tensorboard import SummaryWriter
 
         return SummaryWriter(self._log_dir, **self._arguments)
 
     def write(self) -> None:
-        """Writes the numbers since the last time, and all images and histograms, which leave the storage then."""
+        """Write the numbers since the previous call, and images and histograms, which are removed from the storage."""
         storage = get_event_storage()
         newest = self._last_write
         for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items():
@@ -109,7 +109,7 @@ class TensorboardXWriter(EventWriter):
         storage.clear_histograms()
 
     def close(self) -> None:
-        """Closes the event file, if one was begun."""
+        """Close the event file, if there is one."""
         if "_writer" in self.__dict__:
             self._writer.close()
 
@@ -123,18 +123,18 @@ class CommonMetricPrinter(EventWriter):
     """
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20) -> None:
-        """Takes the number of iterations (None: no estimate of the time left) and the window in iterations."""
+        """Store the number of iterations (None for no estimate of the remaining time) and the window in iterations."""
         self.logger = logging.getLogger("detectron2.utils.events")
         self._max_iter = max_iter
         self._window_size = window_size
-        # (iteration, seconds) of the previous line, for an estimate where nobody puts "time".
+        # (iteration, seconds) of the previous line, for an estimate if the storage has no "time".
         self._last_write: tuple[int, float] | None = None
 
     def write(self) -> None:
-        """Logs the line, unless all iterations have been logged."""
+        """Log the line, unless all iterations have been logged."""
         storage = get_event_storage()
         if storage.iter == self._max_iter:
-            return  # hooks that run after the last iteration come here once more
+            return  # called once more by hooks after the last iteration
         eta = self._time_left(storage)
         parts = [
             f"eta: {datetime.timedelta(seconds=int(eta))}" if eta is not None else "",
@@ -165,7 +165,7 @@ class CommonMetricPrinter(EventWriter):
         return (self._last_write[1] - before[1]) / (storage.iter - before[0])
 
     def _losses(self, storage: EventStorage) -> list[str]:
-        # A validation loss stands in the line after its evaluation, not in all that follow.
+        # A validation loss is printed after its evaluation only, not in all later lines.
         recent = {
             name: value
             for name, (value, iteration) in storage.latest_with_smoothing_hint(self._window_size).items()
@@ -191,7 +191,7 @@ def _memory() -> str:
 
 
 def _peak_resident_bytes() -> int | None:
-    """The most memory that this process has had on the host; None where the system does not tell (Windows)."""
+    """Return the peak memory of this process on the host; None if the system does not provide it (Windows)."""
     if sys.platform == "win32":
         return None
     import resource

@@ -1,4 +1,4 @@
-"""Files by path or address. All reading and writing of the engine goes through :data:`PathManager`."""
+"""Files by path or address. All files of the engine are read and written through :data:`PathManager`."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ from iopath.common.file_io import PathManager as PathManagerBase
 
 __all__ = ["Detectron2Handler", "PathHandler", "PathManager"]
 
-# A path manager of our own, so that handlers registered here leave other users of iopath alone. HTTP downloads are
+# A path manager of its own, so that handlers registered here do not affect other users of iopath. HTTP downloads are
 # cached under $FVCORE_CACHE (default: ~/.torch/iopath_cache).
 PathManager = PathManagerBase()
 
 
 class Detectron2Handler(PathHandler):
-    """Maps ``detectron2://path`` to the address of that file in Detectron2's model zoo."""
+    """Map ``detectron2://path`` to the address of that file in Detectron2's model zoo."""
 
     PREFIX = "detectron2://"
     ZOO_ADDRESS = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -31,7 +31,7 @@ class Detectron2Handler(PathHandler):
         return PathManager.open(self._address(path), mode, buffering, **kwargs)
 
     def _isfile(self, path: str, **kwargs: Any) -> bool:
-        return True  # the zoo can only be asked for single files
+        return True  # the zoo provides single files only
 
     def _isdir(self, path: str, **kwargs: Any) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""Logging: to the terminal in colour, to one file for each process, and not too often."""
+"""Logging: to the terminal in color, to one file per process, and rate-limited."""
 
 import logging
 import os
@@ -22,7 +22,7 @@ _COLORS[logging.CRITICAL] = _COLORS[logging.ERROR]
 
 
 class _TerminalFormatter(logging.Formatter):
-    """Abbreviates the logger's name, and colours what stands before a message (where the output is a terminal)."""
+    """Abbreviate the logger's name, and color the prefix of a message if the output is a terminal."""
 
     def __init__(self, name: str, abbreviation: str, color: bool) -> None:
         head = "[%(asctime)s %(name)s]: "
@@ -30,13 +30,13 @@ class _TerminalFormatter(logging.Formatter):
         self._name, self._abbreviation, self._color = name, abbreviation, color
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """One line of ``record``."""
+        """Return the line of ``record``."""
         full_name = record.name
         if full_name == self._name or full_name.startswith(self._name + "."):
             parts = (self._abbreviation, full_name[len(self._name) + 1 :])
             record.name = ".".join(part for part in parts if part)
         line = super().formatMessage(record)
-        record.name = full_name  # the record goes to other handlers too
+        record.name = full_name  # a copy, since the record is passed to other handlers too
         if record.levelno < logging.WARNING:
             return line
         color, attributes = _COLORS.get(record.levelno, ("red", ["blink"]))
@@ -54,19 +54,17 @@ def setup_logger(
     enable_propagation: bool = False,
     configure_stdout: bool = True,
 ) -> logging.Logger:
-    """Sets up a logger and all below it. Calling it again adds no second terminal, nor the same file twice.
+    """Set up a logger and all loggers below it. Further calls add neither a second terminal nor the same file.
 
     Args:
-        output: a file (``*.txt`` or ``*.log``), or a folder, where it is ``log.txt``; None: no file. Lines are
-            appended.
+        output: a file (``*.txt`` or ``*.log``), or a folder for ``log.txt``; None for no file. Lines are appended.
         distributed_rank: of this process. Only rank 0 writes to the terminal; the file of rank r > 0 ends with
             ``.rank{r}``.
-        color: whether the terminal gets colours.
+        color: whether the terminal is colored.
         name: of the logger.
-        abbrev_name: what the terminal shows in its place; None: "d2" for "detectron2", else the name itself; "" shows
-            nothing.
-        enable_propagation: whether records also go to the loggers above.
-        configure_stdout: whether to write to the terminal at all.
+        abbrev_name: name in the terminal; None for "d2" instead of "detectron2", else the name itself; "" for no name.
+        enable_propagation: whether records are also passed to the loggers above.
+        configure_stdout: whether the terminal is used at all.
 
     Returns:
         The logger.
@@ -115,7 +113,7 @@ _last_time: dict[Any, float] = {}
 
 
 def _caller() -> tuple[str, tuple[Any, ...]]:
-    """Module and place in the code of whoever called into this file."""
+    """Return module and line of the code that called into this file."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
@@ -127,17 +125,17 @@ def _caller() -> tuple[str, tuple[Any, ...]]:
 def log_first_n(
     lvl: int, msg: str, n: int = 1, *, name: str | None = None, key: str | tuple[str, ...] = "caller"
 ) -> None:
-    """Logs the first ``n`` times only.
+    """Log the first ``n`` times only.
 
     Args:
         lvl: level of ``logging``.
         msg: the message.
-        n: how often.
-        name: of the logger; None: the caller's module.
-        key: what counts as the same: "caller" (the line of code), "message", or both.
+        n: number of times.
+        name: of the logger; None for the caller's module.
+        key: what is counted: "caller" (the line of code), "message", or both.
 
     Raises:
-        ValueError: ``key`` holds anything else.
+        ValueError: ``key`` has another value.
     """
     parts = (key,) if isinstance(key, str) else tuple(key)
     if not parts or set(parts) - {"caller", "message"}:
@@ -150,7 +148,7 @@ def log_first_n(
 
 
 def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
-    """Logs the first of every ``n`` calls from one line of code. Arguments as in :func:`log_first_n`."""
+    """Log the first of every ``n`` calls from one line of code; arguments as in :func:`log_first_n`."""
     module, place = _caller()
     identity = ("every", *place)
     _seen[identity] += 1
@@ -159,7 +157,7 @@ def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> N
 
 
 def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
-    """Logs unless the same line of code did within the last ``n`` seconds. Arguments as in :func:`log_first_n`."""
+    """Log unless the same line of code logged within the last ``n`` seconds; arguments as in :func:`log_first_n`."""
     module, place = _caller()
     now = time.monotonic()
     last = _last_time.get(place)
@@ -169,7 +167,7 @@ def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = 
 
 
 def create_small_table(small_dict: Mapping[str, Any]) -> str:
-    """A table of one row with the keys above it; numbers get three digits after the point."""
+    """Return a table of one row with the keys as headers; numbers have three decimals."""
     return tabulate(
         [list(small_dict.values())],
         headers=list(small_dict.keys()),

@@ -1,4 +1,4 @@
-"""Name -> object tables that plugins add to, and finding an object by its dotted name."""
+"""Tables of objects by name, which plugins extend, and look-up of an object by its dotted name."""
 
 import difflib
 import importlib
@@ -10,13 +10,13 @@ __all__ = ["Registry", "locate"]
 
 
 class Registry(_Registry):
-    """fvcore's registry, whose error for an unknown name also tells which names there are."""
+    """fvcore's registry, with an error for unknown names that lists the known ones."""
 
     def get(self, name: str) -> Any:
-        """The object registered under ``name``.
+        """Return the object registered under ``name``.
 
         Raises:
-            KeyError: there is none; the message holds the registry, the name, and the names it knows.
+            KeyError: there is none; the message has the registry, the name, and the known names.
         """
         if name in self:
             return super().get(name)
@@ -28,10 +28,10 @@ class Registry(_Registry):
 
 
 def locate(name: str) -> Any:
-    """The module, class, function or attribute of a dotted name such as ``"torch.nn.Linear"``.
+    """Return the module, class, function or attribute of a dotted name such as ``"torch.nn.Linear"``.
 
     Raises:
-        ImportError: no such object.
+        ImportError: there is no such object.
     """
     parts = name.split(".")
     for count in range(len(parts), 0, -1):
@@ -40,7 +40,7 @@ def locate(name: str) -> Any:
             found = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name is None or not (module_name + ".").startswith(error.name + "."):
-                raise  # the module is there, but something that it imports is not
+                raise  # the module exists, but something that it imports does not
             continue
         return _follow(found, parts[count:], name)
     raise ImportError(f"Cannot locate {name!r}: there is no module {parts[0]!r}")

@@ -1,4 +1,4 @@
-"""Sending functions to other processes that pickle itself cannot send."""
+"""Send functions to other processes that pickle does not support."""
 
 import importlib.util
 from typing import Any
@@ -7,13 +7,13 @@ __all__ = ["PicklableWrapper"]
 
 
 class PicklableWrapper:
-    """Holds any object; it is pickled by cloudpickle (where that is installed), which takes lambdas and closures too.
+    """Wrap any object; cloudpickle, if installed, pickles it, which supports lambdas and closures.
 
-    Calls and attributes go to the object.
+    Calls and attributes are those of the object.
     """
 
     def __init__(self, obj: Any) -> None:
-        """Holds ``obj``; another wrapper's object is taken out of it first."""
+        """Wrap ``obj``; if it is a wrapper, its object."""
         self._obj: Any = obj._obj if isinstance(obj, PicklableWrapper) else obj
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -24,11 +24,11 @@ class PicklableWrapper:
         return _load, (cloudpickle.dumps(self._obj),)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls the object."""
+        """Call the object."""
         return self._obj(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_obj":  # not there yet while a copy is being made
+        if name == "_obj":  # missing while a copy is being made
             raise AttributeError(name)
         return getattr(self._obj, name)
 

@@ -1,4 +1,4 @@
-"""Drawing predictions into the frames of a video, with colours that stay."""
+"""Draw predictions on the frames of a video, with colors that persist."""
 
 from __future__ import annotations
 
@@ -19,44 +19,44 @@ __all__ = ["VideoVisualizer"]
 _SAME_MASK, _SAME_BOX = (
     0.45,
     0.55,
-)  # IoU from which a mask, or a box, is taken for the same object's in the frame before
-_PATIENCE = 10  # frames for which an object that is not found keeps its colour
+)  # IoU with a mask or box of the previous frame from which on it is the same object
+_PATIENCE = 10  # frames for which the color of an undetected object is kept
 
 
 @dataclass
 class _Known:
     label: int
-    shape: Any  # run-length code, or XYWH box
+    shape: Any  # run-length encoding, or XYWH box
     color: np.ndarray
     frames_left: int
 
 
 class VideoVisualizer:
-    """Draws one frame after the other.
+    """Draw one frame after the other.
 
     Args:
-        metadata: names and colours of the classes.
+        metadata: names and colors of the classes.
         instance_mode: :attr:`ColorMode.IMAGE` or :attr:`ColorMode.IMAGE_BW`.
 
     Raises:
-        ValueError: another mode.
+        ValueError: another mode is given.
     """
 
     def __init__(self, metadata: Metadata, instance_mode: ColorMode = ColorMode.IMAGE) -> None:
         if instance_mode not in (ColorMode.IMAGE, ColorMode.IMAGE_BW):
-            raise ValueError(f"VideoVisualizer knows the modes IMAGE and IMAGE_BW, got {instance_mode}")
+            raise ValueError(f"instance_mode is {instance_mode}; VideoVisualizer supports IMAGE and IMAGE_BW")
         self.metadata = metadata
         self._instance_mode = instance_mode
         self._known: list[_Known] = []
         self._colors_of_ids: dict[int, np.ndarray] = {}
 
     def draw_instance_predictions(self, frame: np.ndarray, predictions: Instances) -> VisImage:
-        """Draws a model's output for one frame.
+        """Draw a model's output for one frame.
 
         Args:
             frame: (H, W, 3) RGB in [0, 255].
-            predictions: with any of ``pred_boxes``, ``pred_classes``, ``scores``, ``pred_masks``, ``pred_keypoints``;
-                colours follow the field ``ID`` where there is one, else what overlaps most with the frame before.
+            predictions: with any of ``pred_boxes``, ``pred_classes``, ``scores``, ``pred_masks``, ``pred_keypoints``.
+                Colors follow the field ``ID`` if there is one, else the overlaps with the previous frame.
         """
         visualizer = Visualizer(frame, self.metadata)
         if len(predictions) == 0:
@@ -69,7 +69,7 @@ class VideoVisualizer:
         if self._instance_mode == ColorMode.IMAGE_BW:
             visualizer.output.reset_image(visualizer._create_grayscale_image(_union(masks)))
         return visualizer.overlay_instances(
-            boxes=boxes if masks is None else None,  # masks say more than boxes, and leave more of the frame to see
+            boxes=boxes if masks is None else None,  # masks show more than boxes, and cover less of the frame
             masks=masks,
             labels=_create_text_labels(classes, scores, self.metadata.get("thing_classes")),
             keypoints=predictions.pred_keypoints if predictions.has("pred_keypoints") else None,
@@ -80,7 +80,7 @@ class VideoVisualizer:
     def draw_sem_seg(
         self, frame: np.ndarray, sem_seg: torch.Tensor | np.ndarray, area_threshold: float | None = None
     ) -> VisImage:
-        """Draws a map of classes, (H, W); see :meth:`Visualizer.draw_sem_seg`."""
+        """Draw a map of classes, (H, W); see :meth:`Visualizer.draw_sem_seg`."""
         return Visualizer(frame, self.metadata).draw_sem_seg(sem_seg, area_threshold=area_threshold)
 
     def draw_panoptic_seg_predictions(
@@ -91,7 +91,7 @@ class VideoVisualizer:
         area_threshold: float | None = None,
         alpha: float = 0.5,
     ) -> VisImage:
-        """Draws a panoptic segmentation; see :meth:`Visualizer.draw_panoptic_seg`."""
+        """Draw a panoptic segmentation; see :meth:`Visualizer.draw_panoptic_seg`."""
         visualizer = Visualizer(frame, self.metadata, instance_mode=self._instance_mode)
         return visualizer.draw_panoptic_seg(panoptic_seg, segments_info, area_threshold=area_threshold, alpha=alpha)
 
@@ -122,7 +122,7 @@ class VideoVisualizer:
         return None, 0.0
 
     def _colors_by_overlap(self, classes: list[int], shapes: list[Any], least: float) -> list[np.ndarray]:
-        """Each object gets the colour of the known one of its class that it overlaps most, the best pairs first."""
+        """Assign to each object the color of the known one of its class that it overlaps most, the best pairs first."""
         known = [item for item in self._known if isinstance(item.shape, type(shapes[0]))]
         overlap = np.zeros((len(known), len(shapes)))
         if known:

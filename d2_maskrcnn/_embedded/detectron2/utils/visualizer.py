@@ -1,13 +1,11 @@
-"""Drawing annotations and predictions into images, for looking at and for print."""
+"""Draw annotations and predictions on images."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from enum import Enum, unique
 from typing import Any
 
-import matplotlib.colors as mplc
 import numpy as np
 import torch
 from pycocotools import mask as mask_util
@@ -15,30 +13,20 @@ from pycocotools import mask as mask_util
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils.colormap import random_color
-from detectron2.utils.drawing import DrawingMixin
-from detectron2.utils.file_io import PathManager
+from detectron2.utils.drawing import VisImage
 from detectron2.utils.generic_mask import GenericMask
-from detectron2.utils.vis_image import VisImage
+from detectron2.utils.segment_drawing import ColorMode, SegmentDrawingMixin, read_labels
 
 __all__ = ["ColorMode", "GenericMask", "VisImage", "Visualizer"]
 
-_TYPE = 0.012  # size of the type as a part of the image's
+_TYPE = 0.012  # font size relative to the image
 _LEAST_TYPE = 9  # points
 _OFF_WHITE = (1.0, 1.0, 240.0 / 255)
-_KEYPOINT_THRESHOLD = 0.05  # visibility below which a keypoint is not drawn
+_KEYPOINT_THRESHOLD = 0.05  # minimum visibility of drawn keypoints
 
 
-@unique
-class ColorMode(Enum):
-    """Which colours instances get: random ones; those of their classes, a little varied; random ones on grey."""
-
-    IMAGE = 0
-    SEGMENTATION = 1
-    IMAGE_BW = 2
-
-
-class Visualizer(DrawingMixin):
-    """Draws into one image.
+class Visualizer(SegmentDrawingMixin):
+    """Draw on an image.
 
     Example:
         >>> visualizer = Visualizer(np.zeros((60, 80, 3), np.uint8), scale=2)
@@ -47,13 +35,13 @@ class Visualizer(DrawingMixin):
 
     Args:
         img_rgb: (H, W, 3) RGB in [0, 255].
-        metadata: names and colours of the classes (``thing_classes``, ``thing_colors``, ``stuff_classes``, ...).
-        scale: how much larger the result is than the image.
+        metadata: names and colors of the classes (``thing_classes``, ``thing_colors``, ``stuff_classes``, ...).
+        scale: size of the result relative to the image.
         instance_mode: a :class:`ColorMode`.
-        font_size_scale: factor on the size of the type.
+        font_size_scale: factor of the font size.
 
     Attributes:
-        img: the image. output: the :class:`VisImage` that is drawn on.
+        img: the image. output: the :class:`VisImage` to draw on.
     """
 
     def __init__(
@@ -74,12 +62,12 @@ class Visualizer(DrawingMixin):
         self.keypoint_threshold = _KEYPOINT_THRESHOLD
 
     def draw_instance_predictions(self, predictions: Instances, jittering: bool = True) -> VisImage:
-        """Draws a model's output.
+        """Draw a model's output.
 
         Args:
             predictions: with any of ``pred_boxes``, ``pred_classes``, ``scores``, ``pred_masks``, ``pred_keypoints``.
-                Masks that are pasted only when asked for are drawn one by one, never as one (N, H, W) array.
-            jittering: in :attr:`ColorMode.SEGMENTATION`, whether instances of a class differ a little in colour.
+                Lazily pasted masks are drawn one by one, never as one (N, H, W) array.
+            jittering: in :attr:`ColorMode.SEGMENTATION`, whether the colors of instances of a class vary.
         """
         boxes = predictions.pred_boxes if predictions.has("pred_boxes") else None
         scores = predictions.scores.tolist() if predictions.has("scores") else None
@@ -107,72 +95,8 @@ class Visualizer(DrawingMixin):
             return None
         return [GenericMask(np.asarray(mask), height, width) for mask in predictions.pred_masks]
 
-    def draw_sem_seg(
-        self,
-        sem_seg: torch.Tensor | np.ndarray,
-        area_threshold: float | None = None,
-        alpha: float = 0.8,
-        draw_text: bool = True,
-        edge_color: Sequence[float] = _OFF_WHITE,
-    ) -> VisImage:
-        """Draws a map of classes: (H, W) whole numbers into ``stuff_classes``; other numbers are left as they are.
-
-        Args:
-            area_threshold: pieces of fewer pixels get no label.
-        """
-        values = sem_seg.cpu().numpy() if isinstance(sem_seg, torch.Tensor) else np.asarray(sem_seg)
-        names = self.metadata.get("stuff_classes", [])
-        labels, areas = np.unique(values, return_counts=True)
-        for label in labels[np.argsort(-areas)].tolist():
-            if not 0 <= label < len(names):
-                continue
-            self.draw_binary_mask(
-                (values == label).astype(np.uint8),
-                color=self._color_of("stuff_colors", label),
-                edge_color=edge_color,
-                text=names[label] if draw_text else None,
-                alpha=alpha,
-                area_threshold=area_threshold,
-            )
-        return self.output
-
-    def draw_panoptic_seg(
-        self,
-        panoptic_seg: torch.Tensor | np.ndarray,
-        segments_info: list[dict[str, Any]] | None,
-        area_threshold: float | None = None,
-        alpha: float = 0.7,
-    ) -> VisImage:
-        """Draws a panoptic segmentation: (H, W) ids, and a dict with ``id``, ``category_id``, ``isthing`` for each id.
-
-        Without ``segments_info``, ids are ``category_id * label_divisor + instance`` as in the metadata.
-        """
-        values = panoptic_seg.cpu().numpy() if isinstance(panoptic_seg, torch.Tensor) else np.asarray(panoptic_seg)
-        segments = _segments(values, self.metadata) if segments_info is None else segments_info
-        if self._instance_mode == ColorMode.IMAGE_BW:
-            self.output.reset_image(self._create_grayscale_image(np.isin(values, [s["id"] for s in segments])))
-        for thing in (False, True):  # things over stuff
-            names = self.metadata.get("thing_classes" if thing else "stuff_classes", [])
-            for segment in (s for s in segments if bool(s["isthing"]) == thing):
-                category, mask = segment["category_id"], (values == segment["id"]).astype(np.uint8)
-                text = names[category] if category < len(names) else str(category)
-                color = self._color_of("thing_colors" if thing else "stuff_colors", category)
-                color = self._jitter(color) if thing else color
-                score = segment.get("score")
-                self.draw_binary_mask(
-                    mask,
-                    color=color,
-                    edge_color=None if thing else _OFF_WHITE,
-                    text=text if score is None else f"{text} {score:.0%}",
-                    alpha=alpha,
-                    area_threshold=area_threshold,
-                )
-        return self.output
-
-    draw_panoptic_seg_predictions = draw_panoptic_seg
-
     def draw_dataset_dict(self, dic: dict[str, Any]) -> VisImage:
-        """Draws the annotations of a dataset's record, in Detectron2's format."""
+        """Draw the annotations of a dataset's record, in Detectron2's format."""
         annotations = dic.get("annotations") or []
         if annotations:
             segmentations = [a.get("segmentation") for a in annotations]
@@ -191,7 +115,7 @@ class Visualizer(DrawingMixin):
             )
         sem_seg = dic.get("sem_seg")
         if sem_seg is None and "sem_seg_file_name" in dic:
-            sem_seg = _read_labels(dic["sem_seg_file_name"])
+            sem_seg = read_labels(dic["sem_seg_file_name"])
         if sem_seg is not None:
             self.draw_sem_seg(sem_seg, area_threshold=0, alpha=0.5)
         return self.output
@@ -206,23 +130,23 @@ class Visualizer(DrawingMixin):
         assigned_colors: Sequence[Any] | None = None,
         alpha: float = 0.5,
     ) -> VisImage:
-        """Draws instances, large ones first.
+        """Draw instances, large ones first.
 
         Args:
             boxes: :class:`Boxes` or (N, 4) XYXY. labels: N texts. keypoints: (N, K, 3) x, y, visibility.
-            masks: :class:`BitMasks`, :class:`PolygonMasks`, (N, H, W), or a list of what :class:`GenericMask` takes.
-            assigned_colors: N colours in any of matplotlib's forms; random ones if None.
-            alpha: how much of the colours covers the image.
+            masks: :class:`BitMasks`, :class:`PolygonMasks`, (N, H, W), or a list of what :class:`GenericMask` accepts.
+            assigned_colors: N colors in any of matplotlib's formats; None for random ones.
+            alpha: opacity of the colors.
 
         Raises:
-            ValueError: these are not equally many.
+            ValueError: the lengths differ.
         """
         corners = None if boxes is None else self._convert_boxes(boxes)
         shapes = None if masks is None else self._convert_masks(masks)
         points = None if keypoints is None else self._convert_keypoints(keypoints)
         counts = {len(x) for x in (corners, shapes, points, labels, assigned_colors) if x is not None}
         if len(counts) > 1:
-            raise ValueError(f"boxes, masks, keypoints, labels and colours differ in number: {sorted(counts)}")
+            raise ValueError(f"boxes, masks, keypoints, labels and colors have different lengths: {sorted(counts)}")
         count = counts.pop() if counts else 0
         colors = assigned_colors or [random_color(rgb=True, maximum=1) for _ in range(count)]
         for index in self._large_first(count, corners, shapes):
@@ -242,7 +166,7 @@ class Visualizer(DrawingMixin):
     def overlay_rotated_instances(
         self, boxes: Any = None, labels: Sequence[str] | None = None, assigned_colors: Sequence[Any] | None = None
     ) -> VisImage:
-        """Draws (N, 5) boxes of (centre x, centre y, width, height, degrees counterclockwise)."""
+        """Draw (N, 5) boxes (center x, center y, width, height, degrees counterclockwise)."""
         rows = np.asarray(getattr(boxes, "tensor", boxes), dtype=np.float64).reshape(-1, 5)
         colors = assigned_colors or [random_color(rgb=True, maximum=1) for _ in rows]
         for index in np.argsort(-rows[:, 2] * rows[:, 3]):
@@ -252,7 +176,7 @@ class Visualizer(DrawingMixin):
         return self.output
 
     def get_output(self) -> VisImage:
-        """The canvas."""
+        """Return the canvas."""
         return self.output
 
     def _large_first(self, count: int, boxes: np.ndarray | None, masks: list[GenericMask] | None) -> list[int]:
@@ -265,34 +189,16 @@ class Visualizer(DrawingMixin):
         return np.argsort(-areas, kind="stable").tolist()
 
     def _label(self, text: str, color: Any, box: np.ndarray | None, mask: GenericMask | None) -> None:
-        """Writes a label into the box's top left corner; above the box, or below it, where it would cover too much."""
+        """Draw a label in the top left corner of the box; above or below small boxes, which it would cover."""
         if box is None:
             if mask is None or mask.area() == 0:
                 return
             box = mask.bbox()
-        type_height = 1.6 * self._default_font_size  # of a line with its plate, in pixels of the image
+        type_height = 1.6 * self._default_font_size  # of a line with its background, in pixels of the image
         x, y = float(box[0]), float(box[1])
         if box[3] - box[1] < 4 * type_height:
             y = y - type_height if y >= type_height else min(float(box[3]), self.output.height - type_height)
         self.draw_text(text, (x, y), color=color, horizontal_alignment="left", font_size=0.75 * self._default_font_size)
-
-    def _color_of(self, table: str, index: int) -> Any:
-        colors = self.metadata.get(table)
-        if colors is None or index >= len(colors):
-            return random_color(rgb=True, maximum=1)
-        return tuple(value / 255 for value in colors[index])
-
-    def _jitter(self, color: Any) -> tuple[float, float, float]:
-        """A colour near ``color``: each channel moved by up to 0.1."""
-        red, green, blue = np.clip(mplc.to_rgb(color) + np.random.uniform(-0.1, 0.1, 3), 0, 1)
-        return float(red), float(green), float(blue)
-
-    def _create_grayscale_image(self, mask: np.ndarray | None = None) -> np.ndarray:
-        """The image in grey, but for where ``mask`` (H, W) is set."""
-        grey = np.repeat(self.img.astype("f4").mean(axis=2, keepdims=True), 3, axis=2)
-        if mask is not None:
-            grey[mask.astype(bool)] = self.img[mask.astype(bool)]
-        return grey
 
     def _convert_boxes(self, boxes: Any) -> np.ndarray:
         rows = boxes.tensor if isinstance(boxes, Boxes) else boxes
@@ -320,7 +226,7 @@ def _create_text_labels(
     class_names: Sequence[str] | None,
     is_crowd: Sequence[int] | None = None,
 ) -> list[str] | None:
-    """Such as ``person 98%``, and ``person|crowd`` for groups; None if neither classes nor scores are given."""
+    """Return labels such as ``person 98%``, and ``person|crowd`` for groups; None without classes and scores."""
     if classes is None and scores is None:
         return None
     count = len(classes if classes is not None else scores or [])
@@ -341,17 +247,3 @@ def _union(masks: list[GenericMask] | None) -> np.ndarray | None:
         return None
     codes = [mask._rle or mask_util.encode(np.asfortranarray(mask.mask)) for mask in masks]
     return mask_util.decode(mask_util.merge(codes))
-
-
-def _segments(values: np.ndarray, metadata: Metadata) -> list[dict[str, Any]]:
-    divisor = metadata.label_divisor
-    things = set(metadata.get("thing_dataset_id_to_contiguous_id", {}).values())
-    found = [int(v) for v in np.unique(values) if v != -1]
-    return [{"id": v, "category_id": v // divisor, "isthing": v // divisor in things} for v in found]
-
-
-def _read_labels(path: str) -> np.ndarray:
-    from PIL import Image
-
-    with PathManager.open(path, "rb") as file:
-        return np.asarray(Image.open(file), dtype=np.uint8)
