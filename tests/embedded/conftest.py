@@ -1,4 +1,4 @@
-"""These tests are about the embedded engine; where Detectron2 itself is in use they are not even imported."""
+"""Tests of the embedded engine; not collected if an installed Detectron2 is in use."""
 
 import multiprocessing
 

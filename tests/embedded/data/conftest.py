@@ -1,4 +1,4 @@
-"""A dataset of three small images in COCO's format that the tests draw themselves."""
+"""A synthetic dataset of three small images in COCO's format."""
 
 import json
 from pathlib import Path
@@ -62,7 +62,7 @@ def tiny_coco(tmp_path):
 
 @pytest.fixture
 def clean_catalogs():
-    """Forgets what a test has registered."""
+    """Remove what a test has registered."""
     datasets, metadata = dict(DatasetCatalog), dict(MetadataCatalog)
     yield
     for catalog, before in ((DatasetCatalog, datasets), (MetadataCatalog, metadata)):

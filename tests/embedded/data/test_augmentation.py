@@ -5,7 +5,7 @@ import detectron2.data.transforms as T
 
 
 class CropToFirstBox(T.Augmentation):
-    """Looks at two attributes of the input, found by the names of the parameters."""
+    """Read two attributes of the input, by the names of the parameters."""
 
     def get_transform(self, boxes, image):
         assert image.ndim == 3

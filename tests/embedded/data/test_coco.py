@@ -56,10 +56,10 @@ def test_without_a_name_ids_stay_and_extra_keys_are_kept(tiny_coco):
 
 
 def test_registering_reads_nothing(tmp_path):
-    register_coco_instances("later", {"colour": 1}, tmp_path / "no.json", tmp_path / "no")
+    register_coco_instances("later", {"color": 1}, tmp_path / "no.json", tmp_path / "no")
     meta = MetadataCatalog.get("later")
     assert (meta.json_file, meta.image_root) == (str(tmp_path / "no.json"), str(tmp_path / "no"))
-    assert (meta.evaluator_type, meta.colour) == ("coco", 1)
+    assert (meta.evaluator_type, meta.color) == ("coco", 1)
     with pytest.raises(FileNotFoundError, match=r"no\.json.*DETECTRON2_DATASETS"):
         DatasetCatalog.get("later")
     with pytest.raises(ValueError, match="already"):

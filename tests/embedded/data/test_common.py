@@ -53,7 +53,7 @@ def test_a_list_can_be_serialised_in_another_way():
 
 
 def private_memory() -> int:
-    """Bytes that this process alone has in memory and has written to."""
+    """Return the bytes of private, modified memory of this process."""
     with open("/proc/self/smaps_rollup") as file:
         return int(re.search(r"Private_Dirty:\s+(\d+) kB", file.read())[1]) * 1024
 

@@ -173,7 +173,7 @@ def test_default_augmentations():
 
 
 @pytest.mark.parametrize("x", [-8.0, 0.0, 11.0, 26.0])
-def test_a_crop_holds_the_centre_of_its_instance(x):
+def test_a_crop_contains_the_center_of_its_instance(x):
     np.random.seed(0)
     instance = annotation(bbox=[x, 6.0, 8.0, 8.0])
     if x + 4 < 0:

@@ -12,7 +12,7 @@ EXIF_ORIENTATION = 0x0112
 
 @pytest.fixture
 def image():
-    """(6, 8, 3) RGB with a different colour in each corner."""
+    """(6, 8, 3) RGB with a different color in each corner."""
     pixels = np.full((6, 8, 3), 100, dtype=np.uint8)
     pixels[0, 0], pixels[0, -1], pixels[-1, 0] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
     return pixels

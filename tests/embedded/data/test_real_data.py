@@ -1,4 +1,4 @@
-"""Real photographs and annotations; skipped where they are not beside the checkout."""
+"""Real photographs and annotations; skipped if they are not beside the checkout."""
 
 import numpy as np
 import pytest

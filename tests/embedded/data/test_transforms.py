@@ -39,7 +39,7 @@ def test_floating_point_images_keep_type_and_range(dtype):
     ramp = np.tile(np.arange(8, dtype=dtype), (6, 1))
     resized = T.ResizeTransform(6, 8, 12, 16).apply_image(ramp)
     assert resized.dtype == dtype
-    # Pixel centres of the finer grid at (x + 0.5) / 2 - 0.5, clamped at the borders.
+    # Pixel centers of the finer grid at (x + 0.5) / 2 - 0.5, clamped at the borders.
     expected = np.clip((np.arange(16) + 0.5) / 2 - 0.5, 0, 7)
     np.testing.assert_allclose(resized, np.tile(expected, (12, 1)), atol=1e-5)
 
@@ -291,7 +291,7 @@ def test_intensities(image, kind):
     assert 0.5 <= min(weights) < 0.7 < 1.3 < max(weights) <= 1.5
 
 
-def test_lighting_adds_one_colour_to_all_pixels():
+def test_lighting_adds_one_color_to_all_pixels():
     grey = np.full((4, 5, 3), 0.5, dtype=np.float32)
     np.random.seed(0)
     lit = T.RandomLighting(0.1).get_transform(grey).apply_image(grey)
@@ -300,12 +300,12 @@ def test_lighting_adds_one_colour_to_all_pixels():
     # Detectron2 0.6 with the same seed, scale 1 and an image of zeros.
     np.random.seed(1)
     zeros = np.zeros((1, 1, 3), dtype=np.float32)
-    colour = T.RandomLighting(1.0).get_transform(zeros).apply_image(zeros)[0, 0]
-    np.testing.assert_allclose(colour, [-0.20971936, -0.20320736, -0.19919108], atol=1e-6)
+    color = T.RandomLighting(1.0).get_transform(zeros).apply_image(zeros)[0, 0]
+    np.testing.assert_allclose(color, [-0.20971936, -0.20320736, -0.19919108], atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [T.RandomSaturation(0.5, 1), T.RandomLighting(0.1)])
-def test_colour_needs_three_channels(kind):
+def test_color_needs_three_channels(kind):
     with pytest.raises(ValueError, match=r"\(4, 5\)"):
         kind(T.AugInput(np.zeros((4, 5), dtype=np.uint8)))
 

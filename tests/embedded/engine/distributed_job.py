@@ -1,4 +1,4 @@
-"""Trains and evaluates the tiny detector in two processes on the CPU; each leaves a report. Run by test_launch.py."""
+"""Train and evaluate the tiny detector in two processes on the CPU; each writes a report. Run by test_launch.py."""
 
 import json
 import sys

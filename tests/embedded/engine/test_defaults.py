@@ -26,7 +26,7 @@ from detectron2.utils.events import EventStorage
 
 @META_ARCH_REGISTRY.register()
 class Echo(nn.Module):
-    """Returns its input."""
+    """Return the input."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -69,7 +69,7 @@ def test_help_shows_examples_or_the_given_text():
 
 @pytest.fixture
 def quiet_loggers():
-    """Takes away the handlers that default_setup adds."""
+    """Remove the handlers that default_setup adds."""
     yield
     for name in ("detectron2", "fvcore"):
         logger = logging.getLogger(name)
@@ -285,7 +285,7 @@ def test_expected_results_are_verified(tiny, dataset, tmp_path, expected, fails)
 
 @pytest.mark.parametrize(
     ("workers", "batch", "rate", "iterations", "warmup", "steps", "checkpoint", "evaluate"),
-    [  # what Detectron2 answers
+    [  # results of Detectron2
         (8, 16, 0.02, 1000, 100, (500, 800), 55, 77),
         (4, 8, 0.01, 2000, 200, (1000, 1600), 110, 154),
         (3, 6, 0.0075, 2667, 267, (1333, 2133), 147, 205),

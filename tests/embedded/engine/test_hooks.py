@@ -29,7 +29,7 @@ def make_trainer(batches=None, norm=False):
 
 
 class Metric(HookBase):
-    """Puts one given value for each iteration into the storage."""
+    """Write one given value per iteration to the event storage."""
 
     def __init__(self, *values):
         self.values = values

@@ -1,4 +1,4 @@
-"""A detector of a few weights and a drawn dataset, for tests of the training machinery (also in other processes)."""
+"""A detector of a few weights and a synthetic dataset, for tests of training (also in other processes)."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ BOX = (10.0, 5.0, 30.0, 25.0)  # XYXY, the same object in every image
 
 @META_ARCH_REGISTRY.register()
 class TinyDetector(nn.Module):
-    """Learns two numbers from the images' mean; always finds the object that is there, and one that is not."""
+    """Train two numbers on the mean of the images; always detect the true object and a false one."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -59,7 +59,7 @@ class TinyTrainer(DefaultTrainer):
 
 
 def make_dataset(folder, name, num_images=6):
-    """Draws the images, writes their COCO JSON and registers both under ``name``."""
+    """Create images and their COCO JSON, and register both under ``name``."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []

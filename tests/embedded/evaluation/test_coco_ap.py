@@ -1,4 +1,4 @@
-"""Average precision against the published numbers, and against pycocotools on drawn data."""
+"""Average precision against the published numbers, and against pycocotools on synthetic data."""
 
 import json
 

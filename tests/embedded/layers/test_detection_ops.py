@@ -1,4 +1,4 @@
-"""``pasting_of_detectron2.json`` holds what Detectron2 0.6 answers on the masks and boxes that it also holds."""
+"""``pasting_of_detectron2.json`` contains masks and boxes, and Detectron2 0.6's results for them."""
 
 import json
 from pathlib import Path
@@ -96,7 +96,7 @@ class TestROIAlign:
         ramp = torch.arange(16.0).view(1, 1, 1, 16).expand(1, 2, 16, 16)
         rois = torch.tensor([[0.0, 8, 8, 24, 24]])
         pooled = ROIAlign(2, spatial_scale=0.5, sampling_ratio=2)(ramp, rois)
-        # Bins span 4...8 and 8...12 in feature pixels; pixel i has its centre at i + 0.5.
+        # Bins span 4...8 and 8...12 in feature pixels; pixel i has its center at i + 0.5.
         assert pooled.tolist() == [[[[5.5, 9.5], [5.5, 9.5]]] * 2]
         shifted = ROIAlign((2, 2), 0.5, 2, aligned=False)(ramp, rois)
         assert shifted.tolist() == [[[[6.0, 10.0], [6.0, 10.0]]] * 2]

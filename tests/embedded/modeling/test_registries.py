@@ -28,7 +28,7 @@ TABLE = [
 
 
 class Part(Backbone):
-    """Anything that a config can name: it remembers what it was called with."""
+    """A component that stores its constructor's arguments."""
 
     def __init__(self, cfg, input_shape=None):
         super().__init__()
@@ -44,7 +44,7 @@ class Part(Backbone):
 
 @pytest.fixture
 def registered():
-    """Registers Part in every registry, and takes it out again."""
+    """Register Part in every registry, and remove it again."""
     registries = [getattr(modeling, row[0]) for row in TABLE]
     for registry in registries:
         registry.register(Part)

@@ -27,7 +27,7 @@ def describe(model, groups):
     ]
 
 
-# The right-hand sides are what Detectron2 answers for the same network.
+# The right-hand sides are results of Detectron2 for the same network.
 FC = ["fc.weight", "fc.bias", "fc2.bias"]
 ALL = ["scale", "conv.weight", "conv.bias", "bn.weight", "bn.bias", "gn.weight", "gn.bias", *FC]
 BIASES = ["conv.bias", "bn.bias", "gn.bias", "fc.bias", "fc2.bias"]

@@ -1,4 +1,4 @@
-"""Learning rates against Detectron2's own (lr_schedules.json holds what it answered), iteration by iteration."""
+"""Compare learning rates with Detectron2's (lr_schedules.json), iteration by iteration."""
 
 import json
 from pathlib import Path

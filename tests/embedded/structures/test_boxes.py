@@ -87,7 +87,7 @@ def test_clip_refuses_what_is_not_finite():
             Boxes([[0.0, 0.0, value, 1.0]]).clip((5, 5))
 
 
-def test_scale_and_centres():
+def test_scale_and_centers():
     boxes = Boxes(SOME)
     assert boxes.get_centers().tolist() == [[5.0, 10.0], [12.5, 23.5], [4.0, 6.5]]
     boxes.scale(2.0, 0.5)

@@ -14,7 +14,7 @@ def three():
         boxes=Boxes(torch.arange(12.0).view(3, 4)),
         classes=torch.tensor([5, 6, 7]),
         masks=BitMasks(torch.eye(3)[:, None].expand(3, 2, 3)),
-        outlines=PolygonMasks([[np.arange(6.0)], [], [np.arange(8.0)]]),
+        contours=PolygonMasks([[np.arange(6.0)], [], [np.arange(8.0)]]),
         names=["a", "b", "c"],
         weights=np.array([0.1, 0.2, 0.3]),
     )
@@ -45,7 +45,7 @@ def test_fields():
     with pytest.raises(AttributeError, match="scores"):
         _ = instances.scores
     assert getattr(instances, "scores", None) is None
-    assert list(instances.get_fields()) == ["boxes", "classes", "masks", "outlines", "names", "weights"]
+    assert list(instances.get_fields()) == ["boxes", "classes", "masks", "contours", "names", "weights"]
 
 
 def test_fields_must_be_of_one_length():
@@ -93,7 +93,7 @@ def test_indexing(item, picked):
     assert chosen.weights.tolist() == instances.weights[picked].tolist() if picked else len(chosen.weights) == 0
     assert chosen.boxes.tensor.tolist() == instances.boxes.tensor[picked].tolist()
     assert chosen.masks.tensor.tolist() == instances.masks.tensor[picked].tolist()
-    assert [len(p) for p in chosen.outlines] == [len(instances.outlines.polygons[i]) for i in picked]
+    assert [len(p) for p in chosen.contours] == [len(instances.contours.polygons[i]) for i in picked]
 
 
 @pytest.mark.parametrize("index", [3, -4])
@@ -113,7 +113,7 @@ def test_cat():
     assert joined.names == ["a", "b", "c", "b"]
     assert joined.classes.tolist() == [5, 6, 7, 6]
     assert joined.weights.tolist() == [0.1, 0.2, 0.3, 0.2]
-    assert len(joined.boxes) == len(joined.masks) == len(joined.outlines) == 4
+    assert len(joined.boxes) == len(joined.masks) == len(joined.contours) == 4
 
 
 @pytest.mark.parametrize(

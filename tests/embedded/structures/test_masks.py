@@ -1,4 +1,4 @@
-"""``masks_of_detectron2.json`` holds what Detectron2 0.6 answers on the polygons and boxes that it also holds."""
+"""``masks_of_detectron2.json`` contains polygons and boxes, and Detectron2 0.6's results for them."""
 
 import json
 from pathlib import Path
@@ -146,10 +146,10 @@ class TestPolygonMasks:
         ],
     )
     def test_area_and_box(self, polygons, area, box):
-        outlines = PolygonMasks(polygons)
-        assert outlines.area().tolist() == area
-        assert outlines.get_bounding_boxes().tensor.tolist() == box
-        assert outlines.nonempty().tolist() == [len(instance) > 0 for instance in polygons]
+        contours = PolygonMasks(polygons)
+        assert contours.area().tolist() == area
+        assert contours.get_bounding_boxes().tensor.tolist() == box
+        assert contours.nonempty().tolist() == [len(instance) > 0 for instance in polygons]
 
     @pytest.mark.parametrize(
         ("polygons", "message"),
@@ -190,14 +190,14 @@ class TestPolygonMasks:
         assert len(PolygonMasks.cat([polygon_masks(), PolygonMasks([])])) == 4
         with pytest.raises(ValueError, match="at least one"):
             PolygonMasks.cat([])
-        outlines = polygon_masks()
-        assert outlines.to("cpu") is outlines
-        assert outlines.device == torch.device("cpu")
+        contours = polygon_masks()
+        assert contours.to("cpu") is contours
+        assert contours.device == torch.device("cpu")
 
     def test_crop_changes_no_polygon(self):
-        outlines = PolygonMasks([[SQUARE.copy()]])
-        outlines.crop_and_resize(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), 4)
-        assert outlines.polygons[0][0].tolist() == SQUARE.tolist()
+        contours = PolygonMasks([[SQUARE.copy()]])
+        contours.crop_and_resize(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), 4)
+        assert contours.polygons[0][0].tolist() == SQUARE.tolist()
 
 
 def test_functions_without_polygons():

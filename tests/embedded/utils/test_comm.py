@@ -1,4 +1,4 @@
-"""Every function in one process, and in four processes over gloo that play two machines of two."""
+"""Every function in one process, and in four processes over gloo that simulate two machines."""
 
 import numpy as np
 import pytest

@@ -19,7 +19,7 @@ def test_local_files(tmp_path):
 
 @pytest.fixture
 def server(tmp_path):
-    """The address of a web server on this machine that counts what it is asked for."""
+    """The address of a local web server that counts requests."""
     folder = tmp_path / "served" / "models"
     folder.mkdir(parents=True)
     (folder / "a.pkl").write_bytes(b"weights")

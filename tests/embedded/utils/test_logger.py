@@ -18,7 +18,7 @@ from detectron2.utils.logger import (
 
 @pytest.fixture
 def name(request):
-    """A logger of its own for each test."""
+    """A logger per test."""
     name = f"test_logger.{request.node.name}"
     yield name
     for handler in list(logging.getLogger(name).handlers):
@@ -47,7 +47,7 @@ class TestSetup:
     @pytest.mark.parametrize(
         ("color", "force", "expected"), [(True, "", False), (True, "1", True), (False, "1", False)]
     )
-    def test_colours_are_for_terminals(self, color, force, expected):
+    def test_colors_are_for_terminals(self, color, force, expected):
         """In a process of its own, as termcolor asks once only what it writes to."""
         code = f"from detectron2.utils.logger import setup_logger; setup_logger(color={color}).error('x')"
         environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}

@@ -188,7 +188,7 @@ def test_what_is_no_mask():
     assert GenericMask(np.zeros(SIZE), *SIZE).polygons == []
 
 
-def test_colours():
+def test_colors():
     assert colormap(rgb=True).shape[1] == 3 and colormap().max() <= 255 and colormap(maximum=1).max() <= 1
     assert (colormap(rgb=True)[:, ::-1] == colormap()).all()
     assert random_color(maximum=1).shape == (3,)
@@ -198,7 +198,7 @@ def test_colours():
 
 
 @pytest.mark.parametrize("masks", [True, False], ids=["masks", "boxes"])
-def test_colours_stay_in_videos(masks):
+def test_colors_stay_in_videos(masks):
     video = VideoVisualizer(METADATA)
     before = None
     for step in range(5):

@@ -8,7 +8,13 @@ import torch
 from torchvision.ops import roi_align
 
 from detectron2.structures.boxes import Boxes
-from detectron2.structures.polygons import polygon_area, polygons_to_bitmask, rasterize_polygons_within_box
+from detectron2.structures.polygons import (
+    check_one_box_each,
+    check_polygons,
+    polygon_area,
+    polygons_to_bitmask,
+    rasterize_polygons_within_box,
+)
 
 __all__ = [
     "BitMasks",
@@ -94,7 +100,7 @@ class BitMasks:
         Raises:
             ValueError: the numbers of boxes and masks differ.
         """
-        _check_one_box_each(boxes, len(self))
+        check_one_box_each(boxes, len(self))
         boxes = boxes.detach().to(torch.float32)
         at_once = max(1, _PIXELS_AT_ONCE // max(1, self.image_size[0] * self.image_size[1]))
         grids = [
@@ -158,11 +164,6 @@ def _first_and_end(occupied: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return first, torch.where(occupied.any(dim=1), end, torch.zeros_like(end))
 
 
-def _check_one_box_each(boxes: torch.Tensor, count: int) -> None:
-    if len(boxes) != count:
-        raise ValueError(f"crop_and_resize needs one box per mask, got {len(boxes)} boxes for {count} masks")
-
-
 class PolygonMasks:
     """N masks of an image, each the union of a list of polygons. They are NumPy arrays and stay on the CPU.
 
@@ -180,7 +181,7 @@ class PolygonMasks:
             raise ValueError(
                 f"PolygonMasks need a list of lists of polygons, one per instance, got {type(polygons).__name__}"
             )
-        self.polygons = [_check_polygons(instance) for instance in polygons]
+        self.polygons = [check_polygons(instance) for instance in polygons]
 
     @property
     def device(self) -> torch.device:
@@ -223,7 +224,7 @@ class PolygonMasks:
         Raises:
             ValueError: the numbers of boxes and instances differ.
         """
-        _check_one_box_each(boxes, len(self))
+        check_one_box_each(boxes, len(self))
         rows = boxes.detach().cpu().numpy()
         grids = [rasterize_polygons_within_box(p, box, mask_size) for p, box in zip(self.polygons, rows, strict=True)]
         if not grids:
@@ -262,16 +263,6 @@ class PolygonMasks:
         return f"PolygonMasks(num_instances={len(self)})"
 
 
-def _check_polygons(instance: Any) -> list[np.ndarray]:
-    if not isinstance(instance, (list, tuple)):
-        raise ValueError(f"PolygonMasks need a list of polygons per instance, got {type(instance).__name__}")
-    arrays = [np.asarray(p.cpu() if isinstance(p, torch.Tensor) else p, dtype=np.float64).reshape(-1) for p in instance]
-    for array in arrays:
-        if len(array) % 2 or len(array) < 6:
-            raise ValueError(f"A polygon needs an even number of at least 6 values, got {len(array)}: {array.tolist()}")
-    return arrays
-
-
 class ROIMasks:
     """N masks of an image as probabilities inside one box each.
 
@@ -307,6 +298,3 @@ class ROIMasks:
 
     def __len__(self) -> int:
         return len(self.tensor)
-
-    def __repr__(self) -> str:
-        return f"ROIMasks(num_instances={len(self)})"

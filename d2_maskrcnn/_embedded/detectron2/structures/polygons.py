@@ -4,6 +4,7 @@ A polygon is a flat array [x0, y0, x1, y1, ...] in pixels.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as coco_mask
@@ -49,3 +50,24 @@ def rasterize_polygons_within_box(polygons: Sequence[np.ndarray], box: np.ndarra
         points *= (scale_x, scale_y)
         moved.append(points.reshape(-1))
     return torch.from_numpy(polygons_to_bitmask(moved, mask_size, mask_size))
+
+
+def check_polygons(instance: Any) -> list[np.ndarray]:
+    """Convert the polygons of an instance to float64 arrays.
+
+    Raises:
+        ValueError: they are not a list, or a polygon has an odd number of values or fewer than three points.
+    """
+    if not isinstance(instance, (list, tuple)):
+        raise ValueError(f"PolygonMasks need a list of polygons per instance, got {type(instance).__name__}")
+    arrays = [np.asarray(p.cpu() if isinstance(p, torch.Tensor) else p, dtype=np.float64).reshape(-1) for p in instance]
+    for array in arrays:
+        if len(array) % 2 or len(array) < 6:
+            raise ValueError(f"A polygon needs an even number of at least 6 values, got {len(array)}: {array.tolist()}")
+    return arrays
+
+
+def check_one_box_each(boxes: torch.Tensor, count: int) -> None:
+    """Raise ValueError unless there are ``count`` boxes."""
+    if len(boxes) != count:
+        raise ValueError(f"crop_and_resize needs one box per mask, got {len(boxes)} boxes for {count} masks")
