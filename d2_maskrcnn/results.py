@@ -72,9 +72,9 @@ class Results:
     @property
     def masks(self) -> np.ndarray:
         """(N, H, W) bool, computed at each access; iterate over ``detections.masks`` to save memory."""
-        if self.detections.masks is None:
+        if self.detections.masks is None or len(self) == 0:
             return np.zeros((0, *self.image_size), dtype=bool)
-        return np.stack(list(self.detections.masks)) if len(self) else np.zeros((0, *self.image_size), dtype=bool)
+        return np.stack(list(self.detections.masks))
 
     @property
     def image_size(self) -> tuple[int, int]:
