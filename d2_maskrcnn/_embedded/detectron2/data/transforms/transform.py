@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,7 +123,7 @@ class ColorTransform(Transform):
         ValueError: ``op`` cannot be called.
     """
 
-    def __init__(self, op: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, op: Callable[[Any], Any]) -> None:
         if not callable(op):
             raise ValueError(f"op must be a function, got {op!r}")
         super().__init__()
