@@ -10,9 +10,9 @@ import os
 import re
 from pathlib import Path
 
-from d2_maskrcnn.data.coco.images import is_inside
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.coco.records import register_coco_json
+from d2_maskrcnn.data.flaws.images import is_inside
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog

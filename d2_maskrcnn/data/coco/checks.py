@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2_maskrcnn.data.coco.boxes import CocoTable, check_areas, check_boxes, check_ids, check_not_empty
-from d2_maskrcnn.data.coco.images import check_images
-from d2_maskrcnn.data.coco.masks import check_segmentations
 from d2_maskrcnn.data.coco.reader import is_plain_utf8, read_coco_json
-from d2_maskrcnn.data.coco.report import Problem, summarize
-from d2_maskrcnn.data.coco.schema import check_structure
+from d2_maskrcnn.data.flaws.boxes import CocoTable, check_areas, check_boxes, check_ids, check_not_empty
+from d2_maskrcnn.data.flaws.flaw import Problem, summarize
+from d2_maskrcnn.data.flaws.images import check_images
+from d2_maskrcnn.data.flaws.masks import check_segmentations
+from d2_maskrcnn.data.flaws.schema import check_structure
 from d2_maskrcnn.data.own_data import is_built_in, is_own
 from d2_maskrcnn.errors import UserError, did_you_mean
 from detectron2.config import CfgNode

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from d2_maskrcnn.data.coco.report import Problem, problem, shorten
+from d2_maskrcnn.data.flaws.flaw import Problem, problem, shorten
 
 OVERSHOOT = 1.0  # pixels by which a box may leave the image without a warning
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as mask_util
 
-from d2_maskrcnn.data.coco.boxes import CocoTable
-from d2_maskrcnn.data.coco.report import Problem, problem, shorten
+from d2_maskrcnn.data.flaws.boxes import CocoTable
+from d2_maskrcnn.data.flaws.flaw import Problem, problem, shorten
 from d2_maskrcnn.structures.rle import rle_pixel_counts
 
 CHUNK = 10_000  # segmentations processed at a time

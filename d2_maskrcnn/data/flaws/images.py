@@ -7,8 +7,8 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from d2_maskrcnn.data.coco.boxes import CocoTable
-from d2_maskrcnn.data.coco.report import Problem, problem
+from d2_maskrcnn.data.flaws.boxes import CocoTable
+from d2_maskrcnn.data.flaws.flaw import Problem, problem
 from d2_maskrcnn.data.image_reading import MAX_PIXELS, image_size, read_image, size_mismatch
 from d2_maskrcnn.errors import UserError
 

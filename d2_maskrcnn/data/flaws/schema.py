@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from d2_maskrcnn.data.coco.report import Problem, problem, shorten
+from d2_maskrcnn.data.flaws.flaw import Problem, problem, shorten
 
 Entries = list[dict[str, Any]]
 Rule = tuple[str, Callable[[Any], bool], str]  # key, whether a value is accepted, what is expected

@@ -1,0 +1,1 @@
+"""Find the flaws of a dataset: structure, ids, boxes, masks and images."""
