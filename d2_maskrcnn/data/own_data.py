@@ -12,7 +12,7 @@ from pathlib import Path
 
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.coco.records import register_coco_json
-from d2_maskrcnn.data.flaws.images import is_inside
+from d2_maskrcnn.data.flaws.images import candidate_folders, is_inside
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -130,8 +130,7 @@ def find_path(path: str, key: str) -> Path:
 def guess_image_folder(json_file: Path, key: str) -> Path:
     """Find the folder near a JSON that its ``file_name`` entries are relative to.
 
-    The candidates in order: the JSON's folder; ``images`` and the split's folder in it (``instances_train.json`` ->
-    ``train``); then the same in its parent.
+    The candidates are :func:`~d2_maskrcnn.data.flaws.images.candidate_folders`.
 
     Args:
         json_file: an existing COCO JSON file.
@@ -142,10 +141,7 @@ def guess_image_folder(json_file: Path, key: str) -> Path:
     """
     images = read_coco_json(json_file, annotations_required=False)["images"][:5]
     names = [image.get("file_name") for image in images if isinstance(image, dict)]
-    here, above = json_file.parent, json_file.parent.parent
-    split = json_file.stem.removeprefix("instances_")
-    candidates = [here, here / "images", here / split, above, above / split, above / "images", above / "images" / split]
-    for folder in candidates:
+    for folder in candidate_folders(json_file):
         if names and all(isinstance(name, str) and _is_file_in(folder, name) for name in names):
             return folder
     raise UserError(

@@ -1,13 +1,11 @@
 """Read a COCO JSON file, and recognize files of other formats."""
 
-import contextlib
-import gc
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from d2_maskrcnn.data.json_files import other_coco, read_json, recognize_json
 from d2_maskrcnn.errors import UserError
 
 _LISTS = ("images", "annotations", "categories")
@@ -31,8 +29,12 @@ def read_coco_json(json_file: str | os.PathLike[str], annotations_required: bool
             Formats of other tools are recognized, and the message says how to convert them.
     """
     path = Path(json_file)
-    data = _parse(path)
-    other = _recognize(data)
+    return check_coco(path, read_json(path), annotations_required)
+
+
+def check_coco(path: Path, data: Any, annotations_required: bool = True) -> dict[str, Any]:
+    """Check that parsed JSON is COCO's and normalize it in place; see :func:`read_coco_json`."""
+    other = _other_format(path, data)
     if other is not None:
         raise UserError(f"{path}: {other}")
     if not isinstance(data, dict):
@@ -58,66 +60,6 @@ def is_plain_utf8(json_file: str | os.PathLike[str]) -> bool:
         return json.detect_encoding(file.read(4)) == "utf-8"
 
 
-def _parse(path: Path) -> Any:
-    if not path.is_file():
-        if path.is_dir():
-            what = "it is a folder"
-        elif path.exists():
-            what = "it is a FIFO, device or socket"
-        else:
-            what = "no such file" if path.parent.is_dir() else f"there is no folder {path.parent}"
-        raise UserError(f"{path}: {what}; expected a COCO JSON file (datasets/README.md describes the layout)")
-
-    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entry = dict(pairs)
-        if len(entry) != len(pairs):
-            _refuse_repeated_key(path, pairs)
-        return entry
-
-    try:
-        with path.open("rb") as file, _no_garbage_collection():
-            return json.load(file, object_pairs_hook=to_dict)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}: not JSON, {error.msg} at line {error.lineno}, column {error.colno}; "
-            "is it truncated? Export or copy it again"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not JSON, byte {error.start} is not {error.encoding.upper()} text; export it again as UTF-8"
-        ) from error
-    except RecursionError as error:
-        raise UserError(f"{path}: not COCO JSON, it is nested too deeply; expected COCO's three lists") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check the disk and the permissions") from error
-    except UserError:
-        raise
-    except ValueError as error:  # an integer of more digits than Python converts
-        raise UserError(f"{path}: not COCO JSON, {error}; expected numbers of a few digits") from error
-
-
-def _refuse_repeated_key(path: Path, pairs: list[tuple[str, Any]]) -> None:
-    keys = [key for key, _ in pairs]
-    repeated = next(key for key in keys if keys.count(key) > 1)
-    where = next((f"the object with id {value!r}" for key, value in pairs if key == "id"), "one object")
-    raise UserError(
-        f"{path}: the key {repeated!r} occurs {keys.count(repeated)} times in {where}; JSON readers use the last value "
-        "only: delete the others"
-    )
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Disable the garbage collector: parsing makes millions of objects, and searching them takes longer than that."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 def _normalize(annotations: list[Any]) -> None:
     """Make integers of whole floats in RLEs, and 0 or 1 of ``iscrowd``; in place. Other values are left alone."""
     for annotation in annotations:
@@ -133,36 +75,18 @@ def _normalize(annotations: list[Any]) -> None:
             annotation["iscrowd"] = int(crowd)
 
 
-def _recognize(data: Any) -> str | None:
+def _other_format(path: Path, data: Any) -> str | None:
     """Describe a file of another format and how to convert it; None if it is not recognized."""
-    via = "this is JSON of the VGG Image Annotator (VIA); convert it with datasets/prepare_balloon.py"
-    if isinstance(data, list):
-        if data and isinstance(data[0], dict) and {"image_id", "score"} <= data[0].keys():
-            return "these are detections in COCO's results format, not annotations; expected the ground truth"
-        return None
-    if not isinstance(data, dict):
-        return None
-    if {"shapes", "imagePath"} <= data.keys():
-        return (
-            "this is JSON of LabelMe, one file per image; convert the folder with LabelMe's labelme2coco.py "
-            "(examples/instance_segmentation in its repository)"
-        )
-    if "_via_img_metadata" in data:
-        return via
-    for entry in list(data.values())[:1]:
-        if isinstance(entry, dict) and {"filename", "regions"} <= entry.keys():
-            return via
-    return _recognize_other_coco(data.get("annotations"))
-
-
-def _recognize_other_coco(annotations: Any) -> str | None:
-    first = annotations[0] if isinstance(annotations, list) and annotations else None
-    if not isinstance(first, dict) or "bbox" in first:
-        return None
-    expected = "expected instances, such as annotations/instances_train2017.json"
-    if "segments_info" in first:
-        return f"this is COCO's panoptic JSON; {expected}"
-    return f"these are COCO's captions; {expected}" if "caption" in first else None
+    name = recognize_json(data)
+    if name is None or name == "coco":
+        return other_coco(data)
+    what = {
+        "via": "the VGG Image Annotator (VIA)",
+        "labelme": "LabelMe, one file per image",
+        "label-studio": "Label Studio",
+    }
+    source = path.parent if name == "labelme" else path
+    return f"this is JSON of {what[name]}; convert it with: d2-maskrcnn convert {source} --to coco --output FOLDER"
 
 
 def _kind(value: Any) -> str:

@@ -81,6 +81,17 @@ def is_inside(root: str | os.PathLike[str], name: str) -> bool:
     return path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
+def candidate_folders(json_file: Path) -> list[Path]:
+    """Return where the images of a COCO JSON file can be, the most likely folder first.
+
+    These are the JSON's folder, ``images`` and the split's folder in it (``instances_train.json`` -> ``train``), then
+    the same in its parent.
+    """
+    here, above = json_file.parent, json_file.parent.parent
+    split = json_file.stem.removeprefix("instances_")
+    return [here, here / "images", here / split, above, above / split, above / "images", above / "images" / split]
+
+
 def _missing(root: Path, names: list[str]) -> np.ndarray:
     """Return the indices of missing images, listing each folder once instead of asking for each file."""
     listings: dict[str, set[str]] = {}

@@ -86,6 +86,16 @@ def check_structure(data: dict[str, Any], evaluate: bool) -> Iterator[Problem]:
             yield from _check_rule(entries, "annotations", rule)
 
 
+def first_fault(entry: dict[str, Any], rules: tuple[Rule, ...]) -> tuple[str, str] | None:
+    """Return what is wrong with one entry, and the value; None if it passes all rules."""
+    for key, accepts, expected in rules:
+        if key not in entry:
+            return f"no {key!r}; expected {expected}", ""
+        if not accepts(entry[key]):
+            return f"a bad {key!r}; expected {expected}", shorten(entry[key])
+    return None
+
+
 def _check_entries(entries: list[Any], plural: str, rules: tuple[Rule, ...]) -> Iterator[Problem]:
     not_objects = [index for index, entry in enumerate(entries) if type(entry) is not dict]
     yield from problem(

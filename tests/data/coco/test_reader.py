@@ -30,14 +30,14 @@ def read(tmp_path, content):
         ('{"images": [], "categories": []}', ["'annotations' missing", "it has 'images', 'categories'"]),
         ('{"images": {}, "annotations": [], "categories": []}', ["'images' is an object"]),
         ('{"images": [], "annotations": null, "categories": []}', ["'annotations' is null"]),
-        ('{"a.jpg12": {"filename": "a.jpg", "regions": {}}}', ["VIA", "prepare_balloon.py"]),
-        ('{"_via_settings": {}, "_via_img_metadata": {}}', ["VIA", "prepare_balloon.py"]),
-        ('{"shapes": [], "imagePath": "a.jpg", "version": "4.0.0"}', ["LabelMe", "labelme2coco.py"]),
+        ('{"a.jpg12": {"filename": "a.jpg", "regions": {}}}', ["VIA", "d2-maskrcnn convert"]),
+        ('{"_via_settings": {}, "_via_img_metadata": {}}', ["VIA", "d2-maskrcnn convert"]),
+        ('{"shapes": [], "imagePath": "a.jpg", "version": "4.0.0"}', ["LabelMe", "d2-maskrcnn convert"]),
         ('[{"image_id": 1, "score": 0.5, "bbox": [1, 2, 3, 4]}]', ["detections"]),
         ('{"images": [], "annotations": [{"segments_info": []}], "categories": []}', ["panoptic"]),
         ('{"images": [], "annotations": [{"caption": "a cat"}]}', ["captions"]),
         ("[" * 100_000, ["nested too deeply"]),
-        (f'{{{EMPTY}, "x": {"9" * 5000}}}', ["not COCO JSON", "digits"]),
+        (f'{{{EMPTY}, "x": {"9" * 5000}}}', ["not JSON of annotations", "digits"]),
         (f'{{{EMPTY}, "annotations": [1]}}', ["the key 'annotations' occurs 2 times in one object"]),
         ('{"images": [{"id": 7, "width": 1, "width": 2}]}', ["'width' occurs 2 times in the object with id 7"]),
     ],
@@ -53,7 +53,7 @@ def test_files_that_are_not_coco_json(tmp_path, text, expected):
 def test_missing_files(tmp_path):
     os.mkfifo(tmp_path / "fifo.json")
     for name, expected in (
-        ("other.json", "no such file; expected a COCO JSON"),
+        ("other.json", "no such file; expected a JSON file"),
         ("nowhere/other.json", r"there is no folder .*nowhere"),
         (".", "it is a folder"),
         ("fifo.json", "it is a FIFO, device or socket"),
