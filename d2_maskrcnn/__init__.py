@@ -1,32 +1,31 @@
 """Mask R-CNN with a ResNet-FPN backbone as a Detectron2 plugin.
 
-Importing this package chooses the engine (an installed Detectron2, or the embedded one) and registers the model's parts
-in Detectron2's registries. It must come before any ``from detectron2 ...``.
+Importing this package chooses the engine (an installed Detectron2, or the embedded one) and registers the model's
+components in Detectron2's registries. It must come before any ``from detectron2 ...``. It imports nothing heavy: each
+name below is imported at its first use.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from d2_maskrcnn._bootstrap import EngineInfo, choose_engine, engine_info
 from d2_maskrcnn._version import __version__
-
-choose_engine()
-
-import importlib  # noqa: E402
-from typing import TYPE_CHECKING, Any  # noqa: E402
-
-import d2_maskrcnn.modeling  # noqa: E402, F401 - registers the model's parts
-from d2_maskrcnn.config import add_d2_maskrcnn_config  # noqa: E402
-from d2_maskrcnn.errors import UserError  # noqa: E402
+from d2_maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
+    from d2_maskrcnn.config.keys import add_d2_maskrcnn_config
     from d2_maskrcnn.config.loading import load_config
     from d2_maskrcnn.predictor import Predictor
     from d2_maskrcnn.results import Results
 
-# Imported at first use, so that a training doesn't load what only prediction needs.
+# Public name: the module that defines it.
 _LAZY = {
     "Predictor": "d2_maskrcnn.predictor",
     "Results": "d2_maskrcnn.results",
+    "add_d2_maskrcnn_config": "d2_maskrcnn.config.keys",
     "load_config": "d2_maskrcnn.config.loading",
 }
+_SUBPACKAGES = ("config", "modeling")
 
 __all__ = [
     "EngineInfo",
@@ -39,8 +38,12 @@ __all__ = [
     "load_config",
 ]
 
+choose_engine()
+
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)

@@ -7,6 +7,9 @@ The rules, in order:
 3. An installed Detectron2 is used. Its import errors are shown; there is no fallback that would hide them.
 4. Otherwise the embedded engine's folder is appended to ``sys.path``, so that modules have the same names with both
    engines, and worker processes, which inherit ``sys.path``, import the same one.
+
+Nothing heavy is imported: the model's components register themselves as soon as ``detectron2.modeling``, whose
+registries contain them, is imported.
 """
 
 import importlib
@@ -15,8 +18,13 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 
 from d2_maskrcnn.errors import UserError
 
@@ -47,7 +55,7 @@ class EngineInfo:
         return f"{self.name} detectron2 {self.version} at {self.path}"
 
 
-def _find_installed() -> importlib.machinery.ModuleSpec | None:
+def _find_installed() -> ModuleSpec | None:
     """Return the module spec of an installed Detectron2, or None.
 
     Not installed are a plain ``detectron2/`` folder in the working directory, whose namespace spec has no origin, and
@@ -60,7 +68,7 @@ def _find_installed() -> importlib.machinery.ModuleSpec | None:
     return spec if spec is not None and spec.origin is not None else None
 
 
-def _find_with_other_finders() -> importlib.machinery.ModuleSpec | None:
+def _find_with_other_finders() -> ModuleSpec | None:
     for finder in sys.meta_path:
         if finder is importlib.machinery.PathFinder or not hasattr(finder, "find_spec"):
             continue
@@ -97,6 +105,7 @@ def choose_engine() -> None:
     choice = _forced_choice()
     if "detectron2" in sys.modules and getattr(sys.modules["detectron2"], "__file__", None):
         _check_already_imported(choice)
+        _register_components()
         return
     installed = _find_installed()
     if choice == "installed" and installed is None:
@@ -113,15 +122,44 @@ def choose_engine() -> None:
     elif installed is None and root not in sys.path:
         sys.path.append(root)
     importlib.invalidate_caches()
-    _import_fvcore_quietly()
+    _register_components()
 
 
-def _import_fvcore_quietly() -> None:
-    # At import fvcore scripts a few losses, for which PyTorch 2.15 warns of a deprecated function; users of this
-    # package cannot change that.
+def _register_components() -> None:
+    """Register the model's components now if ``detectron2.modeling`` is imported, else when it is."""
+    if not any(isinstance(finder, _ImportHook) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _ImportHook())
+    if "detectron2.modeling" in sys.modules:
+        importlib.import_module("d2_maskrcnn.modeling")
+
+
+class _ImportHook(MetaPathFinder):
+    """Import ``d2_maskrcnn.modeling`` after ``detectron2.modeling``, and ``fvcore.nn`` without its warnings.
+
+    At import fvcore scripts a few losses, for which PyTorch 2.15 warns of a deprecated function; users of this package
+    cannot change that.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the spec that the other finders return, with a loader that does the above."""
+        if fullname not in ("detectron2.modeling", "fvcore.nn"):
+            return None
+        for finder in sys.meta_path:
+            spec = finder.find_spec(fullname, path, target) if finder is not self else None
+            if spec is not None and spec.loader is not None:
+                spec.loader.exec_module = partial(_execute, spec.loader.exec_module)  # type: ignore[method-assign]
+                return spec
+        return None
+
+
+def _execute(run: Callable[[ModuleType], None], module: ModuleType) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
-        importlib.import_module("fvcore.nn")
+        run(module)
+    if module.__name__ == "detectron2.modeling":
+        importlib.import_module("d2_maskrcnn.modeling")
 
 
 def engine_info() -> EngineInfo:

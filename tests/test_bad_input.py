@@ -11,21 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from d2_maskrcnn.engine import run_main
-from detectron2.engine import default_argument_parser
+from d2_maskrcnn.cli.main import run_module
 
 
 @pytest.fixture
-def train_net(load_script, repo_dir, capfd):
-    """``train_net(*words)``: run main; return the exit status and the stderr line that begins with "error:"."""
-    script = load_script("train_net.py")
+def train_net(repo_dir, capfd):
+    """``train_net(*words)``: run it; return the exit status and the stderr line that begins with "error:"."""
 
     def run(*words):
         config = (
             ["--config-file", str(repo_dir / "configs" / "quickstart.yaml")] if "--config-file" not in words else []
         )
-        arguments = default_argument_parser().parse_args([*config, *map(str, words)])
-        status = run_main(lambda: script.main(arguments))
+        status = run_module("d2_maskrcnn.cli.train", "train_net.py", [*config, *map(str, words)])
         lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
         assert len(lines) == (1 if status else 0), lines
         return status, lines[0] if lines else ""

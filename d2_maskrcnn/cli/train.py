@@ -1,102 +1,44 @@
-"""Train or evaluate the Mask R-CNN of a config.
+"""Train a model, or continue a training.
 
-    python train_net.py --config-file configs/mrcnn_R101.yaml
-    python train_net.py --config-file configs/mrcnn_R101.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
-    python train_net.py --config-file configs/mrcnn_R101.yaml --num-gpus 8
-    torchrun --nproc-per-node 8 train_net.py --config-file configs/mrcnn_R101.yaml
+examples:
+  {program} --config-file quickstart.yaml
+  {program} --config-file mrcnn_R101.yaml --num-gpus 8 SOLVER.IMS_PER_BATCH 16
+  {program} --config-file mrcnn_R101.yaml --resume
 
-``KEY VALUE`` pairs after the options override the config. On a machine without a GPU, ``--num-gpus N`` starts N
-processes on the CPU.
+KEY VALUE pairs after the options override the config. On a machine without a GPU, --num-gpus N starts N processes on
+the CPU.
 """
 
 import argparse
-import logging
-from pathlib import Path
-from typing import Any
 
-from d2_maskrcnn.engine import Trainer, build_checkpointer, draw_test_sets, launch, setup, under_torchrun
-from d2_maskrcnn.engine.launch import check_processes
-from d2_maskrcnn.engine.output_dir import unlock_output_dir
-from d2_maskrcnn.errors import UserError, warn_on_failure
-from d2_maskrcnn.evaluation.evaluator import write_results
-from d2_maskrcnn.inspection.training import inspection_hooks
-from detectron2.config import CfgNode
-from detectron2.engine import default_argument_parser
-from detectron2.utils import comm
-
-logger = logging.getLogger(__name__)
+IMPORTS = ("d2_maskrcnn.cli.train_job",)
 
 
-def run() -> None:
-    """Parse the command line and run :func:`main` in all processes of the job."""
-    args = default_argument_parser(__doc__).parse_args()
-    dist_url = args.dist_url if args.num_machines > 1 else "auto"
-    numbers = (args.num_gpus, args.num_machines, args.machine_rank, dist_url)
-    if not under_torchrun():
-        try:
-            check_processes(*numbers)
-        except UserError as error:
-            flags = f"--num-gpus {args.num_gpus} --num-machines {args.num_machines} --machine-rank {args.machine_rank}"
-            raise UserError(f"{flags} --dist-url {args.dist_url}: {error}") from error
-    launch(main, *numbers, args=(args,))
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a training; they include those of Detectron2's ``default_argument_parser``."""
+    parser.allow_abbrev = True  # as Detectron2's parser does
+    add_job_arguments(parser)
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS or the last checkpoint")
 
 
-def main(args: argparse.Namespace) -> None:
-    """Train or evaluate in one process of the job."""
-    cfg = setup(args)
-    try:
-        (evaluate if args.eval_only else train)(cfg, resume=args.resume)
-    finally:
-        unlock_output_dir(cfg.OUTPUT_DIR)
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and evaluation have in common."""
+    add = parser.add_argument
+    add("--config-file", default="", metavar="FILE", help="config in YAML: a path, or the name of one in the package")
+    add("--resume", action="store_true", help="use the last checkpoint in OUTPUT_DIR, if there is one")
+    add("--num-gpus", type=int, default=1, metavar="N", help="GPUs per machine (1)")
+    add("--num-machines", type=int, default=1, metavar="N", help="machines in this job (1)")
+    add("--machine-rank", type=int, default=0, metavar="I", help="index of this machine, from 0")
+    add("--dist-url", default="auto", metavar="URL", help="several machines: tcp://HOST:PORT of the first one")
+    add("opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys that override the file's")
 
 
-def train(cfg: CfgNode, resume: bool) -> None:
-    """Train the model of a config from its weights or, with ``resume``, from the last checkpoint of ``OUTPUT_DIR``.
+def run(args: argparse.Namespace) -> None:
+    """Run the training.
 
     Raises:
-        UserError: ``OUTPUT_DIR`` contains a training that would be overwritten without ``resume``.
+        UserError: bad input.
     """
-    trainer = Trainer(cfg, report_hooks=inspection_hooks(cfg))
-    if trainer.checkpointer.has_checkpoint() and not resume:
-        raise UserError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} already contains a training ({trainer.checkpointer.get_checkpoint_file()}): "
-            "add --resume to continue it, or choose another OUTPUT_DIR."
-        )
-    trainer.resume_or_load(resume=resume)
-    try:
-        trainer.train()
-    except SystemExit:
-        logger.info("Start the same command with --resume to continue.")
-        raise
+    from d2_maskrcnn.cli import train_job
 
-
-def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Evaluate ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR`` on ``DATASETS.TEST``.
-
-    The numbers are also written to ``OUTPUT_DIR/inference/results.json``.
-
-    Returns:
-        What :meth:`Trainer.test` returns, under ``tta`` also with test-time augmentation if ``TEST.AUG.ENABLED``.
-
-    Raises:
-        UserError: there are no weights, or they do not fill the whole model.
-    """
-    model = Trainer.build_model(cfg)
-    checkpointer = build_checkpointer(cfg, model)
-    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
-        raise UserError(
-            "--eval-only needs weights: add MODEL.WEIGHTS path/to/model.pth, or --resume for the last checkpoint of "
-            f"OUTPUT_DIR ({cfg.OUTPUT_DIR})."
-        )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    checkpointer.check_evaluable()
-    results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results = {**results, "tta": Trainer.test_with_augmentation(cfg, model)}
-    if comm.is_main_process():
-        path = Path(cfg.OUTPUT_DIR) / "inference" / "results.json"
-        write_results(results, path)
-        logger.info("Results are in %s", path)
-        with warn_on_failure("drawing predictions"):
-            draw_test_sets(cfg, model)
-    return results
+    train_job.run(args)

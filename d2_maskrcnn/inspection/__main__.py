@@ -1,8 +1,7 @@
-"""Run ``python -m d2_maskrcnn.inspection``."""
+"""Run ``python -m d2_maskrcnn.inspection``, which is ``d2-maskrcnn inspect``."""
 
 import sys
 
-from d2_maskrcnn.cli.inspect import main
-from d2_maskrcnn.errors import run_main
+from d2_maskrcnn.cli.main import run_module
 
-sys.exit(run_main(main))
+sys.exit(run_module("d2_maskrcnn.cli.inspect", program="python -m d2_maskrcnn.inspection"))

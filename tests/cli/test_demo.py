@@ -17,10 +17,14 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from d2_maskrcnn.cli import demo as cli
-from d2_maskrcnn.cli.demo import build_parser
+from d2_maskrcnn.cli import demo
+from d2_maskrcnn.cli.main import build_parser
 from d2_maskrcnn.errors import UserError
 from tests.video.conftest import CLASS_NAMES, frame_image, read_video
+
+
+def run_words(words):
+    demo.run(build_parser(demo, "demo.py").parse_args(words))
 
 
 @pytest.fixture
@@ -138,7 +142,7 @@ def test_bad_input(demo_args, make_video, images, tmp_path, args, message):
     filled = [a.format(video=make_video(), images=images) for a in args]
     outputs = [] if {"--output", "--save-json", "--save-csv"} & set(args) else ["--output", str(tmp_path / "new")]
     with pytest.raises(UserError) as raised:
-        cli.main([*filled, *outputs, *demo_args()])
+        run_words([*filled, *outputs, *demo_args()])
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -156,7 +160,7 @@ def test_bad_input(demo_args, make_video, images, tmp_path, args, message):
 )
 def test_numbers_out_of_range(option, value, expected, capsys):
     with pytest.raises(SystemExit):
-        build_parser().parse_args(["--input", "a.jpg", option, value])
+        build_parser(demo, "demo.py").parse_args(["--input", "a.jpg", option, value])
     message = capsys.readouterr().err.splitlines()[-1]
     assert option in message and value in message and expected in message
 
@@ -164,20 +168,20 @@ def test_numbers_out_of_range(option, value, expected, capsys):
 def test_no_weights(repo_dir, images, tmp_path):
     config = ["--config-file", str(repo_dir / "configs" / "quickstart.yaml")]
     with pytest.raises(UserError, match=r"MODEL\.WEIGHTS"):
-        cli.main(["--input", str(images), "--output", str(tmp_path / "o"), *config])
+        run_words(["--input", str(images), "--output", str(tmp_path / "o"), *config])
 
 
 def test_weights_of_another_model(demo_args, images, tmp_path):
     args = demo_args("--input", images, "--output", tmp_path / "o")
     with pytest.raises(UserError, match="does not fill the model"):
-        cli.main([*args, "MODEL.ROI_HEADS.NUM_CLASSES", "7"])
+        run_words([*args, "MODEL.ROI_HEADS.NUM_CLASSES", "7"])
 
 
 def test_no_display(demo_args, images, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with pytest.raises(UserError, match="No display"):
-        cli.main(demo_args("--input", images))
+        run_words(demo_args("--input", images))
 
 
 @pytest.fixture
@@ -293,8 +297,8 @@ def test_ctrl_c_finishes_the_files(start_demo, make_video, tmp_path):
 
 
 def test_options_of_detectron2s_demo():
-    args = build_parser().parse_args(
+    args = build_parser(demo, "demo.py").parse_args(
         ["--config-file", "c.yaml", "--webcam", "--confidence-threshold", "0.6", "--opts", "MODEL.WEIGHTS", "w.pth"]
     )
     assert args.webcam == 0 and args.opts == ["MODEL.WEIGHTS", "w.pth"] and args.show is None
-    assert build_parser().parse_args(["--webcam", "2", "--no-show"]).webcam == 2
+    assert build_parser(demo, "demo.py").parse_args(["--webcam", "2", "--no-show"]).webcam == 2

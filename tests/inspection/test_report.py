@@ -10,8 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from d2_maskrcnn.cli.inspect import main
-from d2_maskrcnn.engine import run_main
+from d2_maskrcnn.cli.main import main
 from d2_maskrcnn.inspection import Report, inspect_weights, write_report
 from d2_maskrcnn.inspection.activations import inspect_activations
 from d2_maskrcnn.inspection.anchors import inspect_anchors
@@ -136,7 +135,7 @@ def program(capfd):
     """Run the program in this process; return its status and the line that begins with "error:"."""
 
     def run(*words):
-        status = run_main(lambda: main([str(word) for word in words]))
+        status = main(["inspect", *(str(word) for word in words)])
         lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error:")]
         assert len(lines) == (1 if status else 0), lines
         return status, "".join(lines)

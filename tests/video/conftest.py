@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from d2_maskrcnn.cli import demo
+from d2_maskrcnn.cli.main import build_parser
 from tests.conftest import NARROW_MODEL
 
 av = pytest.importorskip("av", reason="PyAV is not installed (pip install -e '.[demo]')")
@@ -136,9 +138,8 @@ def demo_args(tiny_weights, repo_dir):
 @pytest.fixture
 def run_demo(demo_args):
     """Run the demo in this process."""
-    from d2_maskrcnn.cli.demo import main
 
-    return lambda *args: main(demo_args(*args))
+    return lambda *args: demo.run(build_parser(demo, "demo.py").parse_args(demo_args(*args)))
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from PIL import Image
 
-from d2_maskrcnn.cli import demo, inspect
+from d2_maskrcnn.cli import demo, inspect, train
+from d2_maskrcnn.cli.main import build_parser
 from d2_maskrcnn.engine import Trainer, setup
 from d2_maskrcnn.engine.launch import check_processes
 from d2_maskrcnn.engine.output_dir import unlock_output_dir
-from detectron2.engine import default_argument_parser
 from tools.fuzz import tiny, videos
 from tools.fuzz.harness import Input, expect
 
@@ -80,7 +80,8 @@ def _demo(rng: random.Random, odd: list[str], opts: list[str], shared: Path, fol
         ["--video-input", str(shared / "v.mp4")] if is_video else ["--input", *map(str, sorted(shared.glob("?.png")))]
     )
     path = folder / "r.json"
-    demo.main(["--config-file", tiny.CONFIG, "--no-show", "--save-json", str(path), *source, *odd, "--opts", *opts])
+    words = ["--config-file", tiny.CONFIG, "--no-show", "--save-json", str(path), *source, *odd, "--opts", *opts]
+    demo.run(build_parser(demo, "demo.py").parse_args(words))
     if not path.exists():
         expect("--save-json" in odd, "nothing was written")
         return
@@ -94,15 +95,15 @@ def _demo(rng: random.Random, odd: list[str], opts: list[str], shared: Path, fol
 
 
 def _inspect(rng: random.Random, odd: list[str], opts: list[str], shared: Path, folder: Path) -> None:
-    page = inspect.main(
-        ["--config-file", tiny.CONFIG, "--output", str(folder / "report"), "--input", str(shared / "1.png"),
-         "--parts", "result", *odd, "--opts", *opts]
-    )  # fmt: skip
+    words = ["--config-file", tiny.CONFIG, "--output", str(folder / "report"), "--input", str(shared / "1.png")]
+    args = build_parser(inspect, "inspect").parse_args([*words, "--parts", "result", *odd, "--opts", *opts])
+    inspect.run(args)
+    page = args.output / "report.html"
     expect("</html>" in page.read_text(), "the report is not complete")
 
 
 def _train(rng: random.Random, odd: list[str], opts: list[str], shared: Path, folder: Path) -> None:
-    args = default_argument_parser().parse_args(["--config-file", tiny.CONFIG, *odd, *opts])
+    args = build_parser(train, "train_net.py").parse_args(["--config-file", tiny.CONFIG, *odd, *opts])
     check_processes(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     expect(1 <= args.num_gpus <= 1024 and args.num_machines <= 65536, f"{args.num_gpus} processes")
     cfg = setup(argparse.Namespace(**{**vars(args), "eval_only": rng.random() < 0.3}))

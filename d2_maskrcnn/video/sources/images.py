@@ -4,6 +4,7 @@ import glob
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from PIL import Image
 
@@ -41,6 +42,23 @@ def find_images(inputs: Sequence[str]) -> list[Path]:
         else:
             paths.extend(_expand(item))
     return list(dict.fromkeys(paths))
+
+
+def is_video(item: str) -> bool:
+    """Return whether an input is a video file or a stream, not an image, a folder or a glob pattern.
+
+    >>> is_video("a.mp4"), is_video("rtsp://host/1"), is_video("https://host/a.jpg?size=1"), is_video("a.jpg")
+    (True, True, False, False)
+    """
+    if "://" in item:
+        return not is_image_url(item)
+    return Path(item).suffix.lower() in VIDEO_SUFFIXES and not Path(item).is_dir()
+
+
+def is_image_url(item: str) -> bool:
+    """Return whether an input is the address of an image on a web server."""
+    address = urlsplit(item)
+    return address.scheme in ("http", "https") and is_image_name(Path(address.path))
 
 
 def has_media_suffix(path: Path) -> bool:

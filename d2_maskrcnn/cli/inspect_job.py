@@ -1,0 +1,123 @@
+"""Collect and write the report of ``d2-maskrcnn inspect``."""
+
+import argparse
+import logging
+from pathlib import Path
+
+from tqdm import tqdm
+
+from d2_maskrcnn._bootstrap import engine_info
+from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.data import register_own_data
+from d2_maskrcnn.errors import UserError, did_you_mean
+from d2_maskrcnn.inspection.data import augmented_scenes, inspect_data
+from d2_maskrcnn.inspection.observation import observe
+from d2_maskrcnn.inspection.records import class_names_of, dataset_records, records_for
+from d2_maskrcnn.inspection.report import PARTS, Report, write_report
+from d2_maskrcnn.inspection.weights import initial_weights, inspect_weights, read_state
+from d2_maskrcnn.model_loading import load_model
+from detectron2.config import CfgNode
+from detectron2.utils.logger import setup_logger
+
+logger = logging.getLogger(__name__)
+
+ALL_PARTS = (*PARTS, "weights", "data")
+
+
+def run(args: argparse.Namespace) -> Path:
+    """Write the report that the command line describes; return its path.
+
+    Args:
+        args: see :mod:`d2_maskrcnn.cli.inspect`.
+
+    Raises:
+        UserError: an argument, a config value or a file is invalid.
+    """
+    for name in ("d2_maskrcnn", "detectron2", "fvcore"):
+        setup_logger(name=name)
+    logging.getLogger("detectron2.data").setLevel(logging.WARNING)  # it logs the augmentations for every image
+    if not 0 <= args.score_threshold <= 1:
+        raise UserError(f"--score-threshold {args.score_threshold}: expected a number from 0 to 1")
+    for part in args.parts or ():
+        if part not in ALL_PARTS:
+            hint = did_you_mean(part, ALL_PARTS) or f" The parts are {', '.join(ALL_PARTS)}."
+            raise UserError(f"--parts {part}: the report has no such part.{hint}")
+    report = _weight_report(args) if args.weights else _model_report(args)
+    path = write_report(report, args.output)
+    logger.info("Wrote %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    return path
+
+
+def _weight_report(args: argparse.Namespace) -> Report:
+    if args.input:
+        raise UserError("--weights inspects a file alone; for images use --opts MODEL.WEIGHTS FILE instead")
+    other = read_state(args.compare) if args.compare else None
+    initial = initial_weights(_config(args), args.weights) if args.config_file else None
+    findings = inspect_weights(read_state(args.weights), args.weights, other, args.compare, initial)
+    return Report(about=_about(args, args.weights), weights=findings, title="Weights")
+
+
+def _model_report(args: argparse.Namespace) -> Report:
+    if not args.config_file:
+        raise UserError("--config-file is missing: name the model's config, or inspect a file alone with --weights")
+    cfg = _config(args)
+    parts = list(args.parts or ALL_PARTS)
+    records = records_for(args.input, cfg, args.annotations)
+    if not records and not {"weights", "data"} & set(parts):
+        raise UserError(f"--parts {' '.join(parts)} needs images: name some with --input")
+    model, names = load_model(cfg, require_weights=False)
+    names = names or class_names_of(cfg, args.annotations)
+    path = cfg.MODEL.WEIGHTS
+    report = Report(
+        about=_about(args, path or "none"),
+        parts=[part for part in PARTS if part in parts],
+        threshold=args.score_threshold,
+        notes=[] if path else ["The model has random weights: name a weight file with --opts MODEL.WEIGHTS FILE"],
+    )
+    bar = tqdm(records, "Images", unit="image", disable=None if len(records) > 1 else True, dynamic_ncols=True)
+    report.observations = [observe(cfg, model, record, names, args.layers) for record in bar]
+    if "weights" in parts:
+        other = read_state(args.compare) if args.compare else None
+        initial = initial_weights(cfg, path) if path else None
+        report.weights = inspect_weights(model, path or "random", other, args.compare, initial)
+    if "data" in parts:
+        _add_data(report, cfg, args)
+    return report
+
+
+def _add_data(report: Report, cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Add the data section for the first dataset whose files exist; if there is none, refuse ``--parts data``."""
+    dataset = next((name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if dataset_records(name)), None)
+    if dataset is not None:
+        report.data = inspect_data(cfg, dataset)
+        report.samples = augmented_scenes(cfg, dataset, args.samples)
+    elif args.parts is not None:
+        raise UserError(
+            f"--parts data: the files of DATASETS.TRAIN {list(cfg.DATASETS.TRAIN)} are not on this machine: name your "
+            "data with --opts D2_MASKRCNN.DATA.TRAIN_JSON FILE"
+        )
+
+
+def _config(args: argparse.Namespace) -> CfgNode:
+    """Load the config and register its own data, without the datasets whose files are missing."""
+    cfg = load_config(args.config_file, args.opts)
+    data = cfg.D2_MASKRCNN.DATA
+    for prefix, other, key in (("TRAIN", "VAL", "TRAIN"), ("VAL", "TRAIN", "TEST")):
+        if not data[f"{prefix}_JSON"] and not data[f"{prefix}_IMAGES"]:
+            continue
+        single = cfg.clone()
+        single.DATASETS.TEST = ()
+        single.D2_MASKRCNN.DATA[f"{other}_JSON"] = single.D2_MASKRCNN.DATA[f"{other}_IMAGES"] = ""
+        try:
+            register_own_data(single)
+        except UserError as error:
+            logger.info("%s", error)
+            single.DATASETS[key] = ()
+        cfg.DATASETS[key] = single.DATASETS[key]
+    return cfg
+
+
+def _about(args: argparse.Namespace, weights: str) -> dict[str, str]:
+    about = {"weights": weights, "config": args.config_file, "options": " ".join(args.opts)}
+    about |= {"compared with": args.compare, "engine": str(engine_info())}
+    return {name: value for name, value in about.items() if value}

@@ -1,0 +1,135 @@
+"""The command ``d2-maskrcnn``: train, evaluate, predict and inspect.
+
+Each command is a module of this package with ``add_arguments(parser)`` and ``run(args)``, which is imported only when
+the command runs. The modules import nothing heavy, so ``--help`` answers at once; ``run`` imports what it needs. A
+module may name such imports in ``IMPORTS``: they are done before ``run``, where Ctrl-C ends the program at once.
+"""
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType, ModuleType
+from typing import NamedTuple
+
+from d2_maskrcnn._version import __version__
+from d2_maskrcnn.errors import EXIT_INTERRUPTED, UserError, did_you_mean, run_main
+
+PROGRAM = "d2-maskrcnn"
+
+
+class Command(NamedTuple):
+    """A command: the module that implements it, and its line in ``d2-maskrcnn --help``."""
+
+    module: str
+    help: str
+
+
+COMMANDS = {
+    "train": Command("d2_maskrcnn.cli.train", "train a model"),
+    "eval": Command("d2_maskrcnn.cli.eval", "evaluate a model with the COCO metrics"),
+    "predict": Command("d2_maskrcnn.cli.predict", "detect objects in images, videos, cameras and streams"),
+    "inspect": Command("d2_maskrcnn.cli.inspect", "write a report of what happens inside a model"),
+    "env": Command("d2_maskrcnn.cli.env", "print versions and devices, for a bug report"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``d2-maskrcnn`` and return its exit status (see :func:`d2_maskrcnn.errors.run_main`).
+
+    Args:
+        arguments: the command and its arguments; default: ``sys.argv[1:]``.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return run_main(lambda: _run(words))
+
+
+def run_module(module: str, program: str, arguments: Sequence[str] | None = None) -> int:
+    """Run the module of a command and return its exit status, for programs such as ``train_net.py``.
+
+    Args:
+        module: its full name.
+        program: name of the program in its help and messages.
+        arguments: arguments of the command; default: ``sys.argv[1:]``.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return run_main(lambda: _run_module(module, words, program))
+
+
+def _run(words: list[str]) -> None:
+    if words and not words[0].startswith("-"):
+        if words[0] not in COMMANDS:
+            hint = did_you_mean(words[0], COMMANDS) or f" The commands are {', '.join(COMMANDS)}."
+            raise UserError(f"{PROGRAM} has no command {words[0]!r}.{hint}")
+        _run_module(COMMANDS[words[0]].module, words[1:], f"{PROGRAM} {words[0]}")
+        return
+    parser = _main_parser()
+    parser.parse_args(words)  # --help and --version end the program, anything else is refused
+    parser.print_help()
+
+
+def _main_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND ...",
+        description="Mask R-CNN for instance segmentation.",
+        epilog="\n".join(["commands:", *lines, "", f"{PROGRAM} COMMAND --help shows the options of a command."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"d2_maskrcnn {__version__}")
+    return parser
+
+
+def _run_module(name: str, words: list[str], program: str) -> None:
+    with _interrupt_ends_program():
+        module = importlib.import_module(name)
+        args = build_parser(module, program).parse_args(words)
+        for each in getattr(module, "IMPORTS", ()):
+            importlib.import_module(each)
+    module.run(args)
+
+
+def build_parser(module: ModuleType, program: str) -> argparse.ArgumentParser:
+    """Build the parser of a command; its docstring is the help, with ``{program}`` for the program's name."""
+    description, _, examples = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description=description,
+        epilog=examples.replace("{program}", program),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+@contextlib.contextmanager
+def _interrupt_ends_program() -> Iterator[None]:
+    """End the program at once on Ctrl-C: inside imports, ``KeyboardInterrupt`` is lost or gives a long traceback."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _end_program)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end_program(number: int, frame: FrameType | None) -> None:
+    if multiprocessing.parent_process() is None:  # of a spawned worker, the parent prints it
+        os.write(2, b"interrupted\n")
+    os._exit(EXIT_INTERRUPTED)
+
+
+# A spawned worker imports this module, and then what it runs. d2_maskrcnn.engine.launch restores Python's own handler.
+if multiprocessing.parent_process() is not None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _end_program)

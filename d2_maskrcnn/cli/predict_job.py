@@ -1,0 +1,169 @@
+"""Detect objects in images, videos, cameras and streams: the work of ``d2-maskrcnn predict`` and of demo.py."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import cv2
+import torch
+
+from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.model_loading import model_config
+from d2_maskrcnn.predictor import TRACKING_SCORE, Predictor, Resizer, category_ids, class_indices
+from d2_maskrcnn.video.clip import Clip, Position
+from d2_maskrcnn.video.run import Sinks, VideoLike, Work, run_images, run_video
+from d2_maskrcnn.video.sinks.image_files import ImageFiles
+from d2_maskrcnn.video.sinks.output_paths import check_target
+from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines
+from d2_maskrcnn.video.sinks.window import Window, check_display
+from d2_maskrcnn.video.sources.images import VIDEO_SUFFIXES, ImageSource, find_images, has_media_suffix
+from d2_maskrcnn.video.workers import InProcess, WorkerPool, default_count
+from detectron2.config import CfgNode
+
+TITLE = "Mask R-CNN"
+DEFAULT_CONFIG = "configs/mrcnn_R101.yaml"
+
+
+def run(args: argparse.Namespace) -> None:
+    """Detect objects and show or write them.
+
+    Args:
+        args: one of ``input`` (list of images), ``video_input`` (file or stream) and ``webcam`` (number), the others
+            None; ``config_file``, ``weights`` and ``opts`` for the model; the options of
+            :func:`d2_maskrcnn.cli.predict.add_common_arguments`.
+
+    Raises:
+        UserError: bad input; what was finished before is kept.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("d2_maskrcnn.video").setLevel(logging.INFO)  # the summary
+    cv2.setNumThreads(1)  # the stages already run concurrently
+    if (args.webcam or 0) < 0:
+        raise UserError(f"--webcam {args.webcam}: expected a number of at least 0.")
+    if args.show is None:
+        args.show = not (args.output or args.save_json or args.save_csv)
+    if args.show:
+        check_display()
+    cfg = _config(args)
+    if args.input is not None:
+        _process_images(args, cfg)
+    else:
+        _process_video(args, cfg)
+
+
+def _process_images(args: argparse.Namespace, cfg: CfgNode) -> None:
+    paths = find_images(args.input)
+    names = [str(path) for path in paths]
+    files = ImageFiles(names, args.output, args.overwrite, "--output") if args.output else None
+    _check_tables(args)
+    work = _work(args, cfg)
+    sinks = Sinks(
+        image_files=files,
+        json=CocoResults(args.save_json) if args.save_json else None,
+        csv=CsvRows(args.save_csv) if args.save_csv else None,
+        window=Window(TITLE, wait=True) if args.show else None,
+    )
+    run_images(ImageSource(paths), work, sinks)
+
+
+def _process_video(args: argparse.Namespace, cfg: CfgNode) -> None:
+    from d2_maskrcnn.video.sinks.video_file import VideoWriter  # needs PyAV, an extra
+
+    source = _open_source(args)
+    target = _video_target(args) if args.output else None
+    _check_tables(args)
+    work = _work(args, cfg)
+    work.tracking = not args.no_tracking
+    sinks = Sinks(
+        video=VideoWriter(target, source.info) if target else None,
+        json=JsonLines(args.save_json) if args.save_json else None,
+        csv=CsvRows(args.save_csv) if args.save_csv else None,
+        window=Window(TITLE, wait=False) if args.show else None,
+    )
+    run_video(source, work, sinks)
+
+
+def _open_source(args: argparse.Namespace) -> VideoLike:
+    clip = Clip(_position(args.start, "--start"), _position(args.end, "--end"), args.stride)
+    if clip.is_empty:
+        raise UserError(f"--start {args.start} --end {args.end}: no frame is left; expected an end after the start.")
+    if args.webcam is not None:
+        from d2_maskrcnn.video.sources.camera import CameraSource
+
+        return CameraSource(args.webcam, clip)
+    from d2_maskrcnn.video.sources.video_file import VideoSource
+
+    return VideoSource(args.video_input, clip, args.timeout)
+
+
+def _video_target(args: argparse.Namespace) -> Path:
+    output: Path = args.output
+    if output.suffix.lower() not in VIDEO_SUFFIXES or output.is_dir():
+        if output.is_file() or (has_media_suffix(output) and not output.is_dir()):
+            raise UserError(f"--output {output} is no video name; expected one such as {output.with_suffix('.mp4')}.")
+        stem = f"webcam{args.webcam}" if args.video_input is None else Path(args.video_input.split("?")[0]).stem
+        output = output / f"{stem or 'stream'}.mp4"
+    if output.suffix.lower() == ".webm":
+        raise UserError(f"--output {output}: WebM doesn't support H.264; use {output.with_suffix('.mp4')}.")
+    if args.video_input and output.exists() and Path(args.video_input).exists() and output.samefile(args.video_input):
+        raise UserError(f"--output {output} would replace the input: choose another file or folder.")
+    return check_target(output, args.overwrite, "--output")
+
+
+def _work(args: argparse.Namespace, cfg: CfgNode) -> Work:
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    processes = 1 if args.parallel is None else args.parallel or default_count()
+    model: InProcess | WorkerPool = (
+        InProcess(Predictor(cfg, precision=args.precision, threshold=None))
+        if args.parallel is None
+        else WorkerPool(cfg, args.precision, processes)
+    )
+    names = model.class_names
+    return Work(
+        model=model,
+        resizer=Resizer(cfg),
+        class_names=names,
+        category_ids=category_ids(cfg, names, count),
+        threshold=args.confidence_threshold,
+        classes=class_indices(args.classes, names, count),
+        batch_size=args.batch_size,
+        draw=bool(args.output or args.show),
+        record=bool(args.save_json or args.save_csv),
+        parallel=processes,
+    )
+
+
+def _config(args: argparse.Namespace) -> CfgNode:
+    """Load the named config, else the one that the weights store, else Mask R-CNN's for COCO."""
+    options = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    weights = args.weights or options.get("MODEL.WEIGHTS", "")
+    if args.config_file or not weights:
+        cfg = load_config(args.config_file or DEFAULT_CONFIG, args.opts)
+    else:
+        cfg = model_config(weights, None, args.opts)
+        cfg.MODEL.DEVICE = options.get("MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
+    cfg.MODEL.WEIGHTS = weights or cfg.MODEL.WEIGHTS
+    if args.device:
+        cfg.MODEL.DEVICE = args.device
+    tracks = args.input is None and not args.no_tracking
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold * (TRACKING_SCORE if tracks else 1)
+    cfg.freeze()
+    return cfg
+
+
+def _check_tables(args: argparse.Namespace) -> None:
+    for path, option in ((args.save_json, "--save-json"), (args.save_csv, "--save-csv")):
+        if path is not None:
+            check_target(path, args.overwrite, option)
+
+
+def _position(text: str | None, option: str) -> Position | None:
+    if text is None:
+        return None
+    try:
+        return Position.parse(text)
+    except ValueError as error:
+        raise UserError(
+            f"{option} {text}: expected a frame number such as 120, or a time such as 12.5s or 1:02."
+        ) from error

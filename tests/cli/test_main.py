@@ -1,0 +1,69 @@
+"""The command ``d2-maskrcnn``: its help, its errors, and what it imports."""
+
+import subprocess
+import sys
+
+import pytest
+
+from d2_maskrcnn._version import __version__
+from d2_maskrcnn.cli import main as cli
+
+
+def test_help_names_every_command_and_imports_nothing_heavy(repo_dir):
+    code = (
+        "import sys, contextlib, io\nfrom d2_maskrcnn.cli.main import COMMANDS, main\n"
+        "for words in ([], *([name] for name in COMMANDS)):\n"
+        "    with contextlib.suppress(SystemExit): main([*words, '--help'])\n"
+        "heavy = {'torch', 'numpy', 'cv2', 'detectron2'} & set(sys.modules)\n"
+        "print('heavy:', sorted(heavy))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=repo_dir, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "heavy: []" in result.stdout
+    for name, command in cli.COMMANDS.items():
+        assert f"{name:7}  {command.help}" in result.stdout  # in the list of commands
+        assert f"  d2-maskrcnn {name}" in result.stdout  # an example in its own help
+
+
+def test_no_command_prints_the_help(capsys):
+    assert cli.main([]) == 0
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert __version__ in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("word", "expected"), [("trian", "Did you mean train?"), ("xyz", "The commands are train,")])
+def test_unknown_command(capsys, word, expected):
+    assert cli.main([word]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and word in error and expected in error
+
+
+def test_unknown_option(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["env", "--foo"])
+    assert "d2-maskrcnn env: error: unrecognized arguments: --foo" in capsys.readouterr().err
+
+
+def test_interrupt_during_the_imports(repo_dir):
+    code = (
+        "import os, signal, sys, types\nfrom d2_maskrcnn.cli import main as cli\n"
+        "class Interrupting:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "sys.exit(cli.main(['env']))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=repo_dir, capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+def test_module_of_the_package(repo_dir):
+    words = [sys.executable, "-m", "d2_maskrcnn", "env"]
+    result = subprocess.run(words, cwd=repo_dir, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "engine" in result.stdout and "torch" in result.stdout.lower()
