@@ -59,7 +59,7 @@ def test_embedded_can_be_forced_over_an_installed_one(repo_dir, own_install):
 
 def test_import_errors_of_an_installed_one_are_shown(repo_dir, own_install):
     (own_install / "detectron2" / "config" / "__init__.py").write_text("raise ImportError('broken on purpose')\n")
-    result = run(INFO, repo_dir, extra_path=own_install)
+    result = run(INFO + "; import detectron2.config", repo_dir, extra_path=own_install)
     assert result.returncode != 0
     assert "broken on purpose" in result.stderr
 
@@ -77,6 +77,23 @@ def test_a_plain_folder_is_not_an_installation(repo_dir, tmp_path):
 def test_an_imported_engine_is_kept(repo_dir, own_install):
     result = run("import detectron2.config; " + INFO, repo_dir, extra_path=own_install)
     assert result.stdout.startswith("installed|"), result.stderr
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import d2_maskrcnn; assert 'torch' not in sys.modules; import detectron2.engine",
+        "import detectron2.modeling, d2_maskrcnn",
+        "import d2_maskrcnn.modeling",
+    ],
+)
+def test_components_are_registered(repo_dir, imports):
+    code = (
+        f"import sys; sys.path.append({str(EMBEDDED_ROOT)!r}); {imports}\n"
+        "from detectron2.modeling import META_ARCH_REGISTRY as registry; assert 'MaskRCNN' in registry"
+    )
+    result = run(code, repo_dir)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_an_imported_engine_that_contradicts_the_variable(repo_dir, own_install):
