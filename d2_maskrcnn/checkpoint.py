@@ -33,6 +33,8 @@ from d2_maskrcnn.weights.resume import (
     find_checkpoints,
     newest_whole,
     stored_class_names,
+    stored_metadata,
+    stored_metrics,
 )
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -53,12 +55,15 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         save_dir: folder of the checkpoints.
         save_to_disk: whether this process writes; default: only the main process.
         class_names: class names in the order of the model's outputs, stored in the metadata.
+        category_ids: the dataset's category id of each class, stored in the metadata.
         config: the model's config as YAML, stored in the metadata, so that the file can be used without others.
         engine: description of the engine for the metadata; default: :func:`d2_maskrcnn.engine_info`.
         checkpointables: further objects to save and load, by name.
 
     Attributes:
         last_report: comparison of the last loaded file with the model; None before the first load.
+        loaded_metadata: metadata of the last loaded file; empty if it has none.
+        metrics: finite numbers of the last evaluation by name, stored in the metadata. Resuming restores them.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         *,
         save_to_disk: bool | None = None,
         class_names: Sequence[str] | None = None,
+        category_ids: Sequence[int] | None = None,
         config: str | None = None,
         engine: Mapping[str, str] | None = None,
         **checkpointables: Any,
@@ -75,20 +81,25 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         super().__init__(unwrap(model), save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.logger = logger
         self.class_names = None if class_names is None else [str(name) for name in class_names]
+        self.category_ids = None if category_ids is None else [int(number) for number in category_ids]
         self.config = config
+        self.metrics: dict[str, float] = {}
+        self.loaded_metadata: dict[str, Any] = {}
         self.engine = dict(engine) if engine is not None else engine_info().as_dict()
         self.last_report: LoadReport | None = None
         self._loading = ""  # path or address being loaded, for messages
 
     def metadata(self, iteration: int | None = None) -> dict[str, Any]:
-        """Return what a checkpoint stores about its origin: engine, versions, class names, config, iteration."""
+        """Return what a checkpoint stores about its origin, so that it can be used without other files."""
         return {
             "engine": self.engine,
             "d2_maskrcnn": __version__,
             "torch": str(torch.__version__),
             "thing_classes": self.class_names,
+            "category_ids": self.category_ids,
             "config": self.config,
             "iteration": iteration,
+            "metrics": dict(self.metrics),
         }
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -179,6 +190,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         with doing(f"loading {path}"):
             checkpoint = run_together(lambda: self._read(fetch_weights(path), states))
             self.last_report = self._load_model(checkpoint)
+        self.loaded_metadata = stored_metadata(checkpoint)
         self._log_report(self.last_report)
         if resuming:
             self._check_resumed(path, checkpoint)
@@ -237,6 +249,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         if self.last_report is not None:
             check_resumable(self.last_report)
         check_training_state(path, checkpoint, {k: tuple(v.shape) for k, v in self.model.state_dict().items()})
+        self.metrics = stored_metrics(checkpoint)
         names = stored_class_names(checkpoint)
         if names and self.class_names and names != self.class_names:
             self.logger.warning("%s was trained with the classes %s, this run has %s", path, names, self.class_names)
@@ -253,6 +266,14 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
 
 
 def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -> MaskRCNNCheckpointer:
-    """Build a checkpointer for ``OUTPUT_DIR`` whose files contain the config, the class names and the engine."""
-    names = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes") if cfg.DATASETS.TRAIN else None
-    return MaskRCNNCheckpointer(model, cfg.OUTPUT_DIR, class_names=names, config=cfg.dump(), **checkpointables)
+    """Build a checkpointer for ``OUTPUT_DIR`` whose files contain the config, the classes and the engine."""
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).as_dict() if cfg.DATASETS.TRAIN else {}
+    ids = metadata.get("thing_dataset_id_to_contiguous_id")
+    return MaskRCNNCheckpointer(
+        model,
+        cfg.OUTPUT_DIR,
+        class_names=metadata.get("thing_classes"),
+        category_ids=sorted(ids, key=lambda number: ids[number]) if ids else None,
+        config=cfg.dump(),
+        **checkpointables,
+    )

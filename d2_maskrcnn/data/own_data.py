@@ -4,7 +4,7 @@
 as if by Detectron2's ``register_coco_instances``.
 """
 
-import hashlib
+import itertools
 import logging
 import os
 import re
@@ -15,13 +15,14 @@ from d2_maskrcnn.data.coco.records import register_coco_json
 from d2_maskrcnn.data.flaws.images import candidate_folders, is_inside
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 logger = logging.getLogger(__name__)
 
 _PAIRS = (("TRAIN", "TRAIN"), ("VAL", "TEST"))  # prefix in D2_MASKRCNN.DATA -> key in DATASETS
 _BUILT_IN = re.compile(r"(keypoints_)?coco_20(14|17)_")
-_OWN = "own_"
+_SPLIT = re.compile(r"(?:instances_)?((?:train|val|test)\w*)")  # file names that say which part of the data they are
+_registered: dict[str, tuple[Path, Path]] = {}  # name -> resolved JSON and image folder
 
 
 def is_built_in(name: str) -> bool:
@@ -31,15 +32,16 @@ def is_built_in(name: str) -> bool:
 
 def is_own(name: str) -> bool:
     """Return whether ``name`` is a dataset that :func:`register_own_data` has registered."""
-    return name.startswith(_OWN)
+    return name in _registered
 
 
 def register_own_data(cfg: CfgNode) -> None:
     """Register what ``D2_MASKRCNN.DATA`` names and set ``DATASETS.TRAIN`` and ``DATASETS.TEST`` to it, in place.
 
-    The dataset names are derived from the paths: every process with the same config registers the same ones, and a
-    second call changes nothing. With training data but no validation data of your own, the built-in COCO sets are
-    removed from ``DATASETS.TEST``: their categories are not the model's.
+    The datasets are called ``train`` and ``val``, or as the JSON: ``instances_val2017.json`` is ``val2017``. Other data
+    with a name that is taken gets a number: ``val_2``. A second call changes nothing. With training data but no
+    validation data of your own, the built-in COCO sets are removed from ``DATASETS.TEST``: their categories are not the
+    model's.
 
     Args:
         cfg: a config with the node ``D2_MASKRCNN``; may be frozen.
@@ -90,17 +92,23 @@ def _register_pair(data: CfgNode, prefix: str) -> str | None:
             raise UserError(f"D2_MASKRCNN.DATA.{images_key} {images} is not a folder: expected the image folder")
     else:
         images = guess_image_folder(json_file, f"D2_MASKRCNN.DATA.{images_key}")
-    name = dataset_name(json_file, images)
-    if name not in DatasetCatalog.list():
-        register_coco_json(name, json_file, images)
-    return name
+    return _register(json_file, images, default=prefix.lower())
 
 
-def dataset_name(json_file: Path, images: Path) -> str:
-    """Return the name for a JSON and its images: readable, and different for different paths."""
-    stem = re.sub(r"\W+", "_", f"{json_file.parent.parent.name}_{json_file.stem}").strip("_")
-    digest = hashlib.sha256(f"{json_file.resolve()}|{images.resolve()}".encode("utf-8", "surrogateescape")).hexdigest()
-    return f"{_OWN}{stem}_{digest[:8]}"
+def _register(json_file: Path, images: Path, default: str) -> str:
+    """Register a JSON and its images under the first name that is free, or return the name that they have."""
+    split = _SPLIT.fullmatch(json_file.stem)
+    plain, source = split.group(1) if split else default, (json_file.resolve(), images.resolve())
+    for number in itertools.count(1):
+        name = plain if number == 1 else f"{plain}_{number}"
+        if name in DatasetCatalog.list():
+            if _registered.get(name) == source:
+                return name
+        elif not {"json_file", "thing_classes"} & MetadataCatalog.get(name).as_dict().keys():  # of a removed dataset
+            register_coco_json(name, json_file, images)
+            _registered[name] = source
+            return name
+    raise AssertionError("unreachable")
 
 
 def find_path(path: str, key: str) -> Path:

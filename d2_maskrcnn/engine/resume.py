@@ -3,6 +3,7 @@
 Everything of the config applies to a resumed run, except the seed and the weights, which are the checkpoint's.
 """
 
+import ast
 import logging
 import zlib
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from d2_maskrcnn.errors import one_line
 from d2_maskrcnn.weights.atomic import atomic_write_text
@@ -26,6 +28,8 @@ _APPLIED = {
     "number of processes": "applied; anchors and proposals are sampled differently",
 }
 _IRRELEVANT = ("OUTPUT_DIR", "VERSION", "DATALOADER.NUM_WORKERS")
+_OWN_DATA = {"DATASETS.TRAIN": "D2_MASKRCNN.DATA.TRAIN_JSON", "DATASETS.TEST": "D2_MASKRCNN.DATA.VAL_JSON"}
+_CHECKSUM = "checksum of the annotations of DATASETS.TRAIN, number "
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +66,7 @@ def write_config(cfg: CfgNode, seed: int, is_new: bool) -> None:
 
 
 def describe_run(cfg: CfgNode, num_images: int, num_processes: int) -> dict[str, str]:
-    """Describe what a training depends on, to be stored in its checkpoints.
+    """Describe what a training depends on beside its config, to be stored in its checkpoints.
 
     Args:
         cfg: the config, with its datasets registered.
@@ -70,15 +74,62 @@ def describe_run(cfg: CfgNode, num_images: int, num_processes: int) -> dict[str,
         num_processes: number of processes.
 
     Returns:
-        The value of every config key, a checksum of every annotation file of ``DATASETS.TRAIN``, and the numbers.
+        A checksum of every annotation file of ``DATASETS.TRAIN``, and the numbers.
     """
-    run = {key: repr(value) for key, value in _flatten(cfg) if key not in _IRRELEVANT}
-    for name in cfg.DATASETS.TRAIN:
+    run = {}
+    for index, name in enumerate(cfg.DATASETS.TRAIN):
         if (checksum := _checksum(MetadataCatalog.get(name).get("json_file"))) is not None:
-            run[f"checksum of the annotations of {name}"] = checksum
+            run[f"{_CHECKSUM}{index}"] = checksum
     run["number of training images"] = str(num_images)
     run["number of processes"] = str(num_processes)
     return run
+
+
+def describe_config(text: str) -> dict[str, str]:
+    """Return the value of every key of a config that the course of a training depends on.
+
+    Args:
+        text: the config as YAML. The names of datasets that it gives as files are left out; the files are compared.
+
+    Raises:
+        yaml.YAMLError: it is not YAML.
+    """
+    values = dict(_flatten(yaml.safe_load(text) or {}))
+    own = [key for key, json_key in _OWN_DATA.items() if values.get(json_key)]
+    return {key: repr(value) for key, value in values.items() if key not in (*_IRRELEVANT, *own)}
+
+
+def describe_checkpoint(metadata: Mapping[str, Any], run: Any) -> dict[str, str] | None:
+    """Describe the training that wrote a checkpoint as :func:`describe_config` and :func:`describe_run` do.
+
+    Args:
+        metadata: the checkpoint's metadata, with its config.
+        run: what :func:`describe_run` returned for it. Earlier checkpoints have the config in it, with tuples, and
+            checksums by the names of the datasets.
+
+    Returns:
+        None for a checkpoint that does not contain its config, or a damaged one.
+    """
+    run = {str(key): str(value) for key, value in run.items()} if isinstance(run, Mapping) else {}
+    checksums = [value for key, value in run.items() if key.startswith("checksum of")]
+    facts = {f"{_CHECKSUM}{index}": value for index, value in enumerate(checksums)}
+    facts |= {key: value for key, value in run.items() if key.startswith("number of")}
+    config = metadata.get("config")
+    if not isinstance(config, str):  # the keys of a config are in capitals
+        config = yaml.safe_dump({key: _literal(value) for key, value in run.items() if key.isupper()} or None)
+    try:
+        settings = describe_config(config)
+    except (yaml.YAMLError, AttributeError, ValueError):
+        return None
+    return {**settings, **facts} if settings else None
+
+
+def _literal(text: str) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # a value of the user's own code
+        return text
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -99,17 +150,17 @@ def _checksum(path: Any) -> str | None:
     return f"{checksum:08x}"
 
 
-def log_changes(before: Any, now: Mapping[str, str]) -> None:
+def log_changes(before: Mapping[str, str] | None, now: Mapping[str, str]) -> None:
     """Log each difference between the run that wrote a checkpoint and the run that resumes it, and which one is used.
 
     Args:
-        before: what :func:`describe_run` returned for the checkpoint; None for a checkpoint that does not contain it.
-        now: what it returns for this run.
+        before: see :func:`describe_checkpoint`.
+        now: the same of this run.
     """
-    if not isinstance(before, Mapping):
-        logger.warning("The checkpoint does not contain its config: that of this run is applied, except the seed.")
+    if before is None:
+        logger.warning("The checkpoint contains no readable config: that of this run is applied, except the seed.")
         return
-    for key in sorted({*map(str, before), *now}):
+    for key in sorted({*before, *now}):
         old, new = (one_line(run.get(key, "not set"))[:200] for run in (before, now))
         if old != new:
             effect = _KEPT.get(key) or _APPLIED.get(key, "applied")

@@ -18,12 +18,14 @@ from d2_maskrcnn.distributed import distribute
 from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint
 from d2_maskrcnn.engine.hooks.early_stopping import EarlyStopping, SaveCheckpoints
 from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage, with_average
-from d2_maskrcnn.engine.hooks.evaluation import Evaluate, EvaluateAtEnd, ResumablePreciseBN
+from d2_maskrcnn.engine.hooks.evaluation import Evaluate, EvaluateAtEnd, ResumablePreciseBN, finite_numbers
 from d2_maskrcnn.engine.hooks.reports import DrawPredictions, Tolerant, WriteEvents
 from d2_maskrcnn.engine.optimizer import build_optimizer, scale_learning_rate
 from d2_maskrcnn.engine.output_dir import locked_output_dir
 from d2_maskrcnn.engine.resume import (
     apply_hyperparameters,
+    describe_checkpoint,
+    describe_config,
     describe_run,
     hyperparameters,
     log_changes,
@@ -69,6 +71,7 @@ class Trainer(DefaultTrainer):
         self.seed = comm.all_gather(choose_seed(self.cfg.SEED))[0]
         self.start_iter, self.max_iter = 0, self.cfg.SOLVER.MAX_ITER
         self.stop_requested = self.resumed = False
+        self._resumed_run: Any = None  # run_description of the resumed checkpoint
         self.last_results: dict[str, Any] | None = None  # of the latest evaluation, as :meth:`test` returns them
 
         torch.manual_seed(self.seed)  # checkpoints contain the seed, so the initial weights can be reproduced
@@ -157,7 +160,9 @@ class Trainer(DefaultTrainer):
         self.last_results = self.test(self.cfg, self.model)
         results = {**self.last_results, **self._validation()}
         test_average = functools.partial(self.test, self.cfg, self.model, folder="inference_ema")
-        return {**results, **with_average(self.average, lambda: {**test_average(), **self._validation()})}
+        results |= with_average(self.average, lambda: {**test_average(), **self._validation()})
+        self.checkpointer.metrics = finite_numbers(results)
+        return results
 
     def _evaluate_augmented(self) -> dict[str, Any]:
         test = functools.partial(self.test_with_augmentation, self.cfg, self.model)
@@ -208,8 +213,12 @@ class Trainer(DefaultTrainer):
                 f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} already contains a training "
                 f"({self.checkpointer.get_checkpoint_file()}): resume it, or choose another OUTPUT_DIR."
             )
+        continues = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
         self.resumed = resume
+        if continues and comm.is_main_process():
+            now = {**describe_config(self.cfg.dump()), **self.run_description}
+            log_changes(describe_checkpoint(self.checkpointer.loaded_metadata, self._resumed_run), now)
         if self.average is not None and self.average.updates == 0:
             self.average.restart()  # from the loaded weights instead of the initial ones
         self.train_step.seed = self.seed  # the checkpoint's, if one was loaded
@@ -279,7 +288,7 @@ class Trainer(DefaultTrainer):
 
     @functools.cached_property
     def run_description(self) -> dict[str, str]:
-        """What this training depends on; stored in checkpoints and compared when they are resumed."""
+        """What this training depends on beside its config; stored in checkpoints and compared when they are resumed."""
         records: Any = self.train_loader.records
         return describe_run(self.cfg, len(records), comm.get_world_size())
 
@@ -296,5 +305,4 @@ class Trainer(DefaultTrainer):
             apply_hyperparameters(self.optimizer, self.scheduler, configured)
         self.seed = state_dict.get("seed", self.seed)
         self.initial_seed = state_dict.get("initial_seed")  # None: the seed of the initial weights is unknown
-        if comm.is_main_process():
-            log_changes(state_dict.get("run"), self.run_description)
+        self._resumed_run = state_dict.get("run")

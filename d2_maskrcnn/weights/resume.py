@@ -64,12 +64,31 @@ def newest_whole(folder: str | Path) -> str:
     )
 
 
+def stored_metadata(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of a checkpoint (config, classes, versions, ...); empty if it has none."""
+    metadata = checkpoint.get("metadata")
+    return dict(metadata) if isinstance(metadata, Mapping) else {}
+
+
 def stored_class_names(checkpoint: Mapping[str, Any]) -> list[str]:
     """Return the class names in a checkpoint's metadata; empty if there are none or they are not a list of text."""
-    metadata = checkpoint.get("metadata")
-    names = metadata.get("thing_classes") if isinstance(metadata, Mapping) else None
+    names = stored_metadata(checkpoint).get("thing_classes")
     is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     return list(names) if is_list else []  # type: ignore[arg-type]
+
+
+def stored_category_ids(checkpoint: Mapping[str, Any]) -> list[int]:
+    """Return the category id of each class in a checkpoint's metadata; empty if there are none, or one is no number."""
+    ids = stored_metadata(checkpoint).get("category_ids")
+    is_list = isinstance(ids, list | tuple) and all(type(number) is int for number in ids)
+    return list(ids) if is_list else []  # type: ignore[arg-type]
+
+
+def stored_metrics(checkpoint: Mapping[str, Any]) -> dict[str, float]:
+    """Return the metrics of the last evaluation in a checkpoint's metadata; what is no finite number is left out."""
+    metrics = stored_metadata(checkpoint).get("metrics")
+    items = metrics.items() if isinstance(metrics, Mapping) else ()
+    return {str(name): value for name, value in items if type(value) in (int, float) and math.isfinite(value)}
 
 
 def check_training_state(path: str, checkpoint: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -43,16 +43,24 @@ def test_saving_and_loading_restores_everything(folder):
 
 
 def test_every_checkpoint_stores_its_origin(folder):
-    checkpointer = MaskRCNNCheckpointer(Heads(2), str(folder), class_names=["cat", "dog"], config="MODEL: {}")
+    checkpointer = MaskRCNNCheckpointer(
+        Heads(2), str(folder), class_names=["cat", "dog"], category_ids=[3, 7], config="MODEL: {}"
+    )
+    checkpointer.metrics = {"segm/AP": 12.5}
     checkpointer.save("model_final", iteration=np.int64(3))
     assert read_weights(folder / "model_final.pth")["metadata"] == {
         "engine": d2_maskrcnn.engine_info().as_dict(),
         "d2_maskrcnn": d2_maskrcnn.__version__,
         "torch": str(torch.__version__),
         "thing_classes": ["cat", "dog"],
+        "category_ids": [3, 7],
         "config": "MODEL: {}",
         "iteration": 3,
+        "metrics": {"segm/AP": 12.5},
     }
+    again = MaskRCNNCheckpointer(Heads(2), str(folder))
+    again.resume_or_load("", resume=True)
+    assert again.metrics == {"segm/AP": 12.5} and again.loaded_metadata["category_ids"] == [3, 7]
     MaskRCNNCheckpointer(Heads(2), str(folder), engine={"name": "x"}).save("other")
     metadata = read_weights(folder / "other.pth")["metadata"]
     assert metadata["engine"] == {"name": "x"} and metadata["thing_classes"] is None and metadata["iteration"] is None

@@ -1,4 +1,6 @@
 import logging
+import re
+import shutil
 
 import pytest
 
@@ -32,7 +34,7 @@ def test_both_pairs_take_the_place_of_the_datasets(coco_folder):
     assert cfg.is_frozen()
     assert cfg.DATASETS.TRAIN == cfg.DATASETS.TEST
     (name,) = cfg.DATASETS.TRAIN
-    assert name.startswith("own_pets_instances_train_")
+    assert re.fullmatch(r"train(_\d+)?", name)
     assert len(DatasetCatalog.get(name)) == 4
     assert MetadataCatalog.get(name).thing_classes == ["cat", "dog"]
     assert MetadataCatalog.get(name).evaluator_type == "coco"
@@ -52,7 +54,7 @@ def test_validation_data_alone_keeps_the_training_data(coco_folder):
     cfg = cfg_with(VAL_JSON=coco_folder.json_file, VAL_IMAGES=coco_folder.images)
     register_own_data(cfg)
     assert cfg.DATASETS.TRAIN == ("coco_2017_train",)
-    assert cfg.DATASETS.TEST[0].startswith("own_pets_")
+    assert cfg.DATASETS.TEST[0].startswith("train")  # of instances_train.json
 
 
 def test_relative_paths_in_the_working_directory_and_in_the_datasets_folder(coco_folder, tmp_path, monkeypatch):
@@ -65,6 +67,28 @@ def test_relative_paths_in_the_working_directory_and_in_the_datasets_folder(coco
         register_own_data(cfg)
         names += cfg.DATASETS.TRAIN
     assert names[0] == names[1]  # the same files: the same name
+
+
+@pytest.mark.parametrize(
+    ("file", "role", "expected"),
+    [
+        ("instances_val1917.json", "TRAIN", "val1917"),
+        ("test1917.json", "VAL", "test1917"),
+        ("_annotations.coco.json", "TRAIN", "train"),
+        ("pets.json", "VAL", "val"),
+    ],
+)
+def test_names_are_plain_and_a_name_that_is_taken_gets_a_number(coco_folder, file, role, expected):
+    names = []
+    for folder in ("first", "second", "first"):
+        path = coco_folder.images.parent / folder / file
+        path.parent.mkdir(exist_ok=True)
+        shutil.copy(coco_folder.json_file, path)
+        cfg = cfg_with(**{f"{role}_JSON": path, f"{role}_IMAGES": coco_folder.images})
+        register_own_data(cfg)
+        names += cfg.DATASETS["TEST" if role == "VAL" else "TRAIN"]
+    assert names[0] == names[2] != names[1]
+    assert all(re.fullmatch(rf"{expected}(_\d+)?", name) for name in names)
 
 
 @pytest.mark.parametrize("place", ["train", "annotations", "images", "annotations/images", "."])

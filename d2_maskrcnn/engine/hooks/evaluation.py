@@ -1,5 +1,6 @@
 """Evaluate during training and at its end."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -85,6 +86,12 @@ class ResumablePreciseBN(HookBase):
         self.loader.set_start_iter(self.trainer.iter)
         # A new hook starts a new iterator over the loader.
         hooks.PreciseBN(self.period, self.model, self.loader, self.num_iter).update_stats()
+
+
+def finite_numbers(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the finite numbers of nested results, with names such as ``segm/AP``."""
+    numbers = {name: float(value) for name, value in flatten_results_dict(dict(results)).items()}
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}
 
 
 def _log_numbers(trainer: Any, results: Mapping[str, Any]) -> None:
