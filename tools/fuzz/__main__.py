@@ -16,6 +16,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import torch
+
 import d2_maskrcnn  # noqa: F401  # chooses the engine
 from tools.fuzz.harness import AREAS, OUTCOMES, Result, run_area
 
@@ -30,6 +32,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="AREA:NUMBER", help="a single input")
     args = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", MPLBACKEND="Agg", WANDB_MODE="offline")
+    torch.set_num_threads(1)  # as in the workers, whose trainings are compared with those of `prepare`
     results: dict[str, list[Result]] = {}
     only_area, _, only = (args.only or "").partition(":")
     with tempfile.TemporaryDirectory(prefix="d2_fuzz_") as folder:
