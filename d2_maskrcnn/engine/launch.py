@@ -33,6 +33,17 @@ def under_torchrun() -> bool:
     return all(name in os.environ for name in _TORCHRUN_VARIABLES)
 
 
+def launcher_pid() -> int:
+    """Return the id of the process that started the processes of this job, or of this process if it is the only one.
+
+    Stopping that process stops the job.
+    """
+    if comm.get_world_size() == 1:
+        return os.getpid()
+    parent = mp.parent_process()
+    return parent.pid if parent is not None and parent.pid is not None else os.getppid()  # getppid: torchrun's agent
+
+
 def launch(
     main: Callable[..., Any],
     processes_per_machine: int = 1,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from d2_maskrcnn.distributed import run_together
+from d2_maskrcnn.engine.launch import launcher_pid
 from d2_maskrcnn.errors import UserError
 from detectron2.utils import comm
 
@@ -45,8 +46,8 @@ def lock_output_dir(folder: str) -> None:
     """Lock ``OUTPUT_DIR`` for this job until :func:`unlock_output_dir` or its end, however it ends.
 
     The main process takes a POSIX record lock, which the kernel releases when the process dies and which workers do not
-    inherit. Every process must call this; calls can be nested. Without such locks (Windows, some network file systems)
-    nothing is locked.
+    inherit. The file names the process that started the job, which is the one to stop. Every process must call this;
+    calls can be nested. Without such locks (Windows, some network file systems) nothing is locked.
 
     Raises:
         UserError: another job has locked it.
@@ -66,7 +67,7 @@ def _lock(folder: str) -> None:
     if owner := _describe_owner(file.read()):
         logger.warning("%s was left by %s, which has ended: taking it over", path, owner)
     file.truncate(0)
-    file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    file.write(json.dumps({"pid": launcher_pid(), "host": socket.gethostname()}))
     file.flush()
     _locks[key] = (file, 1)
 

@@ -172,14 +172,18 @@ def hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
-def apply_hyperparameters(optimizer: torch.optim.Optimizer, scheduler: Any, configured: list[dict[str, Any]]) -> None:
+def apply_hyperparameters(
+    optimizer: torch.optim.Optimizer, scheduler: Any, configured: list[dict[str, Any]], finished: int
+) -> None:
     """Replace the settings that an optimizer and its schedule loaded from a checkpoint by those of the config.
 
     Args:
         optimizer: with loaded state.
-        scheduler: with loaded state; its last iteration determines the learning rates. Other schedules than
-            Detectron2's ``LRMultiplier`` continue with the checkpoint's learning rates.
+        scheduler: with loaded state. Other schedules than Detectron2's ``LRMultiplier`` continue with the checkpoint's
+            learning rates.
         configured: what :func:`hyperparameters` returned before the state was loaded.
+        finished: number of finished iterations, which determines the learning rates; a checkpoint may lack the
+            schedule's own count.
     """
     is_multiplier = isinstance(scheduler, LRMultiplier)
     kept = () if is_multiplier else ("lr", "initial_lr")
@@ -187,5 +191,6 @@ def apply_hyperparameters(optimizer: torch.optim.Optimizer, scheduler: Any, conf
         group.update({key: value for key, value in settings.items() if key not in kept})
     if is_multiplier:
         scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        scheduler.last_epoch = finished
         for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
             group["lr"] = rate

@@ -302,7 +302,7 @@ class Trainer(DefaultTrainer):
         configured = hyperparameters(self.optimizer)
         super().load_state_dict(state_dict)
         if self.iter < self.max_iter:  # a schedule is not defined beyond its end
-            apply_hyperparameters(self.optimizer, self.scheduler, configured)
+            apply_hyperparameters(self.optimizer, self.scheduler, configured, finished=self.iter + 1)
         self.seed = state_dict.get("seed", self.seed)
         self.initial_seed = state_dict.get("initial_seed")  # None: the seed of the initial weights is unknown
         self._resumed_run = state_dict.get("run")

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -14,11 +15,15 @@ import sys
 from pathlib import Path
 from d2_maskrcnn import UserError
 from d2_maskrcnn.engine import launch, run_main
+from d2_maskrcnn.engine.output_dir import LOCK_FILE, locked_output_dir
 from detectron2.utils import comm
 
 def main(folder, fail):
     ranks = comm.all_gather((comm.get_rank(), comm.get_local_rank()))
     Path(folder, f"rank{comm.get_rank()}").write_text(f"{comm.get_world_size()} {ranks}")
+    with locked_output_dir(folder):
+        if comm.is_main_process():
+            Path(folder, "owner").write_text(Path(folder, LOCK_FILE).read_text())
     if fail:
         raise UserError("bad on purpose")
 
@@ -49,6 +54,8 @@ def test_two_processes_on_cpus(tmp_path, repo_dir):
     assert result.returncode == 0, result.stderr
     for rank in range(2):
         assert Path(tmp_path, f"rank{rank}").read_text() == "2 [(0, 0), (1, 1)]"
+    (launcher,) = tmp_path.glob("threads*")
+    assert f"threads{json.loads((tmp_path / 'owner').read_text())['pid']}" == launcher.name
 
 
 def test_bad_input_in_a_worker_is_one_line_and_a_status(tmp_path, repo_dir):
@@ -67,6 +74,8 @@ def test_torchrun(tmp_path, repo_dir):
     # A thread of gloo that outlives the groups aborts a process now and then when it ends.
     threads = [path.read_text() for path in tmp_path.glob("threads*")]
     assert len(threads) == 2 and not any("gloo" in names for names in threads)
+    owner = json.loads((tmp_path / "owner").read_text())["pid"]  # torchrun, not one of its workers
+    assert not (tmp_path / f"threads{owner}").exists()
 
 
 @pytest.mark.parametrize(

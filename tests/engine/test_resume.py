@@ -48,6 +48,20 @@ def test_schedule_momentum_and_weight_decay_of_the_config_are_applied(trainer_of
     assert rates(resumed) == pytest.approx([0.0001, 0.00001])
 
 
+def test_a_checkpoint_without_the_state_of_the_schedule(trainer_of):
+    decaying = [*CONSTANT, "SOLVER.STEPS", "(2,)", "SOLVER.GAMMA", 0.1, "SOLVER.MAX_ITER", 4, "SOLVER.BASE_LR", 0.001]
+    first = trainer_of(*decaying)
+    first.max_iter = 3
+    first.train()
+    path = first.checkpointer.get_checkpoint_file()
+    content = torch.load(path, weights_only=True)
+    del content["trainer"]["hooks"]["LRScheduler"]
+    torch.save(content, path)
+    resumed = trainer_of(*decaying, resume=True)
+    resumed.train()
+    assert rates(resumed) == pytest.approx([0.0001])
+
+
 def test_the_seed_of_the_checkpoint_is_kept(trainer_of, tmp_path, caplog):
     trainer_of(*CONSTANT, "SOLVER.MAX_ITER", 1).train()
     resumed = trainer_of(*CONSTANT, "SOLVER.MAX_ITER", 2, "SEED", 8, resume=True)
