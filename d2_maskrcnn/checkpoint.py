@@ -163,12 +163,16 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
             return self.load(path, checkpointables=[])
         return self._load(gather(run_together(lambda: newest_whole(self.save_dir)))[0], None, resuming=True)
 
-    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, *, content: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """Load the model's weights, and the states of ``checkpointables``, from a file.
 
         Args:
             path: local file or address (``detectron2://``, ``https://``); "" loads nothing.
             checkpointables: names of the further states to load if the file contains them; None for all.
+            content: what :func:`~d2_maskrcnn.weights.readers.read_weights` returned for ``path``, so that the file is
+                not read again; its entry "model" is removed. None reads the file.
 
         Returns:
             The other contents of the file (``iteration``, ``metadata``, ...).
@@ -176,19 +180,22 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         Raises:
             UserError: the file cannot be downloaded or read, belongs to another model, or a state does not fit.
         """
-        return self._load(path, checkpointables, resuming=False)
+        return self._load(path, checkpointables, resuming=False, content=content)
 
-    def _load(self, path: str, checkpointables: list[str] | None, resuming: bool) -> dict[str, Any]:
+    def _load(
+        self, path: str, checkpointables: list[str] | None, resuming: bool, content: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         if not path:
             self.logger.info("MODEL.WEIGHTS is empty: the model keeps its initial values")
             return {}
         self.logger.info("Loading %s", path)
         self._loading = path
         states = list(self.checkpointables) if checkpointables is None else checkpointables
-        # One process of each machine downloads; the others find the file in its cache.
-        run_together(lambda: fetch_weights(path) if comm.get_local_rank() == 0 else path)
+        if content is None:
+            # One process of each machine downloads; the others find the file in its cache.
+            run_together(lambda: fetch_weights(path) if comm.get_local_rank() == 0 else path)
         with doing(f"loading {path}"):
-            checkpoint = run_together(lambda: self._read(fetch_weights(path), states))
+            checkpoint = content or run_together(lambda: self._read(fetch_weights(path), states))
             self.last_report = self._load_model(checkpoint)
         self.loaded_metadata = stored_metadata(checkpoint)
         self._log_report(self.last_report)

@@ -21,37 +21,54 @@ from detectron2.modeling import build_model
 logger = logging.getLogger(__name__)
 
 
-def model_config(weights: str, config: str | Path | None = None, overrides: Sequence[Any] = ()) -> CfgNode:
-    """Return the config that a weight file stores, or another one, with ``MODEL.WEIGHTS`` set.
+def open_checkpoint(
+    weights: str, config: str | Path | None = None, overrides: Sequence[Any] = ()
+) -> tuple[CfgNode, dict[str, Any]]:
+    """Read a weight file and find its config.
 
     Args:
         weights: weight file or address.
-        config: config file that replaces the stored one.
+        config: config file or name that replaces the stored one.
         overrides: ``KEY, VALUE, ...`` merged over it.
+
+    Returns:
+        The config with ``MODEL.WEIGHTS`` set, and the content of the file for :func:`load_model`.
 
     Raises:
         UserError: the file cannot be read, stores no valid config (and ``config`` is None), or a key or value is wrong.
     """
     options = [str(each) for each in overrides]
-    if config is not None:
-        cfg = load_config(str(config), options)
-    else:
-        metadata = read_weights(fetch_weights(weights), copy_states=()).get("metadata")
+    cfg = None if config is None else load_config(str(config), options)
+    content = read_weights(fetch_weights(weights), copy_states=())
+    if cfg is None:
+        metadata = content.get("metadata")
         stored = metadata.get("config") if isinstance(metadata, dict) else None
         if not isinstance(stored, str):
             raise UserError(f"{weights}: stores no config; give the config that it was trained with.")
         cfg = parse_config(stored, f"The config stored in {weights}", options)
     cfg.MODEL.WEIGHTS = weights
-    return cfg
+    return cfg, content
 
 
-def load_model(cfg: CfgNode, device: str | None = None, *, require_weights: bool = True) -> tuple[nn.Module, list[str]]:
+def model_config(weights: str, config: str | Path | None = None, overrides: Sequence[Any] = ()) -> CfgNode:
+    """Return the config of a weight file; see :func:`open_checkpoint`."""
+    return open_checkpoint(weights, config, overrides)[0]
+
+
+def load_model(
+    cfg: CfgNode,
+    device: str | None = None,
+    *,
+    require_weights: bool = True,
+    content: dict[str, Any] | None = None,
+) -> tuple[nn.Module, list[str]]:
     """Build the model of a config in evaluation mode and load ``MODEL.WEIGHTS`` into it.
 
     Args:
         cfg: the config; not changed.
         device: ``cpu``, ``cuda`` or ``cuda:N``; default: ``MODEL.DEVICE``. Without a CUDA device the CPU is used.
         require_weights: refuse a config without weights, and weights that do not fill the whole model.
+        content: content of ``MODEL.WEIGHTS`` from :func:`open_checkpoint`; None reads the file.
 
     Returns:
         The model, and its class names (see :func:`class_names`).
@@ -72,7 +89,7 @@ def load_model(cfg: CfgNode, device: str | None = None, *, require_weights: bool
     if not path:
         logger.warning("MODEL.WEIGHTS is empty: the model has random weights.")
     checkpointer = MaskRCNNCheckpointer(model)
-    checkpoint = checkpointer.load(path, checkpointables=[])
+    checkpoint = checkpointer.load(path, checkpointables=[], content=content)
     if require_weights:
         checkpointer.check_evaluable()
     return model, class_names(cfg, checkpoint)

@@ -9,7 +9,6 @@ import glob
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -18,9 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.data.image_reading import is_image_name, pillow_to_array, read_image
 from d2_maskrcnn.errors import UserError, did_you_mean
-from d2_maskrcnn.model_loading import load_model, model_config
+from d2_maskrcnn.model_loading import load_model, open_checkpoint
+from d2_maskrcnn.modeling.precision import set_precision
 from d2_maskrcnn.results import Results
 from d2_maskrcnn.structures.detections import Detections
 from detectron2.config import CfgNode
@@ -30,7 +31,6 @@ from detectron2.structures import Instances
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 TRACKING_SCORE = 0.5  # tracks are continued with detections down to this share of the threshold
 URL_TIMEOUT = 30.0  # seconds
 MAX_DOWNLOAD = 256 * 2**20  # bytes of an image
@@ -62,7 +62,8 @@ class Predictor:
         config: config file or name in place of the stored one.
         overrides: ``KEY, VALUE, ...`` pairs merged over the config.
         device: ``cpu``, ``cuda`` or ``cuda:N``; default: the GPU if there is one.
-        precision: ``float32``, ``bfloat16`` or ``float16``, of convolutions and matrix products.
+        precision: ``float32``, ``bfloat16``, ``float16`` (GPUs only) or ``auto``; default:
+            ``D2_MASKRCNN.INFERENCE.PRECISION``. See :func:`~d2_maskrcnn.modeling.precision.set_precision`.
         threshold: minimum score of a detection; None keeps ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``.
         classes: names or numbers of the classes to keep; None for all.
 
@@ -71,6 +72,7 @@ class Predictor:
         model: the model in evaluation mode.
         class_names: from the checkpoint, else from the config's test dataset; empty if neither has them.
         device: where the model is.
+        dtype: of the model's convolutions.
 
     Raises:
         UserError: the weights are missing or belong to another model, the device cannot be used, a class or precision
@@ -84,13 +86,15 @@ class Predictor:
         config: str | Path | None = None,
         overrides: Sequence[Any] = (),
         device: str | None = None,
-        precision: str = "float32",
+        precision: str | None = None,
         threshold: float | None = 0.5,
         classes: Sequence[str | int] | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise UserError(f"precision {precision!r}: expected {', '.join(PRECISIONS)}.")
-        cfg = model.clone() if isinstance(model, CfgNode) else model_config(str(model), config, overrides)
+        content = None
+        if isinstance(model, CfgNode):
+            cfg = model.clone()
+        else:
+            cfg, content = open_checkpoint(str(model), config, overrides)
         cfg.defrost()
         if not isinstance(model, CfgNode) and device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -100,7 +104,8 @@ class Predictor:
             cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(threshold)
         cfg.freeze()
         self.cfg = cfg
-        self.model, self.class_names = load_model(cfg, device)
+        self.model, self.class_names = load_model(cfg, device, content=content)
+        self.dtype = set_precision(self.model, precision or plugin_node(cfg).INFERENCE.PRECISION)
         if not self.class_names:
             logger.warning(
                 "Neither MODEL.WEIGHTS nor DATASETS.TEST names the model's classes; they are shown as numbers."
@@ -111,7 +116,6 @@ class Predictor:
         self._classes = class_indices(classes, self.class_names, count)
         self._resizer = Resizer(cfg)
         self._inference: Callable[..., list[Instances]] = self.model.inference  # type: ignore[assignment]
-        self._precision = PRECISIONS[precision]
         self._lock = threading.Lock()
 
     def __call__(self, source: Any, *, bgr: bool = False, batch_size: int = 1) -> Any:
@@ -165,17 +169,12 @@ class Predictor:
             N detections in pixels of the original images.
         """
         batch = [{"image": torch.from_numpy(image)} for image in inputs]
-        with self._lock, self._autocast():
+        with self._lock:
             results = self._inference(batch, do_postprocess=False)
         detections = [Detections.from_instances(each, size) for each, size in zip(results, sizes, strict=True)]
         if self._classes is None:
             return detections
         return [each[np.isin(each.classes, self._classes)] for each in detections]
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self._precision is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self._precision)
 
 
 def load_image(source: Any, bgr: bool = False) -> np.ndarray:

@@ -12,11 +12,13 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 import d2_maskrcnn
-from d2_maskrcnn import Predictor, UserError
+from d2_maskrcnn import Predictor, UserError, checkpoint, model_loading
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.modeling.precision import has_native_bfloat16
 from d2_maskrcnn.results import Results
 from d2_maskrcnn.structures.detections import Detections
+from d2_maskrcnn.weights.readers import read_weights
 from detectron2.modeling import build_model
 from tests.video.conftest import CLASS_NAMES, MODEL_OPTS, frame_image
 
@@ -70,27 +72,6 @@ def test_every_kind_of_image_gives_the_same(predictor, image, tmp_path):
     assert all(same(expected, other) for other in others)
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "CMYK", "I;16", "F"])
-def test_pillow_images_are_converted_as_files_are(predictor, image, tmp_path, mode):
-    pillow = Image.fromarray(image)
-    pillow = Image.fromarray(image[:, :, 0].astype(np.uint16) * 257) if mode == "I;16" else pillow.convert(mode)
-    pillow.save(tmp_path / "a.tif")
-    assert same(predictor(pillow), predictor(tmp_path / "a.tif"))
-
-
-def test_same_as_default_predictor_and_evaluation(weights, predictor, image):
-    from detectron2.engine import DefaultPredictor
-
-    cfg = predictor.cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = "cpu"
-    instances = DefaultPredictor(cfg)(image[:, :, ::-1])["instances"]
-    results = predictor(image)
-    np.testing.assert_allclose(results.scores, instances.scores.numpy(), atol=1e-6)
-    np.testing.assert_allclose(results.boxes, instances.pred_boxes.tensor.numpy(), atol=1e-3)
-    assert (results.masks != instances.pred_masks.numpy()).mean() < 1e-3
-
-
 def test_folders_and_globs_are_iterated(predictor, image, tmp_path, caplog):
     for name in ("b.png", "a.jpg"):
         Image.fromarray(image).save(tmp_path / name)
@@ -121,6 +102,7 @@ def test_bad_images(predictor, source, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"precision": "float16"}, "is for GPUs"),
         ({"classes": ["circl"]}, "Did you mean circle"),
         ({"classes": [9]}, "no class '9'"),
         ({"threshold": 2}, "from 0 to 1"),
@@ -132,6 +114,21 @@ def test_bad_images(predictor, source, message):
 def test_bad_arguments(weights, arguments, message):
     with pytest.raises(UserError, match=message):
         Predictor(weights, **arguments)
+
+
+def test_the_weights_are_read_once(weights, monkeypatch):
+    read = []
+    for module in (checkpoint, model_loading):
+        monkeypatch.setattr(module, "read_weights", lambda *a, **k: read.append(a) or read_weights(*a, **k))
+    Predictor(weights)
+    assert len(read) == 1
+
+
+def test_precision_of_the_config_and_of_the_argument(weights, image):
+    chosen = Predictor(weights, overrides=["D2_MASKRCNN.INFERENCE.PRECISION", "auto"], device="cpu")
+    assert chosen.dtype == (torch.bfloat16 if has_native_bfloat16() else torch.float32)
+    assert Predictor(chosen.cfg, precision="float32").dtype == torch.float32
+    assert chosen(image).scores.dtype == np.float32
 
 
 def test_weights_without_a_config(weights, repo_dir):

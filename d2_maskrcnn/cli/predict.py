@@ -16,7 +16,7 @@ from pathlib import Path
 from d2_maskrcnn.errors import UserError
 
 IMPORTS = ("d2_maskrcnn.cli.predict_job",)
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 MAX_PROCESSES = 64
 MAX_BATCH = 1024
 WEIGHT_SUFFIXES = (".pth", ".pkl", ".safetensors")
@@ -126,7 +126,7 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=_number(int, 1, MAX_BATCH), default=1, metavar="N", help="images per forward pass (1)"
     )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: the config's)")
-    group.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the model (float32)")
+    group.add_argument("--precision", choices=PRECISIONS, help="of the model (default: the config's)")
     parallel_help = "N model processes (default: one per GPU, two without a GPU)"
     group.add_argument(
         "--parallel", nargs="?", const=0, type=_number(int, 0, MAX_PROCESSES), metavar="N", help=parallel_help

@@ -11,6 +11,7 @@ from d2_maskrcnn.engine.output_dir import unlock_output_dir
 from d2_maskrcnn.errors import UserError, warn_on_failure
 from d2_maskrcnn.evaluation.evaluator import write_results
 from d2_maskrcnn.inspection.training import inspection_hooks
+from d2_maskrcnn.modeling.precision import set_precision
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
@@ -87,6 +88,7 @@ def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
         )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     checkpointer.check_evaluable()
+    set_precision(model.eval(), cfg.D2_MASKRCNN.INFERENCE.PRECISION)
     results = Trainer.test(cfg, model)
     if cfg.TEST.AUG.ENABLED:
         results = {**results, "tta": Trainer.test_with_augmentation(cfg, model)}

@@ -42,6 +42,11 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     node.DATA.VAL_JSON = ""
     node.DATA.VAL_IMAGES = ""
 
+    node.INFERENCE = CfgNode()
+    # Type of the weights and activations in prediction and evaluation: "float32", "bfloat16", "float16" (GPUs only) or
+    # "auto" (a half precision where the device computes in it natively). Boxes and scores stay float32.
+    node.INFERENCE.PRECISION = "float32"
+
     node.RESNETS = CfgNode()
     # Initialize the last normalization of every residual block to 0, so that the block starts as the identity (Goyal
     # et al., "Accurate, large minibatch SGD", 2017, section 5.1). For training from scratch with BN, SyncBN or GN.

@@ -100,6 +100,7 @@ MATCHING = {
     "POSITIVE_FRACTION": SHARE,
 }
 BEST = {"MODE": MODE}
+PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 
 _TREE: dict[str, Any] = {
     "MODEL": {
@@ -192,6 +193,7 @@ _TREE: dict[str, Any] = {
     "FLOAT32_PRECISION": choice("", "highest", "high", "medium"),
     "VIS_PERIOD": number(0, MANY, "iterations"),
     "D2_MASKRCNN": {
+        "INFERENCE": {"PRECISION": choice(*PRECISIONS)},
         "SOLVER": {
             "OPTIMIZER": choice("SGD", "AdamW"),
             "ACCUMULATE": number(1, 65536, "micro-batches"),

@@ -73,6 +73,7 @@ class MaskRCNN(nn.Module):
         self.input_format = input_format
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
+        self.input_dtype: torch.dtype | None = None  # of the images that the backbone gets; None: of ``pixel_mean``
         self.channels_last = channels_last  # not a torch.memory_format, which cannot be pickled with the model
         self.to(memory_format=self.memory_format)
 
@@ -170,7 +171,9 @@ class MaskRCNN(nn.Module):
         step = max(self.backbone.size_divisibility, 1)
         height, width = (-(-max(side) // step) * step for side in zip(*sizes, strict=True))
         batch = torch.zeros(
-            (len(images), len(self.pixel_mean), height, width), dtype=self.pixel_mean.dtype, device=self.device
+            (len(images), len(self.pixel_mean), height, width),
+            dtype=self.input_dtype or self.pixel_mean.dtype,
+            device=self.device,
         ).to(memory_format=self.memory_format)
         for slot, image in zip(batch, images, strict=True):
             slot[:, : image.shape[1], : image.shape[2]] = (image - self.pixel_mean) / self.pixel_std

@@ -17,7 +17,7 @@ from d2_maskrcnn.predictor import Predictor
 from d2_maskrcnn.structures.detections import Detections
 from detectron2.config import CfgNode
 
-_settings: tuple[CfgNode, str] | None = None  # config and precision, in a worker process
+_settings: tuple[CfgNode, str | None] | None = None  # config and precision, in a worker process
 
 
 class InProcess:
@@ -51,7 +51,7 @@ class WorkerPool:
         UserError: see :class:`Predictor`; or a process died while starting.
     """
 
-    def __init__(self, cfg: CfgNode, precision: str, count: int) -> None:
+    def __init__(self, cfg: CfgNode, precision: str | None, count: int) -> None:
         context = multiprocessing.get_context("spawn")
         devices: Any = context.Queue()
         for number in range(count):
@@ -84,7 +84,7 @@ def _device(name: str, number: int) -> str:
     return name
 
 
-def _start(config: str, precision: str, devices: Any, threads: int) -> None:
+def _start(config: str, precision: str | None, devices: Any, threads: int) -> None:
     """Store the settings only: an exception in an initializer ends the process without telling the caller why."""
     global _settings
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these

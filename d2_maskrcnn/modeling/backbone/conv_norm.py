@@ -108,6 +108,17 @@ class ConvNorm(nn.Conv2d):
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         return self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
+    def fold_norm(self) -> None:
+        """Replace weight and bias by those with the norm folded in, and remove the norm, if it is constant.
+
+        The weights can then be converted to another type without rounding the norm's statistics first.
+        """
+        folded = self._folded()
+        if folded is not None:
+            weight, bias = (tensor.detach().clone() for tensor in folded)
+            self.weight, self.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
+            self.norm, self._cache = None, None
+
     def train(self, mode: bool = True) -> "ConvNorm":
         """Set the mode as ``nn.Module`` does, and free the cached weights, which training does not need."""
         self._cache = None

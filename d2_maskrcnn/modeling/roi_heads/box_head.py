@@ -13,7 +13,7 @@ from torch import nn
 from d2_maskrcnn.config.validation import require_norm
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
-from d2_maskrcnn.modeling.box_coding import BoxCoder
+from d2_maskrcnn.modeling.box_coding import BoxCoder, at_least_float32
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
@@ -111,7 +111,7 @@ class BoxPredictor(nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map (M, D) or (M, C, P, P) to logits (M, K + 1) and deltas (M, 4K), or (M, 4) if class-agnostic."""
-        x = x.flatten(1)
+        x = at_least_float32(x.flatten(1))  # also where the box head computes in half precision
         return self.cls_score(x), self.bbox_pred(x)
 
 
