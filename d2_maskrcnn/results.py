@@ -161,7 +161,7 @@ class Results:
         Raises:
             UserError: pandas is not installed.
         """
-        pandas = _import("pandas", "pandas")
+        pandas = _import_extra("pandas")
         areas = np.zeros(0, np.int64) if self.detections.masks is None else self.detections.masks.areas()
         columns: Mapping[str, Any] = {
             **{name: self.boxes[:, i] for i, name in enumerate(("x0", "y0", "x1", "y1"))},
@@ -178,7 +178,7 @@ class Results:
         Raises:
             UserError: supervision is not installed.
         """
-        supervision = _import("supervision", "supervision")
+        supervision = _import_extra("supervision")
         return supervision.Detections(
             xyxy=self.boxes,
             mask=None if self.detections.masks is None else self.masks,
@@ -236,8 +236,8 @@ def to_records(detections: Detections, names: Sequence[str], ids: Sequence[int])
     return records
 
 
-def _import(name: str, package: str) -> Any:
+def _import_extra(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f"This conversion needs {package}, which is not installed: pip install {package}") from error
+        raise UserError(f'{name} is not installed: pip install "d2_maskrcnn[{name}]" (or {name} itself).') from error

@@ -1,6 +1,7 @@
 """Predictor and Results: every kind of input, the same detections everywhere, and the conversions."""
 
 import json
+import sys
 import threading
 from pathlib import Path
 
@@ -199,11 +200,15 @@ def test_conversions(predictor, image, tmp_path):
 
 def test_pandas_and_supervision(predictor, image):
     results = predictor(image)
-    for name, convert in (("pandas", results.to_pandas), ("supervision", results.to_supervision)):
-        try:
-            __import__(name)
-        except ImportError:
-            with pytest.raises(UserError, match=f"pip install {name}"):
-                convert()
-            continue
-        assert len(convert()) == len(results)
+    table = pytest.importorskip("pandas") and results.to_pandas()
+    assert table["name"].tolist() == results.names and table["area"].tolist() == results.masks.sum((1, 2)).tolist()
+    detections = pytest.importorskip("supervision") and results.to_supervision()
+    assert np.array_equal(detections.mask, results.masks) and detections["class_name"].tolist() == results.names
+    assert len(results[:0].to_pandas()) == len(results[:0].to_supervision()) == 0
+
+
+def test_missing_packages_are_named(predictor, image, monkeypatch):
+    for name in ("pandas", "supervision"):
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(UserError, match=rf"pip install \"d2_maskrcnn\[{name}\]"):
+            getattr(predictor(image), f"to_{name}")()
