@@ -22,7 +22,7 @@ from d2_maskrcnn.video.workers import InProcess, WorkerPool, default_count
 from detectron2.config import CfgNode
 
 TITLE = "Mask R-CNN"
-DEFAULT_CONFIG = "configs/mrcnn_R101.yaml"
+DEFAULT_CONFIG = "mrcnn_R101"
 
 
 def run(args: argparse.Namespace) -> None:

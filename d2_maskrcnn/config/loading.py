@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from d2_maskrcnn.config.keys import COMPONENTS, RENAMED_KEYS, add_d2_maskrcnn_config, get_value
+from d2_maskrcnn.config.named import config_names, named_config
 from d2_maskrcnn.config.validation import check_value, leaves
 from d2_maskrcnn.errors import UserError, did_you_mean, doing, one_line
 from detectron2.config import CfgNode, get_cfg
@@ -57,7 +58,8 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Return the defaults, with ``config_file`` (and its ``_BASE_`` files) and then ``opts`` merged over them.
 
     Args:
-        config_file: path of a YAML file; empty for the defaults alone.
+        config_file: path of a YAML file, or the name of one in the package, such as ``mrcnn_R101``; empty for the
+            defaults alone.
         opts: ``KEY VALUE KEY VALUE ...``, as on a command line.
 
     Returns:
@@ -108,6 +110,8 @@ def _with_options(cfg: CfgNode, opts: Sequence[str]) -> CfgNode:
 def read_yaml_with_bases(config_file: str) -> list[tuple[Path, dict[str, Any]]]:
     """Read a config file and the files named by ``_BASE_``, each a path relative to the file that names it.
 
+    The name of a config of the package is found from any folder; an existing file of that name comes first.
+
     Returns:
         Path and content of each file, in the order in which they are merged.
 
@@ -125,6 +129,8 @@ def _read_chain(name: Any, chain: tuple[Path, ...]) -> list[tuple[Path, dict[str
         raise UserError(f"Config {name}{named_by}: only local files are read; download it and name the copy.")
     path = Path(os.path.expanduser(name))
     path = chain[-1].parent / path if chain else path
+    if not path.is_file():
+        path = named_config(name) or path
     if path.resolve() in (each.resolve() for each in chain):
         raise UserError(f"Config {path}{named_by}: {BASE_KEY} leads back to the file itself; remove one of the links.")
     values = _parse(_read_file(path, named_by), f"Config {path}")
@@ -161,8 +167,10 @@ def _read_file(path: Path, named_by: str) -> bytes:
             raise UserError(f"Config {path}{named_by} is {kind}; expected a YAML file.")
         return path.read_bytes()
     except FileNotFoundError as error:
-        names = [each.name for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise UserError(f"Config {path}{named_by}: file not found.{did_you_mean(path.name, names)}") from error
+        beside = [each.name for each in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, beside) or did_you_mean(path.stem, config_names())
+        hint = hint or f" The configs that can be named without a path are {', '.join(config_names())}."
+        raise UserError(f"Config {path}{named_by}: file not found.{hint}") from error
     except OSError as error:
         raise UserError(f"Config {path}{named_by} cannot be read: {error.strerror}.") from error
 

@@ -20,6 +20,34 @@ def test_every_config_loads(repo_dir, name):
     assert cfg.MODEL.META_ARCHITECTURE == "MaskRCNN"
 
 
+@pytest.mark.parametrize("name", ["mrcnn_R101", "mrcnn_R101.yaml", "configs/mrcnn_R101.yaml"])
+def test_configs_of_the_package_are_found_by_name(repo_dir, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name) == load_config(str(repo_dir / "configs" / "mrcnn_R101.yaml"))
+
+
+def test_a_name_of_the_package_as_base(tmp_path):
+    (tmp_path / "own.yaml").write_text("_BASE_: mrcnn_R101\nSEED: 5\n")
+    cfg = load_config(str(tmp_path / "own.yaml"))
+    assert (cfg.SEED, cfg.MODEL.RESNETS.DEPTH) == (5, 101)
+
+
+def test_an_existing_file_has_precedence_over_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "balloon.yaml").write_text("SEED: 7\n")
+    (tmp_path / "quickstart").mkdir()
+    assert load_config("balloon.yaml").SEED == 7
+    assert load_config("quickstart").MODEL.ROI_HEADS.NUM_CLASSES == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("mrcnn_R11", "Did you mean mrcnn_R101"), ("xyz", "without a path are balloon, base,")]
+)
+def test_a_name_that_is_no_config(name, expected):
+    with pytest.raises(UserError, match=expected):
+        load_config(name)
+
+
 def test_main_config_equals_the_zoos_but_for_component_names(repo_dir, shared_dir):
     ours = load_config(str(repo_dir / "configs" / "mrcnn_R101.yaml"))
     zoo = get_cfg()
