@@ -13,6 +13,7 @@ from d2_maskrcnn._version import __version__
 from d2_maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
+    from d2_maskrcnn.checkpoint import save_weights
     from d2_maskrcnn.config.keys import add_d2_maskrcnn_config
     from d2_maskrcnn.config.loading import load_config
     from d2_maskrcnn.predictor import Predictor
@@ -24,6 +25,7 @@ _LAZY = {
     "Results": "d2_maskrcnn.results",
     "add_d2_maskrcnn_config": "d2_maskrcnn.config.keys",
     "load_config": "d2_maskrcnn.config.loading",
+    "save_weights": "d2_maskrcnn.checkpoint",
 }
 _SUBPACKAGES = ("config", "modeling")
 
@@ -36,6 +38,7 @@ __all__ = [
     "add_d2_maskrcnn_config",
     "engine_info",
     "load_config",
+    "save_weights",
 ]
 
 choose_engine()

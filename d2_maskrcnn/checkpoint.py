@@ -12,6 +12,7 @@ from torch import nn
 
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn._version import __version__
+from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.distributed import gather, run_together, unwrap
 from d2_maskrcnn.errors import UserError, doing
 from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, make_folder, plain_values
@@ -36,6 +37,7 @@ from d2_maskrcnn.weights.resume import (
     stored_metadata,
     stored_metrics,
 )
+from d2_maskrcnn.weights.safetensors_files import require_safetensors, write_safetensors
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -57,6 +59,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         class_names: class names in the order of the model's outputs, stored in the metadata.
         category_ids: the dataset's category id of each class, stored in the metadata.
         config: the model's config as YAML, stored in the metadata, so that the file can be used without others.
+        safetensors: whether ``model_final`` and ``model_best`` are also written as safetensors, weights alone.
         engine: description of the engine for the metadata; default: :func:`d2_maskrcnn.engine_info`.
         checkpointables: further objects to save and load, by name.
 
@@ -75,14 +78,17 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         class_names: Sequence[str] | None = None,
         category_ids: Sequence[int] | None = None,
         config: str | None = None,
+        safetensors: bool = False,
         engine: Mapping[str, str] | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(unwrap(model), save_dir, save_to_disk=save_to_disk, **checkpointables)
+        if safetensors:
+            require_safetensors("D2_MASKRCNN.SAFETENSORS True")
         self.logger = logger
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.category_ids = None if category_ids is None else [int(number) for number in category_ids]
-        self.config = config
+        self.config, self.safetensors = config, safetensors
         self.metrics: dict[str, float] = {}
         self.loaded_metadata: dict[str, Any] = {}
         self.engine = dict(engine) if engine is not None else engine_info().as_dict()
@@ -123,6 +129,8 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         path = make_folder(self.save_dir) / f"{name}.pth"
         self.logger.info("Saving checkpoint to %s", path)
         atomic_torch_save(data, path)
+        if self.safetensors and name in ("model_final", "model_best"):
+            write_safetensors(data["model"], path.with_suffix(".safetensors"), data["metadata"])
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
@@ -282,5 +290,25 @@ def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -
         class_names=metadata.get("thing_classes"),
         category_ids=sorted(ids, key=lambda number: ids[number]) if ids else None,
         config=cfg.dump(),
+        safetensors=plugin_node(cfg).SAFETENSORS,
         **checkpointables,
     )
+
+
+def save_weights(weights: str, path: str | os.PathLike[str]) -> None:
+    """Copy the weights of a checkpoint, with its metadata but without the training state, to a safetensors file.
+
+    Args:
+        weights: weight file or address in any format that can be read.
+        path: the new file; its name ends with ``.safetensors``.
+
+    Raises:
+        UserError: ``weights`` cannot be read, the name has another ending, safetensors is not installed, or the file
+            cannot be written.
+    """
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: expected a file name that ends with .safetensors.")
+    checkpoint = read_weights(fetch_weights(weights), copy_states=())
+    state = {name: torch.as_tensor(value) for name, value in checkpoint["model"].items()}
+    write_safetensors(state, make_folder(target.parent) / target.name, stored_metadata(checkpoint))

@@ -99,6 +99,9 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     node.EARLY_STOPPING.METRIC = "segm/AP"
     node.EARLY_STOPPING.MODE = "max"
 
+    # Also write model_final and model_best as .safetensors: weights alone, with the metadata of the checkpoint.
+    node.SAFETENSORS = False
+
     # Exponential moving average of the weights, evaluated (ema/...) and saved beside them. DECAY in [0, 1).
     node.EMA = CfgNode()
     node.EMA.ENABLED = False

@@ -140,10 +140,19 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     Raises:
         UserError: the file cannot be written.
     """
+    atomic_write_bytes(path, text.encode())
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write ``data`` as :func:`atomic_write_text` does.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     path = Path(path)
     try:
         with replacing(path) as file:
-            file.write(text.encode())
+            file.write(data)
     except OSError as error:
         raise _cannot_write(path, error) from error
 

@@ -1,8 +1,6 @@
 """Read weight files and checkpoints exactly as they were written, or refuse them; nothing in them is run."""
 
 import copy
-import importlib
-import importlib.util
 import io
 import os
 import pickle
@@ -18,6 +16,7 @@ import torch
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.weights.formats import EXPECTED, check_zip, damaged, file_kind
 from d2_maskrcnn.weights.safe_pickle import load_pickle, scan_opcodes
+from d2_maskrcnn.weights.safetensors_files import read_safetensors
 
 # Where other programs store the state dict in their checkpoints.
 _MODEL_KEYS = ("model", "state_dict", "model_state_dict", "model_state")
@@ -148,22 +147,11 @@ def _check_storages(path: Path, pickled: bytes, sizes: Mapping[str, int]) -> Non
             raise damaged(path, f"a tensor of {size} bytes in the record {name} of {sizes.get(name)} bytes")
 
 
-def _read_safetensors(path: Path) -> Any:
-    if importlib.util.find_spec("safetensors") is None:
-        raise UserError(f"{path} is a safetensors file, which needs a package: `pip install safetensors`.")
-    safetensors = importlib.import_module("safetensors")
-    loader = importlib.import_module("safetensors.torch")
-    try:
-        return loader.load_file(str(path))
-    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:  # KeyError: a dtype torch lacks
-        raise damaged(path, error) from error
-
-
 _READERS: dict[str, Callable[[Path], Any]] = {
     "torch_zip": _read_torch_zip,
     "torch_legacy": _read_torch_legacy,
     "pickle": load_pickle,
-    "safetensors": _read_safetensors,
+    "safetensors": read_safetensors,
 }
 
 

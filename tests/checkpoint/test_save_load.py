@@ -66,6 +66,22 @@ def test_every_checkpoint_stores_its_origin(folder):
     assert metadata["engine"] == {"name": "x"} and metadata["thing_classes"] is None and metadata["iteration"] is None
 
 
+def test_weights_alone_are_written_as_safetensors(folder):
+    checkpointer = MaskRCNNCheckpointer(Heads(2), str(folder), class_names=["a", "b"], config="{}", safetensors=True)
+    checkpointer.save("model_0000001", iteration=1)
+    checkpointer.save("model_final", iteration=1)
+    d2_maskrcnn.save_weights(str(folder / "model_0000001.pth"), folder / "copy" / "one.safetensors")
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model_final.safetensors"]
+    for path in (folder / "model_final.safetensors", folder / "copy" / "one.safetensors"):
+        model = Heads(2)
+        loader = MaskRCNNCheckpointer(model)
+        loader.load(str(path))
+        assert_equal(copy(model), copy(checkpointer.model))
+        assert loader.last_report.is_complete and loader.loaded_metadata == checkpointer.metadata(1)
+    with pytest.raises(UserError, match=r"expected a file name that ends with \.safetensors"):
+        d2_maskrcnn.save_weights(str(folder / "model_final.pth"), folder / "x.pth")
+
+
 def test_an_empty_path_changes_nothing():
     model = Heads(2)
     before = copy(model)

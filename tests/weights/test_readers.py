@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.weights import readers
 from d2_maskrcnn.weights.formats import check_whole, file_kind
 from d2_maskrcnn.weights.readers import read_weights
 
@@ -267,16 +266,3 @@ def test_another_zip_archive_is_refused(tmp_path):
 def test_files_without_weights(save, data, what):
     with pytest.raises(UserError, match=what):
         read_weights(save(data))
-
-
-def test_safetensors_need_their_package(save, monkeypatch):
-    path = save((8).to_bytes(8, "little") + b"{}      ", "x.safetensors")
-    assert file_kind(path) == "safetensors"
-    if readers.importlib.util.find_spec("safetensors") is None:
-        with pytest.raises(UserError, match="pip install safetensors"):
-            read_weights(path)
-    else:
-        from safetensors.torch import save_file
-
-        save_file(STATE, path)
-        assert_same(read_weights(path)["model"], dict(sorted(STATE.items())))
