@@ -18,6 +18,7 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -95,6 +96,37 @@ def image_size(source: Source) -> tuple[int, int]:
         # Pillow decodes a whole PNG to search for EXIF data behind its pixels.
         turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) in _QUARTER_TURNS
         return (height, width) if turned else (width, height)
+
+
+class ImageSummary(NamedTuple):
+    """What a decoded image file is like.
+
+    Attributes:
+        size: (width, height) in pixels of the upright image.
+        stored_size: (width, height) of the image as stored, before its EXIF orientation is applied.
+        thumbnail: (side, side) uint8 grayscale of the whole upright image, stretched to a square.
+    """
+
+    size: tuple[int, int]
+    stored_size: tuple[int, int]
+    thumbnail: np.ndarray
+
+
+def summarize_image(source: Source, side: int = 32) -> ImageSummary:
+    """Decode a whole image, a JPEG at an eighth of its resolution where that suffices, and reduce it to a thumbnail.
+
+    Raises:
+        UserError: as in :func:`read_image`, also for a file that ends too early.
+    """
+    width, height = image_size(source)
+    with _open(source) as image:
+        turned = (image.size[0], image.size[1]) == (height, width) != (width, height)
+        image.draft("L", (4 * side, 4 * side))
+        pixels = Image.fromarray(pillow_to_array(image)).convert("L")
+        if image.format == "PNG" and (pixels.height, pixels.width) == (width, height) != (height, width):
+            width, height, turned = height, width, True  # its orientation is stored behind the pixels
+    stored = (height, width) if turned else (width, height)
+    return ImageSummary((width, height), stored, np.asarray(pixels.resize((side, side), Image.Resampling.BOX)))
 
 
 def size_mismatch(name: str, actual: tuple[int, int], expected: tuple[int, ...]) -> str:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from d2_maskrcnn.data import MaskRCNNMapper
+from d2_maskrcnn.data.anchor_fit import GOOD_IOU, anchor_shapes, input_scale, shape_iou
 from d2_maskrcnn.data.coco.records import Record
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.observation import as_rgb
 from d2_maskrcnn.inspection.records import dataset_records
 from d2_maskrcnn.inspection.result import TOLERANCE
 from d2_maskrcnn.inspection.statistics import histogram, quantiles
-from d2_maskrcnn.modeling.rpn.anchor_generator import cell_anchors
 from d2_maskrcnn.structures.masks import mask_to_polygons
 from d2_maskrcnn.visualization.figures import literal, new_figure, show_bars
 from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_points, draw_scene
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 24
-GOOD_IOU = 0.5
 
 
 @dataclass
@@ -81,9 +80,10 @@ def inspect_data(cfg: CfgNode, dataset: str) -> DataFindings:
     names = list(MetadataCatalog.get(dataset).get("thing_classes") or [])
     objects = [(r, a) for r in records for a in r.get("annotations", []) if not a.get("iscrowd", 0)]
     boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS)[2:] for _, a in objects]
-    scales = np.array([_scale(cfg, record) for record, _ in objects])
-    sides = np.maximum(np.asarray(boxes, dtype=float).reshape(-1, 2) * scales[:, None], 1e-6)  # (n, 2)
-    shapes, anchors = _anchor_shapes(cfg)
+    sizes = np.array([(record["width"], record["height"]) for record, _ in objects]).reshape(-1, 2)
+    sides = np.asarray(boxes, dtype=float).reshape(-1, 2) * input_scale(cfg, sizes)[:, None]  # (n, 2)
+    sides = np.maximum(sides, 1e-6)
+    shapes, anchors = anchor_shapes(cfg)
     fit = shape_iou(sides, shapes)  # (n, anchors)
     best = np.bincount(fit.argmax(axis=1), minlength=len(anchors))
     for anchor, number in zip(anchors, best.tolist(), strict=True):
@@ -102,33 +102,6 @@ def inspect_data(cfg: CfgNode, dataset: str) -> DataFindings:
         best_anchor_iou=fit.max(axis=1),
         anchors=anchors,
     )
-
-
-def _scale(cfg: CfgNode, record: Record) -> float:
-    """Return the factor by which an image is resized in testing (``INPUT.MIN_SIZE_TEST``, ``MAX_SIZE_TEST``)."""
-    short, long = sorted((record["height"], record["width"]))
-    if cfg.INPUT.MIN_SIZE_TEST == 0:
-        return 1.0
-    return min(cfg.INPUT.MIN_SIZE_TEST / short, cfg.INPUT.MAX_SIZE_TEST / long)
-
-
-def _anchor_shapes(cfg: CfgNode) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Return (a, 2) width and height of the anchor shapes of all levels, and a description of each."""
-    node, names = cfg.MODEL.ANCHOR_GENERATOR, cfg.MODEL.RPN.IN_FEATURES
-    shapes, anchors = [], []
-    for level, name in enumerate(names):
-        sizes = node.SIZES[level if len(node.SIZES) > 1 else 0]
-        ratios = node.ASPECT_RATIOS[level if len(node.ASPECT_RATIOS) > 1 else 0]
-        cells = cell_anchors(sizes, ratios)
-        shapes += (cells[:, 2:] - cells[:, :2]).tolist()
-        anchors += [{"level": name, "size": size, "ratio": ratio} for size in sizes for ratio in ratios]
-    return np.asarray(shapes), anchors
-
-
-def shape_iou(sides: np.ndarray, shapes: np.ndarray) -> np.ndarray:
-    """Compute (n, a) IoU of boxes (n, 2) and anchors (a, 2), given as width and height, centered on the same point."""
-    common = np.minimum(sides[:, None], shapes[None]).prod(axis=2)
-    return common / (sides.prod(axis=1)[:, None] + shapes.prod(axis=1)[None] - common)
 
 
 def augmented_scenes(cfg: CfgNode, dataset: str, count: int = 6, seed: int = 0) -> list[Scene]:

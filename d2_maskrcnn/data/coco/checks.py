@@ -13,11 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from d2_maskrcnn.data.coco.reader import is_plain_utf8, read_coco_json
-from d2_maskrcnn.data.flaws.boxes import CocoTable, check_areas, check_boxes, check_ids, check_not_empty
-from d2_maskrcnn.data.flaws.flaw import Problem, summarize
-from d2_maskrcnn.data.flaws.images import check_images
-from d2_maskrcnn.data.flaws.masks import check_segmentations
-from d2_maskrcnn.data.flaws.schema import check_structure
+from d2_maskrcnn.data.flaws.finding import Purpose, find_flaws
+from d2_maskrcnn.data.flaws.flaw import summarize
+from d2_maskrcnn.data.flaws.table import CocoTable
 from d2_maskrcnn.data.own_data import is_built_in, is_own
 from d2_maskrcnn.errors import UserError, did_you_mean
 from detectron2.config import CfgNode
@@ -110,6 +108,7 @@ def _check_dataset(cfg: CfgNode, name: str, train: bool, evaluate: bool) -> tupl
         evaluate=evaluate,
         polygons_only=train and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon",
         lenient=is_built_in(name),
+        cfg=cfg,
     )
     if not is_own(name) and not is_plain_utf8(path):
         raise UserError(
@@ -117,8 +116,6 @@ def _check_dataset(cfg: CfgNode, name: str, train: bool, evaluate: bool) -> tupl
             "accepts; save it as such, or name it with D2_MASKRCNN.DATA"
         )
     _check_class_count(cfg, json_file, summary.categories)
-    if evaluate:
-        _check_limits(cfg, json_file, summary)
     return summary.categories
 
 
@@ -131,6 +128,7 @@ def check_coco_json(
     evaluate: bool = True,
     polygons_only: bool = False,
     lenient: bool = False,
+    cfg: CfgNode | None = None,
 ) -> CocoSummary:
     """Check one COCO JSON file and its images; logs a warning about what can be used but looks wrong.
 
@@ -144,23 +142,22 @@ def check_coco_json(
         evaluate: whether COCO's metrics are computed on it, which needs ``area`` and ``iscrowd``.
         polygons_only: whether RLEs of single objects are an error (``INPUT.MASK_FORMAT`` is ``polygon``).
         lenient: whether unusable boxes and segmentations are a warning instead of an error.
+        cfg: the model, whose anchors and limits the objects have to fit; None leaves that unchecked.
 
     Raises:
         UserError: it cannot be used; one line with the first few problems, each with ids and what was expected.
     """
+    purpose = Purpose(masks, train, evaluate, polygons_only, lenient)
     data = read_coco_json(json_file, annotations_required=train)
-    _raise_fatal(json_file, list(check_structure(data, evaluate)))
-    table = CocoTable(data)
-    problems = [*check_not_empty(table, train), *check_ids(table, evaluate)]
-    values = [*check_boxes(table), *(check_areas(table) if evaluate else ())]
-    values += check_segmentations(table, polygons_only) if masks else ()
-    _raise_fatal(json_file, problems + [each for each in values if not lenient or each.structural])
-    _warn(json_file, problems + values, lenient)
-    if image_root is not None:
-        _raise_fatal(json_file, list(check_images(table, image_root)))
-    if evaluate and not table.annotations:
+    findings = find_flaws(data, image_root, purpose, cfg)
+    errors, warnings = findings.of_severity("error"), findings.of_severity("warning")
+    if errors:
+        raise UserError(summarize(os.fspath(json_file), errors))
+    if warnings:
+        logger.warning("%s", summarize(os.fspath(json_file), warnings))
+    if evaluate and not findings.table.annotations:
         logger.warning("%s: no annotations: detections are written, but there is nothing to compare them to", json_file)
-    return _summary(table)
+    return _summary(findings.table)
 
 
 def _summary(table: CocoTable) -> CocoSummary:
@@ -170,18 +167,6 @@ def _summary(table: CocoTable) -> CocoSummary:
     return CocoSummary(names, len(table.images), objects, crowds, table.objects_per_image())
 
 
-def _raise_fatal(json_file: str | os.PathLike[str], problems: list[Problem]) -> None:
-    fatal = [each for each in problems if each.fatal]
-    if fatal:
-        raise UserError(summarize(os.fspath(json_file), fatal))
-
-
-def _warn(json_file: str | os.PathLike[str], problems: list[Problem], lenient: bool) -> None:
-    if problems:
-        left_out = "; training leaves the unusable ones out" if lenient and any(each.fatal for each in problems) else ""
-        logger.warning("%s%s", summarize(os.fspath(json_file), problems), left_out)
-
-
 def _check_class_count(cfg: CfgNode, where: str, names: Sequence[str] | None) -> None:
     if names and len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         shown = ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
@@ -189,23 +174,6 @@ def _check_class_count(cfg: CfgNode, where: str, names: Sequence[str] | None) ->
             f"{where} has {len(names)} categories ({shown}) but MODEL.ROI_HEADS.NUM_CLASSES is "
             f"{cfg.MODEL.ROI_HEADS.NUM_CLASSES}: set MODEL.ROI_HEADS.NUM_CLASSES to {len(names)}"
         )
-
-
-def _check_limits(cfg: CfgNode, json_file: str, summary: CocoSummary) -> None:
-    """Warn if images contain more objects than the model returns or the RPN proposes."""
-    limits = {
-        "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
-        "MODEL.RPN.POST_NMS_TOPK_TEST": cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
-    }
-    most = int(summary.objects_per_image.max(initial=0))
-    for key, limit in limits.items():
-        exceeding = int((summary.objects_per_image > limit).sum())
-        if 0 <= limit < most:
-            logger.warning(
-                "%s: %d of %d images have more objects than %s %d, up to %d: the others are never detected and count "
-                "as missed; set %s to %d or more",
-                json_file, exceeding, summary.images, key, limit, most, key, most,
-            )  # fmt: skip
 
 
 def _check_same_categories(categories: dict[str, tuple[str, ...]]) -> None:

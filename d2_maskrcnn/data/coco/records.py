@@ -5,10 +5,11 @@ from collections import defaultdict
 from typing import Any
 
 from d2_maskrcnn.data.coco.reader import read_coco_json
-from d2_maskrcnn.data.flaws.boxes import CocoTable, check_ids
 from d2_maskrcnn.data.flaws.flaw import summarize
+from d2_maskrcnn.data.flaws.ids import check_ids
 from d2_maskrcnn.data.flaws.images import is_inside
 from d2_maskrcnn.data.flaws.schema import check_structure
+from d2_maskrcnn.data.flaws.table import CocoTable
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import segmentation_to_rle
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -79,11 +80,10 @@ def load_records(
 
 
 def _check(data: dict[str, Any], json_file: str | os.PathLike[str]) -> None:
-    problems = list(check_structure(data, evaluate=False))
-    if not problems:
-        problems = [each for each in check_ids(CocoTable(data), evaluate=False) if each.fatal]
-    if problems:
-        raise UserError(summarize(os.fspath(json_file), problems))
+    flaws = list(check_structure(data, evaluate=False))
+    flaws = flaws or [each for each in check_ids(CocoTable(data), evaluate=False) if each.severity == "error"]
+    if flaws:
+        raise UserError(summarize(os.fspath(json_file), flaws))
 
 
 def _file_name(name: str, image_root: str | os.PathLike[str] | None, json_file: str | os.PathLike[str]) -> str:

@@ -4,9 +4,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from d2_maskrcnn.data.flaws.flaw import Problem, problem, shorten
+from d2_maskrcnn.data.flaws.flaw import Flaw, flaw, shorten
 
-Entries = list[dict[str, Any]]
 Rule = tuple[str, Callable[[Any], bool], str]  # key, whether a value is accepted, what is expected
 
 _MISSING = object()
@@ -34,11 +33,13 @@ def _is_text(value: Any) -> bool:
     return "\0" not in value and (value.isascii() or not any("\ud800" <= each <= "\udfff" for each in value))
 
 
-def _is_box(value: Any) -> bool:
+def is_box(value: Any) -> bool:
+    """Return whether ``value`` is a list of four numbers, which may be NaN or infinite."""
     return type(value) is list and len(value) == 4 and all(map(is_number, value))
 
 
-def _is_area(value: Any) -> bool:
+def is_area(value: Any) -> bool:
+    """Return whether ``value`` is a finite number that is not negative."""
     return is_number(value) and 0 <= value < math.inf
 
 
@@ -53,14 +54,14 @@ IMAGE_RULES: tuple[Rule, ...] = (
     ("height", _is_length, "the height of the upright image in pixels, an integer above 0"),
 )
 CATEGORY_RULES: tuple[Rule, ...] = (("id", is_id, "an integer"), ("name", _is_text, "the name of the category"))
-ANNOTATION_RULES: tuple[Rule, ...] = (
+REFERENCE_RULES: tuple[Rule, ...] = (
     ("id", is_id, "an integer"),
     ("image_id", is_id, "the id of an image, an integer"),
     ("category_id", is_id, "the id of a category, an integer"),
-    ("bbox", _is_box, "[x, y, width, height] in pixels"),
 )
+ANNOTATION_RULES: tuple[Rule, ...] = (*REFERENCE_RULES, ("bbox", is_box, "[x, y, width, height] in pixels"))
 EVALUATION_RULES: tuple[Rule, ...] = (
-    ("area", _is_area, "the area of the object in square pixels, finite and not negative (COCO's metrics need it)"),
+    ("area", is_area, "the area of the object in square pixels, finite and not negative (COCO's metrics need it)"),
     ("iscrowd", _is_flag, "0, or 1 for a crowd (COCO's metrics need it)"),
 )
 OPTIONAL_RULES: tuple[Rule, ...] = (
@@ -69,21 +70,21 @@ OPTIONAL_RULES: tuple[Rule, ...] = (
 )
 
 
-def check_structure(data: dict[str, Any], evaluate: bool) -> Iterator[Problem]:
-    """Yield the problems in the entries of ``images``, ``categories`` and ``annotations``.
+def check_structure(data: dict[str, Any], evaluate: bool) -> Iterator[Flaw]:
+    """Yield the flaws in the entries of ``images``, ``categories`` and ``annotations``.
 
     Args:
         data: as :func:`~d2_maskrcnn.data.coco.reader.read_coco_json` returns it.
         evaluate: whether COCO's metrics are computed on it, which need more keys than training.
     """
-    yield from _check_entries(data["images"], "images", IMAGE_RULES)
-    yield from _check_entries(data["categories"], "categories", CATEGORY_RULES)
     rules = ANNOTATION_RULES + (EVALUATION_RULES if evaluate else ())
-    yield from _check_entries(data["annotations"], "annotations", rules)
-    for rule in OPTIONAL_RULES:
-        if rule not in rules:
-            entries = [entry for entry in data["annotations"] if isinstance(entry, dict) and rule[0] in entry]
-            yield from _check_rule(entries, "annotations", rule)
+    optional = tuple(rule for rule in OPTIONAL_RULES if rule not in rules)
+    for key, required, others in (
+        ("images", IMAGE_RULES, ()),
+        ("categories", CATEGORY_RULES, ()),
+        ("annotations", rules, optional),
+    ):
+        yield from _check_entries(data[key], key, required, others)
 
 
 def first_fault(entry: dict[str, Any], rules: tuple[Rule, ...]) -> tuple[str, str] | None:
@@ -96,37 +97,57 @@ def first_fault(entry: dict[str, Any], rules: tuple[Rule, ...]) -> tuple[str, st
     return None
 
 
-def _check_entries(entries: list[Any], plural: str, rules: tuple[Rule, ...]) -> Iterator[Problem]:
-    not_objects = [index for index, entry in enumerate(entries) if type(entry) is not dict]
-    yield from problem(
-        not_objects,
+def is_sound(entry: Any, rules: tuple[Rule, ...]) -> bool:
+    """Return whether an entry is an object whose values the rules accept."""
+    return type(entry) is dict and all(accepts(entry.get(key, _MISSING)) for key, accepts, _ in rules)
+
+
+def _check_entries(
+    entries: list[Any], plural: str, required: tuple[Rule, ...], optional: tuple[Rule, ...]
+) -> Iterator[Flaw]:
+    yield from flaw(
+        "not-an-object",
+        [index for index, entry in enumerate(entries) if type(entry) is not dict],
         f"{plural} not written as JSON objects",
         lambda index: f"the one at position {index} is {shorten(entries[index])}",
         'expected {"id": ..., ...}',
+        entries=plural,
         structural=True,
     )
-    if not not_objects:
-        for rule in rules:
-            yield from _check_rule(entries, plural, rule)
+    objects = [index for index, entry in enumerate(entries) if type(entry) is dict]
+    for rule in required:
+        yield from _check_rule(entries, objects, plural, rule)
+    for rule in optional:
+        yield from _check_rule(entries, [index for index in objects if rule[0] in entries[index]], plural, rule)
 
 
-def _check_rule(entries: Entries, plural: str, rule: Rule) -> Iterator[Problem]:
+def _check_rule(entries: list[Any], indices: list[int], plural: str, rule: Rule) -> Iterator[Flaw]:
     key, accepts, expected = rule
-    values = [entry.get(key, _MISSING) for entry in entries]
-    if all(map(accepts, values)):
+    if all(accepts(entries[index].get(key, _MISSING)) for index in indices):
         return
-    missing = [index for index, value in enumerate(values) if value is _MISSING]
-    wrong = [index for index, value in enumerate(values) if value is not _MISSING and not accepts(value)]
+    values = {index: entries[index].get(key, _MISSING) for index in indices}
+    missing = [index for index, value in values.items() if value is _MISSING]
+    wrong = [index for index, value in values.items() if value is not _MISSING and not accepts(value)]
 
     def which(index: int) -> str:
         number = entries[index].get("id", _MISSING)
         return f"position {index}" if number is _MISSING or key == "id" else f"id {shorten(number)}"
 
-    yield from problem(missing, f"{plural} without {key!r}", which, f"expected {expected}", structural=True)
-    yield from problem(
+    yield from flaw(
+        f"{key.replace('_', '-')}-missing",
+        missing,
+        f"{plural} without {key!r}",
+        which,
+        f"expected {expected}",
+        entries=plural,
+        structural=True,
+    )
+    yield from flaw(
+        f"{key.replace('_', '-')}-invalid",
         wrong,
         f"{plural} with a bad {key!r}",
         lambda index: f"{which(index)}: {shorten(values[index])}",
         f"expected {expected}",
+        entries=plural,
         structural=True,
     )

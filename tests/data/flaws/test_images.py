@@ -6,7 +6,7 @@ from d2_maskrcnn.data import check_coco_json
 
 
 def test_missing_image_folder(coco_folder):
-    with pytest.raises(UserError, match="nowhere: no such folder; expected the 4 images"):
+    with pytest.raises(UserError, match=r"nowhere: no such folder\); expected the 4 images"):
         check_coco_json(coco_folder.json_file, coco_folder.images / "nowhere")
 
 
