@@ -1,9 +1,10 @@
-"""Register and check datasets, decode images, map records to model inputs, and load batches that resume exactly."""
+"""Register, check and split datasets, decode images, map records to model inputs, and load batches."""
 
 from d2_maskrcnn.data.coco.checks import CocoSummary, check_coco_json, check_datasets
 from d2_maskrcnn.data.loader import ResumableTrainLoader, build_resumable_train_loader
 from d2_maskrcnn.data.mapper import MaskRCNNMapper, build_checked_test_loader, dataset_records
 from d2_maskrcnn.data.own_data import register_own_data
+from d2_maskrcnn.data.splitting import split
 
 __all__ = [
     "CocoSummary",
@@ -15,4 +16,5 @@ __all__ = [
     "check_datasets",
     "dataset_records",
     "register_own_data",
+    "split",
 ]

@@ -138,7 +138,8 @@ def find_path(path: str, key: str) -> Path:
 def guess_image_folder(json_file: Path, key: str) -> Path:
     """Find the folder near a JSON that its ``file_name`` entries are relative to.
 
-    The candidates are :func:`~d2_maskrcnn.data.flaws.images.candidate_folders`.
+    The candidates are :func:`~d2_maskrcnn.data.flaws.images.candidate_folders`. If all entries are absolute, it is the
+    innermost folder that contains all images, wherever that is.
 
     Args:
         json_file: an existing COCO JSON file.
@@ -147,8 +148,14 @@ def guess_image_folder(json_file: Path, key: str) -> Path:
     Raises:
         UserError: no candidate contains the first few images.
     """
-    images = read_coco_json(json_file, annotations_required=False)["images"][:5]
-    names = [image.get("file_name") for image in images if isinstance(image, dict)]
+    images = read_coco_json(json_file, annotations_required=False)["images"]
+    listed = [image.get("file_name") for image in images if isinstance(image, dict)]
+    absolute = [name for name in listed if isinstance(name, str) and os.path.isabs(name)]
+    if absolute and len(absolute) == len(listed):
+        common = Path(os.path.commonpath([os.path.dirname(name) for name in absolute]))
+        if common.is_dir():
+            return common
+    names = listed[:5]
     for folder in candidate_folders(json_file):
         if names and all(isinstance(name, str) and _is_file_in(folder, name) for name in names):
             return folder
