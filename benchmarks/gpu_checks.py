@@ -1,6 +1,5 @@
 """Parts of ``gpu.py`` that compare results and count synchronizations; each prints Markdown."""
 
-import argparse
 import sys
 import time
 import warnings
@@ -18,6 +17,7 @@ from gpu_speed import (
     print_heading,
     print_table,
     relative_difference,
+    run_part,
     synchronize,
 )
 from models import REPO, build_detectron2, calibrate, disable_residuals, make_image, make_run
@@ -145,14 +145,5 @@ def run_narrow(model: nn.Module, batch: list[dict[str, Any]], dtype: torch.dtype
 PARTS = {"parity": parity, "profile": profile}
 
 
-def main() -> None:
-    """Run one part."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=list(PARTS))
-    parser.add_argument("--device", default="cuda")
-    args = parser.parse_args()
-    PARTS[args.part](args.device)
-
-
 if __name__ == "__main__":
-    main()
+    run_part(PARTS, __doc__)

@@ -229,17 +229,16 @@ def compile_backbone(device: str) -> None:
         print_table((str(dtype).removeprefix("torch."), *cells))
 
 
-PARTS = {"inference": inference, "training": training, "compile": compile_backbone}
-
-
-def main() -> None:
-    """Run one part."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=list(PARTS))
+def run_part(parts: dict[str, Callable[[str], None]], description: str | None) -> None:
+    """Run the part that the command line names on the device that it names."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("part", choices=list(parts))
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
-    PARTS[args.part](args.device)
+    parts[args.part](args.device)
 
+
+PARTS = {"inference": inference, "training": training, "compile": compile_backbone}
 
 if __name__ == "__main__":
-    main()
+    run_part(PARTS, __doc__)

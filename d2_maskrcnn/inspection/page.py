@@ -17,7 +17,7 @@ from d2_maskrcnn.inspection.data import DataFindings
 from d2_maskrcnn.inspection.statistics import histogram, quantiles
 from d2_maskrcnn.inspection.weights import by_group
 from d2_maskrcnn.visualization.labels import ALWAYS_SHOWN, MAX_COVERAGE
-from d2_maskrcnn.visualization.palette import class_color, to_hex
+from d2_maskrcnn.visualization.palette import THEMES, class_color, to_hex
 from d2_maskrcnn.visualization.scene import Mark, Scene
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def render(report: "Report") -> str:
         .get_template("report.html.jinja")
         .render(
             report=report,
+            themes=THEMES,
             images=images,
             groups=by_group(report.weights) if report.weights else {},
             data_conclusions=about_data(report.data) if report.data else [],

@@ -29,6 +29,18 @@ GROUND_TRUTH = YELLOW
 # crowd region; and a false negative, which is a ground truth object without a detection.
 OUTCOMES: dict[str, Color] = {"TP": GREEN, "wrong class": ORANGE, "FP": RED, "ignored": AQUA, "FN": PINK}
 
+# Background, panels, text and flags of the inspection's web page, as CSS colors.
+THEMES: dict[str, dict[str, str]] = {
+    "light": {
+        "bg": "#fbfbfa", "card": "#ffffff", "text": "#1d2125", "soft": "#5b6670", "line": "#dde1e4",
+        "accent": "#0b63a5", "flag": "#a33a00", "flag-bg": "#fdeee4",
+    },
+    "dark": {
+        "bg": "#14171a", "card": "#1c2024", "text": "#e6e9eb", "soft": "#9aa5ae", "line": "#343b41",
+        "accent": "#6cb8f0", "flag": "#ffb38a", "flag-bg": "#40281a",
+    },
+}  # fmt: skip
+
 _BLACK, _WHITE = (0, 0, 0), (255, 255, 255)
 
 
