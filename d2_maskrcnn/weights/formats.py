@@ -5,6 +5,7 @@ The format is decided by the first bytes of a file. Its name is used in messages
 
 import os
 import stat
+import sys
 import zipfile
 import zlib
 from pathlib import Path
@@ -26,6 +27,7 @@ _NOT_WEIGHTS = (
     (b"\x89HDF", "an HDF5 file (Keras?)"),
 )
 _ENCRYPTED = 0x1  # flag bit of a zip entry
+_ZIP_END, _ZIP_END_SIZE = b"PK\x05\x06", 22  # the last record of a zip archive without a comment
 
 
 def file_kind(path: str | os.PathLike[str]) -> str:
@@ -55,6 +57,8 @@ def _read_head(path: Path) -> bytes:
             raise UserError(f"{path} is not a regular file (a pipe, socket or device); expected {EXPECTED}.")
         with path.open("rb") as file:
             return file.read(512)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(
             f"Weight file {path}: file not found; check MODEL.WEIGHTS (expected {EXPECTED}).{_nearby(path)}"
@@ -142,6 +146,7 @@ def check_zip(path: str | os.PathLike[str]) -> dict[str, int]:
         with zipfile.ZipFile(path) as archive:
             entries, comment = archive.infolist(), archive.comment
             _check_entries(path, entries, comment)
+            _check_end_and_byte_order(path, archive)
             bad = archive.testzip()
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
         if isinstance(error, UserError):
@@ -172,3 +177,21 @@ def _check_entries(path: str | os.PathLike[str], entries: list[zipfile.ZipInfo],
         )
     if min(entry.header_offset for entry in entries) > 0:
         raise UserError(f"{path} is refused: something precedes the zip archive in it; save it with torch.save.")
+
+
+def _check_end_and_byte_order(path: str | os.PathLike[str], archive: zipfile.ZipFile) -> None:
+    """Refuse an archive that is followed by more bytes, or whose numbers are in another byte order than this machine's.
+
+    The record ``byteorder`` decides whether every number is reversed, and nothing shows that it is wrong.
+    """
+    with open(path, "rb") as file:
+        file.seek(-_ZIP_END_SIZE, os.SEEK_END)
+        if not file.read().startswith(_ZIP_END):
+            raise UserError(f"{path} is refused: something follows the zip archive in it; save it with torch.save.")
+    name = next((name for name in archive.namelist() if name.partition("/")[2] == "byteorder"), None)
+    order = archive.read(name).decode("latin1") if name is not None else sys.byteorder
+    if order != sys.byteorder:
+        raise UserError(
+            f"{path} is refused: its byte order is {order!r:.40}, that of this machine is {sys.byteorder!r}; save it "
+            "on a machine with the same byte order."
+        )

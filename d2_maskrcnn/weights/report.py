@@ -176,13 +176,19 @@ def check_values(path: str, state: Mapping[str, torch.Tensor], model_state: Mapp
             f"{path} is refused: {len(wrong)} tensors are not floating point numbers of 16 to 64 bits, e.g. "
             f"{', '.join(wrong[:3])}; save the state dict of the trained model itself."
         )
-    reasons = {name: _bad_value(name, value) for name, value in state.items() if value.is_floating_point()}
+    reasons = {
+        name: _bad_value(name, value, model_state[name].dtype)
+        for name, value in state.items()
+        if value.is_floating_point()
+    }
     return [f"{name} ({reason})" for name, reason in reasons.items() if reason]
 
 
-def _bad_value(name: str, value: torch.Tensor) -> str:
+def _bad_value(name: str, value: torch.Tensor, dtype: torch.dtype) -> str:
     if not torch.isfinite(value).all():
         return "NaN" if value.isnan().any() else "infinite"
+    if not torch.isfinite(value.to(dtype)).all():
+        return f"beyond the range of {str(dtype).removeprefix('torch.')}"
     negative = name.endswith("running_var") and value.numel() and value.min() < 0
     return "negative variance" if negative else ""
 

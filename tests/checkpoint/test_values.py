@@ -36,6 +36,7 @@ def fill(index, value):
     [
         (WEIGHT, fill(3, float("nan")), r"1 tensors have impossible values: backbone\.0\.weight \(NaN\)"),
         (WEIGHT, fill(3, float("-inf")), r"backbone\.0\.weight \(infinite\)"),
+        (WEIGHT, lambda t: fill(3, 1e39)(t.double()), r"backbone\.0\.weight \(beyond the range of float32\)"),
         (VARIANCE, fill(1, -0.5), r"backbone\.1\.running_var \(negative variance\)"),
     ],
 )

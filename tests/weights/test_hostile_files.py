@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import socket
+import sys
 import tarfile
 import zipfile
 
@@ -82,6 +83,18 @@ def test_a_second_folder(saved):
 def test_a_comment(saved):
     rewrite(saved, comment=b"MZ something else")
     refused(saved, "followed by a comment")
+
+
+@pytest.mark.parametrize("tail", [b"\0", pickle.dumps({"model": {}}), b"PK\x05\x06"])
+def test_bytes_behind_the_archive(saved, tail):
+    saved.write_bytes(saved.read_bytes() + tail)
+    refused(saved, "follows the zip archive|truncated or damaged")
+
+
+def test_another_byte_order(saved):
+    other = {"little": b"big", "big": b"little"}[sys.byteorder]
+    rewrite(saved, lambda name, data: other if name.endswith("/byteorder") else data)
+    refused(saved, "its byte order is")
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x.pkl", "x.safetensors"])
