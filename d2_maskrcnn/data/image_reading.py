@@ -11,12 +11,8 @@ How pixels become 8-bit RGB:
 * floating point: 0..1 is scaled to 0..255, or taken as 0..255 if any value is above 1; NaN becomes 0.
 """
 
-import contextlib
-import io
 import os
-import stat
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,31 +20,9 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.image_files import FORMATS, QUARTER_TURNS, Source, load_upright, open_image, orientation
 
-with contextlib.suppress(ImportError):  # an optional package that lets Pillow read HEIC
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener()
-
-Source = str | os.PathLike[str] | bytes
-
-# Pillow's names. Only decoders of plain raster formats: EPS, for example, would run Ghostscript on the file.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
-FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF or HEIC"
-MAX_PIXELS = 178_000_000  # Pillow's own default limit is 179 million; decoded to RGB these are 534 MB
 STRIP_PIXELS = 4_000_000  # converted at a time, so that a large image needs little more than its own memory
-
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def read_image(source: Source, channels: str = "RGB") -> np.ndarray:
@@ -68,16 +42,13 @@ def read_image(source: Source, channels: str = "RGB") -> np.ndarray:
     """
     if channels not in ("RGB", "BGR"):
         raise ValueError(f"channels {channels!r}; expected 'RGB' or 'BGR'")
-    with _open(source) as image:
+    with open_image(source) as image:
         return pillow_to_array(image, channels)
 
 
 def pillow_to_array(image: Image.Image, channels: str = "RGB") -> np.ndarray:
     """Convert an image of any mode that Pillow has opened or made; see :func:`read_image`."""
-    if isinstance(image, TiffImageFile):
-        image.filename = ""  # Pillow would map an uncompressed file with the sides of the upright image
-    image.load()
-    return _to_array(_upright(image), channels)
+    return _to_array(load_upright(image), channels)
 
 
 def image_size(source: Source) -> tuple[int, int]:
@@ -88,13 +59,13 @@ def image_size(source: Source) -> tuple[int, int]:
     Raises:
         UserError: as in :func:`read_image`, as far as the header shows it.
     """
-    with _open(source) as image:
+    with open_image(source) as image:
         if isinstance(image, TiffImageFile):  # whose ``size`` is upright or not depending on Pillow's version
             width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
         else:
             width, height = image.size
         # Pillow decodes a whole PNG to search for EXIF data behind its pixels.
-        turned = (image.format != "PNG" or "exif" in image.info) and _orientation(image) in _QUARTER_TURNS
+        turned = (image.format != "PNG" or "exif" in image.info) and orientation(image) in QUARTER_TURNS
         return (height, width) if turned else (width, height)
 
 
@@ -119,7 +90,7 @@ def summarize_image(source: Source, side: int = 32) -> ImageSummary:
         UserError: as in :func:`read_image`, also for a file that ends too early.
     """
     width, height = image_size(source)
-    with _open(source) as image:
+    with open_image(source) as image:
         turned = (image.size[0], image.size[1]) == (height, width) != (width, height)
         image.draft("L", (4 * side, 4 * side))
         pixels = Image.fromarray(pillow_to_array(image)).convert("L")
@@ -138,74 +109,6 @@ def size_mismatch(name: str, actual: tuple[int, int], expected: tuple[int, ...])
 def is_image_name(path: str | os.PathLike[str]) -> bool:
     """Return whether a file name has the suffix of one of ``FORMATS``."""
     return Image.registered_extensions().get(Path(path).suffix.lower()) in FORMATS
-
-
-@contextlib.contextmanager
-def _open(source: Source) -> Iterator[Image.Image]:
-    """Open an image whose header is acceptable; errors inside the context are reported as well."""
-    name = "the image data" if isinstance(source, bytes) else os.fspath(source)
-    file = io.BytesIO(source) if isinstance(source, bytes) else _regular_file(os.fspath(source))
-    Image.init()
-    formats = [each for each in FORMATS if each in Image.OPEN]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow about large images and odd metadata
-            with Image.open(file, formats=formats) as image:
-                _check_pixels(name, image)
-                yield image
-    except UserError:
-        raise
-    except Image.UnidentifiedImageError as error:
-        raise UserError(f"{name}: not a readable image; expected {FORMAT_NAMES}") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: {_too_many_pixels()}") from error
-    except MemoryError as error:
-        raise UserError(f"{name}: not enough memory to decode it") from error
-    # Pillow's decoders raise anything from KeyError to RuntimeError on damaged files.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise UserError(f"{name}: not a readable image, corrupt or truncated ({reason}); copy it again") from error
-
-
-def _regular_file(name: str) -> str:
-    """Return ``name`` if it is a readable regular file (or a link to one); opening a FIFO would block."""
-    try:
-        mode = os.stat(name).st_mode
-    except FileNotFoundError as error:
-        raise UserError(f"{name}: no such file") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
-        raise UserError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    if not stat.S_ISREG(mode):
-        what = "a folder" if stat.S_ISDIR(mode) else "a FIFO, device or socket"
-        raise UserError(f"{name}: {what}; expected an image file")
-    if not os.access(name, os.R_OK):
-        raise UserError(f"{name}: may not be read; change its permissions")
-    return name
-
-
-def _check_pixels(name: str, image: Image.Image) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{name}: {width}x{height} pixels, {_too_many_pixels()}")
-
-
-def _too_many_pixels() -> str:
-    limit = MAX_PIXELS / 1e6
-    return f"more than the limit of {limit:.0f} megapixels ({3 * limit:.0f} MB when decoded); scale it down or tile it"
-
-
-def _orientation(image: Image.Image) -> int | None:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    # Damaged EXIF data, on which Pillow raises many kinds of exceptions, don't make the pixels unreadable.
-    except Exception:
-        return None
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the orientation of a loaded image. Pillow has applied and removed a TIFF's while loading."""
-    method = _UPRIGHT.get(_orientation(image))  # type: ignore[arg-type]  # None is not a key
-    return image if method is None else image.transpose(method)
 
 
 def _to_array(image: Image.Image, channels: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from d2_maskrcnn import UserError
+from d2_maskrcnn import UserError, image_files
 from d2_maskrcnn.data import image_reading
 from d2_maskrcnn.data.image_reading import image_size, is_image_name, read_image
 
@@ -174,7 +174,7 @@ def test_strips_equal_the_whole(tmp_path, mode, monkeypatch):
 
 
 def test_too_many_pixels(tmp_path, monkeypatch, recwarn):
-    monkeypatch.setattr(image_reading, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(image_files, "MAX_PIXELS", 1000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 600)
     Image.new("L", (25, 40)).save(tmp_path / "large.png")
     assert read_image(tmp_path / "large.png").shape == (40, 25, 3)

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from d2_maskrcnn.data.image_reading import MAX_PIXELS, image_size, read_image
+from d2_maskrcnn.data.image_reading import image_size, read_image
+from d2_maskrcnn.image_files import MAX_PIXELS
 from tools.fuzz.harness import Input, expect
 from tools.fuzz.values import damage
 

@@ -13,7 +13,6 @@ import numpy as np
 from d2_maskrcnn.data.flaws.flaw import Flaw
 from d2_maskrcnn.data.flaws.table import CocoTable
 from d2_maskrcnn.data.image_reading import (
-    MAX_PIXELS,
     ImageSummary,
     image_size,
     read_image,
@@ -21,6 +20,7 @@ from d2_maskrcnn.data.image_reading import (
     summarize_image,
 )
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.image_files import MAX_PIXELS
 
 SAMPLED = 300  # images whose header is read where not all are decoded, evenly spaced over the file
 THREADS = 8  # that decode images

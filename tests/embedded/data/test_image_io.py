@@ -1,4 +1,5 @@
 import io
+import os
 
 import numpy as np
 import pytest
@@ -134,6 +135,25 @@ def test_a_broken_png_is_named(tmp_path, image):
     (tmp_path / "flipped.png").write_bytes(bytes(data))
     with pytest.raises(OSError, match=r"flipped\.png"):
         read_image(tmp_path / "flipped.png", "BGR")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.eps"])
+def test_postscript_does_not_start_ghostscript(tmp_path, monkeypatch, name):
+    started = tmp_path / "started"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch '{started}'\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\nshowpage\n")
+    with pytest.raises(OSError, match=rf"{name}: not a readable image; expected JPEG"):
+        read_image(tmp_path / name, "BGR")
+    assert not started.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(OSError, match="a FIFO, device or socket"):
+        read_image(tmp_path / "a.png", "BGR")
 
 
 def test_a_missing_image_is_named(tmp_path):

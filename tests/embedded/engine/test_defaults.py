@@ -372,6 +372,7 @@ def test_predictor_knows_two_orders_of_channels():
         (torch.zeros(3, 4, 4), "got a Tensor"),
         (np.zeros((4, 5), np.uint8), r"got an array of shape \(4, 5\)"),
         (np.zeros((4, 5, 4), np.uint8), r"got an array of shape \(4, 5, 4\)"),
+        (np.zeros((4, 5, 3)), "got float64 with values from 0.0 to 0.0"),
         (np.full((4, 5, 3), 0.5), "got float64 with values from 0.5 to 0.5"),
     ],
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
+import os
 
 import numpy as np
 import torch
 from PIL import Image
 
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.image_files import load_upright, open_image, turn_upright
 from detectron2.utils.file_io import PathManager
 
 __all__ = ["apply_exif_orientation", "convert_PIL_to_numpy", "convert_image_to_rgb", "read_image"]
@@ -18,28 +19,12 @@ YUV = "YUV-BT.601"
 RGB_TO_YUV = ((0.299, 0.587, 0.114), (-0.14713, -0.28886, 0.436), (0.615, -0.51499, -0.10001))
 YUV_TO_RGB = ((1.0, 0.0, 1.13983), (1.0, -0.39465, -0.58060), (1.0, 2.03211, 0.0))
 
-_EXIF_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# Exceptions of Pillow's decoders for broken files.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _WIDE_MODES = ("I", "F")  # and "I;16...": more than 8 bits per value
 
 
 def apply_exif_orientation(image: Image.Image) -> Image.Image:
     """Rotate the image upright by its EXIF orientation; without readable EXIF data, return it unchanged."""
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except _DECODING_ERRORS:  # broken EXIF data do not make the image unreadable
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    return turn_upright(image)
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
@@ -109,15 +94,16 @@ def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.nd
 
 def _decode(file_name: str) -> Image.Image:
     """Return the upright image in ``file_name``, completely decoded."""
-    with PathManager.open(file_name, "rb") as file:
-        try:
-            image = Image.open(file)
-            image.load()
-        except (*_DECODING_ERRORS, Image.DecompressionBombError) as error:
-            raise OSError(
-                f"cannot read the image {file_name!r}: {error}. The file is broken, truncated, or not an image."
-            ) from error
-        return apply_exif_orientation(image)
+    path = PathManager.get_local_path(file_name)
+    if not os.path.lexists(path):
+        raise FileNotFoundError(
+            f"no image at {file_name!r}: check the dataset's image folder (DETECTRON2_DATASETS for built-in datasets)."
+        )
+    try:
+        with open_image(path) as image:
+            return load_upright(image)
+    except UserError as error:
+        raise OSError(f"cannot read the image {error}") from error
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
@@ -132,16 +118,11 @@ def read_image(file_name: str, format: str | None = None) -> np.ndarray:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        OSError: the file is broken, truncated, or not an image.
+        OSError: the file is not a regular file, of a format that is not allowed, broken, truncated, or too large.
         ValueError: the format is unknown.
     """
     file_name = str(file_name)
-    try:
-        image = _decode(file_name)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"no image at {file_name!r}: check the dataset's image folder (DETECTRON2_DATASETS for built-in datasets)."
-        ) from error
+    image = _decode(file_name)
     try:
         return convert_PIL_to_numpy(image, format)
     except ValueError as error:

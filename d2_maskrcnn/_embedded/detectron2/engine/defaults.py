@@ -91,5 +91,5 @@ def _check_image(image: Any) -> None:
         raise ValueError(f"{expected}, got a {type(image).__name__}{hint}")
     if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
         raise ValueError(f"{expected}, got an array of shape {image.shape}")
-    if not np.issubdtype(image.dtype, np.number) or (np.issubdtype(image.dtype, np.floating) and 0 < image.max() <= 1):
+    if not np.issubdtype(image.dtype, np.number) or (np.issubdtype(image.dtype, np.floating) and not image.max() > 1):
         raise ValueError(f"{expected}, got {image.dtype} with values from {image.min()} to {image.max()}")
