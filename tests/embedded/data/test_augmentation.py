@@ -129,3 +129,34 @@ def test_augmentations_describe_themselves():
         "AugmentationList[RandomCrop(crop_type='absolute', crop_size=(3, 4))]"
     )
     assert str(T.RandomApply(T.HFlipTransform(3), 0.25)) == "RandomApply(HFlipTransform(width=3), prob=0.25)"
+
+
+# Augmentation, positional and keyword arguments, and the number that follows in the sequence of seed 0 on Detectron2.
+NEXT_NUMBERS = [
+    ("ResizeShortestEdge", (20,), {"sample_style": "choice"}, 0.5928),
+    ("ResizeShortestEdge", ((20, 30),), {}, 0.8443),
+    ("ResizeShortestEdge", ((20, 30, 40),), {"sample_style": "choice"}, 0.5928),
+    ("ResizeScale", (0.1, 2.0, 32, 32), {}, 0.7152),
+    ("RandomResize", ([(20, 20), (30, 30), (40, 40)],), {}, 0.5928),
+    ("RandomFlip", (), {}, 0.7152),
+    ("RandomCrop", ("relative_range", (0.3, 0.3)), {}, 0.5449),
+    ("RandomCrop", ("absolute", (10, 10)), {}, 0.7152),
+    ("RandomCrop", ("absolute_range", (10, 20)), {}, 0.8473),
+    ("FixedSizeCrop", ((16, 16),), {}, 0.7152),
+    ("RandomExtent", ((0.5, 1.5), (0.2, 0.2)), {}, 0.5449),
+    ("RandomContrast", (0.5, 1.5), {}, 0.7152),
+    ("RandomBrightness", (0.5, 1.5), {}, 0.7152),
+    ("RandomSaturation", (0.5, 1.5), {}, 0.7152),
+    ("RandomLighting", (0.5,), {}, 0.4237),
+    ("RandomRotation", (30,), {}, 0.7152),
+    ("RandomRotation", ([-30, 30],), {"expand": False, "center": [(0.3, 0.3), (0.7, 0.7)]}, 0.5449),
+    ("RandomRotation", ([-30, 0, 30],), {"sample_style": "choice"}, 0.5928),
+    ("RandomRotation", ([-30, 30],), {"expand": False, "center": (0.3, 0.3)}, 0.5449),
+]
+
+
+@pytest.mark.parametrize(("name", "positional", "keywords", "following"), NEXT_NUMBERS)
+def test_uses_as_many_random_numbers_as_detectron2(name, positional, keywords, following):
+    np.random.seed(0)
+    getattr(T, name)(*positional, **keywords).get_transform(np.full((24, 32, 3), 100, np.uint8))
+    assert np.random.rand() == pytest.approx(following, abs=1e-4)

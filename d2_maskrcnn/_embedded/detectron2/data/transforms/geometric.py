@@ -83,8 +83,8 @@ class RandomRotation(Augmentation):
     Args:
         angle: in degrees: (min, max) for ``"range"``, the choices for ``"choice"``; one number is that angle.
         expand: whether the result is large enough for the whole rotated image.
-        center: two (x, y), relative to width and height: the range, or the choices, of the center of rotation. None for
-            the center of the image; without effect if ``expand``.
+        center: two (x, y), relative to width and height: the range, or the choices, of the center of rotation. A single
+            (x, y) is that center, None the center of the image; without effect if ``expand``.
         sample_style: ``"range"`` or ``"choice"``.
         interp: one of OpenCV's interpolations; None for linear.
 
@@ -96,7 +96,7 @@ class RandomRotation(Augmentation):
         self,
         angle: float | Sequence[float],
         expand: bool = True,
-        center: Sequence[tuple[float, float]] | None = None,
+        center: Sequence[float] | Sequence[tuple[float, float]] | None = None,
         sample_style: str = "range",
         interp: int | None = None,
     ) -> None:
@@ -105,6 +105,8 @@ class RandomRotation(Augmentation):
         self.is_range = sample_style == "range"
         if isinstance(angle, int | float):
             angle = (angle, angle)
+        if center is not None and isinstance(center[0], int | float):
+            center = (center, center)  # type: ignore[assignment]
         for what, values in (("angle", angle), ("center", center)):
             if self.is_range and values is not None and len(values) != 2:
                 raise ValueError(f"sample_style 'range' needs two values (min, max) of {what}, got {values}.")

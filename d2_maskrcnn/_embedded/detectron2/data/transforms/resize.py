@@ -82,7 +82,8 @@ class ResizeShortestEdge(Augmentation):
             raise ValueError(f"sample_style must be 'range' or 'choice', got {sample_style!r}.")
         self.is_range = sample_style == "range"
         if isinstance(short_edge_length, int):
-            short_edge_length = (short_edge_length, short_edge_length) if self.is_range else (short_edge_length,)
+            # Twice also for "choice": Detectron2 chooses from two equal lengths, which uses up one random number.
+            short_edge_length = (short_edge_length, short_edge_length)
         if self.is_range and len(short_edge_length) != 2:
             raise ValueError(
                 f"sample_style 'range' needs two short_edge_length values (min, max), got {short_edge_length}."
