@@ -185,7 +185,7 @@ def load_image(source: Any, bgr: bool = False) -> np.ndarray:
     """
     if isinstance(source, (str, Path)):
         text = str(source)
-        return read_image(_download(text) if text.startswith(("http://", "https://")) else Path(text).expanduser())
+        return read_image(download_image(text) if text.startswith(("http://", "https://")) else Path(text).expanduser())
     if isinstance(source, Image.Image):
         return pillow_to_array(source)
     if isinstance(source, torch.Tensor):
@@ -266,7 +266,12 @@ def _name(source: Any) -> str:
     return str(source) if isinstance(source, (str, Path)) else str(getattr(source, "filename", "") or "")
 
 
-def _download(url: str) -> bytes:
+def download_image(url: str) -> bytes:
+    """Download the file of an image.
+
+    Raises:
+        UserError: the download fails, or is larger than ``MAX_DOWNLOAD`` bytes.
+    """
     try:
         with urlopen(url, timeout=URL_TIMEOUT) as answer:
             data: bytes = answer.read(MAX_DOWNLOAD + 1)

@@ -1,6 +1,7 @@
 """Detect objects in images, videos, cameras and streams, and draw them.
 
 examples:
+  {program} --example
   {program} model_final.pth photo.jpg --output out
   {program} --weights model_final.pth photos/ "more/*.png" https://example.org/a.jpg --output out --save-json out.json
   {program} --weights model_final.pth street.mp4 --output street_out.mp4
@@ -30,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "video, stream (rtsp://, http://), camera or camera:N")  # fmt: skip
     model = parser.add_argument_group("model")
     model.add_argument("--weights", default="", metavar="FILE", help="checkpoint, or an address of one")
+    model.add_argument("--example", action="store_true", help="use the package's small model of shapes and, without "
+        "INPUT, two images")  # fmt: skip
     model.add_argument("--config-file", default="", metavar="FILE", help="config (default: the one in the checkpoint)")
     add_common_arguments(parser)
 
@@ -54,14 +57,27 @@ def run(args: argparse.Namespace) -> None:
 
     if not args.weights and len(args.input) > 1 and args.input[0].lower().endswith(WEIGHT_SUFFIXES):
         args.weights, *args.input = args.input
+    if args.example:
+        _use_example(args)
     if not (args.weights or args.config_file or "MODEL.WEIGHTS" in args.opts):
-        raise UserError("predict needs a model: name a checkpoint with --weights FILE.")
+        raise UserError("predict needs a model: name a checkpoint with --weights FILE, or try --example.")
     args.input, args.video_input, args.webcam = sort_inputs(args.input)
     if args.show is None:
         args.show = args.webcam is not None and not (args.output or args.save_json or args.save_csv)
     if not (args.show or args.output or args.save_json or args.save_csv):
         args.output = DEFAULT_OUTPUT
     predict_job.run(args)
+
+
+def _use_example(args: argparse.Namespace) -> None:
+    from d2_maskrcnn import example
+
+    if args.weights or args.config_file:
+        raise UserError("--example has a model of its own; leave out --weights and --config-file.")
+    args.weights = str(example.WEIGHTS)
+    if not args.input:
+        args.input = [str(path) for path in example.IMAGES]
+        args.overwrite |= not args.output
 
 
 def sort_inputs(inputs: Sequence[str]) -> tuple[list[str] | None, str | None, int | None]:

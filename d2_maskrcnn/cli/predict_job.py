@@ -21,6 +21,8 @@ from d2_maskrcnn.video.sources.images import VIDEO_SUFFIXES, ImageSource, find_i
 from d2_maskrcnn.video.workers import InProcess, WorkerPool, default_count
 from detectron2.config import CfgNode
 
+logger = logging.getLogger(__name__)
+
 TITLE = "Mask R-CNN"
 DEFAULT_CONFIG = "mrcnn_R101"
 
@@ -37,7 +39,8 @@ def run(args: argparse.Namespace) -> None:
         UserError: bad input; what was finished before is kept.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("d2_maskrcnn.video").setLevel(logging.INFO)  # the summary
+    for name in (__name__, "d2_maskrcnn.video"):  # the summary
+        logging.getLogger(name).setLevel(logging.INFO)
     cv2.setNumThreads(1)  # the stages already run concurrently
     if (args.webcam or 0) < 0:
         raise UserError(f"--webcam {args.webcam}: expected a number of at least 0.")
@@ -50,6 +53,8 @@ def run(args: argparse.Namespace) -> None:
         _process_images(args, cfg)
     else:
         _process_video(args, cfg)
+    if written := [str(path) for path in (args.output, args.save_json, args.save_csv) if path is not None]:
+        logger.info("Written: %s", ", ".join(written))
 
 
 def _process_images(args: argparse.Namespace, cfg: CfgNode) -> None:

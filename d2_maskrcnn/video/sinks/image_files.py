@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import cv2
 
@@ -67,7 +68,7 @@ def _targets(names: Sequence[str], output: Path, label: str) -> dict[str, Path]:
     targets: dict[str, Path] = {}
     taken: set[Path] = set()
     for name in names:
-        source = Path(name)
+        source = Path(urlsplit(name).path if "://" in name else name)
         suffix = source.suffix if source.suffix.lower() in SUFFIXES else ".png"
         target, number = output / f"{source.stem}{suffix}", 2
         while target in taken:

@@ -11,6 +11,7 @@ from PIL import Image
 from d2_maskrcnn.data.image_reading import is_image_name, read_image
 from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.image_files import FORMAT_NAMES
+from d2_maskrcnn.predictor import download_image
 from d2_maskrcnn.video.frame import Frame
 
 logger = logging.getLogger(__name__)
@@ -18,17 +19,21 @@ logger = logging.getLogger(__name__)
 VIDEO_SUFFIXES = {".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv"}
 
 
-def find_images(inputs: Sequence[str]) -> list[Path]:
+def find_images(inputs: Sequence[str]) -> list[Path | str]:
     """List the image files that ``inputs`` name, without duplicates.
 
     Args:
-        inputs: files, taken as they are; folders and glob patterns, expanded in alphabetical order.
+        inputs: files and addresses of images, taken as they are; folders and glob patterns, expanded in alphabetical
+            order.
 
     Raises:
         UserError: a path doesn't exist, or a folder or pattern contains no images.
     """
-    paths: list[Path] = []
+    paths: list[Path | str] = []
     for item in inputs:
+        if is_image_url(item):
+            paths.append(item)
+            continue
         path = Path(item).expanduser()
         if path.is_dir():
             # Broken links are kept, to be reported; hidden files are skipped.
@@ -81,13 +86,13 @@ class ImageSource:
     """Yield image files as frames. Unreadable ones are reported and skipped.
 
     Args:
-        paths: the files.
+        paths: the files and addresses.
 
     Attributes:
         broken: the messages about unreadable files, after the iteration.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path | str]) -> None:
         self.paths = list(paths)
         self.broken: list[str] = []
 
@@ -97,7 +102,7 @@ class ImageSource:
     def __iter__(self) -> Iterator[Frame]:
         for path, image_id in zip(self.paths, image_ids([str(path) for path in self.paths]), strict=True):
             try:
-                image = read_image(path, "BGR")
+                image = read_image(path if isinstance(path, Path) else download_image(path), "BGR")
             except UserError as error:
                 logger.error("%s", one_line(error))
                 self.broken.append(str(error))

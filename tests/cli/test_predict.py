@@ -1,0 +1,98 @@
+"""``d2-maskrcnn predict``: its inputs, its models, and what it writes."""
+
+import functools
+import http.server
+import json
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from d2_maskrcnn import Predictor, example
+from d2_maskrcnn.cli import predict
+from d2_maskrcnn.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        (["a.jpg", "folder", "*.png"], (["a.jpg", "folder", "*.png"], None, None)),
+        (["https://host/a.jpg?size=1"], (["https://host/a.jpg?size=1"], None, None)),
+        (["a.MP4"], (None, "a.MP4", None)),
+        (["rtsp://host/1"], (None, "rtsp://host/1", None)),
+        (["http://host/stream"], (None, "http://host/stream", None)),
+        (["camera"], (None, None, 0)),
+        (["camera:2"], (None, None, 2)),
+        (["./camera"], (["./camera"], None, None)),
+    ],
+)
+def test_kinds_of_inputs(inputs, expected):
+    assert predict.sort_inputs(inputs) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["a.jpg"], "--weights FILE, or try --example"),
+        (["--weights", "a.pth"], "needs an input"),
+        (["--weights", "a.pth", "a.jpg", "b.mp4"], "b.mp4: expected it to be the only input"),
+        (["--weights", "nowhere.pth", "a.jpg"], "nowhere.pth: file not found"),
+        (["--example", "--weights", "a.pth"], "leave out --weights"),
+        (["--example", "nowhere.jpg"], "nowhere.jpg: no such file"),
+    ],
+)
+def test_bad_input(capfd, words, expected):
+    assert main(["predict", *words]) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and expected in error
+
+
+def test_the_example_model_is_small_and_its_weights_are_float32_in_the_model():
+    assert example.WEIGHTS.stat().st_size <= 8 * 2**20
+    predictor = Predictor(example.WEIGHTS, device="cpu")
+    assert {str(value.dtype) for value in predictor.model.state_dict().values()} == {"torch.float32", "torch.int64"}
+    names = [sorted(predictor.class_names[each] for each in predictor(path).class_ids) for path in example.IMAGES]
+    assert names == [
+        ["circle", "square", "square", "star", "triangle"],
+        ["circle", "square", "square", "star"],
+    ]
+
+
+def test_example(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # a second time its own images are replaced
+        assert main(["predict", "--example"]) == 0
+    for path in example.IMAGES:
+        annotated = np.asarray(Image.open(tmp_path / "predictions" / path.name))
+        original = np.asarray(Image.open(path))
+        assert annotated.shape == original.shape and (annotated != original).any()
+    assert "Written: predictions" in caplog.text
+
+
+def test_weights_as_the_first_input_and_an_image_url(tmp_path):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(example.IMAGES[0].parent))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}/{example.IMAGES[0].name}?size=full"
+    try:
+        assert main(["predict", str(example.WEIGHTS), url, "--output", str(tmp_path)]) == 0
+        assert main(["predict", str(example.WEIGHTS), str(example.IMAGES[0]), "--output", str(tmp_path / "local")]) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    name = example.IMAGES[0].name
+    assert (tmp_path / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
+
+
+def test_a_failed_download_does_not_stop_the_others(tmp_path, capfd):
+    words = ["http://127.0.0.1:9/a.jpg", str(example.IMAGES[0]), "--output", str(tmp_path)]
+    assert main(["predict", "--example", *words]) == 2
+    assert "http://127.0.0.1:9/a.jpg: download failed" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [example.IMAGES[0].name]
+
+
+def test_keys_after_opts_override_the_stored_config(tmp_path):
+    words = ["--example", "--save-json", str(tmp_path / "r.json"), "--opts", "TEST.DETECTIONS_PER_IMAGE", "1"]
+    assert main(["predict", *words]) == 0
+    assert [each["image_id"] for each in json.loads((tmp_path / "r.json").read_text())] == [1, 2]
