@@ -26,6 +26,7 @@ Source = str | os.PathLike[str] | bytes
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF or HEIC"
 MAX_PIXELS = 178_000_000  # Pillow's own default limit is 179 million; decoded to RGB these are 534 MB
+MAX_TILED_PIXELS = 357_000_000  # for images that are processed by tiles; Pillow decodes no more
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -40,32 +41,34 @@ QUARTER_TURNS = (5, 6, 7, 8)
 
 
 @contextlib.contextmanager
-def open_image(source: Source) -> Iterator[Image.Image]:
+def open_image(source: Source, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """Open an image file of one of ``FORMATS`` inside the ``with`` block; errors in the block are reported as well.
 
     Args:
         source: path of a file, or the content of one.
+        max_pixels: limit of the image's size, up to ``MAX_TILED_PIXELS``; default: ``MAX_PIXELS``.
 
     Raises:
         UserError: the file is missing, not a regular file, not readable, in another format, corrupt, truncated, or has
-            more than ``MAX_PIXELS`` pixels.
+            more than ``max_pixels`` pixels.
     """
     name = "the image data" if isinstance(source, bytes) else os.fspath(source)
     file = io.BytesIO(source) if isinstance(source, bytes) else _regular_file(os.fspath(source))
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
     Image.init()
     formats = [each for each in FORMATS if each in Image.OPEN]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow about large images and odd metadata
             with Image.open(file, formats=formats) as image:
-                _check_pixels(name, image)
+                _check_pixels(name, image, limit)
                 yield image
     except UserError:
         raise
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{name}: not a readable image; expected {FORMAT_NAMES}") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: {_too_many_pixels()}") from error
+        raise UserError(f"{name}: {_too_many_pixels(limit)}") from error
     except MemoryError as error:
         raise UserError(f"{name}: not enough memory to decode it") from error
     # Pillow's decoders raise anything from KeyError to RuntimeError on damaged files.
@@ -90,15 +93,16 @@ def _regular_file(name: str) -> str:
     return name
 
 
-def _check_pixels(name: str, image: Image.Image) -> None:
+def _check_pixels(name: str, image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{name}: {width}x{height} pixels, {_too_many_pixels()}")
+    if width * height > max_pixels:
+        raise UserError(f"{name}: {width}x{height} pixels, {_too_many_pixels(max_pixels)}")
 
 
-def _too_many_pixels() -> str:
-    limit = MAX_PIXELS / 1e6
-    return f"more than the limit of {limit:.0f} megapixels ({3 * limit:.0f} MB when decoded); scale it down or tile it"
+def _too_many_pixels(max_pixels: int) -> str:
+    limit = max_pixels / 1e6
+    hint = "scale it down, or predict by tiles" if max_pixels < MAX_TILED_PIXELS else "cut it into several images"
+    return f"more than the limit of {limit:.0f} megapixels ({3 * limit:.0f} MB when decoded); {hint}"
 
 
 def orientation(image: Image.Image) -> int | None:

@@ -5,20 +5,18 @@ results = predictor("street.jpg")
 results.save("annotated.jpg")
 """
 
-import glob
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import numpy as np
 import torch
 from PIL import Image
 
 from d2_maskrcnn.config.keys import plugin_node
-from d2_maskrcnn.data.image_reading import is_image_name, pillow_to_array, read_image
+from d2_maskrcnn.data.image_sources import describe, list_images, load_image, load_images, source_name
 from d2_maskrcnn.errors import UserError, did_you_mean
 from d2_maskrcnn.model_loading import load_model, open_checkpoint
 from d2_maskrcnn.modeling.precision import set_precision
@@ -32,8 +30,11 @@ from detectron2.structures import Instances
 logger = logging.getLogger(__name__)
 
 TRACKING_SCORE = 0.5  # tracks are continued with detections down to this share of the threshold
-URL_TIMEOUT = 30.0  # seconds
-MAX_DOWNLOAD = 256 * 2**20  # bytes of an image
+DEFAULT_BATCH = 8  # most images per forward pass, where the caller does not choose
+MAX_BATCH_PIXELS = 2**24  # of the network's inputs, padded: 15 images of 800x1333
+CPU_BATCH_PIXELS = 2**18  # above that, a batch is not faster than its images one by one
+WINDOW_BATCHES = 4  # batches' worth of images that are read before the model runs
+WINDOW_PIXELS = 2**26  # of original images: 200 MB
 
 
 class Resizer:
@@ -44,14 +45,21 @@ class Resizer:
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        shortest = cfg.INPUT.MIN_SIZE_TEST
-        self._resize = T.ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
+        self._shortest, self._longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        self._resize = T.ResizeShortestEdge([self._shortest, self._shortest], self._longest)
         self._flip = cfg.INPUT.FORMAT == "RGB"
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Convert (H, W, 3) uint8 BGR to (3, H', W') uint8 in the model's channel order."""
         resized = self._resize.get_transform(image).apply_image(image)
         return np.ascontiguousarray((resized[:, :, ::-1] if self._flip else resized).transpose(2, 0, 1))
+
+    def pixels(self, size: tuple[int, int]) -> int:
+        """Return the number of pixels that an image of (H, W) is resized to."""
+        if not self._shortest:
+            return size[0] * size[1]
+        height, width = T.ResizeShortestEdge.get_output_shape(*size, self._shortest, self._longest)
+        return height * width
 
 
 class Predictor:
@@ -116,90 +124,117 @@ class Predictor:
         self._classes = class_indices(classes, self.class_names, count)
         self._resizer = Resizer(cfg)
         self._inference: Callable[..., list[Instances]] = self.model.inference  # type: ignore[assignment]
+        self._padding = max(getattr(getattr(self.model, "backbone", None), "size_divisibility", 0), 1)
+        self._max_pixels: int | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, source: Any, *, bgr: bool = False, batch_size: int = 1) -> Any:
+    def __call__(self, source: Any, *, bgr: bool = False, batch_size: int | None = None) -> Any:
         """Detect objects in one image or several.
 
         Args:
             source: one image: a path, an ``http(s)://`` URL, a ``PIL.Image``, an (H, W, 3) or (H, W) uint8 array, or a
-                (3, H, W) uint8 tensor; or several: a list of these, a folder, or a glob pattern.
+                (3, H, W) uint8 tensor; or several: a list or iterator of these, a folder, or a glob pattern.
             bgr: whether arrays and tensors are BGR, as from OpenCV, instead of RGB.
-            batch_size: images per forward pass, where there are several.
+            batch_size: most images per forward pass, where there are several. Only images of the same padded size
+                share a pass, so the results are those of one image at a time. Default: as many as are faster together.
 
         Returns:
-            ``Results`` for one image; an iterator over the ``Results`` for several.
+            ``Results`` for one image; an iterator over the ``Results``, in order, for several.
 
         Raises:
-            UserError: an image cannot be read. In a folder or glob it is reported and skipped.
+            UserError: an image cannot be read. Of several, files and URLs are reported and skipped instead.
         """
-        if isinstance(source, (str, Path)) and (paths := _expand(str(source))) is not None:
-            return self._iterate(_readable(paths), bgr, batch_size)
+        if isinstance(source, (str, Path)) and (paths := list_images(source)) is not None:
+            return self._iterate(paths, bgr, batch_size)
         if isinstance(source, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
-            return next(self._iterate([source], bgr, 1))
+            image = load_image(source, bgr, self._max_pixels)
+            return next(self._detect([(image, source_name(source))], 1, MAX_BATCH_PIXELS))
         if isinstance(source, Iterable):
             return self._iterate(source, bgr, batch_size)
-        raise UserError(f"Expected an image, a path, a URL or a list of these, got {_describe(source)}.")
+        raise UserError(f"Expected an image, a path, a URL or a list of these, got {describe(source)}.")
 
-    def _iterate(self, sources: Iterable[Any], bgr: bool, batch_size: int) -> Iterator[Results]:
-        batch: list[tuple[np.ndarray, str]] = []
-        for source in sources:
-            batch.append(source if isinstance(source, tuple) else (load_image(source, bgr), _name(source)))
-            if len(batch) == batch_size:
-                yield from self._detect(batch)
-                batch = []
-        if batch:
-            yield from self._detect(batch)
+    def _iterate(self, sources: Iterable[Any], bgr: bool, batch_size: int | None) -> Iterator[Results]:
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size {batch_size}: expected at least 1.")
+        most = DEFAULT_BATCH if batch_size is None else batch_size
+        budget = MAX_BATCH_PIXELS if batch_size or self.device.type != "cpu" else CPU_BATCH_PIXELS
+        window: list[tuple[np.ndarray, str]] = []
+        pixels = 0
+        for image, name in load_images(sources, bgr, self._max_pixels, ahead=min(most, DEFAULT_BATCH)):
+            window.append((image, name))
+            pixels += image.shape[0] * image.shape[1]
+            fits = min(most, budget // self._resizer.pixels(image.shape[:2]))  # images like this one in a batch
+            # Several batches at a time, so that images of different sizes fill theirs.
+            if fits <= 1 or len(window) >= WINDOW_BATCHES * fits or pixels >= WINDOW_PIXELS:
+                yield from self._detect(window, most, budget)
+                window, pixels = [], 0
+        yield from self._detect(window, most, budget)
 
-    def _detect(self, batch: list[tuple[np.ndarray, str]]) -> Iterator[Results]:
-        inputs = [self._resizer(image[:, :, ::-1]) for image, _ in batch]
-        sizes = [(image.shape[0], image.shape[1]) for image, _ in batch]
-        for (image, name), detections in zip(batch, self.predict(inputs, sizes), strict=True):
+    def _detect(self, images: list[tuple[np.ndarray, str]], batch_size: int, max_pixels: int) -> Iterator[Results]:
+        inputs = [self._resizer(image[:, :, ::-1]) for image, _ in images]
+        sizes = [(image.shape[0], image.shape[1]) for image, _ in images]
+        results = self.predict(inputs, sizes, batch_size, max_pixels)
+        for (image, name), detections in zip(images, results, strict=True):
             yield Results(image, detections, self.class_names, name, self.category_ids)
 
-    @torch.inference_mode()
-    def predict(self, inputs: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[Detections]:
-        """Run the model on a batch of resized images.
+    def predict(
+        self,
+        inputs: Sequence[np.ndarray],
+        sizes: Sequence[tuple[int, int]],
+        batch_size: int | None = None,
+        max_pixels: int = MAX_BATCH_PIXELS,
+    ) -> list[Detections]:
+        """Run the model on resized images, in batches of images that are padded to the same size.
 
         Args:
             inputs: N images as returned by :class:`Resizer`.
             sizes: (H, W) of the N original images.
+            batch_size, max_pixels: most images, and most padded pixels of several images, per forward pass.
 
         Returns:
             N detections in pixels of the original images.
         """
-        batch = [{"image": torch.from_numpy(image)} for image in inputs]
-        with self._lock:
-            results = self._inference(batch, do_postprocess=False)
-        detections = [Detections.from_instances(each, size) for each, size in zip(results, sizes, strict=True)]
+        shapes = [(each.shape[1], each.shape[2]) for each in inputs]
+        found: dict[int, Detections] = {}
+        for batch in plan_batches(shapes, self._padding, batch_size or len(inputs), max_pixels):
+            outputs = self._forward([inputs[index] for index in batch])
+            for index, output in zip(batch, outputs, strict=True):
+                found[index] = Detections.from_instances(output, sizes[index])
+        detections = [found[index] for index in range(len(inputs))]
         if self._classes is None:
             return detections
         return [each[np.isin(each.classes, self._classes)] for each in detections]
 
+    @torch.inference_mode()
+    def _forward(self, inputs: Sequence[np.ndarray]) -> list[Instances]:
+        batch = [{"image": torch.from_numpy(image)} for image in inputs]
+        with self._lock:
+            return self._inference(batch, do_postprocess=False)
 
-def load_image(source: Any, bgr: bool = False) -> np.ndarray:
-    """Load one image as (H, W, 3) uint8 RGB. For the arguments see :meth:`Predictor.__call__`.
 
-    Raises:
-        UserError: ``source`` is no image, or it cannot be read.
+def plan_batches(shapes: Sequence[tuple[int, int]], step: int, batch_size: int, max_pixels: int) -> Iterator[list[int]]:
+    """Divide images into batches whose images are padded to the same size.
+
+    An image alone is padded in the same way, so batching changes its detections by rounding only.
+
+    Args:
+        shapes: (H, W) of the network's inputs.
+        step: what the padded height and width are multiples of.
+        batch_size, max_pixels: most images, and most padded pixels of several images, in a batch.
+
+    Yields:
+        Indices into ``shapes``.
+
+    >>> list(plan_batches([(60, 90), (64, 64), (64, 96), (50, 96)], 32, 2, 10**6))
+    [[0, 2], [3], [1]]
     """
-    if isinstance(source, (str, Path)):
-        text = str(source)
-        return read_image(download_image(text) if text.startswith(("http://", "https://")) else Path(text).expanduser())
-    if isinstance(source, Image.Image):
-        return pillow_to_array(source)
-    if isinstance(source, torch.Tensor):
-        source = source.detach().cpu().numpy()
-        source = source.transpose(1, 2, 0) if source.ndim == 3 and source.shape[0] == 3 else source
-    if not isinstance(source, np.ndarray):
-        raise UserError(f"Expected an image, got {_describe(source)}.")
-    if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
-        raise UserError(f"Expected an (H, W, 3) or (H, W) uint8 image, got {_describe(source)}.")
-    if 0 in source.shape:
-        raise UserError(f"Expected an image with pixels, got {_describe(source)}.")
-    if source.ndim == 2:
-        return np.repeat(source[:, :, None], 3, axis=2)
-    return np.ascontiguousarray(source[:, :, ::-1] if bgr else source)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, (height, width) in enumerate(shapes):
+        groups.setdefault((-(-height // step) * step, -(-width // step) * step), []).append(index)
+    for (height, width), group in groups.items():
+        most = max(1, min(batch_size, max_pixels // (height * width)))
+        for start in range(0, len(group), most):
+            yield group[start : start + most]
 
 
 def class_indices(classes: Sequence[str | int] | None, names: Sequence[str], count: int) -> np.ndarray | None:
@@ -236,53 +271,3 @@ def category_ids(cfg: CfgNode, names: Sequence[str], count: int) -> list[int]:
         if ids and len(ids) == count and list(metadata.get("thing_classes", [])) == list(names):
             return sorted(ids, key=lambda key: ids[key])
     return list(range(1, count + 1))
-
-
-def _expand(source: str) -> list[Path] | None:
-    """Return the paths of a folder or glob pattern; None for a single image."""
-    if source.startswith(("http://", "https://")):
-        return None
-    path = Path(source).expanduser()
-    if path.is_dir():
-        paths = sorted(each for each in path.iterdir() if is_image_name(each) and not each.name.startswith("."))
-    elif not path.exists() and any(sign in source for sign in "*?["):
-        paths = sorted(Path(each) for each in glob.glob(str(path), recursive=True) if is_image_name(each))
-    else:
-        return None
-    if not paths:
-        raise UserError(f"{source}: contains no images.")
-    return paths
-
-
-def _readable(paths: Iterable[Path]) -> Iterator[tuple[np.ndarray, str]]:
-    for path in paths:
-        try:
-            yield load_image(path), str(path)
-        except UserError as error:
-            logger.error("%s", error)
-
-
-def _name(source: Any) -> str:
-    return str(source) if isinstance(source, (str, Path)) else str(getattr(source, "filename", "") or "")
-
-
-def download_image(url: str) -> bytes:
-    """Download the file of an image.
-
-    Raises:
-        UserError: the download fails, or is larger than ``MAX_DOWNLOAD`` bytes.
-    """
-    try:
-        with urlopen(url, timeout=URL_TIMEOUT) as answer:
-            data: bytes = answer.read(MAX_DOWNLOAD + 1)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{url}: download failed ({error}).") from error
-    if len(data) > MAX_DOWNLOAD:
-        raise UserError(f"{url}: more than {MAX_DOWNLOAD >> 20} MB; expected an image.")
-    return data
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, (np.ndarray, torch.Tensor)):
-        return f"{type(value).__name__} of shape {tuple(value.shape)} and type {value.dtype}"
-    return type(value).__name__

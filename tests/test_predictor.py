@@ -17,6 +17,7 @@ from d2_maskrcnn import Predictor, UserError, checkpoint, model_loading
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.modeling.precision import has_native_bfloat16
+from d2_maskrcnn.predictor import plan_batches
 from d2_maskrcnn.results import Results
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.weights.readers import read_weights
@@ -83,6 +84,36 @@ def test_folders_and_globs_are_iterated(predictor, image, tmp_path, caplog):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="contains no images"):
         predictor(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_batches_give_the_same_as_single_images(predictor, batch_size):
+    sizes = [(100, 140), (140, 100), (90, 130), (64, 64), (100, 141), (139, 100), (30, 200)]
+    images = [frame_image(index, size) for index, size in enumerate(sizes)]
+    for image, results in zip(images, predictor(iter(images), batch_size=batch_size), strict=True):
+        alone = predictor(image)
+        assert results.image_size == image.shape[:2] and len(results) == len(alone) > 0
+        np.testing.assert_allclose(results.scores, alone.scores, atol=1e-5)
+        np.testing.assert_allclose(results.boxes, alone.boxes, atol=1e-3)
+        assert (results.masks != alone.masks).mean() < 1e-4
+    assert list(predictor([])) == []
+
+
+def test_batches_are_full_and_of_one_padded_size():
+    batches = list(plan_batches([(60, 90), (64, 64), (64, 96), (50, 96), (33, 64)], 32, 2, 2 * 64 * 96))
+    assert batches == [[0, 2], [3], [1, 4]]
+    assert list(plan_batches([(64, 64)] * 3, 32, 9, 64 * 64)) == [[0], [1], [2]]  # larger than the budget: one by one
+    assert list(plan_batches([], 32, 1, 1)) == []
+
+
+def test_unreadable_files_of_a_list_are_skipped(predictor, image, tmp_path, caplog):
+    Image.fromarray(image).save(tmp_path / "a.png")
+    results = list(predictor([tmp_path / "missing.png", tmp_path / "a.png", image]))
+    assert [Path(each.path).name for each in results] == ["a.png", ""] and "missing.png: no such file" in caplog.text
+    with pytest.raises(UserError, match="Expected an image, got int"):
+        list(predictor([image, 3]))
+    with pytest.raises(UserError, match="batch_size 0"):
+        list(predictor([image], batch_size=0))
 
 
 @pytest.mark.parametrize(

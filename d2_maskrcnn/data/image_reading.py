@@ -25,12 +25,13 @@ from d2_maskrcnn.image_files import FORMATS, QUARTER_TURNS, Source, load_upright
 STRIP_PIXELS = 4_000_000  # converted at a time, so that a large image needs little more than its own memory
 
 
-def read_image(source: Source, channels: str = "RGB") -> np.ndarray:
+def read_image(source: Source, channels: str = "RGB", max_pixels: int | None = None) -> np.ndarray:
     """Decode an image into uint8 pixels; the module's docstring describes the conversions.
 
     Args:
         source: path of a file, or the content of one.
         channels: their order, "RGB" or "BGR".
+        max_pixels: limit of the image's size, up to ``image_files.MAX_TILED_PIXELS``; default: ``MAX_PIXELS`` there.
 
     Returns:
         (H, W, 3) uint8, C-contiguous and writable, of the upright image.
@@ -42,7 +43,7 @@ def read_image(source: Source, channels: str = "RGB") -> np.ndarray:
     """
     if channels not in ("RGB", "BGR"):
         raise ValueError(f"channels {channels!r}; expected 'RGB' or 'BGR'")
-    with open_image(source) as image:
+    with open_image(source, max_pixels) as image:
         return pillow_to_array(image, channels)
 
 

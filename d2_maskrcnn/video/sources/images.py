@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from d2_maskrcnn.data.image_reading import is_image_name, read_image
+from d2_maskrcnn.data.image_sources import download_image
 from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.image_files import FORMAT_NAMES
-from d2_maskrcnn.predictor import download_image
 from d2_maskrcnn.video.frame import Frame
 
 logger = logging.getLogger(__name__)
