@@ -35,6 +35,7 @@ COMMANDS = {
     "eval": Command("d2_maskrcnn.cli.eval", "evaluate a model with the COCO metrics"),
     "predict": Command("d2_maskrcnn.cli.predict", "detect objects in images, videos, cameras and streams"),
     "inspect": Command("d2_maskrcnn.cli.inspect", "write a report of what happens inside a model"),
+    "convert": Command("d2_maskrcnn.cli.convert", "convert a dataset between the formats of annotation tools"),
     "split": Command("d2_maskrcnn.cli.split", "split a dataset into train, val and test"),
     "env": Command("d2_maskrcnn.cli.env", "print versions and devices, for a bug report"),
 }

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import FORMATS, QUARTER_TURNS, Source, load_upright, open_image, orientation
 
 STRIP_PIXELS = 4_000_000  # converted at a time, so that a large image needs little more than its own memory
@@ -50,6 +51,38 @@ def read_image(source: Source, channels: str = "RGB", max_pixels: int | None = N
 def pillow_to_array(image: Image.Image, channels: str = "RGB") -> np.ndarray:
     """Convert an image of any mode that Pillow has opened or made; see :func:`read_image`."""
     return _to_array(load_upright(image), channels)
+
+
+def read_labels(source: Source) -> np.ndarray:
+    """Read an image whose pixels are numbers of objects or classes, unchanged.
+
+    Returns:
+        (H, W) int64: palette indices, gray values of up to 32 bits, or for colors ``red * 65536 + green * 256 + blue``.
+
+    Raises:
+        UserError: as in :func:`read_image`, or its pixels are floating point.
+    """
+    with open_image(source) as image:
+        upright = load_upright(image)
+        if upright.mode == "F":
+            raise UserError(f"{'the mask' if isinstance(source, bytes) else source}: floating point; expected integers")
+        if upright.mode in ("P", "L", "1", "I") or upright.mode.startswith("I;16"):
+            return np.asarray(upright).astype(np.int64)
+        if upright.mode in ("PA", "LA"):
+            return np.asarray(upright)[:, :, 0].astype(np.int64)
+        return np.asarray(upright.convert("RGB")).astype(np.int64) @ np.array([65536, 256, 1])
+
+
+def palette_of(source: Source) -> list[tuple[int, int, int]]:
+    """Return the colors (red, green, blue) of an image with a palette by their index; an empty list for other images.
+
+    Raises:
+        UserError: as in :func:`read_image`.
+    """
+    with open_image(source) as image:
+        colors = image.getpalette("RGB") if image.mode == "P" else None
+        flat = colors or []
+        return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
 
 
 def image_size(source: Source) -> tuple[int, int]:

@@ -5,27 +5,21 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from d2_maskrcnn.data.coco.reader import check_coco
 from d2_maskrcnn.data.flaws.flaw import shorten
 from d2_maskrcnn.data.flaws.images import candidate_folders
 from d2_maskrcnn.data.flaws.schema import CATEGORY_RULES, IMAGE_RULES, first_fault, is_id
-from d2_maskrcnn.data.formats.dataset import Annotation, Category, Dataset, ImageFile, merge, read_sizes, safe_name
+from d2_maskrcnn.data.formats.dataset import Annotation, Category, Dataset, merge
+from d2_maskrcnn.data.formats.image_files import Reference, add_images
 from d2_maskrcnn.data.formats.recognition import Source
-from d2_maskrcnn.errors import UserError
 
 _NO_SPLIT = ("annotations", "_annotations.coco", "result", "instances_default", "instances", "coco", "labels")
 _LEADING = re.compile(r"^(instances|annotations|person_keypoints)_")
-_PROBED = 50  # images by which the folder of the images is chosen
 
 
-def read(source: Source, image_root: Path | None = None) -> Dataset:
+def read(source: Source) -> Dataset:
     """Read COCO JSON files, one per split.
-
-    Args:
-        source: the files, as :func:`~d2_maskrcnn.data.formats.recognize` returns them.
-        image_root: folder that ``file_name`` is relative to; None searches near each file.
 
     Raises:
         UserError: a file is not COCO JSON.
@@ -33,7 +27,7 @@ def read(source: Source, image_root: Path | None = None) -> Dataset:
     parts = []
     for path in source.files:
         data = check_coco(path, source.document(path), annotations_required=False)
-        parts.append(_read_file(path, data, _split(path), image_root))
+        parts.append(_read_file(path, data, _split(path), source.images))
     return parts[0] if len(parts) == 1 else merge(str(source.path), parts)
 
 
@@ -51,7 +45,17 @@ def _read_file(path: Path, data: dict[str, Any], split: str, image_root: Path | 
         dataset.categories.append(Category(entry["id"], entry["name"]))
     dataset.categories.sort(key=lambda category: category.id)
     entries = list(_sound(dataset, data["images"], "image", (IMAGE_RULES[0], IMAGE_RULES[1])))
-    _add_images(dataset, entries, split, [image_root] if image_root else candidate_folders(path))
+    references = [
+        Reference(
+            entry["file_name"],
+            f"{path}: image {entry['id']}",
+            split,
+            entry["id"],
+            (entry.get("width"), entry.get("height")),
+        )
+        for entry in entries
+    ]
+    add_images(dataset, references, [image_root] if image_root else _folders(path, references))
     known = {image.id for image in dataset.images}
     listed = {entry["id"] for entry in entries}
     categories = {category.id for category in dataset.categories}
@@ -68,6 +72,14 @@ def _read_file(path: Path, data: dict[str, Any], split: str, image_root: Path | 
         else:
             dataset.annotations.append(_annotation(entry, where))
     return dataset
+
+
+def _folders(path: Path, references: list[Reference]) -> list[Path]:
+    """Return where the images can be; if all names are absolute, also the folder that contains all of them."""
+    names = [each.file_name for each in references]
+    if names and all(map(os.path.isabs, names)):
+        return [Path(os.path.commonpath(list(map(os.path.dirname, names)))), *candidate_folders(path)]
+    return candidate_folders(path)
 
 
 def _sound(dataset: Dataset, entries: list[Any], kind: str, rules: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
@@ -87,43 +99,6 @@ def _sound(dataset: Dataset, entries: list[Any], kind: str, rules: tuple[Any, ..
 def _where(dataset: Dataset, kind: str, index: int, entry: Any) -> str:
     number = entry.get("id") if isinstance(entry, dict) else None
     return f"{dataset.source}: {kind} {f'at position {index}' if number is None else shorten(number)}"
-
-
-def _add_images(dataset: Dataset, entries: list[dict[str, Any]], split: str, folders: list[Path]) -> None:
-    found = [_find(entry["file_name"], folders) for entry in entries]
-    if len(folders) > 1 and entries:
-        probed = [entry["file_name"] for entry in entries[:_PROBED]]
-        best = max(folders, key=lambda folder: sum((folder / (safe_name(name) or "\0")).is_file() for name in probed))
-        found = [_find(entry["file_name"], [best, *folders]) for entry in entries]
-    sizes = iter(read_sizes([path for path, _ in filter(None, found)]))
-    names: set[str] = set()
-    for entry, place in zip(entries, found, strict=True):
-        where = f"{dataset.source}: image {entry['id']}"
-        if place is None:
-            reason = "no such file" if safe_name(entry["file_name"]) else "a path outside of the dataset's folder"
-            dataset.drop("image", where, reason, entry["file_name"])
-            continue
-        (path, name), size = place, next(sizes)
-        if isinstance(size, UserError):
-            dataset.drop("image", where, "not a readable image", size)
-        elif name in names:
-            dataset.drop("image", where, "a file that another image has", name)
-        else:
-            names.add(name)
-            declared = (entry.get("width"), entry.get("height"))
-            dataset.images.append(ImageFile(entry["id"], path, name, *size, split, declared, entry["id"]))
-
-
-def _find(file_name: str, folders: list[Path]) -> tuple[Path, str] | None:
-    """Return the path of an image and its name in its folder; tools also write URLs and paths of other machines."""
-    name = safe_name(file_name)
-    names = [name, safe_name(unquote(file_name))] if name else []
-    base = file_name.replace("\\", "/").rsplit("/", 1)[-1]
-    for each in filter(None, [*names, safe_name(base)]):
-        for folder in folders:
-            if (folder / each).is_file():
-                return Path(os.path.abspath(folder / each)), each
-    return None
 
 
 def _annotation(entry: dict[str, Any], where: str) -> Annotation:

@@ -5,23 +5,21 @@ categories, and annotations that refer to both by id. Coordinates are in pixels 
 y down; pixel i covers [i, i + 1].
 """
 
+import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as mask_util
 
-from d2_maskrcnn.data.image_reading import image_size
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import segmentation_to_rle
 
 Segmentation = list[list[float]] | dict[str, Any]
-READERS = 8  # threads that read image headers
 
 
 @dataclass(slots=True)
@@ -44,6 +42,8 @@ class ImageFile:
         split: the part of the dataset that it belongs to, such as "train"; "" if there is only one part.
         declared_size: (width, height) that the annotation file gives; None if it gives none.
         source_id: id in the annotation file, in which splits may use the same ids.
+        embedded_in: the LabelMe file that contains the image, if there is no file at ``path``; see
+            :func:`~d2_maskrcnn.data.formats.image_files.embedded_image`.
     """
 
     id: int
@@ -54,6 +54,7 @@ class ImageFile:
     split: str = ""
     declared_size: tuple[Any, Any] | None = None
     source_id: Any = None
+    embedded_in: Path | None = None
 
 
 @dataclass(slots=True)
@@ -112,6 +113,7 @@ class Dataset:
         format: a key of :data:`d2_maskrcnn.data.formats.FORMATS`.
         categories: in the order of the model's classes.
         dropped: what the reader could not use, with reasons.
+        files: the annotation files that were read, or their folders.
     """
 
     source: str
@@ -120,6 +122,15 @@ class Dataset:
     categories: list[Category] = field(default_factory=list)
     annotations: list[Annotation] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def dropping(self, where: str) -> Iterator[None]:
+        """Drop the annotation that the block reads if it raises :class:`UserError`, with the error as the reason."""
+        try:
+            yield
+        except UserError as error:
+            self.drop("annotation", where, str(error))
 
     def drop(self, kind: str, where: str, reason: str, detail: object = "") -> None:
         """Record something that is left out."""
@@ -154,27 +165,6 @@ class Dataset:
         number = max((category.id for category in self.categories), default=0) + 1
         self.categories.append(Category(number, name))
         return number
-
-
-def safe_name(name: str) -> str | None:
-    """Return a path inside of a folder as ``a/b.jpg``, or None if it is absolute, leaves the folder or is no path."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if not parts or ".." in parts or parts[0].startswith("/") or ":" in parts[0] or "\0" in name:
-        return None
-    return "/".join(parts)
-
-
-def read_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | UserError]:
-    """Read (width, height) of upright images from the headers of their files; an error instead where that fails."""
-
-    def size(path: Path) -> tuple[int, int] | UserError:
-        try:
-            return image_size(path)
-        except UserError as error:
-            return error
-
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(size, paths))
 
 
 def bounding_box(segmentation: Segmentation, height: int, width: int) -> list[float]:

@@ -114,7 +114,7 @@ def test_official_layout(shared_dir):
     [
         ('[{"image_id": 1, "score": 0.5, "bbox": [1, 2, 3, 4]}]', "detections in COCO's results format"),
         ("{", "not JSON"),
-        ('{"a": 1}', "not in a known format"),
+        ('{"a": 1}', "in no known format"),
     ],
 )
 def test_other_files(tmp_path, content, expected):
@@ -123,3 +123,11 @@ def test_other_files(tmp_path, content, expected):
         read(tmp_path / "a.json")
     with pytest.raises(UserError, match="no such file"):
         read(tmp_path / "b.json")
+
+
+def test_absolute_names(tmp_path, image):
+    first, second = image("here/a.jpg"), image("there/deep/b.jpg")
+    dataset = read(write(tmp_path / "lists" / "all.json", [str(first), str(second)]))
+    assert [(each.path, each.name) for each in dataset.images] == [(first, "here/a.jpg"), (second, "there/deep/b.jpg")]
+    moved = read(write(tmp_path / "here" / "moved.json", ["/elsewhere/a.jpg", "a/none.jpg"]))
+    assert [(each.path, each.name) for each in moved.images] == [(first, "a.jpg")]
