@@ -36,6 +36,7 @@ COMMANDS = {
     "predict": Command("d2_maskrcnn.cli.predict", "detect objects in images, videos, cameras and streams"),
     "inspect": Command("d2_maskrcnn.cli.inspect", "write a report of what happens inside a model"),
     "convert": Command("d2_maskrcnn.cli.convert", "convert a dataset between the formats of annotation tools"),
+    "check": Command("d2_maskrcnn.cli.check", "list and repair the flaws of a dataset"),
     "split": Command("d2_maskrcnn.cli.split", "split a dataset into train, val and test"),
     "env": Command("d2_maskrcnn.cli.env", "print versions and devices, for a bug report"),
 }

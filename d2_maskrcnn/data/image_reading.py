@@ -117,7 +117,7 @@ class ImageSummary(NamedTuple):
     thumbnail: np.ndarray
 
 
-def summarize_image(source: Source, side: int = 32) -> ImageSummary:
+def summarize_image(source: Source, side: int = 16) -> ImageSummary:
     """Decode a whole image, a JPEG at an eighth of its resolution where that suffices, and reduce it to a thumbnail.
 
     Raises:

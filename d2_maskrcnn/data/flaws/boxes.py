@@ -88,13 +88,17 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return shared / (areas - shared)
 
 
-def check_areas(table: CocoTable) -> Iterator[Flaw]:
-    """Yield impossible values of ``area``, by which COCO's metrics sort objects into small, medium and large."""
+def check_areas(table: CocoTable, bad_boxes: np.ndarray) -> Iterator[Flaw]:
+    """Yield impossible values of ``area``, by which COCO's metrics sort objects into small, medium and large.
+
+    Args:
+        bad_boxes: (A,) bool, boxes that areas are not compared with.
+    """
     areas = table.areas
     with np.errstate(over="ignore", invalid="ignore"):
         box_areas = np.abs(table.boxes[:, 2] * table.boxes[:, 3])
         impossible = (table.image_index >= 0) & (areas > 2 * table.image_sides().prod(axis=1))
-        doubtful = ~impossible & ((areas == 0) | (areas > 1.5 * box_areas)) & (box_areas > 4)
+        doubtful = ~impossible & ((areas == 0) | (areas > 1.5 * box_areas)) & (box_areas > 4) & ~bad_boxes
 
     def describe(index: int) -> str:
         return f"{table.describe_box(index)}, area {areas[index]:g}"

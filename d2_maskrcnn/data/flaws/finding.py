@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from d2_maskrcnn.data.flaws.boxes import check_areas, check_boxes, corners_as_boxes
 from d2_maskrcnn.data.flaws.fit import check_limits, check_object_sizes
 from d2_maskrcnn.data.flaws.flaw import Flaw, Severity
@@ -81,26 +83,35 @@ def find_flaws(
     table = CocoTable(data)
     flaws += [*check_not_empty(table, purpose.train), *check_ids(table, purpose.evaluate)]
     values = list(_check_annotations(table, purpose))
+    bad_boxes = _flawed(table, [each for each in values if each.kind.startswith("box-")])
     flaws += [_downgrade(each) for each in values] if purpose.lenient else values
     if image_root is not None:
         flaws += check_images(table, image_root, files, purpose.decode_images)
     flaws += [*check_categories(table), *check_repeated_annotations(table), *check_empty_images(table)]
     if cfg is not None:
-        flaws += [*(check_limits(table, cfg) if purpose.evaluate else ()), *check_object_sizes(table, cfg)]
+        flaws += [*(check_limits(table, cfg) if purpose.evaluate else ()), *check_object_sizes(table, cfg, bad_boxes)]
     return Findings(flaws, table, files)
 
 
 def _check_annotations(table: CocoTable, purpose: Purpose) -> Iterator[Flaw]:
     measured = measure_segmentations(table) if purpose.masks else no_segmentations(table)
     corners = corners_as_boxes(table, measured.bounds)
-    yield from check_boxes(table, corners)
+    of_boxes = list(check_boxes(table, corners))
+    yield from of_boxes
+    bad_boxes = _flawed(table, [each for each in of_boxes if each.severity == "error"])
     if purpose.evaluate:
-        yield from check_areas(table)
+        yield from check_areas(table, bad_boxes)
     if purpose.masks:
         yield from check_segmentations(table, measured)
-        yield from check_against_boxes(table, measured.bounds, corners)
+        yield from check_against_boxes(table, measured.bounds, bad_boxes)
         if purpose.polygons_only:
             yield from check_rle_support(table)
+
+
+def _flawed(table: CocoTable, flaws: list[Flaw]) -> np.ndarray:
+    """Return which annotations of a table have one of the flaws: (A,) bool."""
+    rows = [each.positions for each in flaws]
+    return np.isin(table.annotation_rows, np.concatenate(rows)) if rows else np.zeros(len(table.ids), dtype=bool)
 
 
 def _downgrade(found: Flaw) -> Flaw:

@@ -13,7 +13,7 @@ RARE = 10  # objects of a category; below, a note
 
 def check_not_empty(table: CocoTable, train: bool) -> Iterator[Flaw]:
     """Yield a flaw for a file without images, without categories or, to train on it, without objects."""
-    for entries, rows in (("images", table.listed_ids), ("categories", table.category_rows)):
+    for entries, rows in (("images", table.listed_images), ("categories", table.listed_categories)):
         if not len(rows):
             yield Flaw(f"no-{entries}", "error", 0, entries, (), "expected at least 1")
     if train and not len(table.annotations):
@@ -75,16 +75,16 @@ def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Flaw]:
 def _check_references(table: CocoTable) -> Iterator[Flaw]:
     yield from table.annotation_flaw(
         "image-unknown",
-        np.isin(table.image_of, table.listed_ids, invert=True),
+        np.isin(table.image_of, table.listed_images, invert=True),
         "annotations of an image that 'images' does not list",
         "add the image or delete the annotations",
         lambda i: f"annotation {table.ids[i]}: image_id {table.image_of[i]}",
     )
     yield from table.annotation_flaw(
         "category-unknown",
-        np.isin(table.category_of, table.category_ids, invert=True),
+        np.isin(table.category_of, table.listed_categories, invert=True),
         "annotations of a category that 'categories' does not list",
-        f"the ids listed are {_ranges(table.category_ids)}",
+        f"the ids listed are {_ranges(table.listed_categories)}",
         lambda i: f"annotation {table.ids[i]}: category_id {table.category_of[i]}",
     )
 

@@ -266,15 +266,15 @@ def _find_crossing(chosen: list[int], segmentations: list[Any], crossing: np.nda
     crossing[owners[~shapely.is_simple(rings)]] = True
 
 
-def check_against_boxes(table: CocoTable, bounds: np.ndarray, corners: np.ndarray) -> Iterator[Flaw]:
+def check_against_boxes(table: CocoTable, bounds: np.ndarray, bad_boxes: np.ndarray) -> Iterator[Flaw]:
     """Yield annotations whose box does not fit the bounding box (A, 4) XYXY of the mask, NaN if that is unknown.
 
     Args:
-        corners: (A,) bool, boxes of another convention, which are left out.
+        bad_boxes: (A,) bool, boxes that are left out.
     """
     x, y, width, height = table.boxes.T
     boxes = np.stack([x, y, x + width, y + height], axis=1)
-    usable = np.isfinite(boxes).all(axis=1) & (width > 0) & (height > 0) & np.isfinite(bounds).all(axis=1) & ~corners
+    usable = np.isfinite(boxes).all(axis=1) & (width > 0) & (height > 0) & np.isfinite(bounds).all(axis=1) & ~bad_boxes
     with np.errstate(invalid="ignore", over="ignore"):
         usable &= np.abs(boxes - bounds).max(axis=1) > TOLERANCE
         iou = box_iou(boxes, bounds)

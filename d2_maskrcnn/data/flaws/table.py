@@ -16,7 +16,8 @@ class CocoTable:
         images, annotations, categories: the I, A and C entries as read.
         image_rows, annotation_rows, category_rows: (I,), (A,) and (C,) int64, their positions in the JSON's lists.
         image_ids: (I,) int64.
-        listed_ids: (L,) int64, ids of all images with a valid id, also of those that are left out.
+        listed_images, listed_categories: int64 ids of all images and categories with a valid id, also of those that are
+            left out.
         sizes: (I, 2) int64, width and height in pixels.
         ids, image_of, category_of: (A,) int64, the ids of annotations, their images and their categories.
         boxes: (A, 4) float64 XYWH in pixels, NaN where ``bbox`` is not four numbers.
@@ -31,8 +32,7 @@ class CocoTable:
         self.annotations, self.annotation_rows = _sound(data["annotations"], REFERENCE_RULES)
         self.categories, self.category_rows = _sound(data["categories"], CATEGORY_RULES)
         self.image_ids = _column(self.images, "id")
-        listed = [each["id"] for each in data["images"] if type(each) is dict and is_id(each.get("id"))]
-        self.listed_ids = np.array(listed, dtype=np.int64)
+        self.listed_images, self.listed_categories = _valid_ids(data["images"]), _valid_ids(data["categories"])
         self.category_ids = _column(self.categories, "id")
         self.sizes = np.stack([_column(self.images, "width"), _column(self.images, "height")], axis=1)
         self.ids = _column(self.annotations, "id")
@@ -140,6 +140,11 @@ def repeated(values: np.ndarray) -> np.ndarray:
 def _sound(entries: list[Any], rules: tuple[Any, ...]) -> tuple[list[dict[str, Any]], np.ndarray]:
     rows = [index for index, entry in enumerate(entries) if is_sound(entry, rules)]
     return [entries[index] for index in rows], np.array(rows, dtype=np.int64)
+
+
+def _valid_ids(entries: list[Any]) -> np.ndarray:
+    ids = [each["id"] for each in entries if type(each) is dict and is_id(each.get("id"))]
+    return np.array(ids, dtype=np.int64)
 
 
 def _column(entries: list[dict[str, Any]], key: str) -> np.ndarray:

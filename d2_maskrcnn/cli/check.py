@@ -1,0 +1,55 @@
+"""List everything in a dataset that makes a training fail or its results worse.
+
+examples:
+  {program} my/annotations.json
+  {program} my/train.json my/val.json
+  {program} my/labelme --fix my/repaired --json flaws.json
+
+DATASET is a COCO JSON, a dataset of any format that `d2-maskrcnn convert` reads, or the name of a registered dataset.
+Several are the parts of one dataset, such as train and val, which must not share images. Objects are compared with the
+anchors and limits of --config-file. The exit status is 2 if there are errors, and 0 otherwise. KEY VALUE pairs after
+the options override the config.
+"""
+
+import argparse
+from pathlib import Path
+
+IMPORTS = ("d2_maskrcnn.data.checking",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the datasets, the outputs and the config."""
+    add = parser.add_argument
+    add("datasets", nargs="+", metavar="DATASET", help="annotation file, folder or registered name")
+    add("--images", type=Path, metavar="FOLDER", help="folder of the images (default: searched near the annotations)")
+    add("--json", type=Path, metavar="FILE", help="write all flaws with all ids as JSON")
+    add("--fix", type=Path, metavar="FOLDER", help="write a copy in which what needs no decision is repaired")
+    add("--overwrite", action="store_true", help="replace files of an earlier --json or --fix")
+    add("--config-file", default="", metavar="FILE", help="config of the model to train (default: Mask R-CNN)")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the flaws and write the files that are asked for.
+
+    Raises:
+        UserError: a dataset cannot be read, or an output file exists already.
+        SystemExit: there are errors.
+    """
+    from d2_maskrcnn.config.loading import load_config
+    from d2_maskrcnn.data.checking import SEVERITIES, check, fix, write_json
+    from d2_maskrcnn.errors import EXIT_BAD_INPUT, UserError
+
+    if args.json is not None and args.json.exists() and not args.overwrite:
+        raise UserError(f"{args.json}: exists already; name another file, or add --overwrite")
+    cfg = load_config(args.config_file, args.opts) if args.config_file else None
+    report = check(*args.datasets, images=args.images, cfg=cfg)
+    print(report)
+    print(", ".join(f"{report.count(each)} kinds of {each}s" for each in SEVERITIES))
+    if args.json is not None:
+        write_json(report, args.json)
+    if args.fix is not None:
+        for each in fix(report, args.fix, args.overwrite):
+            print(each)
+    if report.has_errors:
+        raise SystemExit(EXIT_BAD_INPUT)

@@ -1,0 +1,323 @@
+"""How each kind of flaw is repaired: one function per way, and the table of all kinds."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import shapely
+from pycocotools import mask as mask_util
+
+from d2_maskrcnn.data.flaws.images import is_inside, similar_names
+from d2_maskrcnn.data.flaws.schema import is_box, is_number
+from d2_maskrcnn.data.formats.dataset import bounding_box
+from d2_maskrcnn.data.image_reading import image_size
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.structures.masks import segmentation_to_rle
+
+if TYPE_CHECKING:
+    from d2_maskrcnn.data.flaws.repair import Work
+
+Repair = Callable[["Work", str, int], str]  # what was done to an entry of a list, with {} for its name; "" for nothing
+
+_NEW_IDS = "{} given new ids"
+_NAMED = "{} named by their id"
+_SIZED = "{} given the size of their file"
+_MEASURED = "boxes and areas computed from the masks"
+_AREAS = "areas computed"
+_UNUSABLE = "unusable {} dropped"
+
+
+def _drop(action: str) -> Repair:
+    def repair(work: "Work", entries: str, position: int) -> str:
+        work.dropped[entries].add(position)
+        return action
+
+    return repair
+
+
+_drop_unusable = _drop(_UNUSABLE)
+
+
+def _renumber(work: "Work", entries: str, position: int) -> str:
+    work.entry(entries, position)["id"] = work.new_id(entries)
+    return _NEW_IDS
+
+
+def _set_no_crowd(work: "Work", entries: str, position: int) -> str:
+    work.entry(entries, position)["iscrowd"] = 0
+    return "{} given iscrowd 0"
+
+
+def _delete_ignore(work: "Work", entries: str, position: int) -> str:
+    del work.entry(entries, position)["ignore"]
+    return "key 'ignore' of {} deleted"
+
+
+def _name_category(work: "Work", entries: str, position: int) -> str:
+    category = work.entry(entries, position)
+    category["name"] = f"category {category.get('id')}"
+    return _NAMED
+
+
+def _drop_second(name: str) -> Repair:
+    """Return a repair of a repeated id: the entry is dropped if it has the same name as the first one."""
+
+    def repair(work: "Work", entries: str, position: int) -> str:
+        entry, first = _with_first(work, entries, position, "id")
+        return _drop("repeated {} dropped")(work, entries, position) if first.get(name) == entry.get(name) else ""
+
+    return repair
+
+
+def _merge(name: str, reference: str) -> Repair:
+    """Return a repair of a repeated name: annotations of the entry get the id of the first one by ``reference``."""
+
+    def repair(work: "Work", entries: str, position: int) -> str:
+        entry, first = _with_first(work, entries, position, name)
+        for annotation in work.content.data["annotations"]:
+            if type(annotation) is dict and annotation.get(reference) == entry["id"]:
+                annotation[reference] = first["id"]
+        return _drop("{} of the same name merged")(work, entries, position)
+
+    return repair
+
+
+def _with_first(work: "Work", entries: str, position: int, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return an entry, and the first entry with the same value of ``key``."""
+    entry = work.entry(entries, position)
+    listed = (each for each in work.content.data[entries] if type(each) is dict)
+    return entry, next(each for each in listed if each.get(key) == entry[key])
+
+
+def _read_size(work: "Work", entries: str, position: int) -> str:
+    """Set width and height from the image file."""
+    image, root = work.entry(entries, position), work.content.image_root
+    name = image.get("file_name")
+    if root is None or not isinstance(name, str) or not is_inside(root, name):
+        return ""
+    try:
+        size = image_size(root / name)
+    except UserError:
+        return ""
+    image["width"], image["height"] = size
+    return _SIZED
+
+
+def _correct_size(work: "Work", entries: str, position: int) -> str:
+    """Set width and height to those of the file, if all annotations of the image are inside of it."""
+    image, size = work.entry(entries, position), work.actual_size(position)
+    if size is None:
+        return ""
+    annotations = [e for e in work.content.data["annotations"] if type(e) is dict and e.get("image_id") == image["id"]]
+    for each in annotations:
+        box: Any = each.get("bbox")
+        if isinstance(each.get("segmentation"), dict) or not is_box(box):
+            return ""
+        if not (box[0] >= -1 and box[1] >= -1 and box[0] + box[2] <= size[0] + 1 and box[1] + box[3] <= size[1] + 1):
+            return ""
+    image["width"], image["height"] = size
+    return _SIZED
+
+
+def _find_file(work: "Work", entries: str, position: int) -> str:
+    """Correct the name of a missing image if its file exists under a similar one, or drop the image."""
+    image, root = work.entry(entries, position), work.content.image_root
+    for name, _ in similar_names(image["file_name"]):
+        if root is not None and is_inside(root, name) and (root / name).is_file():
+            image["file_name"] = name
+            return "{} renamed as their file"
+    return _drop("missing {} dropped")(work, entries, position)
+
+
+def _measure(work: "Work", entries: str, position: int) -> str:
+    """Compute box and area of an annotation from its segmentation."""
+    annotation = work.entry(entries, position)
+    size, segmentation = work.size_of(annotation), annotation.get("segmentation")
+    if size is None or not segmentation:
+        return ""
+    try:
+        rle = segmentation_to_rle(segmentation, size[1], size[0])
+        box, area = bounding_box(segmentation, size[1], size[0]), float(mask_util.area(rle))
+    except (UserError, ValueError, TypeError):
+        return ""
+    if not np.isfinite(box).all() or min(box[2:]) <= 0:
+        return ""
+    annotation["bbox"], annotation["area"] = box, area or box[2] * box[3]
+    return _MEASURED
+
+
+def _measure_or_drop(work: "Work", entries: str, position: int) -> str:
+    return _measure(work, entries, position) or _drop_unusable(work, entries, position)
+
+
+def _set_area(work: "Work", entries: str, position: int) -> str:
+    """Compute the area of an annotation from its segmentation, or without one from its box."""
+    annotation = work.entry(entries, position)
+    size, segmentation = work.size_of(annotation), annotation.get("segmentation")
+    box: Any = annotation.get("bbox")
+    try:
+        if segmentation and size is not None:
+            area = float(mask_util.area(segmentation_to_rle(segmentation, size[1], size[0])))
+        elif is_box(box):
+            area = float(box[2] * box[3])
+        else:
+            return ""
+    except UserError:
+        return ""
+    if not area > 0 or annotation.get("area") == area:
+        return ""
+    annotation["area"] = area
+    return _AREAS
+
+
+def _from_corners(work: "Work", entries: str, position: int) -> str:
+    annotation = work.entry(entries, position)
+    x0, y0, x1, y1 = annotation["bbox"]
+    annotation["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+    return "boxes converted from [x0, y0, x1, y1]"
+
+
+def _box_to_pixels(work: "Work", entries: str, position: int) -> str:
+    annotation = work.entry(entries, position)
+    size = work.size_of(annotation)
+    if size is None:
+        return ""
+    annotation["bbox"] = [side * size[index % 2] for index, side in enumerate(annotation["bbox"])]
+    _set_area(work, entries, position)
+    return "boxes converted from fractions to pixels"
+
+
+def _clip_box(work: "Work", entries: str, position: int) -> str:
+    annotation = work.entry(entries, position)
+    size = work.size_of(annotation)
+    if size is None:
+        return ""
+    x, y, width, height = annotation["bbox"]
+    x0, y0 = max(x, 0), max(y, 0)
+    annotation["bbox"] = [x0, y0, min(x + width, size[0]) - x0, min(y + height, size[1]) - y0]
+    _set_area(work, entries, position)
+    return "boxes clipped at the border"
+
+
+def _polygons_to_pixels(work: "Work", entries: str, position: int) -> str:
+    annotation = work.entry(entries, position)
+    size = work.size_of(annotation)
+    if size is None:
+        return ""
+    annotation["segmentation"] = [
+        [value * size[index % 2] for index, value in enumerate(polygon)] for polygon in annotation["segmentation"]
+    ]
+    _measure(work, entries, position)
+    return "polygons converted from fractions to pixels"
+
+
+def _keep_good_polygons(work: "Work", entries: str, position: int) -> str:
+    """Remove polygons that cannot be used; drop an annotation without any other."""
+    annotation = work.entry(entries, position)
+    segmentation = annotation.get("segmentation")
+    polygons = segmentation if isinstance(segmentation, list) else []
+    good = [each for each in polygons if _is_polygon(each)]
+    if not good or len(good) == len(polygons):
+        return _drop_unusable(work, entries, position)
+    annotation["segmentation"] = good
+    return _measure(work, entries, position) and "{} reduced to their usable polygons"
+
+
+def _is_polygon(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) < 6 or len(value) % 2 or not all(map(is_number, value)):
+        return False
+    points = np.array(value, dtype=np.float64).reshape(-1, 2)
+    return bool(np.isfinite(points).all() and (np.ptp(points, axis=0) > 0).all())
+
+
+def _clip_polygons(work: "Work", entries: str, position: int) -> str:
+    """Clip polygons at the border of the image; drop an annotation of which nothing is left."""
+    annotation = work.entry(entries, position)
+    size = work.size_of(annotation)
+    if size is None:
+        return ""
+    clipped = []
+    for polygon in annotation["segmentation"]:
+        shape = shapely.make_valid(shapely.Polygon(np.asarray(polygon, dtype=np.float64).reshape(-1, 2)))
+        inside = shapely.clip_by_rect(shape, 0, 0, *size)
+        parts = shapely.get_parts(inside)
+        rings = [part.exterior for part in parts if part.geom_type == "Polygon" and part.area > 0]
+        clipped += [np.asarray(ring.coords)[:-1].round(2).reshape(-1).tolist() for ring in rings]
+    annotation["segmentation"] = [each for each in clipped if _is_polygon(each)]
+    if not _measure(work, entries, position):
+        return _drop_unusable(work, entries, position)
+    return "polygons clipped at the border"
+
+
+def _drop_if_missing(work: "Work", entries: str, position: int) -> str:
+    """Drop an image outside of the image folder whose file does not exist; the copy names others by absolute paths."""
+    image, root = work.entry(entries, position), work.content.image_root or Path()
+    missing = not os.path.isfile(root / image["file_name"])
+    return _drop("missing {} dropped")(work, entries, position) if missing else ""
+
+
+# Kind of flaw -> its repair. Kinds that are not here need a decision.
+REPAIRS: dict[str, Repair] = {
+    "not-an-object": _drop_unusable,
+    "file-name-missing": _drop_unusable,
+    "file-name-invalid": _drop_unusable,
+    "image-id-missing": _drop_unusable,
+    "image-id-invalid": _drop_unusable,
+    "category-id-missing": _drop_unusable,
+    "category-id-invalid": _drop_unusable,
+    "image-unknown": _drop("{} of unknown images dropped"),
+    "category-unknown": _drop("{} of unknown categories dropped"),
+    "id-missing": _renumber,
+    "id-invalid": _renumber,
+    "annotation-id-repeated": _renumber,
+    "annotation-id-zero": _renumber,
+    "image-id-repeated": _drop_second("file_name"),
+    "category-id-repeated": _drop_second("name"),
+    "image-repeated": _merge("file_name", "image_id"),
+    "category-name-repeated": _merge("name", "category_id"),
+    "name-missing": _name_category,
+    "name-invalid": _name_category,
+    "category-unnamed": _name_category,
+    "width-missing": _read_size,
+    "width-invalid": _read_size,
+    "height-missing": _read_size,
+    "height-invalid": _read_size,
+    "image-size": _correct_size,
+    "image-missing": _find_file,
+    "image-outside-folder": _drop_if_missing,
+    "image-unreadable": _drop("unreadable {} dropped"),
+    "image-truncated": _drop("unreadable {} dropped"),
+    "image-too-large": _drop("{} of too many pixels dropped"),
+    "bbox-missing": _measure_or_drop,
+    "bbox-invalid": _measure_or_drop,
+    "box-not-finite": _measure_or_drop,
+    "box-no-area": _measure_or_drop,
+    "box-outside": _measure_or_drop,
+    "box-far-beyond": _measure_or_drop,
+    "box-differs": _measure,
+    "box-corners": _from_corners,
+    "box-normalized": _box_to_pixels,
+    "box-beyond": _clip_box,
+    "area-missing": _set_area,
+    "area-invalid": _set_area,
+    "area-impossible": _set_area,
+    "area-doubtful": _set_area,
+    "iscrowd-missing": _set_no_crowd,
+    "iscrowd-invalid": _set_no_crowd,
+    "ignore-invalid": _delete_ignore,
+    "segmentation-missing": _drop("{} without a mask dropped"),
+    "segmentation-invalid": _keep_good_polygons,
+    "polygon-points": _keep_good_polygons,
+    "polygon-not-finite": _keep_good_polygons,
+    "polygon-no-area": _keep_good_polygons,
+    "polygon-normalized": _polygons_to_pixels,
+    "polygon-far-beyond": _drop_unusable,
+    "polygon-outside": _drop_unusable,
+    "polygon-beyond": _clip_polygons,
+    "rle-size": _drop_unusable,
+    "rle-runs": _drop_unusable,
+    "rle-empty": _drop_unusable,
+    "annotation-repeated": _drop("repeated {} dropped"),
+}
