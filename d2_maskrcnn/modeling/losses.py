@@ -6,12 +6,12 @@ Shape shorthand: M regions, F foreground regions among them, K classes (class K 
 import torch
 import torch.nn.functional as F
 from fvcore.nn import smooth_l1_loss
-from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from d2_maskrcnn.modeling.box_coding import BoxCoder, at_least_float32
 from detectron2.utils.events import get_event_storage
 
-_IOU_LOSSES = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
+# Names in torchvision.ops.
+_IOU_LOSSES = {"giou": "generalized_box_iou_loss", "diou": "distance_box_iou_loss", "ciou": "complete_box_iou_loss"}
 BOX_LOSSES = ("smooth_l1", *_IOU_LOSSES)
 
 
@@ -36,8 +36,10 @@ def box_regression_loss(
     deltas = at_least_float32(deltas)
     if kind == "smooth_l1":
         return smooth_l1_loss(deltas, coder.encode(reference, target), smooth_l1_beta, reduction="sum")
-    boxes = coder.decode(deltas, reference)
-    return _IOU_LOSSES[kind](boxes, target, reduction="sum")
+    from torchvision import ops  # takes longer than importing PyTorch, and few configs need it
+
+    loss: torch.Tensor = getattr(ops, _IOU_LOSSES[kind])(coder.decode(deltas, reference), target, reduction="sum")
+    return loss
 
 
 def objectness_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

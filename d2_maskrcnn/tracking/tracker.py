@@ -7,7 +7,6 @@ detections by expanded boxes.
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.tracking.motion import BoxMotion
@@ -124,6 +123,8 @@ class Tracker:
             detections, tracks: (N,) and (T,) bool, those that take part.
             minimum: similarity of a pair.
         """
+        from scipy.optimize import linear_sum_assignment  # slow to import, and images need no tracks
+
         free = tracks.copy()
         free[owner[owner >= 0]] = False
         rows, columns = np.flatnonzero(free), np.flatnonzero(detections & (owner < 0))

@@ -8,7 +8,6 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
-from torchvision.ops import roi_align
 
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.ops.roi_align import cpu
@@ -39,6 +38,8 @@ def torchvision_pool(
 
     Args and result: see :func:`d2_maskrcnn.ops.roi_align.cpu.pool`.
     """
+    from torchvision import ops  # takes longer than importing PyTorch
+
     dtype = coordinate_dtype(boxes, *features)
     images = image_indices(boxes_per_image, boxes.device).to(dtype)
     levels = assign_levels(boxes.to(dtype), len(features), spec.canonical_box_size, spec.canonical_level)
@@ -48,7 +49,7 @@ def torchvision_pool(
     pooled = features[0].new_zeros((len(boxes), *spec.output_size, features[0].shape[1])).permute(0, 3, 1, 2)
     for level, (feature, scale) in enumerate(zip(features, spec.scales, strict=True)):
         chosen = (levels == level).nonzero().flatten()
-        level_bins = roi_align(
+        level_bins = ops.roi_align(
             feature.to(dtype), rois[chosen], list(spec.output_size), scale, spec.sampling_ratio or -1, spec.aligned
         )
         pooled = pooled.index_copy(0, chosen, level_bins.to(pooled.dtype))

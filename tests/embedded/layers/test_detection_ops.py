@@ -1,11 +1,15 @@
 """``pasting_of_detectron2.json`` contains masks and boxes, and Detectron2 0.6's results for them."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from detectron2.layers import ROIAlign, batched_nms, mask_ops, paste_masks_in_image
 from detectron2.structures import Boxes
@@ -89,6 +93,31 @@ class TestBatchedNMS:
         boxes = torch.tensor([[2000.0, 0, 2002, 2], [1000, 0, 1002, 2]], dtype=torch.float16)
         kept = batched_nms(boxes.repeat(80, 1), torch.rand(160), torch.arange(80).repeat_interleave(2), 0.5)
         assert len(kept) == 160
+
+    @pytest.mark.parametrize("count", [0, 1, 900, 1100])
+    def test_equals_torchvision_on_both_sides_of_its_limit(self, count):
+        torch.manual_seed(count)
+        corner = torch.rand(count, 2) * 300
+        boxes = torch.cat([corner, corner + torch.rand(count, 2) * 80], dim=1)
+        scores, groups = torch.rand(count), torch.randint(0, 5, (count,))
+        expected = torchvision.ops.batched_nms(boxes, scores, groups, 0.4)
+        assert torch.equal(batched_nms(boxes, scores, groups, 0.4), expected)
+        assert count < 900 or 0 < len(expected) < count
+
+    def test_imports_torchvision_only_when_it_is_needed(self, repo_dir):
+        code = (
+            "import d2_maskrcnn, sys, torch; from detectron2.layers import batched_nms, nms, roi_align\n"
+            "boxes, scores = torch.tensor([[0., 0, 9, 9], [0, 0, 9, 8]]), torch.tensor([0.5, 0.9])\n"
+            "assert batched_nms(boxes, scores, torch.zeros(2), 0.5).tolist() == [1]\n"
+            "assert nms(boxes, scores, 0.5).tolist() == [1]\n"
+            "assert 'torchvision' not in sys.modules and 'torch._dynamo' not in sys.modules\n"
+            "import torchvision\n"
+            "assert torchvision.ops.nms(boxes, scores, 0.5).tolist() == [1]\n"
+            "assert roi_align(torch.ones(1, 1, 9, 9), [boxes], 1).shape == (2, 1, 1, 1)\n"
+        )
+        env = {**os.environ, "PYTHONPATH": str(repo_dir), "D2_MASKRCNN_ENGINE": "embedded"}
+        result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
 
 
 class TestROIAlign:

@@ -1,9 +1,18 @@
-"""ROIAlign as a module."""
+"""ROIAlign as a module and as a function."""
+
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.utils import _pair
-from torchvision.ops import roi_align
+
+
+def roi_align(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """Call :func:`torchvision.ops.roi_align`; importing torchvision takes longer than importing PyTorch."""
+    from torchvision import ops
+
+    pooled: torch.Tensor = ops.roi_align(*args, **kwargs)
+    return pooled
 
 
 class ROIAlign(nn.Module):

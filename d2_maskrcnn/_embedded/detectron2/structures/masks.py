@@ -5,8 +5,8 @@ from typing import Any, Union
 
 import numpy as np
 import torch
-from torchvision.ops import roi_align
 
+from detectron2.layers.roi_align import roi_align
 from detectron2.structures.boxes import Boxes
 from detectron2.structures.polygons import (
     check_one_box_each,
