@@ -61,6 +61,11 @@ def increasing(rule: Rule) -> Rule:
     )
 
 
+def _is_expected_result(value: Any) -> bool:
+    is_row = isinstance(value, list | tuple) and len(value) == 4
+    return is_row and all(isinstance(part, str) for part in value[:2]) and all(map(_is_number, value[2:]))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -71,6 +76,14 @@ SHARE = number(0, 1)
 WEIGHT = number(0, 1e6)
 WIDTH = number(1, 65536, "channels")
 PIXELS = number(1, 20000, "pixels")
+NAMES = Rule(
+    lambda values: isinstance(values, list | tuple) and all(isinstance(value, str) and value for value in values),
+    "a list of names, such as ['a', 'b']",
+)
+EXPECTED_RESULTS = Rule(
+    lambda values: isinstance(values, list | tuple) and all(map(_is_expected_result, values)),
+    "a list of [task, metric, value, tolerance], such as [['segm', 'AP', 38.5, 0.2]]",
+)
 MODES = ("max", "min")
 MODE = choice(*MODES)
 NORMS = ("", "BN", "SyncBN", "FrozenBN", "GN")
@@ -107,8 +120,9 @@ _TREE: dict[str, Any] = {
         "PIXEL_MEAN": each(number(-1e4, 1e4), 3, 3),
         "PIXEL_STD": each(number(1e-6, 1e4), 3, 3),
         "BACKBONE": {"FREEZE_AT": number(0, 5, "stages")},
-        "FPN": {"OUT_CHANNELS": WIDTH, "NORM": NORM, "FUSE_TYPE": choice("sum", "avg")},
+        "FPN": {"IN_FEATURES": NAMES, "OUT_CHANNELS": WIDTH, "NORM": NORM, "FUSE_TYPE": choice("sum", "avg")},
         "RESNETS": {
+            "OUT_FEATURES": NAMES,
             "DEPTH": choice(50, 101, 152),
             "NUM_GROUPS": number(1, 1024, "groups"),
             "WIDTH_PER_GROUP": WIDTH,
@@ -124,6 +138,7 @@ _TREE: dict[str, Any] = {
         },
         "PROPOSAL_GENERATOR": {"MIN_SIZE": number(0, 20000, "pixels")},
         "RPN": {
+            "IN_FEATURES": NAMES,
             **MATCHING,
             **BOX_LOSS_KEYS,
             "CONV_DIMS": each(number(-1, 65536, "channels")),
@@ -133,6 +148,7 @@ _TREE: dict[str, Any] = {
             "NMS_THRESH": SHARE,
         },
         "ROI_HEADS": {
+            "IN_FEATURES": NAMES,
             **MATCHING,
             "NUM_CLASSES": number(1, 100_000, "classes"),
             "SCORE_THRESH_TEST": SHARE,
@@ -154,6 +170,12 @@ _TREE: dict[str, Any] = {
         },
         "FORMAT": choice("BGR", "RGB"),
         "MASK_FORMAT": choice("polygon", "bitmask"),
+    },
+    "DATASETS": {
+        "TRAIN": NAMES,
+        "TEST": NAMES,
+        "PROPOSAL_FILES_TRAIN": NAMES,
+        "PROPOSAL_FILES_TEST": NAMES,
     },
     "DATALOADER": {
         "NUM_WORKERS": number(0, 512, "processes"),
@@ -185,7 +207,10 @@ _TREE: dict[str, Any] = {
     },
     "TEST": {
         "EVAL_PERIOD": number(0, MANY, "iterations (0: at the end only)"),
-        "DETECTIONS_PER_IMAGE": number(-1, 100_000, "detections (-1: no limit)"),
+        "DETECTIONS_PER_IMAGE": Rule(
+            lambda value: value == -1 or 1 <= value <= 100_000, "1 to 100,000 detections, or -1 for no limit"
+        ),
+        "EXPECTED_RESULTS": EXPECTED_RESULTS,
         "AUG": {"MIN_SIZES": each(PIXELS), "MAX_SIZE": number(1, 100_000, "pixels")},
         "PRECISE_BN": {"NUM_ITER": number(1, 10**6, "batches")},
     },
@@ -216,6 +241,7 @@ _TREE: dict[str, Any] = {
             "COPY_PASTE": {"PROBABILITY": SHARE},
         },
         "WANDB": {
+            "TAGS": NAMES,
             "MODE": choice("online", "offline", "disabled"),
             "LOG_MODEL": choice("none", "end", "all"),
             "WATCH": choice("", "gradients", "parameters", "all"),
@@ -239,7 +265,6 @@ UNUSED = (
     "MODEL.PANOPTIC_FPN",
     "MODEL.RETINANET",
     "DATASETS.PRECOMPUTED_PROPOSAL_TOPK",
-    "TEST.EXPECTED_RESULTS",
     "TEST.KEYPOINT_OKS_SIGMAS",
 )
 

@@ -1,4 +1,5 @@
 import math
+import re
 
 import pytest
 
@@ -44,6 +45,13 @@ def test_nonsense_numbers_are_refused(key):
         assert len(str(error.value)) < 300
 
 
+@pytest.mark.parametrize("key", _keys_of((tuple, list)))
+def test_lists_of_something_else_are_refused(key):
+    for value in (({},), (None,), [[{}]], [[]], ("",), 3):
+        with pytest.raises(UserError, match=f"{re.escape(key)} is .*; expected "):
+            load_config("", [key, value])
+
+
 def test_infinite_numbers_of_unused_keys_are_refused():
     key = "MODEL.RETINANET.SMOOTH_L1_LOSS_BETA"
     with pytest.raises(UserError, match=f"{key} is -inf; expected a finite number"):
@@ -77,6 +85,9 @@ def test_switches_are_true_or_false(key):
         ("MODEL.ANCHOR_GENERATOR.SIZES", [[-1]], "each 1 to 100,000 pixels"),
         ("INPUT.MIN_SIZE_TRAIN", (), "a list of 1 or more numbers"),
         ("INPUT.MIN_SIZE_TRAIN", ("640",), "a list of 1 or more numbers"),
+        ("TEST.DETECTIONS_PER_IMAGE", 0, "is 0; expected 1 to 100,000 detections, or -1"),
+        ("TEST.EXPECTED_RESULTS", [["segm", "AP", "x", 1]], r"a list of \[task, metric, value, tolerance\]"),
+        ("DATASETS.TRAIN", (0,), "a list of names"),
         (OURS + "EMA.DECAY", 1.0, "at least 0 and less than 1"),
     ],
 )
