@@ -22,6 +22,7 @@ from d2_maskrcnn.visualization.labels import font_path
 DPI = 100
 IMAGE_PIXELS = 800  # length of the longer side of an image in a figure
 _MAX_INCHES = 14.0
+MAX_TEXT = 100  # characters of a label or title
 MAX_NUMBERS = 20  # classes, above which a matrix is drawn without its numbers
 MAX_CURVES = 12  # classes, above which only the best, the worst and the mean are drawn
 
@@ -127,8 +128,14 @@ def draw_class_ap(values: Mapping[str, Mapping[str, float]]) -> Figure:
 
 
 def literal(text: str) -> str:
-    """Prepare a text such as a class name, so that matplotlib draws it as it is: one line, no mathtext."""
-    return printable(text).replace("$", r"\$")
+    """Prepare a text such as a class name, so that matplotlib draws it as it is: one line, no mathtext.
+
+    Texts longer than ``MAX_TEXT`` are shortened: matplotlib takes a minute for 100,000 characters. Legends would leave
+    out a text that begins with an underscore, so a space precedes it.
+    """
+    shown = printable(text[: MAX_TEXT + 1])
+    shown = shown if len(shown) <= MAX_TEXT else f"{shown[: MAX_TEXT - 3]}..."
+    return (" " if shown.startswith("_") else "") + shown.replace("$", r"\$")
 
 
 def pixels(figure: Figure) -> np.ndarray:

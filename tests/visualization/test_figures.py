@@ -50,6 +50,13 @@ def test_dollar_signs_are_text():
     assert not is_math_text(label.get_text())
 
 
+def test_long_and_underscored_names():
+    figure = draw_curves(np.linspace(0, 1, 101), {"x" * 100_000: np.ones(101), "_dog": np.ones(101)}, "t" * 100_000)
+    shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert [text.strip()[:4] for text in shown] == ["xxxx", "_dog", "mean"]
+    assert max(map(len, [*shown, figure.axes[0].get_title()])) < 120
+
+
 def test_saved_files_equal_the_figure(tmp_path):
     figure = draw_class_ap({"bbox": {"cat": 50.0}})
     image = save_figure(figure, tmp_path / "a" / "b.png")

@@ -98,7 +98,8 @@ def check_areas(table: CocoTable, bad_boxes: np.ndarray) -> Iterator[Flaw]:
     with np.errstate(over="ignore", invalid="ignore"):
         box_areas = np.abs(table.boxes[:, 2] * table.boxes[:, 3])
         impossible = (table.image_index >= 0) & (areas > 2 * table.image_sides().prod(axis=1))
-        doubtful = ~impossible & ((areas == 0) | (areas > 1.5 * box_areas)) & (box_areas > 4) & ~bad_boxes
+        unlikely = (areas <= 1e-4 * box_areas) | (areas > 1.5 * box_areas)
+        doubtful = ~impossible & unlikely & (box_areas > 4) & ~bad_boxes
 
     def describe(index: int) -> str:
         return f"{table.describe_box(index)}, area {areas[index]:g}"

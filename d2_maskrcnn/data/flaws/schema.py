@@ -65,7 +65,7 @@ EVALUATION_RULES: tuple[Rule, ...] = (
     ("iscrowd", _is_flag, "0, or 1 for a crowd (COCO's metrics need it)"),
 )
 OPTIONAL_RULES: tuple[Rule, ...] = (
-    EVALUATION_RULES[1],
+    *EVALUATION_RULES,
     ("ignore", lambda value: not value, "no such key: it is not part of COCO's format; use 'iscrowd', or delete it"),
 )
 

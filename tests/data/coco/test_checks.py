@@ -68,6 +68,11 @@ def test_annotations_without_a_key(coco_folder, key):
         check_coco_json(coco_folder.json_file, coco_folder.images, evaluate=False)
 
 
+def test_values_that_training_does_not_need_are_checked_too(coco_folder):
+    coco_folder.data["annotations"][0]["area"] = float("nan")
+    assert "1 annotation with a bad 'area' (id 1: nan)" in coco_folder.error(evaluate=False)
+
+
 def test_entries_that_are_not_objects(coco_folder):
     coco_folder.data["annotations"].insert(1, [1, 2])
     assert "1 annotation not written as JSON objects (the one at position 1 is [1, 2])" in coco_folder.error()
@@ -152,6 +157,7 @@ SQUARE = [[30.0, 3.0, 40.0, 3.0, 40.0, 11.0, 30.0, 11.0]]
         ({"bbox": [30, 3, 15, 8], "segmentation": SQUARE}, "1 box reaching beyond the image"),
         ({"id": 0}, "use 0 for 'not matched'"),
         ({"area": 0}, "1 annotation with an area that does not fit the box (annotation 1 in 0.jpg of 40x30"),
+        ({"area": 1e-300}, "1 annotation with an area that does not fit the box"),
         ({"area": 121}, "1 annotation with an area that does not fit the box"),
         ({"bbox": [1, 2, 13, 12], "area": 132}, None),  # an IoU of 0.51: a tight mask in a loose box
         ({"bbox": [2, 3, 25, 25]}, "1 annotation with a box that does not fit the mask"),
