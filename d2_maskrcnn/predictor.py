@@ -18,10 +18,12 @@ from PIL import Image
 from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.data.image_sources import describe, list_images, load_image, load_images, source_name
 from d2_maskrcnn.errors import UserError, did_you_mean
+from d2_maskrcnn.image_files import MAX_TILED_PIXELS
 from d2_maskrcnn.model_loading import load_model, open_checkpoint
 from d2_maskrcnn.modeling.precision import set_precision
 from d2_maskrcnn.results import Results
 from d2_maskrcnn.structures.detections import Detections
+from d2_maskrcnn.tiling import Tiling, detect_by_tiles
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
@@ -74,6 +76,8 @@ class Predictor:
             ``D2_MASKRCNN.INFERENCE.PRECISION``. See :func:`~d2_maskrcnn.modeling.precision.set_precision`.
         threshold: minimum score of a detection; None keeps ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``.
         classes: names or numbers of the classes to keep; None for all.
+        tile, overlap: predict images by square tiles of this side in pixels, of which neighbors share this part, and
+            once more as a whole; see :mod:`d2_maskrcnn.tiling`. Images of up to 357 megapixels are read then.
 
     Attributes:
         cfg: the config in use.
@@ -97,7 +101,11 @@ class Predictor:
         precision: str | None = None,
         threshold: float | None = 0.5,
         classes: Sequence[str | int] | None = None,
+        tile: int | None = None,
+        overlap: float = 0.2,
     ) -> None:
+        self._tiling = None if tile is None else Tiling(tile, overlap)
+        self._max_pixels = None if tile is None else MAX_TILED_PIXELS
         content = None
         if isinstance(model, CfgNode):
             cfg = model.clone()
@@ -125,7 +133,7 @@ class Predictor:
         self._resizer = Resizer(cfg)
         self._inference: Callable[..., list[Instances]] = self.model.inference  # type: ignore[assignment]
         self._padding = max(getattr(getattr(self.model, "backbone", None), "size_divisibility", 0), 1)
-        self._max_pixels: int | None = None
+        self._budget = CPU_BATCH_PIXELS if self.device.type == "cpu" else MAX_BATCH_PIXELS
         self._lock = threading.Lock()
 
     def __call__(self, source: Any, *, bgr: bool = False, batch_size: int | None = None) -> Any:
@@ -157,7 +165,7 @@ class Predictor:
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size {batch_size}: expected at least 1.")
         most = DEFAULT_BATCH if batch_size is None else batch_size
-        budget = MAX_BATCH_PIXELS if batch_size or self.device.type != "cpu" else CPU_BATCH_PIXELS
+        budget = MAX_BATCH_PIXELS if batch_size else self._budget
         window: list[tuple[np.ndarray, str]] = []
         pixels = 0
         for image, name in load_images(sources, bgr, self._max_pixels, ahead=min(most, DEFAULT_BATCH)):
@@ -165,17 +173,21 @@ class Predictor:
             pixels += image.shape[0] * image.shape[1]
             fits = min(most, budget // self._resizer.pixels(image.shape[:2]))  # images like this one in a batch
             # Several batches at a time, so that images of different sizes fill theirs.
-            if fits <= 1 or len(window) >= WINDOW_BATCHES * fits or pixels >= WINDOW_PIXELS:
+            if self._tiling or fits <= 1 or len(window) >= WINDOW_BATCHES * fits or pixels >= WINDOW_PIXELS:
                 yield from self._detect(window, most, budget)
                 window, pixels = [], 0
         yield from self._detect(window, most, budget)
 
     def _detect(self, images: list[tuple[np.ndarray, str]], batch_size: int, max_pixels: int) -> Iterator[Results]:
-        inputs = [self._resizer(image[:, :, ::-1]) for image, _ in images]
+        inputs = [self.prepare(image[:, :, ::-1]) for image, _ in images]
         sizes = [(image.shape[0], image.shape[1]) for image, _ in images]
         results = self.predict(inputs, sizes, batch_size, max_pixels)
         for (image, name), detections in zip(images, results, strict=True):
             yield Results(image, detections, self.class_names, name, self.category_ids)
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Convert (H, W, 3) uint8 BGR to an input of :meth:`predict`; with tiles it stays as it is."""
+        return image if self._tiling else self._resizer(image)
 
     def predict(
         self,
@@ -184,19 +196,30 @@ class Predictor:
         batch_size: int | None = None,
         max_pixels: int = MAX_BATCH_PIXELS,
     ) -> list[Detections]:
-        """Run the model on resized images, in batches of images that are padded to the same size.
+        """Run the model on prepared images, in batches of images that are padded to the same size.
 
         Args:
-            inputs: N images as returned by :class:`Resizer`.
+            inputs: N images as returned by :meth:`prepare`.
             sizes: (H, W) of the N original images.
             batch_size, max_pixels: most images, and most padded pixels of several images, per forward pass.
 
         Returns:
             N detections in pixels of the original images.
         """
+        if self._tiling is not None:
+            return [detect_by_tiles(image, self._tiling, self._detect_tiles) for image in inputs]
+        return self._predict_resized(inputs, sizes, batch_size or len(inputs), max_pixels)
+
+    def _detect_tiles(self, tiles: Sequence[np.ndarray]) -> list[Detections]:
+        sizes = [(tile.shape[0], tile.shape[1]) for tile in tiles]
+        return self._predict_resized([self._resizer(tile) for tile in tiles], sizes, len(tiles), self._budget)
+
+    def _predict_resized(
+        self, inputs: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]], batch_size: int, max_pixels: int
+    ) -> list[Detections]:
         shapes = [(each.shape[1], each.shape[2]) for each in inputs]
         found: dict[int, Detections] = {}
-        for batch in plan_batches(shapes, self._padding, batch_size or len(inputs), max_pixels):
+        for batch in plan_batches(shapes, self._padding, batch_size, max_pixels):
             outputs = self._forward([inputs[index] for index in batch])
             for index, output in zip(batch, outputs, strict=True):
                 found[index] = Detections.from_instances(output, sizes[index])

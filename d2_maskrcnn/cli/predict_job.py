@@ -5,10 +5,12 @@ import logging
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
 
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.image_files import MAX_TILED_PIXELS
 from d2_maskrcnn.model_loading import model_config
 from d2_maskrcnn.predictor import TRACKING_SCORE, Predictor, Resizer, category_ids, class_indices
 from d2_maskrcnn.video.clip import Clip, Position
@@ -69,7 +71,7 @@ def _process_images(args: argparse.Namespace, cfg: CfgNode) -> None:
         csv=CsvRows(args.save_csv) if args.save_csv else None,
         window=Window(TITLE, wait=True) if args.show else None,
     )
-    run_images(ImageSource(paths), work, sinks)
+    run_images(ImageSource(paths, None if args.tile is None else MAX_TILED_PIXELS), work, sinks)
 
 
 def _process_video(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -119,15 +121,14 @@ def _video_target(args: argparse.Namespace) -> Path:
 def _work(args: argparse.Namespace, cfg: CfgNode) -> Work:
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     processes = 1 if args.parallel is None else args.parallel or default_count()
+    options = {"precision": args.precision, "threshold": None, "tile": args.tile, "overlap": args.overlap}
     model: InProcess | WorkerPool = (
-        InProcess(Predictor(cfg, precision=args.precision, threshold=None))
-        if args.parallel is None
-        else WorkerPool(cfg, args.precision, processes)
+        InProcess(Predictor(cfg, **options)) if args.parallel is None else WorkerPool(cfg, options, processes)
     )
     names = model.class_names
     return Work(
         model=model,
-        resizer=Resizer(cfg),
+        resizer=Resizer(cfg) if args.tile is None else _unchanged,
         class_names=names,
         category_ids=category_ids(cfg, names, count),
         threshold=args.confidence_threshold,
@@ -137,6 +138,11 @@ def _work(args: argparse.Namespace, cfg: CfgNode) -> Work:
         record=bool(args.save_json or args.save_csv),
         parallel=processes,
     )
+
+
+def _unchanged(image: np.ndarray) -> np.ndarray:
+    """Return the image: the predictor resizes its tiles."""
+    return image
 
 
 def _config(args: argparse.Namespace) -> CfgNode:

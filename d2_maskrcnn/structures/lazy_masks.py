@@ -6,6 +6,7 @@ pasted from. The coordinate frame is that of :mod:`d2_maskrcnn.structures.masks`
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any
 
 import cv2
@@ -172,6 +173,32 @@ class CropMasks(Masks):
     def crop(self, index: int) -> tuple[Window, np.ndarray]:
         """See :meth:`Masks.crop`; the window is the mask's tight box."""
         return self.windows[index], self.bitmaps[index]
+
+
+class MaskSequence(Masks):
+    """Masks of one image that are stored in different ways, one after the other.
+
+    Args:
+        parts: the masks, all of the same image size; at least one.
+    """
+
+    def __init__(self, parts: Sequence[Masks]) -> None:
+        self.parts = list(parts)
+        self.image_size = self.parts[0].image_size
+        self._index = [(part, number) for part in self.parts for number in range(len(part))]
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: Index) -> "MaskSequence":
+        chosen = copy(self)
+        chosen._index = [self._index[i] for i in np.atleast_1d(np.arange(len(self))[index])]
+        return chosen
+
+    def crop(self, index: int) -> tuple[Window, np.ndarray]:
+        """See :meth:`Masks.crop`."""
+        part, number = self._index[index]
+        return part.crop(number)
 
 
 class MaskInstances(Instances):

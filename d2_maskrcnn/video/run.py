@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +15,6 @@ import numpy as np
 from tqdm import tqdm
 
 from d2_maskrcnn.errors import UserError, one_line
-from d2_maskrcnn.predictor import Resizer
 from d2_maskrcnn.results import to_records
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.tracking import Tracker
@@ -50,7 +49,7 @@ class Work:
 
     Attributes:
         model: runs in this process or in several.
-        resizer: prepares the model's input.
+        resizer: prepares the model's input; see :meth:`Predictor.prepare`.
         class_names, category_ids: of the model's classes.
         threshold: minimum score of the detections that are shown and written.
         classes: class numbers to keep; None for all.
@@ -64,7 +63,7 @@ class Work:
     """
 
     model: InProcess | WorkerPool
-    resizer: Resizer
+    resizer: Callable[[np.ndarray], np.ndarray]
     class_names: list[str]
     category_ids: list[int]
     threshold: float = 0.5

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
@@ -17,7 +17,7 @@ from d2_maskrcnn.predictor import Predictor
 from d2_maskrcnn.structures.detections import Detections
 from detectron2.config import CfgNode
 
-_settings: tuple[CfgNode, str | None] | None = None  # config and precision, in a worker process
+_settings: tuple[CfgNode, dict[str, Any]] | None = None  # config and options, in a worker process
 
 
 class InProcess:
@@ -44,20 +44,20 @@ class WorkerPool:
     """Run copies of the model in processes of their own.
 
     Args:
-        cfg, precision: see :class:`Predictor`.
+        cfg: config of the model. options: keyword arguments of :class:`Predictor`.
         count: number of processes.
 
     Raises:
         UserError: see :class:`Predictor`; or a process died while starting.
     """
 
-    def __init__(self, cfg: CfgNode, precision: str | None, count: int) -> None:
+    def __init__(self, cfg: CfgNode, options: Mapping[str, Any], count: int) -> None:
         context = multiprocessing.get_context("spawn")
         devices: Any = context.Queue()
         for number in range(count):
             devices.put(_device(str(cfg.MODEL.DEVICE), number))
         threads = max(1, (os.cpu_count() or 1) // count)
-        self._pool = ProcessPoolExecutor(count, context, _start, (cfg.dump(), precision, devices, threads))
+        self._pool = ProcessPoolExecutor(count, context, _start, (cfg.dump(), dict(options), devices, threads))
         try:
             self.class_names: list[str] = self._pool.submit(_class_names).result()
         except BrokenProcessPool as error:
@@ -84,21 +84,21 @@ def _device(name: str, number: int) -> str:
     return name
 
 
-def _start(config: str, precision: str | None, devices: Any, threads: int) -> None:
+def _start(config: str, options: dict[str, Any], devices: Any, threads: int) -> None:
     """Store the settings only: an exception in an initializer ends the process without telling the caller why."""
     global _settings
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends these
     torch.set_num_threads(threads)
     cfg = CfgNode.load_cfg(config)
     cfg.MODEL.DEVICE = devices.get()
-    _settings = (cfg, precision)
+    _settings = (cfg, options)
 
 
 @lru_cache(maxsize=1)
 def _predictor() -> Predictor:
     assert _settings is not None
-    cfg, precision = _settings
-    return Predictor(cfg, precision=precision, threshold=None)
+    cfg, options = _settings
+    return Predictor(cfg, **options)
 
 
 def _class_names() -> list[str]:

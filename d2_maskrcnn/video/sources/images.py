@@ -87,13 +87,15 @@ class ImageSource:
 
     Args:
         paths: the files and addresses.
+        max_pixels: limit of an image's size; see :func:`~d2_maskrcnn.data.image_reading.read_image`.
 
     Attributes:
         broken: the messages about unreadable files, after the iteration.
     """
 
-    def __init__(self, paths: Sequence[Path | str]) -> None:
+    def __init__(self, paths: Sequence[Path | str], max_pixels: int | None = None) -> None:
         self.paths = list(paths)
+        self.max_pixels = max_pixels
         self.broken: list[str] = []
 
     def __len__(self) -> int:
@@ -102,7 +104,8 @@ class ImageSource:
     def __iter__(self) -> Iterator[Frame]:
         for path, image_id in zip(self.paths, image_ids([str(path) for path in self.paths]), strict=True):
             try:
-                image = read_image(path if isinstance(path, Path) else download_image(path), "BGR")
+                content = path if isinstance(path, Path) else download_image(path)
+                image = read_image(content, "BGR", self.max_pixels)
             except UserError as error:
                 logger.error("%s", one_line(error))
                 self.broken.append(str(error))
