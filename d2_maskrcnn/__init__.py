@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from d2_maskrcnn.checkpoint import save_weights
     from d2_maskrcnn.config.keys import add_d2_maskrcnn_config
     from d2_maskrcnn.config.loading import load_config
+    from d2_maskrcnn.engine.run import Training, evaluate, train
     from d2_maskrcnn.predictor import Predictor
     from d2_maskrcnn.results import Results
 
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
 _LAZY = {
     "Predictor": "d2_maskrcnn.predictor",
     "Results": "d2_maskrcnn.results",
+    "Training": "d2_maskrcnn.engine.run",
     "add_d2_maskrcnn_config": "d2_maskrcnn.config.keys",
+    "evaluate": "d2_maskrcnn.engine.run",
     "load_config": "d2_maskrcnn.config.loading",
     "save_weights": "d2_maskrcnn.checkpoint",
+    "train": "d2_maskrcnn.engine.run",
 }
 _SUBPACKAGES = ("config", "modeling")
 
@@ -33,12 +37,15 @@ __all__ = [
     "EngineInfo",
     "Predictor",
     "Results",
+    "Training",
     "UserError",
     "__version__",
     "add_d2_maskrcnn_config",
     "engine_info",
+    "evaluate",
     "load_config",
     "save_weights",
+    "train",
 ]
 
 choose_engine()

@@ -44,6 +44,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 logger = logging.getLogger(__name__)
+console = logging.getLogger("d2_maskrcnn.console")  # shown on the terminal, see d2_maskrcnn.engine.console
 
 
 class MaskRCNNCheckpointer(DetectionCheckpointer):
@@ -238,14 +239,15 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         return report
 
     def _log_report(self, report: LoadReport) -> None:
-        fine = not report.wrong_shape and (report.is_complete or report.is_backbone_only)
-        self.logger.log(logging.INFO if fine else logging.WARNING, "%s", report)
-        if (change := class_change(report)) is not None:
-            self.logger.warning(
-                "The file has %d classes, the model %d (MODEL.ROI_HEADS.NUM_CLASSES): the layers that depend on the "
-                "number of classes keep their initial values. Fine-tuning may start so; an evaluation may not.",
-                *change,
-            )
+        self.logger.info("%s", report)
+        if (change := class_change(report)) is not None and not report.missing:
+            console.info(
+                "Fine-tuning from %d classes to %d: %d tensors are loaded, the %d that depend on the number of classes "
+                "start from random values.",
+                *change, len(report.loaded), len(report.wrong_shape),
+            )  # fmt: skip
+        elif report.wrong_shape or not (report.is_complete or report.is_backbone_only):
+            self.logger.warning("%s", report.summary())
         if report.bad_values:
             self.logger.warning(
                 "%s: training from these values will probably fail: %s", report.path, report.describe_bad_values()

@@ -43,9 +43,13 @@ def scalars(folder):
 def test_train_then_evaluate(repo_dir, tiny_opts, tmp_path):
     out = tmp_path / "out"
     result = run(repo_dir, *tiny_opts)
-    log = result.stdout + result.stderr
-    assert re.search(r"eta: .*total_loss: .*lr: ", log), log[-2000:]
-    assert "Engine: " in log
+    lines = result.stdout.splitlines()
+    assert re.search(r"epoch 1\.0/1\.0  iteration 6/6  eta: .*total_loss: .*lr: ", result.stdout), lines
+    assert lines[0].startswith("d2_maskrcnn ") and " engine " in lines[0]
+    assert any(line.split()[:2] == ["masks", str(round(scalars(out)[-1]["segm/AP"], 1))] for line in lines), lines
+    assert len(lines) < 30, lines
+    log = (out / "log.txt").read_text()
+    assert "Environment:" in log and "copypaste" in log and all(line in log for line in lines)
     assert sorted(p.name for p in out.glob("model_*.pth"))[-1] == "model_final.pth"
     assert (out / "last_checkpoint").read_text().strip() == "model_final.pth"
     assert (out / "config.yaml").is_file() and list(out.glob("events.out.tfevents.*"))
@@ -166,7 +170,7 @@ def test_a_folder_in_use_is_refused(repo_dir, tiny_opts, tmp_path):
 def test_a_closed_stdout_stops_quietly(repo_dir, tiny_opts, tmp_path):
     opts = [*tiny_opts, "SOLVER.MAX_ITER", "100000", "D2_MASKRCNN.LOG_PERIOD", "1", "DATASETS.TEST", "()"]
     with start(repo_dir, *opts, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while "iter: 2" not in process.stdout.readline():
+        while "iteration 3/" not in process.stdout.readline():
             assert process.poll() is None
         process.stdout.close()
         errors = process.stderr.read()

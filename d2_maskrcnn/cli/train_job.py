@@ -1,21 +1,22 @@
 """Train or evaluate in all processes of a job: the work of ``d2-maskrcnn train`` and ``eval``."""
 
 import argparse
-import logging
+import contextlib
 from pathlib import Path
-from typing import Any
 
-from d2_maskrcnn.engine import Trainer, build_checkpointer, draw_test_sets, launch, setup, under_torchrun
+from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.engine import launch, under_torchrun
+from d2_maskrcnn.engine.automatic import SCRATCH, TrainingOptions
 from d2_maskrcnn.engine.launch import check_processes
-from d2_maskrcnn.engine.output_dir import unlock_output_dir
-from d2_maskrcnn.errors import UserError, warn_on_failure
-from d2_maskrcnn.evaluation.evaluator import write_results
+from d2_maskrcnn.engine.run import evaluate_config, train_config, train_planned
+from d2_maskrcnn.engine.setup import prepared
+from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.training import inspection_hooks
-from d2_maskrcnn.modeling.precision import set_precision
+from d2_maskrcnn.weights.resume import find_checkpoints
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-logger = logging.getLogger(__name__)
+PLANNED = ("val", "epochs", "batch_size", "image_size")  # options that need --data
 
 
 def run(args: argparse.Namespace) -> None:
@@ -41,61 +42,63 @@ def run(args: argparse.Namespace) -> None:
 
 def main(args: argparse.Namespace) -> None:
     """Train or evaluate in one process of the job."""
-    cfg = setup(args)
+    if args.eval_only:
+        _evaluate(load_config(args.config_file, args.opts), args.resume)
+        return
     try:
-        (evaluate if args.eval_only else train)(cfg, resume=args.resume)
-    finally:
-        unlock_output_dir(cfg.OUTPUT_DIR)
-
-
-def train(cfg: CfgNode, resume: bool) -> None:
-    """Train the model of a config from its weights or, with ``resume``, from the last checkpoint of ``OUTPUT_DIR``.
-
-    Raises:
-        UserError: ``OUTPUT_DIR`` contains a training that would be overwritten without ``resume``.
-    """
-    trainer = Trainer(cfg, report_hooks=inspection_hooks(cfg))
-    if trainer.checkpointer.has_checkpoint() and not resume:
-        raise UserError(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR} already contains a training ({trainer.checkpointer.get_checkpoint_file()}): "
-            "add --resume to continue it, or choose another OUTPUT_DIR."
-        )
-    trainer.resume_or_load(resume=resume)
-    try:
-        trainer.train()
+        _train(args)
     except SystemExit:
-        logger.info("Start the same command with --resume to continue.")
+        with contextlib.suppress(OSError):  # the terminal has gone
+            if comm.is_main_process():
+                print("Start the same command with --resume to continue.", flush=True)
         raise
 
 
-def evaluate(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """Evaluate ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR`` on ``DATASETS.TEST``.
+def _train(args: argparse.Namespace) -> None:
+    if args.data:
+        options = _options(args)
+        _refuse_overwriting(options.output_dir(), args.resume)
+        train_planned(options, args.resume, inspection_hooks)
+        return
+    given = [name for name in PLANNED if getattr(args, name) is not None]
+    if given:
+        flag = given[0].replace("_", "-")
+        raise UserError(f"--{flag} needs --data; with --config-file, set the config's keys, such as SOLVER.MAX_ITER.")
+    keys = [] if args.weights is None else ["MODEL.WEIGHTS", "" if args.weights == SCRATCH else args.weights]
+    keys += [] if args.output is None else ["OUTPUT_DIR", args.output]
+    cfg = load_config(args.config_file, [*keys, *args.opts])
+    _refuse_overwriting(cfg.OUTPUT_DIR, args.resume)
+    train_config(cfg, args.resume, inspection_hooks)
 
-    The numbers are also written to ``OUTPUT_DIR/inference/results.json``.
 
-    Returns:
-        What :meth:`Trainer.test` returns, under ``tta`` also with test-time augmentation if ``TEST.AUG.ENABLED``.
-
-    Raises:
-        UserError: there are no weights, or they do not fill the whole model.
-    """
-    model = Trainer.build_model(cfg)
-    checkpointer = build_checkpointer(cfg, model)
-    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+def _refuse_overwriting(folder: str, resume: bool) -> None:
+    existing = next((path for path in find_checkpoints(folder) if Path(path).is_file()), None)
+    if existing and not resume:
         raise UserError(
-            "--eval-only needs weights: add MODEL.WEIGHTS path/to/model.pth, or --resume for the last checkpoint of "
+            f"OUTPUT_DIR {folder} already contains a training ({existing}): add --resume to continue it, or choose "
+            "another OUTPUT_DIR."
+        )
+
+
+def _evaluate(cfg: CfgNode, resume: bool) -> None:
+    if not cfg.MODEL.WEIGHTS and not resume:
+        raise UserError(
+            "An evaluation needs weights: add MODEL.WEIGHTS path/to/model.pth, or --resume for the last checkpoint of "
             f"OUTPUT_DIR ({cfg.OUTPUT_DIR})."
         )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    checkpointer.check_evaluable()
-    set_precision(model.eval(), cfg.D2_MASKRCNN.INFERENCE.PRECISION)
-    results = Trainer.test(cfg, model)
-    if cfg.TEST.AUG.ENABLED:
-        results = {**results, "tta": Trainer.test_with_augmentation(cfg, model)}
-    if comm.is_main_process():
-        path = Path(cfg.OUTPUT_DIR) / "inference" / "results.json"
-        write_results(results, path)
-        logger.info("Results are in %s", path)
-        with warn_on_failure("drawing predictions"):
-            draw_test_sets(cfg, model)
-    return results
+    with prepared(cfg, train=False):
+        evaluate_config(cfg, resume)
+
+
+def _options(args: argparse.Namespace) -> TrainingOptions:
+    return TrainingOptions(
+        data=args.data,
+        val=args.val,
+        config=args.config_file or None,
+        weights=args.weights,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        image_size=args.image_size,
+        output=args.output,
+        overrides=tuple(args.opts),
+    )

@@ -1,72 +1,64 @@
-"""Turn command-line arguments into a checked, frozen config, register its datasets and set up logging."""
+"""Check a config and everything that a training or an evaluation starts from, lock ``OUTPUT_DIR`` and start the log."""
 
-import argparse
-import contextlib
 import logging
+import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from d2_maskrcnn._bootstrap import engine_info
-from d2_maskrcnn.config.loading import check_components, load_config
+from d2_maskrcnn.config.loading import check_components
 from d2_maskrcnn.config.validation import check_values
 from d2_maskrcnn.data import check_datasets, register_own_data
-from d2_maskrcnn.engine.output_dir import check_output_dir, lock_output_dir
+from d2_maskrcnn.engine.console import logging_to
+from d2_maskrcnn.engine.output_dir import check_output_dir, locked_output_dir
 from d2_maskrcnn.weights.atomic import atomic_write_text
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
 
 logger = logging.getLogger(__name__)
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Read and check everything that a training or an evaluation starts from, and lock ``OUTPUT_DIR``.
+@contextmanager
+def prepared(cfg: CfgNode, *, train: bool) -> Iterator[None]:
+    """Check what a training or an evaluation starts from; inside the context ``OUTPUT_DIR`` is locked and logged to.
+
+    Environment and config are logged to the file only, the generators are seeded with ``SEED`` plus the rank, and
+    ``OUTPUT_DIR/config.yaml`` is written; an evaluation does not replace the file of a training.
 
     Args:
-        args: ``config_file``, ``opts`` and ``eval_only``, from Detectron2's ``default_argument_parser``.
-
-    Returns:
-        The frozen config, which is also written to ``OUTPUT_DIR/config.yaml``; an evaluation does not replace the file
-        of a training.
+        cfg: the config; its own data is registered, and it is frozen.
+        train: whether ``DATASETS.TRAIN`` is used.
 
     Raises:
         UserError: a config key, a file or a dataset is invalid, or another process uses ``OUTPUT_DIR``.
     """
-    cfg = load_config(args.config_file, args.opts)
+    _check(cfg)
+    with locked_output_dir(cfg.OUTPUT_DIR), logging_to(cfg.OUTPUT_DIR):
+        check_datasets(cfg, train=train)
+        cfg.freeze()
+        logger.info("Command: %s", " ".join(sys.argv))
+        logger.info("Environment:\n%s", collect_env_info())
+        logger.info("Config:\n%s", cfg.dump())
+        path = Path(cfg.OUTPUT_DIR) / "config.yaml"
+        if comm.is_main_process() and (train or not path.is_file()):
+            atomic_write_text(path, cfg.dump())
+        seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+        torch.backends.cudnn.benchmark = train and cfg.CUDNN_BENCHMARK
+        if cfg.get("FLOAT32_PRECISION") and torch.cuda.is_available():
+            torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+            torch.backends.cudnn.allow_tf32 = cfg.FLOAT32_PRECISION != "highest"
+        yield
+
+
+def _check(cfg: CfgNode) -> None:
+    """Check the values of a config, register its own data, and create ``OUTPUT_DIR``."""
     check_components(cfg)
     register_own_data(cfg)
-    moved_to_cpu = _use_cpu_without_gpu(cfg)
+    if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"  # shown by show_platform
     check_values(cfg)
     check_output_dir(cfg.OUTPUT_DIR)
-    lock_output_dir(cfg.OUTPUT_DIR)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="d2_maskrcnn", abbrev_name="d2m")
-    check_datasets(cfg, train=not args.eval_only)
-    cfg.freeze()
-    with _kept_file(Path(cfg.OUTPUT_DIR) / "config.yaml") if args.eval_only else nullcontext():
-        default_setup(cfg, args)
-    logger.info("Engine: %s", engine_info())
-    if moved_to_cpu:
-        logger.warning("MODEL.DEVICE is cuda, but this machine has no CUDA device: using the CPU, which is slow.")
-    return cfg
-
-
-def _use_cpu_without_gpu(cfg: CfgNode) -> bool:
-    if str(cfg.MODEL.DEVICE).startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def _kept_file(path: Path) -> Iterator[None]:
-    """Restore the content of ``path``, if it exists, after the ``with`` block."""
-    content = path.read_text() if path.is_file() else None
-    try:
-        yield
-    finally:
-        if content is not None and comm.is_main_process():
-            atomic_write_text(path, content)

@@ -15,6 +15,7 @@ from d2_maskrcnn.checkpoint import build_checkpointer
 from d2_maskrcnn.config.validation import check_values, warn_ignored_keys
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
 from d2_maskrcnn.distributed import distribute
+from d2_maskrcnn.engine.console import ShowProgress, is_active, show_results
 from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint
 from d2_maskrcnn.engine.hooks.early_stopping import EarlyStopping, SaveCheckpoints
 from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage, with_average
@@ -124,6 +125,7 @@ class Trainer(DefaultTrainer):
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
+            Tolerant(ShowProgress(cfg, self.images_in_epoch)) if is_active() else None,
             self._build_precise_bn_hook() if cfg.TEST.PRECISE_BN.ENABLED else None,
             UpdateAverage(self.average) if self.average else None,
             Evaluate(self.evaluate) if evaluates else None,
@@ -162,6 +164,9 @@ class Trainer(DefaultTrainer):
         test_average = functools.partial(self.test, self.cfg, self.model, folder="inference_ema")
         results |= with_average(self.average, lambda: {**test_average(), **self._validation()})
         self.checkpointer.metrics = finite_numbers(results)
+        if is_active():
+            epochs = (self.iter + 1) * self.cfg.SOLVER.IMS_PER_BATCH / self.images_in_epoch
+            show_results(results, f"Evaluation after epoch {epochs:.3g} (iteration {self.iter + 1})")
         return results
 
     def _evaluate_augmented(self) -> dict[str, Any]:
@@ -289,8 +294,13 @@ class Trainer(DefaultTrainer):
     @functools.cached_property
     def run_description(self) -> dict[str, str]:
         """What this training depends on beside its config; stored in checkpoints and compared when they are resumed."""
+        return describe_run(self.cfg, self.images_in_epoch, comm.get_world_size())
+
+    @property
+    def images_in_epoch(self) -> int:
+        """Number of training images, at least 1."""
         records: Any = self.train_loader.records
-        return describe_run(self.cfg, len(records), comm.get_world_size())
+        return max(len(records), 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the training state beside the weights: iteration, hooks, optimizer, seeds and description."""

@@ -82,6 +82,14 @@ class LoadReport:
             lines.append(f"  note: {self.note}")
         return "\n".join(lines)
 
+    def summary(self) -> str:
+        """Return one line: how many tensors are loaded, and how many are not."""
+        missing, wrong, unused = len(self.missing), len(self.wrong_shape), len(self.unexpected)
+        parts = {"are not in the file": missing, "have another shape there": wrong, "in the file are unused": unused}
+        counts = "".join(f", {count} {what}" for what, count in parts.items() if count)
+        total = len(self.loaded) + missing + wrong
+        return f"{self.path}: {len(self.loaded)} of the model's {total} tensors loaded{counts}"
+
     def describe_bad_values(self) -> str:
         """Return the number of tensors in ``bad_values`` and the first three of them."""
         more = f" and {len(self.bad_values) - 3} more" if len(self.bad_values) > 3 else ""

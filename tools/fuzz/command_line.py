@@ -1,6 +1,5 @@
 """Command lines of demo.py, the inspection and train_net.py, with odd, missing and contradictory arguments."""
 
-import argparse
 import json
 import random
 from pathlib import Path
@@ -11,9 +10,10 @@ from PIL import Image
 
 from d2_maskrcnn.cli import demo, inspect, train
 from d2_maskrcnn.cli.main import build_parser
-from d2_maskrcnn.engine import Trainer, setup
+from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.engine import Trainer
 from d2_maskrcnn.engine.launch import check_processes
-from d2_maskrcnn.engine.output_dir import unlock_output_dir
+from d2_maskrcnn.engine.setup import prepared
 from tools.fuzz import tiny, videos
 from tools.fuzz.harness import Input, expect
 
@@ -106,6 +106,5 @@ def _train(rng: random.Random, odd: list[str], opts: list[str], shared: Path, fo
     args = build_parser(train, "train_net.py").parse_args(["--config-file", tiny.CONFIG, *odd, *opts])
     check_processes(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url)
     expect(1 <= args.num_gpus <= 1024 and args.num_machines <= 65536, f"{args.num_gpus} processes")
-    cfg = setup(argparse.Namespace(**{**vars(args), "eval_only": rng.random() < 0.3}))
-    unlock_output_dir(cfg.OUTPUT_DIR)
-    expect((folder / "out" / "config.yaml").is_file(), "no config.yaml was written")
+    with prepared(load_config(args.config_file, args.opts), train=rng.random() >= 0.3):
+        expect((folder / "out" / "config.yaml").is_file(), "no config.yaml was written")

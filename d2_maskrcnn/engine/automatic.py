@@ -1,0 +1,208 @@
+"""Write the config of a training from a dataset alone: find the data, the weights and the schedule."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from d2_maskrcnn._version import __version__
+from d2_maskrcnn.config.keys import add_d2_maskrcnn_config, get_value
+from d2_maskrcnn.config.loading import load_config, parse_config
+from d2_maskrcnn.config.validation import leaves
+from d2_maskrcnn.data import check_datasets, dataset_records, register_own_data
+from d2_maskrcnn.data.discovery import FoundData, find_training_data
+from d2_maskrcnn.engine.console import console
+from d2_maskrcnn.engine.planning import FROM_SCRATCH, DataSummary, plan_training, summarize
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.weights.atomic import atomic_write_text
+from d2_maskrcnn.weights.download import cached_path, fetch_weights
+from d2_maskrcnn.weights.readers import read_weights
+from d2_maskrcnn.weights.resume import stored_metadata
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+
+CONFIG = "mrcnn_R101"
+# Tried in this order where no weights are named.
+PRETRAINED = {
+    "COCO": "detectron2://COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x/138205316/model_final_a3ec72.pkl",
+    "ImageNet": "detectron2://ImageNetPretrained/MSRA/R-101.pkl",
+}
+SCRATCH = "scratch"
+MAX_NAMES = 8  # class names that are shown
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What a planned training starts from; see :func:`d2_maskrcnn.engine.run.train`."""
+
+    data: str | Path
+    val: str | Path | None = None
+    config: str | Path | None = None
+    weights: str | None = None
+    epochs: float | None = None
+    batch_size: int | None = None
+    image_size: int | None = None
+    output: str | Path | None = None
+    overrides: Sequence[Any] = ()
+
+    def output_dir(self) -> str:
+        """Return ``output``, else ``OUTPUT_DIR`` of the overrides, else ``output/<name of the data>``."""
+        pairs = dict(zip(map(str, self.overrides[::2]), self.overrides[1::2], strict=False))
+        path = Path(self.data).expanduser()
+        default = Path("output") / (path.stem if path.is_file() else path.resolve().name)
+        return str(Path(str(self.output or pairs.get("OUTPUT_DIR") or default)).expanduser())
+
+
+def write_plan(options: TrainingOptions, path: Path) -> None:
+    """Plan a training, show the plan, and write it as a config.
+
+    Args:
+        options: what is wanted.
+        path: the new config file; split data is written to the folder ``data`` beside it.
+
+    Raises:
+        UserError: the data, the config or the weights cannot be used.
+    """
+    data = find_training_data(options.data, path.parent / "data", options.val)
+    cfg, given, is_default = _base_config(options)
+    names = _use_data(cfg, data)
+    summaries = [summarize(dataset_records(each)) for each in (cfg.DATASETS.TRAIN[0], cfg.DATASETS.TEST[0])]
+    for line in describe_data(dict(zip(("train", "val"), summaries, strict=True)), names, data):
+        console.info("%s", line)
+    from_scratch = not cfg.MODEL.WEIGHTS
+    if from_scratch and is_default:
+        cfg.merge_from_list([item for pair in FROM_SCRATCH.items() if pair[0] not in given for item in pair])
+    plan = plan_training(
+        cfg,
+        *summaries,
+        given=given,
+        epochs=options.epochs,
+        from_scratch=from_scratch,
+        processes=comm.get_world_size(),
+    )
+    cfg.merge_from_list([item for pair in plan.settings.items() for item in pair])
+    console.info("Plan, written to %s, where it can be edited:", path)
+    for line in (f"{'weights':12}{cfg.MODEL.WEIGHTS or 'random'}", *plan.lines):
+        console.info("  %s", line)
+    atomic_write_text(path, f"# Training on {options.data}, planned by d2_maskrcnn {__version__}.\n" + _changes(cfg))
+
+
+def _base_config(options: TrainingOptions) -> tuple[CfgNode, set[str], bool]:
+    """Return the config before planning, the keys whose values are wanted, and whether it is the default model."""
+    overrides, given = list(map(str, options.overrides)), set(map(str, options.overrides[::2]))
+    stored = None
+    if options.config is None and options.weights not in (None, SCRATCH):
+        stored = stored_metadata(read_weights(fetch_weights(str(options.weights)), copy_states=())).get("config")
+
+    def load(opts: Sequence[str]) -> CfgNode:
+        if isinstance(stored, str):
+            return parse_config(stored, f"The config stored in {options.weights}", opts)
+        return load_config(str(options.config or CONFIG), opts)
+
+    cfg, is_default = load(overrides), options.config is None and not isinstance(stored, str)
+    if not cfg.D2_MASKRCNN.SOLVER.REFERENCE_BATCH and "SOLVER.BASE_LR" not in given:
+        cfg.D2_MASKRCNN.SOLVER.REFERENCE_BATCH = load(()).SOLVER.IMS_PER_BATCH  # which the rate belongs to
+    if options.batch_size is not None:
+        given.add("SOLVER.IMS_PER_BATCH")
+        cfg.SOLVER.IMS_PER_BATCH = options.batch_size
+    if options.image_size is not None:
+        _set_image_size(cfg, options.image_size, given)
+    cfg.MODEL.WEIGHTS = _weights(options, cfg, given, is_default)
+    return cfg, given, is_default
+
+
+def _set_image_size(cfg: CfgNode, size: int, given: set[str]) -> None:
+    """Scale all sizes of resized images so that the shorter side has ``size`` pixels in evaluations."""
+    scale = size / (cfg.INPUT.MIN_SIZE_TEST or max(cfg.INPUT.MIN_SIZE_TRAIN))
+    values = {
+        "INPUT.MIN_SIZE_TRAIN": tuple(round(each * scale) for each in cfg.INPUT.MIN_SIZE_TRAIN),
+        "INPUT.MAX_SIZE_TRAIN": round(cfg.INPUT.MAX_SIZE_TRAIN * scale),
+        "INPUT.MIN_SIZE_TEST": size,
+        "INPUT.MAX_SIZE_TEST": round(cfg.INPUT.MAX_SIZE_TEST * scale),
+    }
+    cfg.merge_from_list([item for pair in values.items() if pair[0] not in given for item in pair])
+
+
+def _weights(options: TrainingOptions, cfg: CfgNode, given: set[str], is_default: bool) -> str:
+    """Return the weights to start from: those that are named, else the first of ``PRETRAINED`` that can be had."""
+    if options.weights is not None:
+        return "" if options.weights == SCRATCH else str(options.weights)
+    if "MODEL.WEIGHTS" in given or not is_default:
+        return str(cfg.MODEL.WEIGHTS)
+    for name, address in PRETRAINED.items():
+        if not cached_path(address).is_file():
+            console.info("Downloading weights trained on %s to %s", name, cached_path(address))
+        try:
+            fetch_weights(address)
+            return address
+        except UserError as error:
+            logger.info("%s", error)
+    console.warning(
+        "No weights could be downloaded (log.txt says why): training from random weights, which needs more images and "
+        "time. Give a weight file, or put the one trained on COCO there by other means."
+    )
+    return ""
+
+
+def _use_data(cfg: CfgNode, data: FoundData) -> list[str]:
+    """Put the data into the config and check it; return the class names."""
+    node = cfg.D2_MASKRCNN.DATA
+    node.TRAIN_JSON, node.TRAIN_IMAGES = str(data.train_json.resolve()), str(data.train_images.resolve())
+    node.VAL_JSON, node.VAL_IMAGES = str(data.val_json.resolve()), str(data.val_images.resolve())
+    register_own_data(cfg)
+    dataset_records(cfg.DATASETS.TRAIN[0])  # sets the class names
+    names = list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
+    wanted, cfg.INPUT.MASK_FORMAT = cfg.INPUT.MASK_FORMAT, "bitmask"  # the plan chooses the format
+    check_datasets(cfg)
+    cfg.INPUT.MASK_FORMAT = wanted
+    return names
+
+
+def describe_data(
+    summaries: Mapping[str, DataSummary], names: Sequence[str] = (), data: FoundData | None = None
+) -> list[str]:
+    """Describe datasets in one line each, and their classes in another."""
+    files = {"train": data.train_json, "val": data.val_json} if data else {}
+    lines = []
+    for name, each in summaries.items():
+        masks = "RLE masks" if each.uses_rle else "polygons"
+        where = f"  {files[name]}" if name in files else ""
+        lines.append(f"{name:6} {each.images:,} images, {each.objects:,} objects with {masks}{where}")
+    if data and data.note:
+        lines[-1] += f" ({data.note})"
+    if names:
+        more = f", ... ({len(names)} classes)" if len(names) > MAX_NAMES else ""
+        lines.append(f"classes {', '.join(names[:MAX_NAMES])}{more}")
+    return lines
+
+
+def _changes(cfg: CfgNode) -> str:
+    """Return the values of a config that differ from the defaults, as YAML."""
+    defaults = get_cfg()
+    add_d2_maskrcnn_config(defaults)
+    changed: dict[str, Any] = {}
+    for key, value in leaves(cfg):
+        if key != "OUTPUT_DIR" and value != get_value(defaults, key):
+            *path, name = key.split(".")
+            node = changed
+            for part in path:
+                node = node.setdefault(part, {})
+            node[name] = value
+    text: str = yaml.dump(yaml.safe_load(CfgNode(changed).dump()), Dumper=_PlanDumper, sort_keys=False, width=120)
+    return text
+
+
+class _PlanDumper(yaml.SafeDumper):
+    """Write lists on one line."""
+
+
+_PlanDumper.add_representer(
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+)

@@ -1,0 +1,259 @@
+"""Plan a training from the number of images, the batch size and the sizes of the objects."""
+
+import math
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from d2_maskrcnn.config.keys import get_value
+from detectron2.config import CfgNode
+
+SEEN_IMAGES = 4000  # images that fine-tuning sees at least, however small the dataset is
+SEEN_FROM_SCRATCH = 20_000
+EPOCHS = (12, 100)  # fewest and most of fine-tuning; 12 is the model zoo's 1x schedule
+EPOCHS_FROM_SCRATCH = (36, 300)
+EVALUATIONS = 20
+CHECKPOINTS = 4
+STEPS = (0.75, 0.92)  # shares of the training after which the learning rate falls, about those of the zoo's 3x schedule
+WARMUP = 1000  # iterations at most
+MEMORY_PER_IMAGE = 5.0  # GiB of a GPU: ResNet101-FPN, training images of 800x1333 pixels
+OUTLIERS = 0.05  # share of objects that may be out of the anchors' range
+# A model that starts from random weights: group norm and AdamW train with small batches, and nothing is frozen.
+FROM_SCRATCH = {
+    "MODEL.BACKBONE.FREEZE_AT": 0,
+    "MODEL.RESNETS.NORM": "GN",
+    "MODEL.FPN.NORM": "GN",
+    "D2_MASKRCNN.RESNETS.ZERO_INIT_RESIDUAL": True,
+    "D2_MASKRCNN.SOLVER.OPTIMIZER": "AdamW",
+    "SOLVER.BASE_LR": 0.0002,
+    "SOLVER.WEIGHT_DECAY": 0.05,
+}
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What a plan needs to know of a dataset.
+
+    Attributes:
+        images: number of images.
+        images_with_objects: number of images with objects that are not crowds.
+        objects: number of objects that are not crowds.
+        most_objects: largest number of objects in an image.
+        uses_rle: whether an object has an RLE mask instead of polygons.
+        sides: (objects,) square root of the area of each box, in pixels of an image whose shorter side is 1 pixel.
+        longest: (objects,) ratio of longer to shorter side of the object's image.
+    """
+
+    images: int
+    images_with_objects: int
+    objects: int
+    most_objects: int
+    uses_rle: bool
+    sides: np.ndarray
+    longest: np.ndarray
+
+
+def summarize(records: Sequence[Mapping[str, Any]]) -> DataSummary:
+    """Summarize a dataset in Detectron2's standard format."""
+    counts, sides, longest, uses_rle = [], [], [], False
+    for index in range(len(records)):
+        record = records[index]
+        objects = [each for each in record.get("annotations", ()) if not each.get("iscrowd")]
+        counts.append(len(objects))
+        short, long = sorted((record["height"], record["width"]))
+        for each in objects:
+            uses_rle = uses_rle or isinstance(each.get("segmentation"), dict)
+            sides.append(math.sqrt(max(each["bbox"][2] * each["bbox"][3], 0)) / max(short, 1))
+            longest.append(long / max(short, 1))
+    with_objects = sum(count > 0 for count in counts)
+    arrays = np.array(sides, dtype=np.float64), np.array(longest, dtype=np.float64)
+    return DataSummary(len(counts), with_objects, sum(counts), max(counts, default=0), uses_rle, *arrays)
+
+
+@dataclass
+class Plan:
+    """A planned training.
+
+    Attributes:
+        settings: config keys and values.
+        lines: the plan in words, one line each.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+
+def plan_training(
+    cfg: CfgNode,
+    train: DataSummary,
+    val: DataSummary,
+    *,
+    given: Collection[str] = (),
+    epochs: float | None = None,
+    from_scratch: bool = False,
+    processes: int = 1,
+) -> Plan:
+    """Plan a training.
+
+    Args:
+        cfg: model, optimizer and learning rate to start from; not changed. ``SOLVER.BASE_LR`` belongs to its
+            ``SOLVER.IMS_PER_BATCH`` and is scaled: linearly for SGD, by the square root for AdamW.
+        train, val: the data.
+        given: keys of ``cfg`` whose values are wanted, and are not planned.
+        epochs: passes over the training images; None for a number by the size of the data.
+        from_scratch: whether the model starts from random weights, which takes longer.
+        processes: number of processes.
+    """
+    planner = _Planner(cfg, given)
+    images = max(train.images_with_objects if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else train.images, 1)
+    planner.plan_batch(images, processes)
+    planner.plan_schedule(images, val.images, epochs, from_scratch)
+    planner.plan_objects(train, val, from_scratch)
+    planner.put("DATALOADER.NUM_WORKERS", _workers(planner.get("MODEL.DEVICE"), processes))
+    return planner.plan
+
+
+class _Planner:
+    """Collect the settings of a plan over a config."""
+
+    def __init__(self, cfg: CfgNode, given: Collection[str]) -> None:
+        self.cfg, self.given, self.plan = cfg, set(given), Plan()
+
+    def get(self, key: str) -> Any:
+        return self.plan.settings.get(key, get_value(self.cfg, key))
+
+    def put(self, key: str, value: Any) -> None:
+        if key not in self.given:
+            self.plan.settings[key] = value
+
+    def say(self, name: str, text: str) -> None:
+        self.plan.lines.append(f"{name:12}{text}")
+
+    def plan_batch(self, images: int, processes: int) -> None:
+        reference = self.cfg.D2_MASKRCNN.SOLVER.REFERENCE_BATCH or self.cfg.SOLVER.IMS_PER_BATCH
+        batch = _batch_per_process(self.get("MODEL.DEVICE")) * processes
+        self.put("SOLVER.IMS_PER_BATCH", max(min(batch, images // processes * processes), processes))
+        share = self.get("SOLVER.IMS_PER_BATCH") / reference
+        if self.get("D2_MASKRCNN.SOLVER.OPTIMIZER") == "AdamW":
+            share = math.sqrt(share)
+        if "SOLVER.BASE_LR" not in self.given:
+            self.put("SOLVER.BASE_LR", float(f"{self.cfg.SOLVER.BASE_LR * share:.3g}"))
+            self.put("D2_MASKRCNN.SOLVER.REFERENCE_BATCH", 0)
+
+    def plan_schedule(self, images: int, val_images: int, epochs: float | None, from_scratch: bool) -> None:
+        per_epoch = images / self.get("SOLVER.IMS_PER_BATCH")
+        if epochs is None:
+            seen = SEEN_FROM_SCRATCH if from_scratch else SEEN_IMAGES
+            fewest, most = EPOCHS_FROM_SCRATCH if from_scratch else EPOCHS
+            epochs = min(max(seen / images, fewest), most)
+        self.put("SOLVER.MAX_ITER", max(math.ceil(epochs * per_epoch), 1))
+        total = self.get("SOLVER.MAX_ITER")
+        # At most EVALUATIONS, and none more often than after as many training images as it has validation images.
+        period = max(math.ceil(total / EVALUATIONS), math.ceil(val_images / images * per_epoch), 1)
+        self.put("TEST.EVAL_PERIOD", min(_whole_epochs(period, per_epoch), total))
+        self.put("SOLVER.CHECKPOINT_PERIOD", max(self.get("TEST.EVAL_PERIOD"), math.ceil(total / CHECKPOINTS)))
+        self.put("SOLVER.WARMUP_ITERS", min(WARMUP, total // 10))
+        self.put("SOLVER.STEPS", tuple(sorted({step for share in STEPS if (step := int(share * total)) > 0})))
+        self.put("D2_MASKRCNN.LOG_PERIOD", min(20, math.ceil(total / 20)))
+        evaluations = total // self.get("TEST.EVAL_PERIOD")
+        self.put("D2_MASKRCNN.EARLY_STOPPING.PATIENCE", max(5, math.ceil(evaluations / 3)))
+        self._say_schedule(total, per_epoch)
+
+    def _say_schedule(self, total: int, per_epoch: float) -> None:
+        batch, period = self.get("SOLVER.IMS_PER_BATCH"), self.get("TEST.EVAL_PERIOD")
+        is_stepped = self.get("SOLVER.LR_SCHEDULER_NAME") == "WarmupMultiStepLR"
+        steps = ", ".join(f"{step:,}" for step in self.get("SOLVER.STEPS"))
+        name, patience = self.get("D2_MASKRCNN.BEST_CHECKPOINT.METRIC"), self.get("D2_MASKRCNN.EARLY_STOPPING.PATIENCE")
+        self.say("epochs", f"{total / per_epoch:.4g} ({total:,} iterations with batches of {batch})")
+        self.say(
+            "rate",
+            f"{self.get('SOLVER.BASE_LR'):.3g} ({self.get('D2_MASKRCNN.SOLVER.OPTIMIZER')}), warm-up over "
+            f"{self.get('SOLVER.WARMUP_ITERS'):,} iterations, "
+            + (f"lower after {steps}" if is_stepped else f"then {self.get('SOLVER.LR_SCHEDULER_NAME')}"),
+        )
+        self.say(
+            "evaluation",
+            f"every {_short(period / per_epoch)} epochs ({period:,} iterations); the best {name} is kept; stops after "
+            f"{patience} evaluations without a better one" if patience else f"every {period:,} iterations",
+        )  # fmt: skip
+        self.say("checkpoints", f"every {self.get('SOLVER.CHECKPOINT_PERIOD'):,} iterations")
+
+    def plan_objects(self, train: DataSummary, val: DataSummary, from_scratch: bool) -> None:
+        self.put("INPUT.MASK_FORMAT", "bitmask" if train.uses_rle else "polygon")
+        most = max(train.most_objects, val.most_objects)
+        for key in ("TEST.DETECTIONS_PER_IMAGE", "MODEL.RPN.POST_NMS_TOPK_TEST"):
+            if 0 <= self.get(key) < most:
+                self.put(key, math.ceil(1.2 * most / 50) * 50)
+        self.say("detections", f"up to {self.get('TEST.DETECTIONS_PER_IMAGE')} per image; the data has up to {most}")
+        sizes = list(self.get("INPUT.MIN_SIZE_TRAIN"))
+        shown = f"{sizes[0]}" if len(sizes) == 1 else f"{min(sizes)} to {max(sizes)}"
+        self.say("images", f"shorter side {shown} pixels ({self.get('INPUT.MIN_SIZE_TEST')} in evaluations)")
+        self._plan_anchors(train, from_scratch)
+
+    def _plan_anchors(self, train: DataSummary, from_scratch: bool) -> None:
+        short, long = self.get("INPUT.MIN_SIZE_TEST"), self.get("INPUT.MAX_SIZE_TEST")
+        if short == 0 or len(train.sides) == 0:
+            return
+        objects = train.sides * np.minimum(short, long / train.longest)
+        anchors = [size for level in self.get("MODEL.ANCHOR_GENERATOR.SIZES") for size in level]
+        factor = _best_factor(objects, anchors)
+        low, high = np.percentile(objects, (5, 95))
+        objects_text = f"objects {low:.0f} to {high:.0f}"
+        text = f"{min(anchors):.3g} to {max(anchors):.3g} pixels; {objects_text}"
+        if factor == 1:
+            self.say("anchors", f"{text}: they fit")
+            return
+        scaled = [[size * factor for size in level] for level in self.get("MODEL.ANCHOR_GENERATOR.SIZES")]
+        if from_scratch and "MODEL.ANCHOR_GENERATOR.SIZES" not in self.given:
+            self.put("MODEL.ANCHOR_GENERATOR.SIZES", scaled)
+            self.say(
+                "anchors",
+                f"{min(anchors) * factor:.3g} to {max(anchors) * factor:.3g} pixels; {objects_text}",
+            )
+        else:
+            share = 100 * _out_of_range(objects, anchors)
+            self.say(
+                "anchors",
+                f"{text}: {share:.0f}% do not fit; consider INPUT.MIN_SIZE_* {short / factor:.0f}, or "
+                f"MODEL.ANCHOR_GENERATOR.SIZES {scaled}",
+            )
+
+
+def _batch_per_process(device: str) -> int:
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return 2
+    memory = torch.cuda.get_device_properties(torch.device(device)).total_memory / 2**30
+    return int(min(max(2 ** math.floor(math.log2(max(memory / MEMORY_PER_IMAGE, 1))), 1), 16))
+
+
+def _workers(device: str, processes: int) -> int:
+    """Return the number of loader processes: on a CPU that the model needs, a few; none where there are few cores."""
+    cores = (os.cpu_count() or 1) // processes
+    return min(4, cores - 1) if device.startswith("cuda") else min(2, max(cores // 4, 0))
+
+
+def _whole_epochs(iterations: int, per_epoch: float) -> int:
+    """Round a number of iterations up to whole epochs."""
+    return math.ceil(math.ceil(iterations / per_epoch - 1e-6) * per_epoch)
+
+
+def _short(number: float) -> str:
+    """Return a number with one decimal, without a trailing zero."""
+    return f"{number:.1f}".removesuffix(".0")
+
+
+def _out_of_range(objects: np.ndarray, anchors: Sequence[float]) -> float:
+    """Return the share of objects of less than half of the smallest or more than twice the largest anchor's side."""
+    return float(np.mean((objects < min(anchors) / 2) | (objects > max(anchors) * 2)))
+
+
+def _best_factor(objects: np.ndarray, anchors: Sequence[float]) -> float:
+    """Return the power of two by which anchors have to be scaled to fit the objects; 1 if they do."""
+    if _out_of_range(objects, anchors) <= OUTLIERS:
+        return 1
+    factors = sorted((2.0**power for power in range(-4, 4)), key=lambda factor: abs(math.log2(factor)))
+    return min(factors, key=lambda factor: _out_of_range(objects, [factor * size for size in anchors]))

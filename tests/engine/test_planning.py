@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.engine.planning import plan_training, summarize
+
+
+def records(count, side=100, objects=1, rle=False):
+    """Images of 640x480 with square objects."""
+    mask = {"size": [480, 640], "counts": "x"} if rle else [[0, 0, side, 0, side, side]]
+    annotation = {"bbox": [0, 0, side, side], "segmentation": mask, "category_id": 0}
+    crowd = {**annotation, "iscrowd": 1, "segmentation": {}}
+    return [{"height": 480, "width": 640, "annotations": [annotation] * objects + [crowd]} for _ in range(count)]
+
+
+def plan(train, val=None, opts=(), **options):
+    cfg = load_config("mrcnn_R101", ["MODEL.DEVICE", "cpu", *map(str, opts)])
+    summaries = summarize(train), summarize(val or train[:10])
+    return plan_training(cfg, *summaries, given=opts[::2], **options)
+
+
+def test_summary_of_nothing():
+    summary = summarize([])
+    assert (summary.images, summary.objects, summary.most_objects, len(summary.sides)) == (0, 0, 0, 0)
+
+
+def test_summary():
+    empty = {"height": 10, "width": 10, "annotations": []}
+    summary = summarize([*records(2, side=120, objects=3), empty])
+    assert (summary.images, summary.images_with_objects, summary.objects, summary.most_objects) == (3, 2, 6, 3)
+    assert not summary.uses_rle and summarize(records(1, rle=True)).uses_rle
+    np.testing.assert_allclose(summary.sides, 0.25)
+    np.testing.assert_allclose(summary.longest, 640 / 480)
+
+
+@pytest.mark.parametrize("count", [1, 2, 61, 5000])
+def test_the_schedule_follows_the_number_of_images(count):
+    settings = plan(records(count)).settings
+    batch, total = settings["SOLVER.IMS_PER_BATCH"], settings["SOLVER.MAX_ITER"]
+    assert batch == min(2, count)
+    epochs = total * batch / count
+    assert 12 <= epochs <= 101 and (count > 40 or epochs == pytest.approx(100, abs=1))
+    assert 0 < settings["TEST.EVAL_PERIOD"] <= total and total / settings["TEST.EVAL_PERIOD"] <= 20
+    assert settings["SOLVER.WARMUP_ITERS"] <= total / 10
+    steps = settings["SOLVER.STEPS"]
+    assert list(steps) == sorted(set(steps)) and all(0 < step < total for step in steps)
+    assert settings["SOLVER.CHECKPOINT_PERIOD"] * 4 >= total
+
+
+def test_epochs_and_rates_follow_what_is_given():
+    settings = plan(records(60), opts=["SOLVER.IMS_PER_BATCH", 4], epochs=10).settings
+    assert settings["SOLVER.MAX_ITER"] == 150 and "SOLVER.IMS_PER_BATCH" not in settings
+    wanted = plan(records(60), opts=["SOLVER.MAX_ITER", 40, "SOLVER.BASE_LR", 0.5]).settings
+    assert not {"SOLVER.MAX_ITER", "SOLVER.BASE_LR"} & wanted.keys() and max(wanted["SOLVER.STEPS"]) < 40
+    assert plan(records(60)).settings["SOLVER.BASE_LR"] == pytest.approx(0.02 * 2 / 16)
+    adam = plan(records(60), opts=["D2_MASKRCNN.SOLVER.OPTIMIZER", "AdamW"]).settings
+    assert adam["SOLVER.BASE_LR"] == pytest.approx(0.02 * (2 / 16) ** 0.5, rel=0.01)
+
+
+def test_masks_and_crowded_images():
+    settings = plan(records(20, objects=130, rle=True)).settings
+    assert settings["INPUT.MASK_FORMAT"] == "bitmask" and settings["TEST.DETECTIONS_PER_IMAGE"] == 200
+    assert plan(records(20)).settings["INPUT.MASK_FORMAT"] == "polygon"
+    assert "TEST.DETECTIONS_PER_IMAGE" not in plan(records(20)).settings
+
+
+def test_anchors_are_compared_with_the_objects():
+    """Images are enlarged to 800 pixels, by 5 / 3."""
+    assert any(line.startswith("anchors") and line.endswith("they fit") for line in plan(records(9)).lines)
+    small = plan(records(9, side=6))
+    assert "MODEL.ANCHOR_GENERATOR.SIZES" not in small.settings
+    assert any("100% do not fit; consider INPUT.MIN_SIZE_* 1600" in line for line in small.lines)
+    scratch = plan(records(9, side=6), from_scratch=True)
+    assert scratch.settings["MODEL.ANCHOR_GENERATOR.SIZES"] == [[16], [32], [64], [128], [256]]
+    assert len(scratch.lines) <= 10

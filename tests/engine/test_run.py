@@ -1,0 +1,105 @@
+"""Train and evaluate in one call, with a narrow model on a CPU."""
+
+import contextlib
+import io
+import json
+
+import pytest
+import torch
+import yaml
+
+import d2_maskrcnn
+from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.errors import UserError
+from tests.conftest import NARROW_MODEL
+
+SMALL = [
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50, "MODEL.RPN.POST_NMS_TOPK_TEST", 50, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,
+    "MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "", "DATALOADER.NUM_WORKERS", 0, "SEED", 3,
+    *(item for pair in NARROW_MODEL.items() for item in pair),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_shapes, tmp_path_factory):
+    """A training of one epoch, planned from the data, and what it printed."""
+
+    output = tmp_path_factory.mktemp("run") / "out"
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        result = d2_maskrcnn.train(
+            tiny_shapes, weights="scratch", epochs=1, image_size=64, output=output, overrides=SMALL
+        )
+    return result, printed.getvalue().splitlines()
+
+
+def test_the_result(trained):
+    result, _ = trained
+    assert result.best.name == "model_best.pth" and result.last.name == "model_final.pth"
+    assert result.best.is_file() and result.last.is_file() and result.best.parent == result.output
+    assert {"segm/AP", "bbox/AP", "validation/total_loss"} <= result.metrics.keys()
+    metadata = torch.load(result.last, weights_only=True)["metadata"]
+    assert metadata["thing_classes"] == ["circle", "square", "triangle", "star"]
+    assert metadata["category_ids"] == [1, 2, 3, 4] and metadata["iteration"] == 5
+    assert metadata["metrics"] == result.metrics
+
+
+def test_what_is_printed(trained):
+    result, lines = trained
+    first = next(index for index, line in enumerate(lines) if line.startswith("epoch "))
+    assert first <= 20, lines
+    text = "\n".join(lines)
+    assert "train  12 images" in text and "val    6 images" in text and "classes circle, square, triangle, star" in text
+    assert "epochs      1 (6 iterations with batches of 2)" in text and "Evaluation after epoch 1" in text
+    assert "per iteration: about 0:00:" in text and str(result.output) in lines[-3]
+    assert "copypaste" not in text and "copypaste" in (result.output / "log.txt").read_text()
+
+
+def test_the_plan_is_a_config_that_can_be_edited(trained):
+    result, _ = trained
+    plan = yaml.safe_load((result.output / "plan.yaml").read_text())
+    assert plan["SOLVER"]["MAX_ITER"] == 6 and plan["INPUT"]["MIN_SIZE_TEST"] == 64
+    assert plan["D2_MASKRCNN"]["EARLY_STOPPING"]["PATIENCE"] == 5
+    assert len((result.output / "plan.yaml").read_text().splitlines()) < 100
+    cfg = load_config(str(result.output / "plan.yaml"))
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 4 and cfg.MODEL.RESNETS.RES2_OUT_CHANNELS == 16
+
+
+def test_evaluating_a_checkpoint_alone_gives_its_metrics(trained, tiny_shapes, tmp_path):
+    result, _ = trained
+    stored = {name: value for name, value in result.metrics.items() if not name.startswith("validation/")}
+    found = d2_maskrcnn.evaluate(result.best, output=tmp_path / "a")
+    assert {name: found[name] for name in stored} == pytest.approx(stored)
+    assert (tmp_path / "a" / "inference" / "results.json").is_file()
+    again = d2_maskrcnn.evaluate(result.best, tiny_shapes / "annotations" / "instances_val.json", output=tmp_path / "b")
+    assert again == pytest.approx(found, nan_ok=True)
+
+
+def test_fine_tuning_with_other_classes_uses_the_model_of_the_weights(trained, tiny_shapes, tmp_path, capsys):
+    result, _ = trained
+    content = json.loads((tiny_shapes / "annotations" / "instances_train.json").read_text())
+    content["categories"] = content["categories"][:2]
+    content["annotations"] = [each for each in content["annotations"] if each["category_id"] <= 2]
+    data = tiny_shapes / "train" / "two_classes.json"
+    data.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="has the categories circle, square, the model the classes circle, square, tri"):
+        d2_maskrcnn.evaluate(result.best, data, output=tmp_path / "x")
+    tuned = d2_maskrcnn.train(data, weights=str(result.best), epochs=0.2, output=tmp_path / "out")
+    printed = capsys.readouterr().out
+    assert printed.count("Fine-tuning from 4 classes to 2: ") == 1 and "start from random values" in printed
+    assert "images of " in printed and (tmp_path / "out" / "data" / "val.json").is_file()
+    model = torch.load(tuned.last, weights_only=True)["model"]
+    assert model["roi_heads.box_predictor.cls_score.weight"].shape == (3, 32)
+    data.unlink()
+
+
+def test_bad_arguments(trained, tiny_shapes, tmp_path):
+    result, _ = trained
+    with pytest.raises(UserError, match="already contains a training"):
+        d2_maskrcnn.train(tiny_shapes, weights="scratch", output=result.output)
+    with pytest.raises(UserError, match="expected data, or a config without epochs"):
+        d2_maskrcnn.train(epochs=3)
+    with pytest.raises(UserError, match=r"nowhere\.pth: file not found"):
+        d2_maskrcnn.train(tiny_shapes, weights="nowhere.pth", output=tmp_path / "a")
+    with pytest.raises(UserError, match="no such file or folder"):
+        d2_maskrcnn.train(tmp_path / "nowhere", output=tmp_path / "b")
