@@ -2,23 +2,28 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-STAMP := $(VENV)/.installed
+INSTALLED := $(VENV)/.installed
+TEST_TOOLS := $(VENV)/.test_tools
 OUTPUT := output/quickstart
 
 .PHONY: quickstart test clean
 
-$(STAMP): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install -c constraints.txt -e .
+	touch $@
+
+$(TEST_TOOLS): $(INSTALLED)
 	$(RUN) -m pip install -c constraints.txt -e ".[test]"
 	touch $@
 
 # --resume: another call continues the training, or evaluates it again if it is finished.
-quickstart: $(STAMP)
+quickstart: $(INSTALLED)
 	$(RUN) datasets/prepare_shapes.py --output datasets/shapes
-	$(RUN) train_net.py --resume --config-file configs/quickstart.yaml OUTPUT_DIR $(OUTPUT)
+	$(RUN) -m d2_maskrcnn train --resume --config-file quickstart OUTPUT_DIR $(OUTPUT)
 
-test: $(STAMP)
+test: $(TEST_TOOLS)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy

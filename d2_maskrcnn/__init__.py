@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2_maskrcnn._bootstrap import EngineInfo, choose_engine, engine_info
 from d2_maskrcnn._version import __version__
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, opencv_required
 
 if TYPE_CHECKING:
     from d2_maskrcnn.checkpoint import save_weights
@@ -56,4 +56,5 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    with opencv_required():
+        return getattr(importlib.import_module(_LAZY[name]), name)

@@ -114,6 +114,26 @@ def doing(action: str) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def opencv_required() -> Iterator[None]:
+    """Turn a failed import of OpenCV in the ``with`` block into advice.
+
+    Raises:
+        UserError: OpenCV isn't installed, or a system library that ``opencv-python`` needs is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cv2":
+            raise UserError("OpenCV is not installed: pip install opencv-python-headless") from error
+        if not any(name in str(error) for name in ("libGL", "libgthread", "libglib")):
+            raise
+        raise UserError(
+            f"OpenCV cannot be imported ({error}): pip uninstall opencv-python, then pip install --force-reinstall "
+            "opencv-python-headless, which needs no display libraries; or apt-get install libgl1 libglib2.0-0"
+        ) from error
+
+
 def run_main(main: Callable[[], object]) -> int:
     """Run a program and return its exit status.
 
@@ -128,7 +148,8 @@ def run_main(main: Callable[[], object]) -> int:
     """
     logging.raiseExceptions = False  # a closed terminal or pipe is not worth a traceback for every log line
     try:
-        main()
+        with opencv_required():
+            main()
     except UserError as error:
         _print(f"error: {one_line(error)}")
         return EXIT_BAD_INPUT

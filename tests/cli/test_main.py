@@ -1,5 +1,6 @@
 """The command ``d2-maskrcnn``: its help, its errors, and what it imports."""
 
+import os
 import subprocess
 import sys
 
@@ -60,6 +61,25 @@ def test_interrupt_during_the_imports(repo_dir):
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=repo_dir, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        ("ImportError('libGL.so.1: cannot open shared object file', name='cv2')", "(libGL.so.1: cannot open"),
+        ("ModuleNotFoundError('No module named cv2', name='cv2')", "pip install opencv-python-headless"),
+    ],
+)
+def test_opencv_that_cannot_be_imported(repo_dir, tmp_path, failure, expected):
+    (tmp_path / "cv2.py").write_text(f"raise {failure}\n")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(repo_dir)])}
+    words = [sys.executable, "-m", "d2_maskrcnn", "predict", "--example"]
+    result = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1 and expected in result.stderr
+    code = "import d2_maskrcnn; d2_maskrcnn.Predictor"
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert expected in result.stderr.splitlines()[-1]
 
 
 def test_module_of_the_package(repo_dir):

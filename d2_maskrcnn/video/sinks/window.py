@@ -1,6 +1,7 @@
 """Show frames in a window."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -13,12 +14,22 @@ ESCAPE_KEYS = (27, ord("q"))
 KEY_WAIT = 50  # milliseconds between checks whether the window is still open
 
 
+def has_windows() -> bool:
+    """Return whether OpenCV is built with windows, as ``opencv-python`` is and ``opencv-python-headless`` isn't."""
+    return re.search(r"^\s*GUI:\s*NONE\s*$", cv2.getBuildInformation(), re.MULTILINE) is None
+
+
 def check_display() -> None:
     """Check that a window can be opened, in a separate process, because Qt aborts if it cannot.
 
     Raises:
-        UserError: it cannot.
+        UserError: it cannot, or OpenCV is built without windows.
     """
+    if not has_windows():
+        raise UserError(
+            "This OpenCV is built without windows: pip uninstall opencv-python-headless, then pip install "
+            "--force-reinstall opencv-python; or write the results to an output file or folder."
+        )
     missing = sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
     probe = "import cv2; cv2.namedWindow('probe'); cv2.waitKey(1); cv2.destroyAllWindows()"
     if missing or subprocess.run([sys.executable, "-c", probe], capture_output=True, check=False).returncode:
