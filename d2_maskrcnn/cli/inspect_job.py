@@ -15,7 +15,7 @@ from d2_maskrcnn.inspection.observation import observe
 from d2_maskrcnn.inspection.records import class_names_of, dataset_records, records_for
 from d2_maskrcnn.inspection.report import PARTS, Report, write_report
 from d2_maskrcnn.inspection.weights import initial_weights, inspect_weights, read_state
-from d2_maskrcnn.model_loading import load_model
+from d2_maskrcnn.model_loading import load_model, model_config
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> Path:
 
 def _weight_report(args: argparse.Namespace) -> Report:
     if args.input:
-        raise UserError("--weights inspects a file alone; for images use --opts MODEL.WEIGHTS FILE instead")
+        raise UserError("--weights inspects a file alone; for images name it without the option: inspect FILE IMAGE")
     other = read_state(args.compare) if args.compare else None
     initial = initial_weights(_config(args), args.weights) if args.config_file else None
     findings = inspect_weights(read_state(args.weights), args.weights, other, args.compare, initial)
@@ -58,8 +58,8 @@ def _weight_report(args: argparse.Namespace) -> Report:
 
 
 def _model_report(args: argparse.Namespace) -> Report:
-    if not args.config_file:
-        raise UserError("--config-file is missing: name the model's config, or inspect a file alone with --weights")
+    if not (args.config_file or _weights(args)):
+        raise UserError("inspect needs a model: name a checkpoint, or a config with --config-file.")
     cfg = _config(args)
     parts = list(args.parts or ALL_PARTS)
     records = records_for(args.input, cfg, args.annotations)
@@ -100,7 +100,10 @@ def _add_data(report: Report, cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def _config(args: argparse.Namespace) -> CfgNode:
     """Load the config and register its own data, without the datasets whose files are missing."""
-    cfg = load_config(args.config_file, args.opts)
+    if args.config_file:
+        cfg = load_config(args.config_file, args.opts)
+    else:
+        cfg = model_config(_weights(args), None, args.opts)
     data = cfg.D2_MASKRCNN.DATA
     for prefix, other, key in (("TRAIN", "VAL", "TRAIN"), ("VAL", "TRAIN", "TEST")):
         if not data[f"{prefix}_JSON"] and not data[f"{prefix}_IMAGES"]:
@@ -115,6 +118,10 @@ def _config(args: argparse.Namespace) -> CfgNode:
             single.DATASETS[key] = ()
         cfg.DATASETS[key] = single.DATASETS[key]
     return cfg
+
+
+def _weights(args: argparse.Namespace) -> str:
+    return str(dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("MODEL.WEIGHTS", ""))
 
 
 def _about(args: argparse.Namespace, weights: str) -> dict[str, str]:

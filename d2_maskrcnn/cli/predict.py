@@ -55,8 +55,8 @@ def run(args: argparse.Namespace) -> None:
     """
     from d2_maskrcnn.cli import predict_job
 
-    if not args.weights and len(args.input) > 1 and args.input[0].lower().endswith(WEIGHT_SUFFIXES):
-        args.weights, *args.input = args.input
+    if not args.weights:
+        args.weights, args.input = split_weights(args.input)
     if args.example:
         _use_example(args)
     if not (args.weights or args.config_file or "MODEL.WEIGHTS" in args.opts):
@@ -78,6 +78,17 @@ def _use_example(args: argparse.Namespace) -> None:
     if not args.input:
         args.input = [str(path) for path in example.IMAGES]
         args.overwrite |= not args.output
+
+
+def split_weights(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Split the weights, if the first word names some, from the inputs that follow.
+
+    >>> split_weights(["model_final.pth", "a.jpg"]), split_weights(["a.jpg"])
+    (('model_final.pth', ['a.jpg']), ('', ['a.jpg']))
+    """
+    if words and words[0].lower().endswith(WEIGHT_SUFFIXES):
+        return words[0], list(words[1:])
+    return "", list(words)
 
 
 def sort_inputs(inputs: Sequence[str]) -> tuple[list[str] | None, str | None, int | None]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from d2_maskrcnn import example
 from d2_maskrcnn.cli.main import main
 from d2_maskrcnn.inspection import Report, inspect_weights, write_report
 from d2_maskrcnn.inspection.activations import inspect_activations
@@ -153,7 +154,7 @@ def test_bad_input(program, config_file, small_opts, record, tmp_path):
     output, image = ["--output", tmp_path / "out"], ["--input", record["file_name"]]
     base, opts = ["--config-file", config_file, *output], ["--opts", *small_opts]
     cases = [
-        ([*output, *image], "--config-file is missing"),
+        ([*output, *image], "inspect needs a model"),
         (["--config-file", "nowhere.yaml", *output, *image], "nowhere.yaml"),
         ([*base, "--input", "nowhere.jpg", *opts], "nowhere.jpg"),
         ([*base, "--input", broken, *opts], "not a readable image"),
@@ -188,6 +189,12 @@ def test_a_report_replaces_an_earlier_one_and_keeps_other_files(observation, tmp
     files = {file.name for file in (tmp_path / "figures").iterdir()}
     assert files == {*json.loads((tmp_path / "report.json").read_text())["figures"], "mine.png"}
     assert not any(name.startswith("2_") for name in files)
+
+
+def test_a_checkpoint_with_its_config(program, tmp_path):
+    words = [example.WEIGHTS, example.IMAGES[0], "--parts", "result", "--output", tmp_path]
+    assert program(*words) == (0, "")
+    assert "circle" in (tmp_path / "report.html").read_text()
 
 
 def test_an_image_without_ground_truth(program, config_file, small_opts, record, tmp_path):
