@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from d2_maskrcnn.config.keys import add_d2_maskrcnn_config
     from d2_maskrcnn.config.loading import load_config
     from d2_maskrcnn.engine.run import Training, evaluate, train
+    from d2_maskrcnn.exporters import export
     from d2_maskrcnn.predictor import Predictor
     from d2_maskrcnn.results import Results
 
@@ -27,6 +28,7 @@ _LAZY = {
     "Training": "d2_maskrcnn.engine.run",
     "add_d2_maskrcnn_config": "d2_maskrcnn.config.keys",
     "evaluate": "d2_maskrcnn.engine.run",
+    "export": "d2_maskrcnn.exporters",
     "load_config": "d2_maskrcnn.config.loading",
     "save_weights": "d2_maskrcnn.checkpoint",
     "train": "d2_maskrcnn.engine.run",
@@ -43,6 +45,7 @@ __all__ = [
     "add_d2_maskrcnn_config",
     "engine_info",
     "evaluate",
+    "export",
     "load_config",
     "save_weights",
     "train",

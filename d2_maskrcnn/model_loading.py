@@ -11,6 +11,7 @@ from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.config.loading import check_components, load_config, parse_config
 from d2_maskrcnn.config.validation import check_each_value, usable_device
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.runtimes import is_exported, load_exported, read_info
 from d2_maskrcnn.weights.download import fetch_weights
 from d2_maskrcnn.weights.readers import read_weights
 from d2_maskrcnn.weights.resume import stored_class_names
@@ -39,7 +40,10 @@ def open_checkpoint(
     """
     options = [str(each) for each in overrides]
     cfg = None if config is None else load_config(str(config), options)
-    content = read_weights(fetch_weights(weights), copy_states=())
+    if is_exported(weights):
+        content: dict[str, Any] = {"metadata": {"config": read_info(weights).config}}
+    else:
+        content = read_weights(fetch_weights(weights), copy_states=())
     if cfg is None:
         metadata = content.get("metadata")
         stored = metadata.get("config") if isinstance(metadata, dict) else None
@@ -64,6 +68,9 @@ def load_model(
 ) -> tuple[nn.Module, list[str]]:
     """Build the model of a config in evaluation mode and load ``MODEL.WEIGHTS`` into it.
 
+    An exported file (``.onnx``, OpenVINO's ``.xml``, ``.pt2``) is opened instead, as an
+    :class:`~d2_maskrcnn.runtimes.ExportedModel`.
+
     Args:
         cfg: the config; not changed.
         device: ``cpu``, ``cuda`` or ``cuda:N``; default: ``MODEL.DEVICE``. Without a CUDA device the CPU is used.
@@ -82,6 +89,9 @@ def load_model(
         raise UserError("MODEL.WEIGHTS is empty: set it to the weight file of a trained model.")
     check_components(cfg)
     check_each_value(cfg)
+    if is_exported(path):
+        exported, info = load_exported(cfg, usable_device(device or cfg.MODEL.DEVICE))
+        return exported, info.class_names
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = str(usable_device(device or cfg.MODEL.DEVICE))

@@ -22,6 +22,7 @@ from d2_maskrcnn.image_files import MAX_TILED_PIXELS
 from d2_maskrcnn.model_loading import load_model, open_checkpoint
 from d2_maskrcnn.modeling.precision import set_precision
 from d2_maskrcnn.results import Results
+from d2_maskrcnn.runtimes import ExportedModel
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.tiling import Tiling, detect_by_tiles
 from detectron2.config import CfgNode
@@ -68,7 +69,7 @@ class Predictor:
     """A model with its weights. Calls from several threads are safe; they run one after the other.
 
     Args:
-        model: a checkpoint, whose stored config is used, or a config with ``MODEL.WEIGHTS``.
+        model: a checkpoint or an exported file, whose stored config is used, or a config with ``MODEL.WEIGHTS``.
         config: config file or name in place of the stored one.
         overrides: ``KEY, VALUE, ...`` pairs merged over the config.
         device: ``cpu``, ``cuda`` or ``cuda:N``; default: the GPU if there is one.
@@ -121,7 +122,11 @@ class Predictor:
         cfg.freeze()
         self.cfg = cfg
         self.model, self.class_names = load_model(cfg, device, content=content)
-        self.dtype = set_precision(self.model, precision or plugin_node(cfg).INFERENCE.PRECISION)
+        precision = precision or plugin_node(cfg).INFERENCE.PRECISION
+        if isinstance(self.model, ExportedModel):
+            self.dtype = self.model.set_precision(precision)
+        else:
+            self.dtype = set_precision(self.model, precision)
         if not self.class_names:
             logger.warning(
                 "Neither MODEL.WEIGHTS nor DATASETS.TEST names the model's classes; they are shown as numbers."

@@ -34,6 +34,7 @@ COMMANDS = {
     "train": Command("d2_maskrcnn.cli.train", "train a model"),
     "eval": Command("d2_maskrcnn.cli.eval", "evaluate a model with the COCO metrics"),
     "predict": Command("d2_maskrcnn.cli.predict", "detect objects in images, videos, cameras and streams"),
+    "export": Command("d2_maskrcnn.cli.export", "export a model to ONNX, OpenVINO or torch.export"),
     "inspect": Command("d2_maskrcnn.cli.inspect", "write a report of what happens inside a model"),
     "convert": Command("d2_maskrcnn.cli.convert", "convert a dataset between the formats of annotation tools"),
     "check": Command("d2_maskrcnn.cli.check", "list and repair the flaws of a dataset"),

@@ -20,7 +20,7 @@ IMPORTS = ("d2_maskrcnn.cli.predict_job",)
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 MAX_PROCESSES = 64
 MAX_BATCH = 1024
-WEIGHT_SUFFIXES = (".pth", ".pkl", ".safetensors")
+WEIGHT_SUFFIXES = (".pth", ".pkl", ".safetensors", ".onnx", ".xml", ".pt2")
 CAMERA = "camera"
 DEFAULT_OUTPUT = Path("predictions")
 
@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", nargs="*", metavar="INPUT", help="images, folders, quoted globs, image URLs; or one "
         "video, stream (rtsp://, http://), camera or camera:N")  # fmt: skip
     model = parser.add_argument_group("model")
-    model.add_argument("--weights", default="", metavar="FILE", help="checkpoint, or an address of one")
+    model.add_argument("--weights", default="", metavar="FILE", help="checkpoint or exported file, or an address of a "
+        "checkpoint")  # fmt: skip
     model.add_argument("--example", action="store_true", help="use the package's small model of shapes and, without "
         "INPUT, two images")  # fmt: skip
     model.add_argument("--config-file", default="", metavar="FILE", help="config (default: the one in the checkpoint)")

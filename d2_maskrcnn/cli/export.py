@@ -1,0 +1,52 @@
+"""Export a trained model to a file that runs without this package: ONNX, OpenVINO or torch.export.
+
+examples:
+  {program} output/quickstart/model_final.pth --format onnx
+  {program} model_final.pth --format openvino --half --output model.xml
+  {program} model_final.pth --format onnx --size 800 1344 --batch 1
+
+--opts KEY VALUE ... overrides the stored config: MODEL.ROI_HEADS.SCORE_THRESH_TEST, for example, is the lowest score
+that the file returns.
+"""
+
+import argparse
+from pathlib import Path
+
+IMPORTS = ("d2_maskrcnn.exporters",)
+FORMATS = ("onnx", "openvino", "torch")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the export."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="checkpoint to export")
+    add("--format", choices=FORMATS, default="onnx", help="onnx (.onnx), openvino (.xml and .bin) or torch (.pt2)")
+    add("--output", type=Path, metavar="FILE", help="file to write (default: MODEL's name with the format's suffix)")
+    add("--half", action="store_true", help="store weights as float16")
+    add("--size", nargs=2, type=int, metavar=("H", "W"), help="take images of this size only (default: any size)")
+    add("--batch", type=int, metavar="N", help="take this number of images only (default: any number)")
+    add("--pasted-masks", action="store_true", help="also return masks of the size of the images")
+    add("--config-file", metavar="FILE", help="config of the model (default: the one that it stores)")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; comes last")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export the model.
+
+    Raises:
+        UserError: bad input.
+    """
+    from d2_maskrcnn.exporters import export
+
+    path = export(
+        args.model,
+        args.format,
+        args.output,
+        config=args.config_file,
+        overrides=args.opts,
+        half=args.half,
+        size=tuple(args.size) if args.size else None,
+        batch=args.batch,
+        paste=args.pasted_masks,
+    )
+    print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")

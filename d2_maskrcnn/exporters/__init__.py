@@ -1,0 +1,5 @@
+"""Export trained models: the whole detector in one file that runs without this package."""
+
+from d2_maskrcnn.exporters.export import FORMATS, export
+
+__all__ = ["FORMATS", "export"]

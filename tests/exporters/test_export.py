@@ -1,0 +1,116 @@
+"""Exported files detect what the model detects: every format, several sizes and batches, and none at all."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from d2_maskrcnn import Predictor, UserError
+from d2_maskrcnn.exporters import FORMATS, export
+from tests.exporters.conftest import NAMES
+
+BATCHES = [[(64, 96)], [(100, 75), (64, 64)], [(33, 130), (200, 50), (64, 64)]]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_same_detections(format, predictor, eager, make_images, assert_same):
+    assert predictor(format).class_names == NAMES
+    for sizes in BATCHES:
+        images = make_images(*sizes)
+        actual, expected = (list(each(images, batch_size=len(images))) for each in (predictor(format), eager))
+        assert min(map(len, expected)) > 5
+        for pair in zip(actual, expected, strict=True):
+            assert_same(*pair)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_few_and_no_detections(format, predictor, eager, make_images, assert_same, monkeypatch):
+    (image,) = make_images((64, 96))
+    expected, model = eager(image), predictor(format).model
+    monkeypatch.setattr(model, "score_threshold", float(expected.scores[0] + expected.scores[1]) / 2)
+    assert_same(predictor(format)(image), expected[:1])
+    monkeypatch.setattr(model, "score_threshold", 1.0)
+    assert predictor(format)(image).masks.shape == (0, 64, 96)
+    outputs = model.session.run(np.zeros((1, 3, 64, 96), np.uint8), np.zeros((1, 2), np.int64))  # no pixels
+    assert [each.shape for each in outputs] == [(0, 4), (0,), (0,), (0,), (0, 28, 28)]
+
+
+def test_score_threshold_of_the_predictor(exported, eager, make_images, assert_same):
+    (image,) = make_images((64, 96))
+    expected = eager(image)
+    threshold = float(expected.scores[3] + expected.scores[4]) / 2
+    assert_same(Predictor(exported("onnx"), threshold=threshold)(image), expected[:4])
+
+
+def test_onnx_uses_standard_operators_and_describes_itself(exported):
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(exported("onnx"))
+    assert [(each.domain, each.version) for each in model.opset_import] == [("", 18)]
+    assert len(model.functions) == 0
+    assert {"RoiAlign", "NonMaxSuppression"} <= {node.op_type for node in model.graph.node}
+    images = model.graph.input[0]
+    assert [dim.dim_param or dim.dim_value for dim in images.type.tensor_type.shape.dim] == [
+        "batch",
+        3,
+        "height",
+        "width",
+    ]
+    info = json.loads(model.metadata_props[0].value)
+    assert info["class_names"] == NAMES
+    assert info["channels"] == "BGR"
+    assert info["resize"]["shortest_edge"] == 64
+    assert set(info["versions"]) >= {"d2_maskrcnn", "torch"}
+
+
+def test_numpy_example_runs_without_torch(exported, eager, make_images, repo_dir, tmp_path):
+    from PIL import Image
+
+    (image,) = make_images((64, 96))
+    Image.fromarray(image).save(tmp_path / "a.png")
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
+        "assert 'torch' not in sys.modules and 'd2_maskrcnn' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, str(repo_dir / "examples" / "onnx_numpy.py")]
+    done = subprocess.run([*command, str(exported("onnx")), str(tmp_path / "a.png")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    expected = eager(image)
+    assert len(lines) == len(expected)
+    name, score = lines[0].split()[:2]
+    assert name == expected.names[0]
+    assert float(score) == pytest.approx(expected.scores[0], abs=1e-4)
+    areas = [int(line.split()[-2]) for line in lines]
+    assert sum(areas) == pytest.approx(expected.masks.sum(), rel=0.01)
+
+
+def test_bad_arguments(eager, exported, tmp_path):
+    with pytest.raises(UserError, match=r"format 'onx': expected onnx, .* Did you mean onnx"):
+        export(eager, "onx")
+    with pytest.raises(UserError, match=r"a\.pt2: expected a name that ends with \.onnx"):
+        export(eager, "onnx", tmp_path / "a.pt2")
+    with pytest.raises(UserError, match="already exported"):
+        export(exported("onnx"), "torch")
+    with pytest.raises(UserError, match="size"):
+        export(eager, "onnx", tmp_path / "a.onnx", size=(0, 5))
+
+
+def test_damaged_files_are_refused(exported, tmp_path):
+    for format, suffix in (("onnx", ".onnx"), ("torch", ".pt2"), ("openvino", ".xml")):
+        path = tmp_path / f"damaged{suffix}"
+        path.write_bytes(exported(format).read_bytes()[:200])
+        with pytest.raises(UserError, match=f"damaged.{suffix[1:]}: cannot be opened"):
+            Predictor(path)
+    with pytest.raises(UserError, match=r"missing\.onnx: file not found"):
+        Predictor(tmp_path / "missing.onnx")
+
+
+def test_config_of_another_model_is_refused(exported, eager):
+    cfg = eager.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(exported("onnx"))
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
+    with pytest.raises(UserError, match=r"has 3 classes, MODEL\.ROI_HEADS\.NUM_CLASSES is 80"):
+        Predictor(cfg)
