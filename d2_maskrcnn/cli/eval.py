@@ -1,10 +1,13 @@
-"""Evaluate a model on DATASETS.TEST with the COCO metrics.
+"""Evaluate a model with the COCO metrics.
 
 examples:
-  {program} --config-file quickstart.yaml MODEL.WEIGHTS output/quickstart/model_final.pth
-  {program} --config-file quickstart.yaml --resume
+  {program} --weights output/balloon/model_best.pth
+  {program} --weights output/balloon/model_best.pth --data other_dataset --output evaluation
+  {program} --config-file mrcnn_R101.yaml MODEL.WEIGHTS model_final.pth
+  {program} --config-file mrcnn_R101.yaml --resume
 
---resume evaluates the last checkpoint of OUTPUT_DIR. KEY VALUE pairs after the options override the config.
+A checkpoint of this project stores its config and the names of its test data. KEY VALUE pairs after the options
+override the config. --resume evaluates the last checkpoint of OUTPUT_DIR.
 """
 
 import argparse
@@ -16,6 +19,10 @@ IMPORTS = train.IMPORTS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of an evaluation."""
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint, or an address of one")
+    parser.add_argument("--data", metavar="PATH", help="dataset in COCO's format: a JSON, or a folder, of which the "
+        "validation data is used (default: the test data of the config)")  # fmt: skip
+    parser.add_argument("--output", metavar="FOLDER", help="folder of the results (default: beside the weights)")
     train.add_job_arguments(parser)
 
 

@@ -8,12 +8,11 @@ from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.engine import launch, under_torchrun
 from d2_maskrcnn.engine.automatic import SCRATCH, TrainingOptions
 from d2_maskrcnn.engine.launch import check_processes
-from d2_maskrcnn.engine.run import evaluate_config, train_config, train_planned
+from d2_maskrcnn.engine.run import evaluate, evaluate_config, train_config, train_planned
 from d2_maskrcnn.engine.setup import prepared
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.training import inspection_hooks
 from d2_maskrcnn.weights.resume import find_checkpoints
-from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 PLANNED = ("val", "epochs", "batch_size", "image_size")  # options that need --data
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
 def main(args: argparse.Namespace) -> None:
     """Train or evaluate in one process of the job."""
     if args.eval_only:
-        _evaluate(load_config(args.config_file, args.opts), args.resume)
+        _evaluate(args)
         return
     try:
         _train(args)
@@ -80,14 +79,20 @@ def _refuse_overwriting(folder: str, resume: bool) -> None:
         )
 
 
-def _evaluate(cfg: CfgNode, resume: bool) -> None:
-    if not cfg.MODEL.WEIGHTS and not resume:
+def _evaluate(args: argparse.Namespace) -> None:
+    if args.weights:
+        evaluate(args.weights, args.data, config=args.config_file or None, output=args.output, overrides=args.opts)
+        return
+    if args.data or args.output:
+        raise UserError("An evaluation with --data or --output needs a model: add --weights FILE.")
+    cfg = load_config(args.config_file, args.opts)
+    if not cfg.MODEL.WEIGHTS and not args.resume:
         raise UserError(
-            "An evaluation needs weights: add MODEL.WEIGHTS path/to/model.pth, or --resume for the last checkpoint of "
-            f"OUTPUT_DIR ({cfg.OUTPUT_DIR})."
+            "An evaluation needs weights: add --weights FILE or MODEL.WEIGHTS FILE, or --resume for the last "
+            f"checkpoint of OUTPUT_DIR ({cfg.OUTPUT_DIR})."
         )
     with prepared(cfg, train=False):
-        evaluate_config(cfg, resume)
+        evaluate_config(cfg, args.resume)
 
 
 def _options(args: argparse.Namespace) -> TrainingOptions:
