@@ -10,6 +10,7 @@ from torch import nn
 from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.config.validation import refuse_unsupported
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
 from d2_maskrcnn.modeling.roi_heads.inference import postprocess
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import (
@@ -41,6 +42,7 @@ class MaskRCNN(nn.Module):
         pixel_mean, pixel_std: one value per channel, in the order of ``input_format``.
         input_format: ``BGR`` or ``RGB``; not used here, but by the code that reads images.
         channels_last: whether the convolutions' weights and activations are stored in NHWC order.
+        winograd: whether 3x3 convolutions use :mod:`d2_maskrcnn.ops.winograd` in inference where it is faster.
 
     Raises:
         UserError: ``pixel_mean`` and ``pixel_std`` differ in length.
@@ -60,6 +62,7 @@ class MaskRCNN(nn.Module):
         pixel_std: tuple[float, ...],
         input_format: str | None = None,
         channels_last: bool = False,
+        winograd: bool = True,
     ) -> None:
         super().__init__()
         if len(pixel_mean) != len(pixel_std):
@@ -76,6 +79,9 @@ class MaskRCNN(nn.Module):
         self.input_dtype: torch.dtype | None = None  # of the images that the backbone gets; None: of ``pixel_mean``
         self.channels_last = channels_last  # not a torch.memory_format, which cannot be pickled with the model
         self.to(memory_format=self.memory_format)
+        for module in self.modules():
+            if isinstance(module, ConvNorm):
+                module.winograd = winograd
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -94,6 +100,7 @@ class MaskRCNN(nn.Module):
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
             "input_format": cfg.INPUT.FORMAT,
             "channels_last": plugin_node(cfg).CHANNELS_LAST,
+            "winograd": plugin_node(cfg).INFERENCE.WINOGRAD,
         }
 
     @property

@@ -19,6 +19,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_BOX_HEAD_REGISTRY
 from detectron2.structures import Boxes, Instances
 
+_HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
 
 @ROI_BOX_HEAD_REGISTRY.register()
 class MaskRCNNBoxHead(nn.Module):
@@ -120,8 +122,9 @@ class RegionLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (M, C, P, P) or (M, D) to (M, D')."""
-        if x.dim() == 4 and x.device.type == "cpu" and not torch.is_grad_enabled():
-            # The same sums as a convolution over the region: oneDNN is up to three times as fast as the CPU's BLAS.
+        if x.dim() == 4 and x.device.type == "cpu" and not torch.is_grad_enabled() and _HAS_AVX512:
+            # The same sums as a convolution over the region: with AVX-512 oneDNN takes as long as the BLAS on Intel's
+            # processors and a third of its time on AMD's; with AVX2 it takes ten times as long.
             return F.conv2d(x, self.weight.view(-1, *x.shape[1:]), self.bias).flatten(1)
         return super().forward(x.flatten(1))
 
