@@ -50,14 +50,18 @@ def test_unknown_option(capsys):
     assert "d2-maskrcnn env: error: unrecognized arguments: --foo" in capsys.readouterr().err
 
 
-def test_interrupt_during_the_imports(repo_dir):
+INSPECT = "runpy.run_module('d2_maskrcnn.inspection', run_name='__main__', alter_sys=True)"
+
+
+@pytest.mark.parametrize("program", ["sys.exit(cli.main(['env']))", INSPECT], ids=["d2-maskrcnn", "inspection"])
+def test_interrupt_during_the_imports(repo_dir, program):
     code = (
-        "import os, signal, sys, types\nfrom d2_maskrcnn.cli import main as cli\n"
+        "import os, runpy, signal, sys, types\nfrom d2_maskrcnn.cli import main as cli\n"
         "class Interrupting:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Interrupting())\n"
-        "sys.exit(cli.main(['env']))"
+        f"sys.argv = ['x', '--config-file', 'configs/quickstart.yaml', '--output', 'r']\n{program}"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=repo_dir, capture_output=True, text=True)
     assert (result.returncode, result.stdout, result.stderr) == (130, "", "interrupted\n")
