@@ -9,11 +9,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.weights.atomic import remove_stale_temporaries, replacing
-from d2_maskrcnn.weights.formats import check_whole
+from d2_maskrcnn.weights.readers import read_weights
 
 ZOO_PREFIX = "detectron2://"
 ZOO_ADDRESS = "https://dl.fbaipublicfiles.com/detectron2/"
@@ -37,6 +37,8 @@ def cached_path(path: str) -> Path:
         UserError: not an ``http://``, ``https://`` or ``detectron2://`` address of a file, or one with ``..`` in it.
     """
     try:
+        if not path.isprintable():
+            raise ValueError("it contains control characters")  # which `urlsplit` leaves out
         parts = urllib.parse.urlsplit(_address(path))
         host = (parts.hostname or "") + (f"_{parts.port}" if parts.port else "")
     except ValueError as error:  # a malformed host or port
@@ -58,7 +60,7 @@ def cached_path(path: str) -> Path:
 def fetch_weights(path: str) -> str:
     """Return the local file for ``path``, downloading it if it is an address that is not in the cache yet.
 
-    A download replaces the cached file only after it has been checked to be a complete weight file.
+    A download replaces the cached file only after it has been read as a weight file.
 
     Args:
         path: a local file (returned with ``~`` expanded), or an address, see :func:`cached_path`.
@@ -90,11 +92,22 @@ def _download(address: str, cached: Path) -> None:
     with replacing(cached) as file:
         _copy_response(address, file)
         file.flush()
-        check_whole(file.name)
+        read_weights(file.name, copy_states=())
+
+
+class _WebRedirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects to other http and https addresses only; urllib would follow those to ftp as well."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        if urllib.parse.urlsplit(newurl).scheme not in ("http", "https"):
+            raise urllib.error.URLError(f"it is redirected to {newurl!r:.200}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _copy_response(address: str, file: BinaryIO) -> None:
-    with urllib.request.urlopen(address, timeout=TIMEOUT_SECONDS) as response:
+    with urllib.request.build_opener(_WebRedirects).open(address, timeout=TIMEOUT_SECONDS) as response:
         expected = response.headers.get("Content-Length")
         shutil.copyfileobj(response, file, 2**20)
     if expected is not None and file.tell() != int(expected):

@@ -84,10 +84,10 @@ class _DType:
         order, *record = state[1:5]
         if any(part is not None for part in record):
             raise Refused("contains arrays of records")
-        if state[0] != 3 or state[5:] != (-1, -1, 0):  # version; size, alignment and flags, which numbers do not need
-            raise Refused(f"contains a damaged dtype {state!r:.60}")
         if order not in ("|", "=") and np.dtype(np.float32).newbyteorder(order) != np.float32:
             raise Refused(f"contains arrays of byte order {order!r:.60}")
+        if state[0] != 3 or state[5:] != (-1, -1, 0):  # version; size, alignment and flags, which numbers do not need
+            raise Refused(f"contains a damaged dtype {state!r:.60}")
 
 
 class _Array:

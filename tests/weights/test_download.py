@@ -2,9 +2,12 @@
 
 import functools
 import http.server
+import io
 import os
+import pickle
 import socket
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,9 +27,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self):
         kind, _, name = self.path.lstrip("/").partition("/")
-        if kind in ("redirect", "moved"):
+        if kind in ("redirect", "moved", "ftp"):
             self.send_response(302)
-            self.send_header("Location", name if kind == "redirect" else f"/{name}")
+            self.send_header("Location", {"redirect": "", "moved": "/", "ftp": "ftp://127.0.0.1/"}[kind] + name)
             self.end_headers()
             return None
         if kind not in ("truncated", "part"):
@@ -38,6 +41,25 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content[: len(content) // 2])
         self.close_connection = True
+
+
+class Code:
+    """Pickles to a call that creates a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def torch_archive(content):
+    """A torch file whose ``data.pkl`` is ``content``."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("model/data.pkl", content)
+        archive.writestr("model/version", "3\n")
+    return stream.getvalue()
 
 
 @pytest.fixture
@@ -150,6 +172,27 @@ def test_a_redirection_to_a_local_file(server, cache, tmp_path):
     with pytest.raises(UserError, match="Cannot download"):
         fetch_weights(f"{server.address}/redirect/file://{tmp_path}/secret.pth")
     assert kept(cache) == []
+
+
+def test_a_redirection_to_another_protocol(server):
+    with pytest.raises(UserError, match=r"it is redirected to 'ftp://127\.0\.0\.1/model\.pth'"):
+        fetch_weights(f"{server.address}/ftp/model.pth")
+
+
+@pytest.mark.parametrize("wrap", [lambda code: code, lambda code: torch_archive(code)], ids=["pickle", "archive"])
+def test_a_file_with_code_is_not_kept(server, cache, tmp_path, wrap):
+    code = pickle.dumps({"model": {"w": Code(str(tmp_path / "created"))}}, protocol=2)
+    (tmp_path / "served0" / "code.pth").write_bytes(wrap(code))
+    with pytest.raises(UserError, match=r"the response was discarded: .* refused, no code in it was run"):
+        fetch_weights(f"{server.address}/code.pth")
+    assert not (tmp_path / "created").exists()
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("address", ["http://h\n.example/x.pth", "http://h/a\tb.pth"])
+def test_control_characters(address):
+    with pytest.raises(UserError, match=r"is not a valid address \(it contains control characters"):
+        fetch_weights(address)
 
 
 def test_a_redirection(server):

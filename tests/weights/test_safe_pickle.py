@@ -249,6 +249,7 @@ def text(value):
         (b"\x80\x03cnumpy\ndtype\n(" + text("f4,O") + b"tR.", "'f4,O'"),
         (b"\x80\x03cnumpy\ndtype\n(" + text("nonsense") + b"tR.", "nonsense"),
         (b"\x80\x03cnumpy\ndtype\n(K\x03tR.", "type 3"),
+        (dtype_state((3, "<", None, None, None, 0)), "damaged dtype"),
         (dtype_state((3, "|", None, ("a",), {"a": 1}, 4, 1, 0)), "records"),
         (dtype_state((3, "|", ("f4", (2,)), None, None, 4, 1, 0)), "records"),
         (dtype_state((3, "?", None, None, None, 4, 1, 0)), "truncated or damaged"),
