@@ -22,6 +22,7 @@ MAX_PROCESSES = 64
 MAX_BATCH = 1024
 WEIGHT_SUFFIXES = (".pth", ".pkl", ".safetensors", ".onnx", ".xml", ".pt2")
 CAMERA = "camera"
+ANNOTATION_FORMATS = ("coco", "labelme", "yolo", "cvat", "label-studio")
 DEFAULT_OUTPUT = Path("predictions")
 
 
@@ -129,6 +130,10 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     json_help = "images: COCO results; videos: one line per frame with times and track ids"
     group.add_argument("--save-json", type=Path, metavar="FILE", help=json_help)
     group.add_argument("--save-csv", type=Path, metavar="FILE", help="one row per detection")
+    group.add_argument("--save-as", choices=ANNOTATION_FORMATS, help="images: write the detections into the folder "
+        "--output as annotations, to correct in a tool; the images aren't drawn")  # fmt: skip
+    group.add_argument("--rank", choices=("uncertain",), help="images: order them by how uncertain the model is, and "
+        "list them in ranking.csv in the folder --output")  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="replace existing files")
     show_help = "open a window (default: if no output is given); Esc or q closes it"
     group.add_argument("--show", action=argparse.BooleanOptionalAction, default=None, help=show_help)

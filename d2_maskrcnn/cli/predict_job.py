@@ -9,12 +9,14 @@ import numpy as np
 import torch
 
 from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.data.formats.predictions import MIN_SCORE
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import MAX_TILED_PIXELS
 from d2_maskrcnn.model_loading import model_config
 from d2_maskrcnn.predictor import TRACKING_SCORE, Predictor, Resizer, category_ids, class_indices
 from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.run import Sinks, VideoLike, Work, run_images, run_video
+from d2_maskrcnn.video.sinks.annotation_files import AnnotationFiles
 from d2_maskrcnn.video.sinks.image_files import ImageFiles
 from d2_maskrcnn.video.sinks.output_paths import check_target
 from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines
@@ -62,11 +64,19 @@ def run(args: argparse.Namespace) -> None:
 def _process_images(args: argparse.Namespace, cfg: CfgNode) -> None:
     paths = find_images(args.input)
     names = [str(path) for path in paths]
-    files = ImageFiles(names, args.output, args.overwrite, "--output") if args.output else None
+    annotate = bool(args.save_as or args.rank)
+    if annotate and args.output is None:
+        raise UserError("--save-as and --rank write into a folder: name it with --output.")
+    draw_files = args.output and not annotate
+    files = ImageFiles(names, args.output, args.overwrite, "--output") if draw_files else None
     _check_tables(args)
     work = _work(args, cfg)
+    classes = (work.class_names, work.category_ids)
     sinks = Sinks(
         image_files=files,
+        annotations=AnnotationFiles(names, args.output, args.save_as, *classes, bool(args.rank), args.overwrite)
+        if annotate
+        else None,
         json=CocoResults(args.save_json) if args.save_json else None,
         csv=CsvRows(args.save_csv) if args.save_csv else None,
         window=Window(TITLE, wait=True) if args.show else None,
@@ -77,6 +87,8 @@ def _process_images(args: argparse.Namespace, cfg: CfgNode) -> None:
 def _process_video(args: argparse.Namespace, cfg: CfgNode) -> None:
     from d2_maskrcnn.video.sinks.video_file import VideoWriter  # needs PyAV, an extra
 
+    if args.save_as or args.rank:
+        raise UserError("--save-as and --rank are for images: write the frames of the video as images first.")
     source = _open_source(args)
     target = _video_target(args) if args.output else None
     _check_tables(args)
@@ -134,8 +146,8 @@ def _work(args: argparse.Namespace, cfg: CfgNode) -> Work:
         threshold=args.confidence_threshold,
         classes=class_indices(args.classes, names, count),
         batch_size=args.batch_size,
-        draw=bool(args.output or args.show),
-        record=bool(args.save_json or args.save_csv),
+        draw=bool(args.show or (args.output and not (args.save_as or args.rank))),
+        record=bool(args.save_json or args.save_csv or args.save_as or args.rank),
         parallel=processes,
     )
 
@@ -159,6 +171,8 @@ def _config(args: argparse.Namespace) -> CfgNode:
         cfg.MODEL.DEVICE = args.device
     tracks = args.input is None and not args.no_tracking
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold * (TRACKING_SCORE if tracks else 1)
+    if args.rank:
+        cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = min(args.confidence_threshold, MIN_SCORE)
     cfg.freeze()
     return cfg
 

@@ -64,24 +64,22 @@ def join_rings(rings: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def simplify_rings(rings: Sequence[np.ndarray], height: int, width: int, min_iou: float) -> list[np.ndarray]:
-    """Leave points out as long as the mask's IoU with the original stays at or above ``min_iou``.
+def simplify_rings(rings: Sequence[np.ndarray], mask: np.ndarray, min_iou: float) -> list[np.ndarray] | None:
+    """Leave points out as long as the IoU with a mask stays at or above ``min_iou``.
 
     Args:
-        rings: of one mask, as :func:`mask_to_rings` returns them.
-        height, width: of the image, in pixels.
-        min_iou: in [0, 1]; at 1 nothing is changed.
+        rings: in the frame of ``mask``, such as its outer rings alone.
+        mask: (h, w) bool.
+        min_iou: in [0, 1]; at 1 no point is left out.
 
     Returns:
-        The rings with fewer points; a ring that would vanish keeps its points.
+        The rings with fewer points, each at least three; None if even the rings themselves differ more.
     """
-    original = _rasterize(rings, height, width)
-    if min_iou < 1:
-        for tolerance in _TOLERANCES:
-            fewer = [_simplify(ring, tolerance) for ring in rings]
-            if _iou(_rasterize(fewer, height, width), original) >= min_iou:
-                return fewer
-    return list(rings)
+    for tolerance in _TOLERANCES if min_iou < 1 else ():
+        fewer = [_simplify(ring, tolerance) for ring in rings]
+        if _iou(_rasterize(fewer, *mask.shape), mask) >= min_iou:
+            return fewer
+    return list(rings) if _iou(_rasterize(rings, *mask.shape), mask) >= min_iou else None
 
 
 def _simplify(ring: np.ndarray, tolerance: float) -> np.ndarray:
@@ -90,11 +88,9 @@ def _simplify(ring: np.ndarray, tolerance: float) -> np.ndarray:
 
 
 def _rasterize(rings: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    mask = np.zeros((height, width), dtype=bool)
-    for ring in rings:
-        rle = mask_util.frPyObjects([ring.astype(np.float64).ravel().tolist()], height, width)
-        mask ^= mask_util.decode(rle)[:, :, 0].astype(bool)
-    return mask
+    """Return the union of polygons as COCO does: (height, width) bool."""
+    polygons = [ring.astype(np.float64).ravel().tolist() for ring in rings]
+    return mask_util.decode(mask_util.merge(mask_util.frPyObjects(polygons, height, width))).astype(bool)
 
 
 def _iou(first: np.ndarray, second: np.ndarray) -> float:

@@ -22,6 +22,8 @@ class Frame:
         pts, duration: ``time`` and the frame's length in units of the source's time base; None without a time base.
         detections: set by the model stage.
         label_scores: (N,) scores for the labels where they differ from those of the detections (tracking).
+        uncertainty: of the model about this frame, in [0, 1]; see
+            :func:`~d2_maskrcnn.data.formats.predictions.uncertainty`.
         records: detections as JSON-compatible dicts, when a sink needs them.
         network_input: (3, H', W') uint8, resized for the model; released after the model stage.
         problem: why this frame could not be processed; "" if it was.
@@ -36,6 +38,7 @@ class Frame:
     duration: int | None = None
     detections: Detections | None = None
     label_scores: np.ndarray | None = None
+    uncertainty: float = 0.0
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
     network_input: Any = field(default=None, repr=False)
     problem: str = ""

@@ -14,12 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from d2_maskrcnn.data.formats.predictions import uncertainty
 from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.results import to_records
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.tracking import Tracker
 from d2_maskrcnn.video.frame import Frame, VideoInfo
 from d2_maskrcnn.video.pipeline import Pipeline, Stage
+from d2_maskrcnn.video.sinks.annotation_files import AnnotationFiles
 from d2_maskrcnn.video.sinks.image_files import ImageFiles
 from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines
 from d2_maskrcnn.video.sinks.window import Window
@@ -142,6 +144,7 @@ class Work:
             if self.tracking:
                 frame.detections, frame.label_scores = self.tracker.update(frame.detections, self._frames_since(frame))
             else:
+                frame.uncertainty = uncertainty(frame.detections.scores)
                 frame.detections = frame.detections[frame.detections.scores >= self.threshold]
             self.detections += len(frame.detections)
             if self.draw:
@@ -163,6 +166,7 @@ class Sinks:
     """Everything that receives processed frames; created before the work starts, so that bad paths are known early."""
 
     image_files: ImageFiles | None = None
+    annotations: AnnotationFiles | None = None
     video: Any = None
     json: JsonLines | CocoResults | None = None
     csv: CsvRows | None = None
@@ -170,7 +174,7 @@ class Sinks:
 
     def write(self, frame: Frame) -> bool:
         """Pass a frame to all sinks; return False if the user has closed the window."""
-        for sink in (self.image_files, self.video, self.json, self.csv):
+        for sink in (self.image_files, self.annotations, self.video, self.json, self.csv):
             # A video keeps frames that could not be processed; an image or record of them would be wrong.
             if sink is not None and (sink is self.video or not frame.problem):
                 sink.write(frame)
@@ -186,7 +190,7 @@ class Sinks:
         """Complete all files, even if one of them fails."""
         with ExitStack() as stack:
             stack.callback(self.close_window)
-            for sink in (self.image_files, self.video, self.json, self.csv):
+            for sink in (self.image_files, self.annotations, self.video, self.json, self.csv):
                 if sink is not None:
                     stack.callback(sink.close)
 

@@ -14,8 +14,8 @@ from d2_maskrcnn.data.formats.dataset import Annotation, Category, Dataset, merg
 from d2_maskrcnn.data.formats.image_files import Reference, add_images
 from d2_maskrcnn.data.formats.recognition import Source
 
-_NO_SPLIT = ("annotations", "_annotations.coco", "result", "instances_default", "instances", "coco", "labels")
 _LEADING = re.compile(r"^(instances|annotations|person_keypoints)_")
+_SPLIT = re.compile(r"(^|[^a-z])(train|valid|val|test)", re.IGNORECASE)
 
 
 def read(source: Source) -> Dataset:
@@ -27,16 +27,20 @@ def read(source: Source) -> Dataset:
     parts = []
     for path in source.files:
         data = check_coco(path, source.document(path), annotations_required=False)
-        parts.append(_read_file(path, data, _split(path), source.images))
+        parts.append(_read_file(path, data, _split(path, alone=len(source.files) == 1), source.images))
     return parts[0] if len(parts) == 1 else merge(str(source.path), parts)
 
 
-def _split(path: Path) -> str:
-    """Return the split by the file's name, or by its folder's name in Roboflow's ``valid/_annotations.coco.json``."""
+def _split(path: Path, alone: bool) -> str:
+    """Return the split by the file's name, or by its folder's name in Roboflow's ``valid/_annotations.coco.json``.
+
+    A file that is the only one has no split, unless its name is that of a usual one.
+    """
     if path.name == "_annotations.coco.json":
         name = path.parent.name
         return {"valid": "val"}.get(name, name if name in ("train", "test", "val") else "")
-    return "" if path.stem in _NO_SPLIT else _LEADING.sub("", path.stem)
+    name = _LEADING.sub("", path.stem)
+    return "" if name == "default" or (alone and not _SPLIT.search(name)) else name
 
 
 def _read_file(path: Path, data: dict[str, Any], split: str, image_root: Path | None) -> Dataset:

@@ -97,8 +97,10 @@ def _preferred_first(names: list[str], folders: Sequence[Path]) -> list[Path]:
 def find_image(file_name: str, folders: Sequence[Path]) -> tuple[Path, str] | None:
     """Return the path of an image and its name in its folder.
 
-    A name that leaves the folders, such as an absolute path of another machine, is looked up by its last part.
+    A name that leaves the folders, such as an absolute path of another machine, is looked up by its last part. Of Label
+    Studio's addresses ``/data/local-files/?d=images/a.jpg`` the path counts.
     """
+    file_name = file_name.split("?d=", 1)[-1]
     if os.path.isabs(file_name):
         for folder in folders:
             if is_inside(folder, file_name) and os.path.isfile(file_name):

@@ -44,11 +44,7 @@ class Output:
         Raises:
             UserError: a file exists, is one of the sources, or cannot be written.
         """
-        targets = {name: self.folder / name for name in (*self.images, *self.files)}
-        for name, image in self.images.items():
-            if _place_of(targets[name]) == _place_of(image.path) and image.embedded_in is None:
-                del targets[name]  # the image lies there already
-        self._check(list(targets.values()), sources, overwrite)
+        targets = self.check(sources, overwrite)
         names = tqdm(targets, "Writing", unit="file", leave=False, disable=None if progress else True)
         try:
             for name in names:
@@ -63,19 +59,29 @@ class Output:
             ) from error
         return [targets[name] for name in self.files]
 
-    def _check(self, targets: list[Path], sources: set[Path], overwrite: bool) -> None:
+    def check(self, sources: set[Path], overwrite: bool = False) -> dict[str, Path]:
+        """Check that all files can be written; see :meth:`write`.
+
+        Returns:
+            Where each file goes, without images that lie there already.
+        """
+        targets = {name: self.folder / name for name in (*self.images, *self.files)}
+        for name, image in self.images.items():
+            if _place_of(targets[name]) == _place_of(image.path) and image.embedded_in is None:
+                del targets[name]
         if self.folder.exists() and not self.folder.is_dir():
             raise UserError(f"{self.folder}: a file; expected a folder, which is created if it does not exist")
         protected = {_place_of(path) for path in sources}
-        for path in targets:
+        for path in targets.values():
             if _place_of(path) in protected:
                 raise UserError(f"{path}: belongs to the source, which is never changed; choose another output folder")
-        existing = [path for path in targets if os.path.lexists(path)]
+        existing = [path for path in targets.values() if os.path.lexists(path)]
         if existing and not overwrite:
             raise UserError(
                 f"{existing[0]}: exists ({len(existing)} of {len(targets)} files do); choose another output folder, or "
                 "set overwrite"
             )
+        return targets
 
     def _place(self, image: ImageFile, target: Path) -> None:
         if image.embedded_in is not None:

@@ -124,9 +124,10 @@ def _labelme_shapes(annotation: Annotation, label: str, image: ImageFile, number
 
 
 def write_voc(dataset: Dataset, output: Output, notes: Counter[str]) -> None:
-    """Add ``JPEGImages``, ``SegmentationObject``, ``SegmentationClass``, ``ImageSets`` and ``class_names.txt``.
+    """Add ``JPEGImages``, ``SegmentationObject``, ``SegmentationClass``, ``ImageSets`` and the class names.
 
-    Crowds become void. Where objects overlap, the smaller one is on top.
+    ``class_names.txt`` is LabelMe's form, ``labelmap.txt`` CVAT's. Crowds become void. Where objects overlap, the
+    smaller one is on top.
     """
     classes = {category.id: index for index, category in enumerate(dataset.categories, start=1)}
     flat, of_images = _flat_names(dataset), dataset.annotations_of_images()
@@ -142,6 +143,9 @@ def write_voc(dataset: Dataset, output: Output, notes: Counter[str]) -> None:
         output.add(f"ImageSets/Segmentation/{split}.txt", "".join(f"{stem}\n" for stem in stems))
     lines = ["__ignore__", "_background_", *(category.name for category in dataset.categories)]
     output.add("class_names.txt", "".join(f"{line}\n" for line in lines))
+    colors = zip(["background", *lines[2:]], _palette().tolist(), strict=False)
+    rows = [f"{name.replace(':', ' ')}:{red},{green},{blue}::\n" for name, (red, green, blue) in colors]
+    output.add("labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(rows))
 
 
 def _flat_names(dataset: Dataset) -> dict[int, str]:
