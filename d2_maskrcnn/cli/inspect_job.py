@@ -12,7 +12,7 @@ from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.errors import UserError, did_you_mean
 from d2_maskrcnn.inspection.data import augmented_scenes, inspect_data
 from d2_maskrcnn.inspection.observation import observe
-from d2_maskrcnn.inspection.records import class_names_of, dataset_records, records_for
+from d2_maskrcnn.inspection.records import available_records, class_names_of, records_for
 from d2_maskrcnn.inspection.report import PARTS, Report, write_report
 from d2_maskrcnn.inspection.weights import initial_weights, inspect_weights, read_state
 from d2_maskrcnn.model_loading import load_model, model_config
@@ -87,7 +87,7 @@ def _model_report(args: argparse.Namespace) -> Report:
 
 def _add_data(report: Report, cfg: CfgNode, args: argparse.Namespace) -> None:
     """Add the data section for the first dataset whose files exist; if there is none, refuse ``--parts data``."""
-    dataset = next((name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if dataset_records(name)), None)
+    dataset = next((name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if available_records(name)), None)
     if dataset is not None:
         report.data = inspect_data(cfg, dataset)
         report.samples = augmented_scenes(cfg, dataset, args.samples)

@@ -11,18 +11,18 @@ from PIL import Image
 from torch import nn
 
 from d2_maskrcnn.data import MaskRCNNMapper, dataset_records
+from d2_maskrcnn.data.ground_truth import ground_truth_detections
 from d2_maskrcnn.data.image_reading import read_image
 from d2_maskrcnn.errors import warn_on_failure
 from d2_maskrcnn.evaluation.outcomes import compare
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import CropMasks
-from d2_maskrcnn.structures.masks import Window, decode_segmentation
+from d2_maskrcnn.structures.masks import Window
 from d2_maskrcnn.visualization import Annotator
 from d2_maskrcnn.visualization.palette import choose_colors
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import inference_context
-from detectron2.structures import BoxMode
 
 Record = dict[str, Any]
 
@@ -107,21 +107,6 @@ def predict_record(cfg: CfgNode, model: nn.Module, record: Record, threshold: fl
         output = model([MaskRCNNMapper(cfg, is_train=False)(record)])[0]
     predictions = Detections.from_instances(output["instances"].to("cpu"))
     return ground_truth_detections(record), predictions[predictions.scores >= threshold]
-
-
-def ground_truth_detections(record: Record) -> Detections:
-    """Convert the annotations of a dataset record, without crowd regions; scores are NaN."""
-    annotations = [a for a in record.get("annotations", []) if not a.get("iscrowd", 0)]
-    boxes = [BoxMode.convert(a["bbox"], a.get("bbox_mode", BoxMode.XYWH_ABS), BoxMode.XYXY_ABS) for a in annotations]
-    size = (record["height"], record["width"])
-    crops = [CropMasks.from_images(decode_segmentation(a.get("segmentation"), *size)[None], size) for a in annotations]
-    return Detections(
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.full(len(annotations), np.nan, np.float32),
-        np.array([a["category_id"] for a in annotations], np.int64),
-        size,
-        CropMasks([crop.windows[0] for crop in crops], [crop.bitmaps[0] for crop in crops], size),
-    )
 
 
 def unique_names(files: Sequence[str]) -> list[str]:

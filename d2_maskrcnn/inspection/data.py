@@ -13,7 +13,7 @@ from d2_maskrcnn.data.anchor_fit import GOOD_IOU, anchor_shapes, input_scale, sh
 from d2_maskrcnn.data.coco.records import Record
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.observation import as_rgb
-from d2_maskrcnn.inspection.records import dataset_records
+from d2_maskrcnn.inspection.records import available_records
 from d2_maskrcnn.inspection.result import TOLERANCE
 from d2_maskrcnn.inspection.statistics import histogram, quantiles
 from d2_maskrcnn.structures.masks import mask_to_polygons
@@ -74,7 +74,7 @@ def inspect_data(cfg: CfgNode, dataset: str) -> DataFindings:
     Raises:
         UserError: the dataset is unknown or its files are missing.
     """
-    records = dataset_records(dataset)
+    records = available_records(dataset)
     if not records:
         raise UserError(f"the dataset {dataset} has no images on this machine: see datasets/README.md for its folder")
     names = list(MetadataCatalog.get(dataset).get("thing_classes") or [])
@@ -114,7 +114,7 @@ def augmented_scenes(cfg: CfgNode, dataset: str, count: int = 6, seed: int = 0) 
     np.random.seed(seed)
     random.seed(seed)
     try:
-        samples = [mapper(record) for record in dataset_records(dataset)[:count]]
+        samples = [mapper(record) for record in available_records(dataset)[:count]]
     finally:
         np.random.set_state(states[0])
         random.setstate(states[1])

@@ -72,7 +72,7 @@ def _from_datasets(files: Iterable[Path], cfg: CfgNode) -> dict[Path, Record]:
     for dataset in dict.fromkeys((*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)):
         if not missing:
             break  # reading a training set can take a minute
-        for record in dataset_records(dataset):
+        for record in available_records(dataset):
             path = Path(record["file_name"])
             if path.name in names and (resolved := path.resolve()) in missing:  # resolving reads the file system
                 known[resolved] = record
@@ -99,12 +99,12 @@ def class_names_of(cfg: CfgNode, annotations: str = "") -> list[str]:
     candidates = [list(_load_json(annotations)[1].values())] if annotations else []
     for dataset in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         if not MetadataCatalog.get(dataset).get("thing_classes"):
-            dataset_records(dataset)  # some datasets know their names once they are loaded
+            available_records(dataset)  # some datasets know their names once they are loaded
         candidates.append(list(MetadataCatalog.get(dataset).get("thing_classes") or []))
     return next((names for names in candidates if len(names) == cfg.MODEL.ROI_HEADS.NUM_CLASSES), [])
 
 
-def dataset_records(name: str) -> list[Record]:
+def available_records(name: str) -> list[Record]:
     """Return the records of a registered dataset; an empty list if its files are not on this machine."""
     if name not in DatasetCatalog.list():
         return []

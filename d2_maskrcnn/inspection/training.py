@@ -16,7 +16,7 @@ from d2_maskrcnn.inspection.anchors import label_scene, proposal_scene
 from d2_maskrcnn.inspection.boxes import refinement_scene
 from d2_maskrcnn.inspection.masks import inspect_masks, strip
 from d2_maskrcnn.inspection.observation import observe
-from d2_maskrcnn.inspection.records import class_names_of, dataset_records
+from d2_maskrcnn.inspection.records import available_records, class_names_of
 from d2_maskrcnn.inspection.result import result_scene
 from d2_maskrcnn.inspection.weights import group_of
 from d2_maskrcnn.visualization.scene import Scene, raster
@@ -109,7 +109,7 @@ class InspectTraining(HookBase):
         """Return the first images with objects of the first dataset that is on this machine, test sets first."""
         if self._records is None:
             names = (*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN)
-            records = next((records for records in map(dataset_records, names) if records), [])
+            records = next((records for records in map(available_records, names) if records), [])
             with_objects = [record for record in records if record.get("annotations")]
             self._records = (with_objects or records)[: self.node.IMAGES]
         return self._records

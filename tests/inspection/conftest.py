@@ -8,7 +8,7 @@ import torch
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.inspection import observe
-from d2_maskrcnn.inspection.records import class_names_of, dataset_records
+from d2_maskrcnn.inspection.records import available_records, class_names_of
 from d2_maskrcnn.model_loading import load_model
 from tests.conftest import NARROW_MODEL
 
@@ -51,7 +51,7 @@ def model(cfg):
 @pytest.fixture(scope="session")
 def record(cfg):
     """The validation image with the most objects, crowd regions not counted."""
-    records = dataset_records(cfg.DATASETS.TEST[0])
+    records = available_records(cfg.DATASETS.TEST[0])
     return max(records, key=lambda r: sum(not a.get("iscrowd", 0) for a in r["annotations"]))
 
 

@@ -10,7 +10,7 @@ import pytest
 from d2_maskrcnn import UserError
 from d2_maskrcnn.data.ground_truth import ground_truth_of
 from d2_maskrcnn.inspection import records_for
-from d2_maskrcnn.inspection.records import dataset_records
+from d2_maskrcnn.inspection.records import available_records
 from detectron2.structures import BoxMode
 
 
@@ -21,13 +21,13 @@ def test_no_images(cfg):
 @pytest.mark.parametrize("split", ["TRAIN", "TEST"])
 def test_images_are_matched_by_path_not_by_name(cfg, split):
     """The training and the test set both have a ``000001.png``."""
-    known = dataset_records(cfg.DATASETS[split][0])[0]
+    known = available_records(cfg.DATASETS[split][0])[0]
     (result,) = records_for([known["file_name"]], cfg)
     assert result["annotations"] == known["annotations"]
 
 
 def test_images_match_an_annotation_file_by_the_end_of_their_path(cfg, tiny_shapes, tmp_path):
-    known = dataset_records(cfg.DATASETS.TEST[0])[0]
+    known = available_records(cfg.DATASETS.TEST[0])[0]
     shutil.copy(known["file_name"], tmp_path)
     name = Path(known["file_name"]).name
     (result,) = records_for([tmp_path / name], cfg, str(tiny_shapes / "annotations" / "instances_val.json"))
