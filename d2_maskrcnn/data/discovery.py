@@ -1,15 +1,17 @@
 """Find the training and validation data in a folder or JSON file, or split off validation data."""
 
 import json
+import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from d2_maskrcnn.data.coco.checks import check_coco_json
 from d2_maskrcnn.data.coco.reader import read_coco_json
+from d2_maskrcnn.data.conversion import convert
 from d2_maskrcnn.data.flaws.table import CocoTable
 from d2_maskrcnn.data.formats import FORMATS, recognize
 from d2_maskrcnn.data.own_data import guess_image_folder
@@ -22,6 +24,8 @@ MAX_VAL = 1000  # images
 _ROLE = re.compile(r"(?:^|[^a-z])(train|valid|val|dev|test)")
 _ROLES = {"valid": "val", "dev": "val"}
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class FoundData:
@@ -31,6 +35,7 @@ class FoundData:
         train_json, val_json: COCO JSON files.
         train_images, val_images: the folders that their file names are relative to.
         note: how validation data was chosen, if it is not that of the dataset; else "".
+        origin: what was converted, and where to; "" for data in COCO format.
     """
 
     train_json: Path
@@ -38,59 +43,71 @@ class FoundData:
     val_json: Path
     val_images: Path
     note: str = ""
+    origin: str = ""
 
 
 def find_training_data(path: str | Path, folder: Path, val: str | Path | None = None, seed: int = 0) -> FoundData:
-    """Find the training and validation data of a dataset in COCO format.
+    """Find the training and validation data of a dataset; formats other than COCO's are converted.
 
     The names of the JSON files, or else of their folders, tell the splits: ``annotations/instances_train2017.json``,
     ``train/_annotations.coco.json``, ``train.json``. Without validation data, the test data is used; without both, a
     random fifth of the images is split off, with about the same share of the objects of each class.
 
     Args:
-        path: folder of the dataset, or the COCO JSON of its training data.
-        folder: where split JSON files are written.
+        path: folder of the dataset, or the annotation file of its training data.
+        folder: where split JSON files and a converted dataset are written.
         val: COCO JSON of the validation data, instead of what is found.
         seed: of the split.
 
     Raises:
-        UserError: nothing is there, it is in another format or ambiguous, or the images are not found.
+        UserError: nothing is there, it is in no known format or ambiguous, or the images are not found.
     """
-    given = Path(path).expanduser()
+    given, origin = _as_coco(Path(path).expanduser(), folder)
     files = _by_role([each for each in _coco_files(given) if each != given])
     train = given if given.is_file() else _only(files["train"] or files[""], path, "training data")
     if val is not None:
-        return _found(train, Path(val).expanduser(), "")
-    if files["val"]:
-        return _found(train, _only(files["val"], path, "validation data"), "")
-    if files["test"]:
-        test = _only(files["test"], path, "test data")
-        return _found(train, test, f"no validation data: evaluated on the test data, {test.name}")
-    return _split_off(train, folder, seed)
+        found = _found(train, Path(val).expanduser(), "")
+    elif files["val"]:
+        found = _found(train, _only(files["val"], path, "validation data"), "")
+    elif files["test"]:
+        found = _found(train, _only(files["test"], path, "test data"), "the test data, since there is no other")
+    else:
+        found = _split_off(train, folder, seed)
+    return replace(found, origin=origin)
 
 
-def find_test_data(path: str | Path) -> tuple[Path, Path]:
+def find_test_data(path: str | Path, folder: Path) -> tuple[Path, Path]:
     """Find the COCO JSON of the validation data, else of the test data or the only one, and the folder of its images.
+
+    Args:
+        path: folder of the dataset, or the annotation file to evaluate on.
+        folder: where a dataset in another format is converted to.
 
     Raises:
         UserError: see :func:`find_training_data`.
     """
-    given = Path(path).expanduser()
+    given, _ = _as_coco(Path(path).expanduser(), folder)
     files = {"": [given]} if given.is_file() else _by_role(_coco_files(given))
     chosen = next((files[role] for role in ("val", "test", "", "train") if files.get(role)), [])
     test = _only(chosen, path, "test data")
     return test, _images(test)
 
 
-def _coco_files(path: Path) -> list[Path]:
+def _as_coco(path: Path, folder: Path) -> tuple[Path, str]:
+    """Return ``path``, or a folder with its conversion to COCO's format, and what was converted."""
     source = recognize(path)
-    if source.format != "coco":
-        raise UserError(
-            f"{path}: this is {FORMATS[source.format]}; expected COCO JSON. Convert it first: d2-maskrcnn convert "
-            f"--input {path} --output FOLDER"
-        )
+    if source.format == "coco":
+        return path, ""
+    done = convert(path, "coco", folder / "coco", overwrite=True)
+    if done.dropped:
+        logger.warning("%s: %d entries were left out in the conversion, see log.txt", path, len(done.dropped))
+    logger.info("Converted:\n%s", done.table())
+    return done.output, f"{FORMATS[source.format]} of {path}, converted to {done.output}"
+
+
+def _coco_files(path: Path) -> list[Path]:
     if not path.is_file():
-        return source.files
+        return recognize(path).files
     others = {
         each
         for split in ("val", "valid", "validation", "test")

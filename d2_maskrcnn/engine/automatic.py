@@ -1,7 +1,8 @@
 """Write the config of a training from a dataset alone: find the data, the weights and the schedule."""
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from d2_maskrcnn._version import __version__
 from d2_maskrcnn.config.keys import add_d2_maskrcnn_config, get_value
 from d2_maskrcnn.config.loading import load_config, parse_config
 from d2_maskrcnn.config.validation import leaves
-from d2_maskrcnn.data import check_datasets, dataset_records, register_own_data
+from d2_maskrcnn.data import check_coco_json, dataset_records, register_own_data
 from d2_maskrcnn.data.discovery import FoundData, find_training_data
 from d2_maskrcnn.engine.console import console
 from d2_maskrcnn.engine.planning import FROM_SCRATCH, DataSummary, plan_training, summarize
@@ -151,7 +152,10 @@ def _weights(options: TrainingOptions, cfg: CfgNode, given: set[str], is_default
 
 
 def _use_data(cfg: CfgNode, data: FoundData) -> list[str]:
-    """Put the data into the config and check it; return the class names."""
+    """Check the data and put it into the config; return the class names."""
+    with _errors_only("d2_maskrcnn.data"):  # the checks are repeated with the whole plan, which warn
+        check_coco_json(data.train_json, data.train_images, evaluate=False)
+        check_coco_json(data.val_json, data.val_images, train=False)
     node = cfg.D2_MASKRCNN.DATA
     node.TRAIN_JSON, node.TRAIN_IMAGES = str(data.train_json.resolve()), str(data.train_images.resolve())
     node.VAL_JSON, node.VAL_IMAGES = str(data.val_json.resolve()), str(data.val_images.resolve())
@@ -159,10 +163,18 @@ def _use_data(cfg: CfgNode, data: FoundData) -> list[str]:
     dataset_records(cfg.DATASETS.TRAIN[0])  # sets the class names
     names = list(MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).thing_classes)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(names)
-    wanted, cfg.INPUT.MASK_FORMAT = cfg.INPUT.MASK_FORMAT, "bitmask"  # the plan chooses the format
-    check_datasets(cfg)
-    cfg.INPUT.MASK_FORMAT = wanted
     return names
+
+
+@contextlib.contextmanager
+def _errors_only(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def describe_data(
@@ -177,6 +189,8 @@ def describe_data(
         lines.append(f"{name:6} {each.images:,} images, {each.objects:,} objects with {masks}{where}")
     if data and data.note:
         lines[-1] += f" ({data.note})"
+    if data and data.origin:
+        lines.insert(0, f"data   {data.origin}")
     if names:
         more = f", ... ({len(names)} classes)" if len(names) > MAX_NAMES else ""
         lines.append(f"classes {', '.join(names[:MAX_NAMES])}{more}")

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import io
 import logging
 import os
 import sys
@@ -36,7 +37,9 @@ console = logging.getLogger(NAME)
 
 
 class _Terminal(logging.Handler):
-    """Print messages above a progress bar; only those of ``_SHOWN`` and warnings."""
+    """Print messages, above a progress bar if there is one; only those of ``_SHOWN`` and warnings."""
+
+    has_bar = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +52,11 @@ class _Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(self.format(record), file=self.stream)
+            text = self.format(record)
+            if self.has_bar:
+                tqdm.write(text, file=self.stream)
+            else:
+                self.stream.write(f"{text}\n")
             self.stream.flush()
         except (OSError, ValueError):  # the terminal has gone
             self.handleError(record)
@@ -98,6 +105,21 @@ def logging_to(folder: str | os.PathLike[str]) -> Iterator[None]:
 def is_active() -> bool:
     """Return whether this process shows the essentials on the terminal, see :func:`logging_to`."""
     return any(isinstance(handler, _Terminal) for handler in logging.getLogger(LOGGERS[0]).handlers)
+
+
+@contextlib.contextmanager
+def printing_to_log() -> Iterator[None]:
+    """Log what is printed inside the context instead of showing it, where the terminal shows the essentials only."""
+    if not is_active():
+        yield
+        return
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            yield
+    finally:
+        if printed.getvalue():
+            logging.getLogger(__name__).info("Printed:\n%s", printed.getvalue().rstrip())
 
 
 def show_platform() -> None:
@@ -162,6 +184,7 @@ class ShowProgress(HookBase):
         """Start the bar."""
         start, end = self.trainer.start_iter, self.trainer.max_iter
         if end > start and sys.stderr is not None and sys.stderr.isatty():
+            _Terminal.has_bar = True
             self.bar = tqdm(total=end, initial=start, unit="iteration", dynamic_ncols=True, desc="Training")
 
     def before_step(self) -> None:
@@ -187,6 +210,7 @@ class ShowProgress(HookBase):
         """Finish the bar."""
         if self.bar is not None:
             self.bar.close()
+            _Terminal.has_bar = False
 
     def _show_estimate(self) -> None:
         each = self._seconds / TIMED

@@ -157,7 +157,8 @@ class _Planner:
         self.put("TEST.EVAL_PERIOD", min(_whole_epochs(period, per_epoch), total))
         self.put("SOLVER.CHECKPOINT_PERIOD", max(self.get("TEST.EVAL_PERIOD"), math.ceil(total / CHECKPOINTS)))
         self.put("SOLVER.WARMUP_ITERS", min(WARMUP, total // 10))
-        self.put("SOLVER.STEPS", tuple(sorted({step for share in STEPS if (step := int(share * total)) > 0})))
+        if self.get("SOLVER.LR_SCHEDULER_NAME") != "WarmupCosineLR":
+            self.put("SOLVER.STEPS", tuple(sorted({step for share in STEPS if (step := int(share * total)) > 0})))
         self.put("D2_MASKRCNN.LOG_PERIOD", min(20, math.ceil(total / 20)))
         evaluations = total // self.get("TEST.EVAL_PERIOD")
         self.put("D2_MASKRCNN.EARLY_STOPPING.PATIENCE", max(5, math.ceil(evaluations / 3)))
@@ -168,7 +169,7 @@ class _Planner:
         is_stepped = self.get("SOLVER.LR_SCHEDULER_NAME") == "WarmupMultiStepLR"
         steps = ", ".join(f"{step:,}" for step in self.get("SOLVER.STEPS"))
         name, patience = self.get("D2_MASKRCNN.BEST_CHECKPOINT.METRIC"), self.get("D2_MASKRCNN.EARLY_STOPPING.PATIENCE")
-        self.say("epochs", f"{total / per_epoch:.4g} ({total:,} iterations with batches of {batch})")
+        self.say("epochs", f"{_short(total / per_epoch)} ({total:,} iterations with batches of {batch})")
         self.say(
             "rate",
             f"{self.get('SOLVER.BASE_LR'):.3g} ({self.get('D2_MASKRCNN.SOLVER.OPTIMIZER')}), warm-up over "

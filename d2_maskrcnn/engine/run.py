@@ -220,7 +220,7 @@ def evaluate(
 
 
 def _use_test_data(cfg: CfgNode, data: str | Path, names: list[str]) -> None:
-    json_file, images = find_test_data(data)
+    json_file, images = find_test_data(data, Path(cfg.OUTPUT_DIR) / "data")
     node = cfg.D2_MASKRCNN.DATA
     node.VAL_JSON, node.VAL_IMAGES, node.TRAIN_JSON, node.TRAIN_IMAGES = str(json_file), str(images), "", ""
     categories = sorted(read_coco_json(json_file)["categories"], key=lambda each: each["id"])

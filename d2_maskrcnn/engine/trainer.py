@@ -15,7 +15,7 @@ from d2_maskrcnn.checkpoint import build_checkpointer
 from d2_maskrcnn.config.validation import check_values, warn_ignored_keys
 from d2_maskrcnn.data import build_checked_test_loader, build_resumable_train_loader
 from d2_maskrcnn.distributed import distribute
-from d2_maskrcnn.engine.console import ShowProgress, is_active, show_results
+from d2_maskrcnn.engine.console import ShowProgress, is_active, printing_to_log, show_results
 from d2_maskrcnn.engine.hooks.best_checkpoint import BestCheckpoint
 from d2_maskrcnn.engine.hooks.early_stopping import EarlyStopping, SaveCheckpoints
 from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage, with_average
@@ -166,7 +166,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer.metrics = finite_numbers(results)
         if is_active():
             epochs = (self.iter + 1) * self.cfg.SOLVER.IMS_PER_BATCH / self.images_in_epoch
-            show_results(results, f"Evaluation after epoch {epochs:.3g} (iteration {self.iter + 1})")
+            show_results(results, f"Evaluation after epoch {epochs:.1f} (iteration {self.iter + 1})")
         return results
 
     def _evaluate_augmented(self) -> dict[str, Any]:
@@ -199,7 +199,8 @@ class Trainer(DefaultTrainer):
             names = list(cfg.DATASETS.TEST)
             paths = [os.path.join(cfg.OUTPUT_DIR, folder, *([name] if len(names) > 1 else [])) for name in names]
             evaluators = [cls.build_evaluator(cfg, name, path) for name, path in zip(names, paths, strict=True)]
-        return super().test(cfg, model, evaluators)
+        with printing_to_log():  # pycocotools prints
+            return super().test(cfg, model, evaluators)
 
     @classmethod
     def test_with_augmentation(cls, cfg: CfgNode, model: nn.Module, folder: str = "inference_tta") -> dict[str, Any]:

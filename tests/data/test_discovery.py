@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 
+from d2_maskrcnn.data.conversion import convert
 from d2_maskrcnn.data.discovery import find_test_data, find_training_data
 from d2_maskrcnn.errors import UserError
 
@@ -39,7 +40,7 @@ def test_common_layouts(place, tmp_path, files, images):
     assert found.train_images.samefile(root / images[0]) and found.val_images.samefile(root / images[1])
     assert found.note == "" and not (tmp_path / "split").exists()
     assert find_training_data(root / files["train"], tmp_path).val_json == root / files["val"]
-    assert find_test_data(root) == (found.val_json, found.val_images)
+    assert find_test_data(root, tmp_path) == (found.val_json, found.val_images)
 
 
 def test_test_data_is_used_where_there_is_no_validation_data(place, tmp_path):
@@ -62,6 +63,16 @@ def test_validation_data_is_split_off(place, tmp_path, name):
     assert found.val_images.samefile(root / "images") and "3 of the 12 images" in found.note
     first = found.val_json.read_text()
     assert find_training_data(root, tmp_path / "again", seed=1).val_json.read_text() == first
+
+
+def test_other_formats_are_converted(place, tmp_path):
+    root = place({"train": "train.json"}, ("images", "other"))
+    convert(root / "train.json", "labelme", tmp_path / "labelme")
+    found = find_training_data(tmp_path / "labelme", tmp_path / "split")
+    assert "LabelMe" in found.origin
+    parts = [json.loads(path.read_text()) for path in (found.train_json, found.val_json)]
+    assert sum(len(part["images"]) for part in parts) == 12 and all(part["annotations"] for part in parts)
+    assert len(list(found.train_images.iterdir())) == 12
 
 
 def test_bad_folders(place, tmp_path):

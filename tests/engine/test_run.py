@@ -50,7 +50,9 @@ def test_what_is_printed(trained):
     assert first <= 20, lines
     text = "\n".join(lines)
     assert "train  12 images" in text and "val    6 images" in text and "classes circle, square, triangle, star" in text
-    assert "epochs      1 (6 iterations with batches of 2)" in text and "Evaluation after epoch 1" in text
+    assert (
+        "epochs      1 (6 iterations with batches of 2)" in text and "Evaluation after epoch 1.0 (iteration 6)" in text
+    )
     assert "per iteration: about 0:00:" in text and str(result.output) in lines[-3]
     assert "copypaste" not in text and "copypaste" in (result.output / "log.txt").read_text()
 
