@@ -1,0 +1,60 @@
+"""README.md and the pages in docs: their commands, options, configs, links and Python examples."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from d2_maskrcnn.cli.main import COMMANDS, build_parser
+from d2_maskrcnn.config.named import named_config
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "datasets" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = {"train_net.py": "d2_maskrcnn.cli.train", "demo.py": "d2_maskrcnn.cli.demo"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[tuple[str, list[str]]]:
+    """Return the module and the arguments of each command of this package on a page."""
+    found = []
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            for index, word in enumerate(words):
+                if word == "d2-maskrcnn":
+                    module = "main" if words[index + 1].startswith("-") else COMMANDS[words[index + 1]].module
+                    found.append((module, words[index + 2 :]))
+                elif word in SCRIPTS:
+                    found.append((SCRIPTS[word], words[index + 1 :]))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_have_valid_options_and_configs(page):
+    for module, words in commands(page):
+        args = build_parser(importlib.import_module(module), module).parse_args(words)
+        config = getattr(args, "config_file", "") or ""
+        assert not config or "/" in config or named_config(config), f"{config} is no config of the package"
+
+
+def test_the_readme_has_commands_of_each_kind():
+    modules = {module.rpartition(".")[2] for module, _ in commands(ROOT / "README.md")}
+    assert modules >= {"predict", "train", "eval", "inspect", "convert", "check"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(ROOT / "README.md", "python"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "annotated.jpg").is_file()
