@@ -2,7 +2,7 @@
 
 examples:
   {program} my/annotations.json
-  {program} my/train.json my/val.json
+  {program} my/train.json my/val.json --html flaws.html
   {program} my/labelme --fix my/repaired --json flaws.json
 
 DATASET is a COCO JSON, a dataset of any format that `d2-maskrcnn convert` reads, or the name of a registered dataset.
@@ -23,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("datasets", nargs="+", metavar="DATASET", help="annotation file, folder or registered name")
     add("--images", type=Path, metavar="FOLDER", help="folder of the images (default: searched near the annotations)")
     add("--json", type=Path, metavar="FILE", help="write all flaws with all ids as JSON")
+    add("--html", type=Path, metavar="FILE", help="write a page with examples as images, and statistics")
     add("--fix", type=Path, metavar="FOLDER", help="write a copy in which what needs no decision is repaired")
-    add("--overwrite", action="store_true", help="replace files of an earlier --json or --fix")
+    add("--overwrite", action="store_true", help="replace files of an earlier --json, --html or --fix")
     add("--config-file", default="", metavar="FILE", help="config of the model to train (default: Mask R-CNN)")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
 
@@ -40,14 +41,19 @@ def run(args: argparse.Namespace) -> None:
     from d2_maskrcnn.data.checking import SEVERITIES, check, fix, write_json
     from d2_maskrcnn.errors import EXIT_BAD_INPUT, UserError
 
-    if args.json is not None and args.json.exists() and not args.overwrite:
-        raise UserError(f"{args.json}: exists already; name another file, or add --overwrite")
+    for path in (args.json, args.html):
+        if path is not None and path.exists() and not args.overwrite:
+            raise UserError(f"{path}: exists already; name another file, or add --overwrite")
     cfg = load_config(args.config_file, args.opts) if args.config_file else None
     report = check(*args.datasets, images=args.images, cfg=cfg)
     print(report)
     print(", ".join(f"{report.count(each)} kinds of {each}s" for each in SEVERITIES))
     if args.json is not None:
         write_json(report, args.json)
+    if args.html is not None:
+        from d2_maskrcnn.inspection.flaws_page import write_flaws_page
+
+        write_flaws_page(report, args.html)
     if args.fix is not None:
         for each in fix(report, args.fix, args.overwrite):
             print(each)

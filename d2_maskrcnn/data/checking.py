@@ -124,9 +124,7 @@ def check(
     images: str | os.PathLike[str] | None = None,
     cfg: CfgNode | None = None,
 ) -> CheckReport:
-    """Find all flaws of a dataset.
-
-    Every image is decoded: 5,000 small images take about 10 s on two cores.
+    """Find all flaws of a dataset; every image is decoded.
 
     Args:
         sources: annotation files or folders of datasets in any format of :mod:`d2_maskrcnn.data.formats`, names of
@@ -193,7 +191,7 @@ class RepairedFile:
     actions: Counter[str]
 
     def __str__(self) -> str:
-        done = "".join(f"\n  {count:,} {action}" for action, count in self.actions.items())
+        done = "".join(f"\n  {action}: {count:,}" for action, count in self.actions.items())
         return printable(f"Wrote {self.path}") + (done or "\n  nothing to repair")
 
 

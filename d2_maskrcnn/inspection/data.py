@@ -11,6 +11,7 @@ import numpy as np
 from d2_maskrcnn.data import MaskRCNNMapper
 from d2_maskrcnn.data.anchor_fit import GOOD_IOU, anchor_shapes, input_scale, shape_iou
 from d2_maskrcnn.data.coco.records import Record
+from d2_maskrcnn.data.flaws.table import CocoTable, index_in
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.observation import as_rgb
 from d2_maskrcnn.inspection.records import available_records
@@ -40,6 +41,7 @@ class DataFindings:
         image_sizes: ``WxH`` of the image files -> number of images.
         sqrt_areas: (n,) square root of each box's area.
         ratios: (n,) height / width of each box.
+        objects_per_image: (images,) int64.
         best_anchor_iou: (n,) IoU of each box with the best anchor shape, both centered on the same point: the best that
             anchors can reach.
         anchors: level, size and ratio (height / width) of each anchor shape, and the number of boxes that it fits best.
@@ -54,6 +56,7 @@ class DataFindings:
     image_sizes: dict[str, int]
     sqrt_areas: np.ndarray
     ratios: np.ndarray
+    objects_per_image: np.ndarray
     best_anchor_iou: np.ndarray
     anchors: list[dict[str, Any]]
 
@@ -77,28 +80,73 @@ def inspect_data(cfg: CfgNode, dataset: str) -> DataFindings:
     records = available_records(dataset)
     if not records:
         raise UserError(f"the dataset {dataset} has no images on this machine: see datasets/README.md for its folder")
-    names = list(MetadataCatalog.get(dataset).get("thing_classes") or [])
-    objects = [(r, a) for r in records for a in r.get("annotations", []) if not a.get("iscrowd", 0)]
+    objects = [(i, a) for i, r in enumerate(records) for a in r.get("annotations", []) if not a.get("iscrowd", 0)]
     boxes = [BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS)[2:] for _, a in objects]
-    sizes = np.array([(record["width"], record["height"]) for record, _ in objects]).reshape(-1, 2)
-    sides = np.asarray(boxes, dtype=float).reshape(-1, 2) * input_scale(cfg, sizes)[:, None]  # (n, 2)
-    sides = np.maximum(sides, 1e-6)
+    return _describe(
+        cfg,
+        dataset,
+        np.array([(record["width"], record["height"]) for record in records]),
+        np.array([index for index, _ in objects], dtype=np.int64),
+        np.array(boxes, dtype=np.float64).reshape(-1, 2),
+        np.array([annotation["category_id"] for _, annotation in objects], dtype=np.int64),
+        list(MetadataCatalog.get(dataset).get("thing_classes") or []),
+        sum(len(record.get("annotations", [])) for record in records) - len(objects),
+    )
+
+
+def inspect_table(cfg: CfgNode, name: str, table: CocoTable) -> DataFindings:
+    """Compute the statistics of a COCO JSON, leaving out annotations of unknown images or categories."""
+    order = np.argsort(table.category_ids, kind="stable")
+    classes = index_in(table.category_ids[order], table.category_of)
+    with np.errstate(invalid="ignore"):
+        usable = (table.image_index >= 0) & (classes >= 0) & (table.boxes[:, 2:] > 0).all(axis=1)
+        usable &= np.isfinite(table.boxes).all(axis=1)
+    rows = np.flatnonzero(usable & ~table.is_crowd)
+    names = [str(table.categories[index]["name"]) for index in order.tolist()]
+    sides, crowds = table.boxes[rows, 2:], int(table.is_crowd.sum())
+    return _describe(cfg, name, table.sizes, table.image_index[rows], sides, classes[rows], names, crowds)
+
+
+def _describe(
+    cfg: CfgNode,
+    name: str,
+    sizes: np.ndarray,
+    image_index: np.ndarray,
+    sides: np.ndarray,
+    classes: np.ndarray,
+    names: list[str],
+    crowds: int,
+) -> DataFindings:
+    """Compute the statistics of n objects.
+
+    Args:
+        sizes: (I, 2) width and height of the images in pixels.
+        image_index: (n,) index of each object's image.
+        sides: (n, 2) width and height of the boxes in pixels of the images.
+        classes: (n,) indices into ``names``.
+        crowds: number of crowd regions, which are not among the objects.
+    """
+    sides = np.maximum(sides * input_scale(cfg, sizes[image_index])[:, None], 1e-6)
     shapes, anchors = anchor_shapes(cfg)
     fit = shape_iou(sides, shapes)  # (n, anchors)
     best = np.bincount(fit.argmax(axis=1), minlength=len(anchors))
     for anchor, number in zip(anchors, best.tolist(), strict=True):
         anchor["boxes"] = number
-    counts = np.bincount(np.array([a["category_id"] for _, a in objects], dtype=int), minlength=len(names))
+    per_image = np.bincount(image_index, minlength=len(sizes))
     return DataFindings(
-        name=dataset,
-        images=len(records),
-        empty_images=len(records) - len({id(record) for record, _ in objects}),
-        objects=len(objects),
-        crowds=sum(len(record.get("annotations", [])) for record in records) - len(objects),
-        categories={names[i] if i < len(names) else f"class {i}": int(n) for i, n in enumerate(counts)},
-        image_sizes=dict(Counter(f"{record['width']}x{record['height']}" for record in records).most_common()),
+        name=name,
+        images=len(sizes),
+        empty_images=int((per_image == 0).sum()),
+        objects=len(sides),
+        crowds=crowds,
+        categories={
+            names[i] if i < len(names) else f"class {i}": int(n)
+            for i, n in enumerate(np.bincount(classes, minlength=len(names)))
+        },
+        image_sizes=dict(Counter(f"{width}x{height}" for width, height in sizes.tolist()).most_common()),
         sqrt_areas=np.sqrt(sides.prod(axis=1)),
         ratios=sides[:, 1] / sides[:, 0],
+        objects_per_image=per_image,
         best_anchor_iou=fit.max(axis=1),
         anchors=anchors,
     )

@@ -41,11 +41,10 @@ def render(report: "Report") -> str:
         for index, seen in enumerate(report.observations)
     ]
     return (
-        _environment()
+        environment()
         .get_template("report.html.jinja")
         .render(
             report=report,
-            themes=THEMES,
             images=images,
             groups=by_group(report.weights) if report.weights else {},
             data_conclusions=about_data(report.data) if report.data else [],
@@ -54,7 +53,8 @@ def render(report: "Report") -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the templates with the filters and functions that they use."""
     environment = Environment(
         loader=PackageLoader("d2_maskrcnn.inspection"),
         autoescape=True,
@@ -79,6 +79,7 @@ def _environment() -> Environment:
         "class_name": class_name,
         "label_places": label_places,
         "dashes": DASHES,
+        "themes": THEMES,
         "histograms": data_histograms,
         "good_iou": data.GOOD_IOU,
     }
@@ -182,6 +183,7 @@ def data_histograms(findings: DataFindings) -> list[dict[str, Any]]:
     for title, values, unit in (
         ("Square root of the box area", findings.sqrt_areas, "pixels"),
         ("Height / width", np.log2(findings.ratios), "log2"),
+        ("Objects per image", findings.objects_per_image, "objects"),
         ("IoU with the best anchor shape", findings.best_anchor_iou, "IoU"),
     ):
         if len(values):

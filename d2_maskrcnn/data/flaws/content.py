@@ -94,6 +94,7 @@ def _from_dataset(dataset: Dataset) -> list[Content]:
         part = Dataset(dataset.source, dataset.format, images, dataset.categories, annotations)
         data = to_coco(part)
         for entry, image in zip(data["images"], images, strict=True):
+            entry["file_name"] = Path(os.path.relpath(image.path, root)).as_posix()
             if image.declared_size is not None and all(type(side) is int and side > 0 for side in image.declared_size):
                 entry["width"], entry["height"] = image.declared_size
         name = f"{dataset.source} ({split})" if split and len(splits) > 1 else dataset.source
@@ -124,6 +125,8 @@ def _from_catalog(name: str) -> Content:
     }  # fmt: skip
     files = [image["file_name"] for image in data["images"]]
     root = Path(os.path.commonpath([os.path.dirname(each) for each in files])) if files else None
+    for image in data["images"]:
+        image["file_name"] = os.path.relpath(image["file_name"], root)
     return Content(name, data, root, _split_of(Path(name)))
 
 

@@ -168,7 +168,7 @@ def check_repeated_annotations(table: CocoTable) -> Iterator[Flaw]:
     yield from table.annotation_flaw(
         "annotation-repeated",
         bad,
-        "annotations that repeat another one",
+        "annotations equal to another one",
         "delete them: the model detects one object, the other counts as missed",
         table.describe_box,
         severity="warning",

@@ -234,14 +234,14 @@ def _check_orientation(table: CocoTable, rotated: dict[int, str], upright: list[
     yield from table.image_flaw(
         "image-rotated",
         sorted(rotated),
-        "images that their EXIF data turn, annotated as if they were not turned",
+        "images turned by their EXIF data, annotated as if they were not",
         "this program turns them upright: annotate the upright images, or remove the EXIF orientation from the files",
         rotated.__getitem__,
     )
     yield from table.image_flaw(
         "image-exif",
         upright,
-        "images that their EXIF data turn",
+        "images turned by their EXIF data",
         "nothing to do here: they are turned upright, as the JSON expects; other programs may not do so",
         severity="note",
     )

@@ -27,13 +27,13 @@ def check_parts(first: Findings, second: Findings, name: str) -> Iterator[Flaw]:
         return f"{second.table.images[index]['file_name']} and {first.table.images[pairs[index]]['file_name']}"
 
     yield from second.table.image_flaw(
-        "image-shared", list(shared), f"images that are in {name} too", remedy, lambda i: describe(shared, i), "warning"
+        "image-shared", list(shared), f"images shared with {name}", remedy, lambda i: describe(shared, i), "warning"
     )
     similar = {index: other for index, other in _similar(first, second).items() if index not in shared}
     yield from second.table.image_flaw(
         "image-near-shared",
         list(similar),
-        f"images almost equal to one in {name}",
+        f"images almost equal to one of {name}",
         "keep such images in one part (`d2-maskrcnn split` groups images): results on them are too good",
         lambda i: describe(similar, i),
         "warning",

@@ -44,7 +44,7 @@ class CocoTable:
         areas = [each.get("area") for each in self.annotations]
         self.areas = np.array([area if is_area(area) else np.nan for area in areas], dtype=np.float64)
         self.is_crowd = np.array([each.get("iscrowd", 0) in (1, True) for each in self.annotations], dtype=bool)
-        self.image_index = _positions(self.image_ids, self.image_of)
+        self.image_index = index_in(self.image_ids, self.image_of)
 
     def name(self, index: int) -> str:
         """Return the id of annotation ``index`` and the name of its image, for a message."""
@@ -70,7 +70,7 @@ class CocoTable:
 
     def objects_per_category(self) -> np.ndarray:
         """Return the number of annotations of each category that are not crowds: (C,) int64."""
-        index = _positions(self.category_ids, self.category_of[~self.is_crowd])
+        index = index_in(self.category_ids, self.category_of[~self.is_crowd])
         return np.bincount(index[index >= 0], minlength=len(self.categories))
 
     def annotation_flaw(
@@ -151,7 +151,7 @@ def _column(entries: list[dict[str, Any]], key: str) -> np.ndarray:
     return np.array([entry[key] for entry in entries], dtype=np.int64)
 
 
-def _positions(known: np.ndarray, values: np.ndarray) -> np.ndarray:
+def index_in(known: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the index in ``known`` (K,) of each of ``values`` (V,), -1 for values that it does not contain."""
     if len(known) == 0:
         return np.full(len(values), -1, dtype=np.int64)

@@ -196,3 +196,10 @@ def test_corners_without_masks(coco_folder):
     cfg = get_cfg()  # without masks
     add_d2_maskrcnn_config(cfg)
     assert "box-corners" in kinds(check(coco_folder.json_file, cfg=cfg))
+
+
+def test_the_documentation_names_every_kind(repo_dir):
+    text = (repo_dir / "docs" / "check.md").read_text()
+    schema = {kind for kind in REPAIRS if kind.endswith(("-missing", "-invalid"))} - {"image-missing"}
+    for kind in {*PLANTED, *REPAIRS, *ALWAYS} - schema:
+        assert f"`{kind}`" in text

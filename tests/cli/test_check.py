@@ -1,0 +1,41 @@
+import json
+
+import pytest
+
+from d2_maskrcnn.cli.main import main
+
+
+def test_a_good_dataset_ends_with_0(tiny_shapes, capsys):
+    assert main(["check", str(tiny_shapes)]) == 0
+    shown = capsys.readouterr().out
+    assert "instances_train.json: 12 images" in shown and "instances_val.json: 6 images" in shown
+    assert "0 kinds of errors" in shown
+
+
+def test_errors_end_with_2_and_are_gone_after_the_repair(tiny_shapes, tmp_path, capsys):
+    data = json.loads((tiny_shapes / "annotations" / "instances_val.json").read_text())
+    for image in data["images"]:
+        image["file_name"] = str(tiny_shapes / "val" / image["file_name"])
+    data["annotations"][0]["bbox"][2] = 0
+    data["images"][1]["file_name"] += ".missing"
+    source = tmp_path / "val.json"
+    source.write_text(json.dumps(data))
+    outputs = [tmp_path / name for name in ("flaws.json", "flaws.html", "fixed")]
+    options = [word for pair in zip(("--json", "--html", "--fix"), map(str, outputs), strict=True) for word in pair]
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", str(source), *options])
+    shown = capsys.readouterr().out
+    assert "error: 1 box without area" in shown and "missing images dropped: 1" in shown
+    flaws = json.loads(outputs[0].read_text())["parts"][0]["flaws"]
+    assert next(each for each in flaws if each["kind"] == "box-no-area")["ids"] == [data["annotations"][0]["id"]]
+    assert "box-no-area" in outputs[1].read_text()
+    assert json.loads(source.read_text()) == data
+    assert main(["check", str(outputs[2] / "instances_val.json")]) == 0
+    assert main(["check", str(source), *options]) == 2
+    assert "exists already; name another file, or add --overwrite" in capsys.readouterr().err
+
+
+def test_a_file_in_no_known_format(tmp_path, capsys):
+    (tmp_path / "a.json").write_text("{}")
+    assert main(["check", str(tmp_path / "a.json")]) == 2
+    assert "a.json" in capsys.readouterr().err
