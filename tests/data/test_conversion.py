@@ -126,6 +126,15 @@ def test_in_place_the_images_stay(tmp_path):
     assert check_coco_json(done.files[0], folder / "train").objects == 2
 
 
+def test_real_balloons(shared_dir, tmp_path):
+    done = convert(shared_dir / "data" / "balloon", "coco", tmp_path, category="balloon")
+    assert (done.splits, done.annotations, done.categories) == ({"train": 61, "val": 13}, 305, ["balloon"])
+    assert check_coco_json(tmp_path / "annotations" / "instances_val.json", tmp_path / "val").objects == 50
+    first = json.loads(done.files[0].read_text())["annotations"][0]
+    assert first["bbox"] == [994.5, 619.5, 451.0, 547.0]
+    assert first["segmentation"][0][:4] == [1020.5, 963.5, 1000.5, 899.5]
+
+
 def test_names_from_outside_never_leave_the_output(tmp_path):
     for name in ("../a.png", "/etc/a.png", "C:/a.png", "..\\a.png", "a/../../b.png", "", "\0"):
         assert safe_name(name) is None
