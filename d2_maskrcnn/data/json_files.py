@@ -83,6 +83,16 @@ def _no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def as_dict(value: Any) -> dict[str, Any]:
+    """Return ``value`` if it is a dict, otherwise an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return ``value`` if it is a list, otherwise an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def recognize_json(data: Any) -> str | None:
     """Return the annotation format of parsed JSON: "coco", "via", "labelme" or "label-studio"; None if unknown."""
     if isinstance(data, list):

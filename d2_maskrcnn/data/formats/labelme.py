@@ -130,7 +130,9 @@ def _segmentation(shape: dict[str, Any], image: ImageFile) -> Segmentation:
         raise UserError(f"a shape of type {str(kind)!r:.30}, which has no area")
     if not isinstance(points, list) or len(points) != 2:
         raise UserError(f"a {kind} without its two points")
-    (x0, y0), (x1, y1) = (shapes.numbers(point if isinstance(point, list) else [point], "points") for point in points)
+    if not all(isinstance(point, list) and len(point) == 2 for point in points):
+        raise UserError(f"a {kind} whose points are not pairs of numbers")
+    (x0, y0), (x1, y1) = (shapes.numbers(point, "points") for point in points)
     if kind == "circle":
         radius = float(np.hypot(x1 - x0, y1 - y0))
         return [shapes.ellipse(x0, y0, radius, radius)]

@@ -17,6 +17,7 @@ from d2_maskrcnn.data.formats import shapes
 from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile, merge
 from d2_maskrcnn.data.formats.image_files import Reference, add_images
 from d2_maskrcnn.data.formats.recognition import Source
+from d2_maskrcnn.data.json_files import as_dict, as_list
 from d2_maskrcnn.errors import UserError
 
 _VIA3_SHAPES = {2: "rect", 3: "circle", 4: "ellipse", 6: "polyline", 7: "polygon", 8: "rect", 9: "circle"}
@@ -68,42 +69,42 @@ def _in_order(dataset: Dataset, parts: list[Dataset], source: Source) -> Dataset
 
 def _entries_2(path: Path, document: dict[str, Any]) -> Iterator[tuple[str, list[_Region]]]:
     """Yield the file name and the regions of each image of VIA 1 or 2."""
-    for key, entry in document.get("_via_img_metadata", document).items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("filename"), str):
+    for entry in map(as_dict, as_dict(document.get("_via_img_metadata", document)).values()):
+        name, regions = entry.get("filename"), entry.get("regions")
+        if not isinstance(name, str) or not name:
             continue
-        regions = entry.get("regions") or []
-        pairs = regions.items() if isinstance(regions, dict) else enumerate(regions)
-        found = []
-        for number, region in pairs:
-            region = region if isinstance(region, dict) else {}
-            shape, attributes = region.get("shape_attributes"), region.get("region_attributes")
-            found.append(
+        numbered = regions if isinstance(regions, dict) else dict(enumerate(as_list(regions)))
+        yield (
+            name,
+            [
                 _Region(
-                    f"{path}: {entry['filename']}, region {number}",
-                    shape if isinstance(shape, dict) else {},
-                    attributes if isinstance(attributes, dict) else {},
+                    f"{path}: {name}, region {number}",
+                    as_dict(as_dict(region).get("shape_attributes")),
+                    as_dict(as_dict(region).get("region_attributes")),
                 )
-            )
-        yield entry["filename"] or str(key), found
+                for number, region in numbered.items()
+            ],
+        )
 
 
 def _entries_3(path: Path, document: dict[str, Any]) -> Iterator[tuple[str, list[_Region]]]:
     """Yield the file name and the regions of each image of VIA 3, whose views have one file each."""
-    attributes = {key: value for key, value in document["attribute"].items() if isinstance(value, dict)}
+    attributes = as_dict(document["attribute"])
     of_view: dict[str, list[_Region]] = {}
-    for number, entry in document["metadata"].items():
-        if not isinstance(entry, dict) or not isinstance(entry.get("xy"), list) or not entry["xy"]:
+    for number, entry in as_dict(document["metadata"]).items():
+        entry = as_dict(entry)
+        if not as_list(entry.get("xy")):
             continue  # a time span, or attributes of the whole image
-        values = {
-            str(attributes.get(key, {}).get("aname", key)): _option(attributes.get(key, {}), value)
-            for key, value in (entry.get("av") or {}).items()
-        }
-        of_view.setdefault(str(entry.get("vid")), []).append(
-            _Region(f"{path}: region {number}", _shape_3(entry["xy"]), values)
-        )
-    for view, content in document["view"].items():
-        files = [document["file"].get(str(each), {}) for each in content.get("fid_list", [])]
-        for file in files[:1]:
+        values = {}
+        for key, value in as_dict(entry.get("av")).items():
+            attribute = as_dict(attributes.get(key))
+            values[str(attribute.get("aname", key))] = _option(attribute, value)
+        region = _Region(f"{path}: region {number}", _shape_3(entry["xy"]), values)
+        of_view.setdefault(str(entry.get("vid")), []).append(region)
+    files = as_dict(document["file"])
+    for view, content in as_dict(document["view"]).items():
+        for number in as_list(as_dict(content).get("fid_list"))[:1]:
+            file = as_dict(files.get(str(number)))
             yield str(file.get("fname") or file.get("src")), of_view.get(view, [])
 
 
@@ -154,14 +155,14 @@ def _add(dataset: Dataset, image: ImageFile, region: _Region, attribute: str | N
 
 
 def _polygon(shape: dict[str, Any]) -> list[float]:
-    kind = shape.get("name")
+    kind = str(shape.get("name"))
     if kind in ("polygon", "polyline"):
         xs, ys = shape.get("all_points_x"), shape.get("all_points_y")
         if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
             raise UserError("a polygon without as many x as y")
         return [value + 0.5 for value in shapes.polygon([list(pair) for pair in zip(xs, ys, strict=True)])]
     if kind not in _KEYS:
-        raise UserError(f"a shape of type {str(kind)!r:.30}, which has no area")
+        raise UserError(f"a shape of type {kind!r:.30}, which has no area")
     values = shapes.numbers([shape.get(key) for key in _KEYS[kind]], f"values of a {kind}")
     if kind == "rect":
         return shapes.rectangle(*values)

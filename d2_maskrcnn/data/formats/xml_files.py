@@ -41,6 +41,8 @@ def read_xml(path: Path) -> Element:
     except expat.ExpatError as error:
         place = f"at line {error.lineno}, column {error.offset}"
         raise UserError(f"{path}: not XML, {expat.ErrorString(error.code)} {place}; export it again") from error
+    except LookupError as error:
+        raise UserError(f"{path}: XML in an unknown encoding ({error}); export it again as UTF-8") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the disk and the permissions") from error
     return builder.close()

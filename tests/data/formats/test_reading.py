@@ -395,3 +395,54 @@ def test_three_forms_of_the_same_photographs(shared_dir):
     ious = [(a[2] & b[2]).sum() / (a[2] | b[2]).sum() for a, b in zip(labelme, voc, strict=True)]
     assert np.mean(ious) > 0.97
     assert min(ious) > 0.93
+
+
+# --- malformed files
+
+VALUES = [
+    None,
+    True,
+    -1,
+    1e9,
+    float("nan"),
+    float("inf"),
+    2**70,
+    "",
+    "a",
+    "../x",
+    "\0",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    [1],
+    {"a": 1},
+]
+
+
+def places(value, place=()):
+    """Yield the keys that lead to each value in parsed JSON."""
+    yield place
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value if isinstance(value, list) else ()):
+        yield from places(each, (*place, key))
+
+
+@pytest.mark.parametrize("name", ["coco", "via_1", "via_2", "via_3", "labelme", "label_studio"])
+def test_any_value_in_any_place_is_dropped_or_refused(source, name):
+    """Nothing but UserError is raised, whatever a value is replaced by; what is left can be cleaned."""
+    path = next(source(name).glob("*.json"))
+    text = path.read_text()
+    rng = np.random.default_rng(0)
+    keys = [place for place in places(json.loads(text)) if place]
+    for place in keys:
+        data = json.loads(text)
+        parent = data
+        for key in place[:-1]:
+            parent = parent[key]
+        parent[place[-1]] = VALUES[rng.integers(len(VALUES))]
+        path.write_text(json.dumps(data))
+        try:
+            dataset = read(path)
+            clean(dataset)
+        except UserError as error:
+            assert "\n" not in str(error)
