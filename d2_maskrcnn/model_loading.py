@@ -14,7 +14,7 @@ from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.runtimes import is_exported, load_exported, read_info
 from d2_maskrcnn.weights.download import fetch_weights
 from d2_maskrcnn.weights.readers import read_weights
-from d2_maskrcnn.weights.resume import stored_class_names
+from d2_maskrcnn.weights.resume import stored_category_ids, stored_class_names
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
@@ -78,7 +78,8 @@ def load_model(
         content: content of ``MODEL.WEIGHTS`` from :func:`open_checkpoint`; None reads the file.
 
     Returns:
-        The model, and its class names (see :func:`class_names`).
+        The model, and its class names (see :func:`class_names`). Its attribute ``category_ids`` has the category ids
+        that the file stores, if any.
 
     Raises:
         UserError: a component is not registered, a value is not allowed, the device cannot be used, or the weights are
@@ -102,6 +103,7 @@ def load_model(
     checkpoint = checkpointer.load(path, checkpointables=[], content=content)
     if require_weights:
         checkpointer.check_evaluable()
+    model.category_ids = stored_category_ids(checkpoint)  # type: ignore[assignment]
     return model, class_names(cfg, checkpoint)
 
 

@@ -132,7 +132,8 @@ class Predictor:
                 "Neither MODEL.WEIGHTS nor DATASETS.TEST names the model's classes; they are shown as numbers."
             )
         count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
-        self.category_ids = category_ids(cfg, self.class_names, count)
+        stored: list[int] = getattr(self.model, "category_ids", [])
+        self.category_ids = stored if len(stored) == count else category_ids(cfg, self.class_names, count)
         self.device: torch.device = self.model.device  # type: ignore[assignment]
         self._classes = class_indices(classes, self.class_names, count)
         self._resizer = Resizer(cfg)

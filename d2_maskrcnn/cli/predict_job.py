@@ -13,7 +13,7 @@ from d2_maskrcnn.data.formats.predictions import MIN_SCORE
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import MAX_TILED_PIXELS
 from d2_maskrcnn.model_loading import model_config
-from d2_maskrcnn.predictor import TRACKING_SCORE, Predictor, Resizer, category_ids, class_indices
+from d2_maskrcnn.predictor import TRACKING_SCORE, Predictor, Resizer, class_indices
 from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.run import Sinks, VideoLike, Work, run_images, run_video
 from d2_maskrcnn.video.sinks.annotation_files import AnnotationFiles
@@ -142,7 +142,7 @@ def _work(args: argparse.Namespace, cfg: CfgNode) -> Work:
         model=model,
         resizer=Resizer(cfg) if args.tile is None else _unchanged,
         class_names=names,
-        category_ids=category_ids(cfg, names, count),
+        category_ids=model.category_ids,
         threshold=args.confidence_threshold,
         classes=class_indices(args.classes, names, count),
         batch_size=args.batch_size,

@@ -7,9 +7,9 @@ examples:
   {program} --config-file mrcnn_R101.yaml --num-gpus 8 SOLVER.IMS_PER_BATCH 16
   {program} --config-file mrcnn_R101.yaml --resume
 
---data takes a folder or JSON in COCO's format, plans the training, and writes the plan to OUTPUT/plan.yaml, a config
-that can be edited and given as --config-file. KEY VALUE pairs after the options override the config and the plan. On a
-machine without a GPU, --num-gpus N starts N processes on the CPU.
+--data takes a dataset in COCO's format or another that `d2-maskrcnn convert` reads, plans the training, and writes the
+plan to OUTPUT/plan.yaml, a config that can be edited and given as --config-file. KEY VALUE pairs after the options
+override the config and the plan. On a machine without a GPU, --num-gpus N starts N processes on the CPU.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of a training that is planned from its data."""
     add = parser.add_argument_group("with your own data").add_argument
-    add("--data", metavar="PATH", help="folder of a dataset in COCO's format, or the JSON of its training data")
+    add("--data", metavar="PATH", help="folder of a dataset, or the annotation file of its training data")
     add("--val", metavar="JSON", help="validation data (default: found near --data, or a fifth of it)")
     add("--weights", metavar="FILE", help="weights to start from, or 'scratch' (default: trained on COCO)")
     add("--epochs", type=float, metavar="N", help="passes over the training images (default: by their number)")

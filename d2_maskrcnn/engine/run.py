@@ -111,7 +111,9 @@ def train_planned(options: TrainingOptions, resume: bool = False, report_hooks: 
         _refuse_overwriting(folder, resume)
         show_platform()
         plan = Path(folder) / PLAN_NAME
-        if not (resume and plan.is_file()):
+        if resume and plan.is_file():
+            console.info("Resuming with the plan in %s", plan)
+        else:
             run_together(lambda: write_plan(options, plan) if comm.is_main_process() else None)
         overrides = [*map(str, options.overrides), "OUTPUT_DIR", folder]
         return train_config(load_config(str(plan), overrides), resume, report_hooks, is_planned=True)

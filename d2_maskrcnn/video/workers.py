@@ -25,7 +25,7 @@ class InProcess:
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
-        self.class_names = predictor.class_names
+        self.class_names, self.category_ids = predictor.class_names, predictor.category_ids
 
     def submit(self, inputs: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> "Future[list[Detections]]":
         """Run the model on a batch; the returned future is already done. See :meth:`Predictor.predict`."""
@@ -59,7 +59,7 @@ class WorkerPool:
         threads = max(1, (os.cpu_count() or 1) // count)
         self._pool = ProcessPoolExecutor(count, context, _start, (cfg.dump(), dict(options), devices, threads))
         try:
-            self.class_names: list[str] = self._pool.submit(_class_names).result()
+            self.class_names, self.category_ids = self._pool.submit(_classes).result()
         except BrokenProcessPool as error:
             raise UserError("A model process died while it started; see its message above.") from error
 
@@ -101,8 +101,8 @@ def _predictor() -> Predictor:
     return Predictor(cfg, **options)
 
 
-def _class_names() -> list[str]:
-    return _predictor().class_names
+def _classes() -> tuple[list[str], list[int]]:
+    return _predictor().class_names, _predictor().category_ids
 
 
 def _predict(inputs: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Detections]:

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 import d2_maskrcnn
+import d2_maskrcnn.engine
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.errors import UserError
 from tests.conftest import NARROW_MODEL
@@ -77,6 +78,18 @@ def test_evaluating_a_checkpoint_alone_gives_its_metrics(trained, tiny_shapes, t
     assert again == pytest.approx(found, nan_ok=True)
 
 
+def test_a_predictor_needs_nothing_but_the_checkpoint(trained, tmp_path):
+    result, _ = trained
+    content = torch.load(result.last, weights_only=True)
+    content["metadata"]["category_ids"] = [3, 5, 7, 11]
+    torch.save(content, tmp_path / "model.pth")
+    d2_maskrcnn.save_weights(str(tmp_path / "model.pth"), tmp_path / "model.safetensors")
+    for name in ("model.pth", "model.safetensors"):
+        predictor = d2_maskrcnn.Predictor(tmp_path / name, device="cpu")
+        assert predictor.class_names == ["circle", "square", "triangle", "star"]
+        assert predictor.category_ids == [3, 5, 7, 11]
+
+
 def test_fine_tuning_with_other_classes_uses_the_model_of_the_weights(trained, tiny_shapes, tmp_path, capsys):
     result, _ = trained
     content = json.loads((tiny_shapes / "annotations" / "instances_train.json").read_text())
@@ -93,6 +106,25 @@ def test_fine_tuning_with_other_classes_uses_the_model_of_the_weights(trained, t
     model = torch.load(tuned.last, weights_only=True)["model"]
     assert model["roi_heads.box_predictor.cls_score.weight"].shape == (3, 32)
     data.unlink()
+
+
+def test_a_stopped_training_resumes_with_its_plan(tiny_shapes, tmp_path, capsys, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def evaluate(trainer):
+        raise Killed
+
+    options = {"weights": "scratch", "epochs": 1, "image_size": 64, "output": tmp_path / "out"}
+    saving = [*SMALL, "SOLVER.CHECKPOINT_PERIOD", 2]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(d2_maskrcnn.engine.Trainer, "evaluate", evaluate)
+        d2_maskrcnn.train(tiny_shapes, **options, overrides=saving)
+    capsys.readouterr()
+    d2_maskrcnn.train(tiny_shapes, **options, overrides=saving, resume=True)
+    printed = capsys.readouterr().out
+    assert "Resuming with the plan in" in printed and "iteration 6/6" in printed and "iteration 4/6" not in printed
+    assert "Resuming with another config" not in printed
 
 
 def test_bad_arguments(trained, tiny_shapes, tmp_path):
