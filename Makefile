@@ -28,7 +28,7 @@ test: $(TEST_TOOLS)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	PYTHONPATH=d2_maskrcnn/_embedded $(VENV)/bin/lint-imports
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n auto --dist worksteal
 
 clean:
 	rm -rf $(VENV)

@@ -69,7 +69,10 @@ def tiny_shapes(load_script, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny_opts(tiny_shapes, tmp_path) -> list[str]:
-    """``KEY VALUE`` pairs that make configs/quickstart.yaml a matter of seconds; OUTPUT_DIR is ``tmp_path / "out"``."""
+    """``KEY VALUE`` pairs that make configs/quickstart.yaml a matter of seconds; OUTPUT_DIR is ``tmp_path / "out"``.
+
+    Figures and the inspection's report take longer than everything else, so tests about them switch them on.
+    """
     pairs = {
         **NARROW_MODEL,
         "INPUT.MIN_SIZE_TRAIN": "(64,)",
@@ -79,6 +82,8 @@ def tiny_opts(tiny_shapes, tmp_path) -> list[str]:
         "SOLVER.WARMUP_ITERS": 2,
         "SOLVER.CHECKPOINT_PERIOD": 2,
         "SEED": 7,
+        "D2_MASKRCNN.EVALUATION.FIGURES": False,
+        "D2_MASKRCNN.INSPECT.ENABLED": False,
         "D2_MASKRCNN.DATA.TRAIN_JSON": tiny_shapes / "annotations" / "instances_train.json",
         "D2_MASKRCNN.DATA.TRAIN_IMAGES": tiny_shapes / "train",
         "D2_MASKRCNN.DATA.VAL_JSON": tiny_shapes / "annotations" / "instances_val.json",

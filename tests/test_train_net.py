@@ -42,7 +42,8 @@ def scalars(folder):
 
 def test_train_then_evaluate(repo_dir, tiny_opts, tmp_path):
     out = tmp_path / "out"
-    result = run(repo_dir, *tiny_opts)
+    reports = ["D2_MASKRCNN.EVALUATION.FIGURES", True, "D2_MASKRCNN.INSPECT.ENABLED", True]
+    result = run(repo_dir, *tiny_opts, *reports)
     lines = result.stdout.splitlines()
     assert re.search(r"epoch 1\.0/1\.0  iteration 6/6  eta: .*total_loss: .*lr: ", result.stdout), lines
     assert lines[0].startswith("d2_maskrcnn ") and " engine " in lines[0]

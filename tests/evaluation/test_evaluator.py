@@ -42,8 +42,11 @@ def evaluate(trainer, model, folder):
     return inference_on_dataset(model, trainer.build_test_loader(trainer.cfg, name), evaluator)
 
 
+FIGURES = ["D2_MASKRCNN.EVALUATION.FIGURES", True]
+
+
 def test_figures_and_metrics(trainer_of, tmp_path):
-    trainer = trainer_of("MODEL.MASK_ON", False)  # the model returns boxes only
+    trainer = trainer_of(*FIGURES, "MODEL.MASK_ON", False)  # the model returns boxes only
     records, folder = (
         DatasetCatalog.get(trainer.cfg.DATASETS.TEST[0]),
         tmp_path / "inference_old" / "inference_ema" / "x",
@@ -73,7 +76,7 @@ def test_figures_can_be_switched_off(trainer_of, tmp_path):
 
 
 def test_a_figure_that_cannot_be_written_is_a_warning(trainer_of, tmp_path, caplog):
-    trainer = trainer_of("MODEL.MASK_ON", False)
+    trainer = trainer_of(*FIGURES, "MODEL.MASK_ON", False)
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "figures").write_text("not a folder")
     model = GroundTruthModel(DatasetCatalog.get(trainer.cfg.DATASETS.TEST[0]))
@@ -82,7 +85,7 @@ def test_a_figure_that_cannot_be_written_is_a_warning(trainer_of, tmp_path, capl
 
 
 def test_both_tasks_have_results_without_any_detection(trainer_of, tmp_path):
-    trainer = trainer_of()
+    trainer = trainer_of(*FIGURES)
 
     def detect_nothing(batch):
         size = (batch[0]["height"], batch[0]["width"])

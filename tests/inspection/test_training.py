@@ -27,7 +27,15 @@ def train(config_file, opts, folder, **keys):
 
 @pytest.fixture
 def opts(tiny_opts):
-    return [*tiny_opts, "D2_MASKRCNN.INSPECT.MAX_SHARE", "1.0", "SOLVER.IMS_PER_BATCH", "4"]
+    return [
+        *tiny_opts,
+        "D2_MASKRCNN.INSPECT.ENABLED",
+        "True",
+        "D2_MASKRCNN.INSPECT.MAX_SHARE",
+        "1.0",
+        "SOLVER.IMS_PER_BATCH",
+        "4",
+    ]
 
 
 def test_each_epoch_is_written(config_file, opts, tmp_path):

@@ -67,7 +67,7 @@ def iterations_of(entry, name):
 def test_training_is_logged_by_iteration(trainer_of, runs, tmp_path):
     trainer = trainer_of(
         *SETTINGS, "SOLVER.MAX_ITER", 4, "TEST.EVAL_PERIOD", 2, OURS + "TAGS", "['a','b']", OURS + "GROUP", "g",
-        OURS + "PROJECT", "shapes", "D2_MASKRCNN.LOG_PERIOD", 1,
+        OURS + "PROJECT", "shapes", "D2_MASKRCNN.LOG_PERIOD", 1, "D2_MASKRCNN.EVALUATION.FIGURES", True,
         "D2_MASKRCNN.BEST_CHECKPOINT.METRIC", "validation/total_loss", "D2_MASKRCNN.BEST_CHECKPOINT.MODE", "min",
     )  # fmt: skip
     trainer.train()

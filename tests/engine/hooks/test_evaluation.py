@@ -3,7 +3,9 @@ import json
 import pytest
 import torch
 
-PRECISE_BN = ["TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2]
+PRECISE_BN = [
+    "TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2, "DATASETS.TEST", "()",
+]  # fmt: skip
 AUG = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.MAX_SIZE", 128]
 
 
@@ -33,7 +35,7 @@ def test_precise_bn_uses_the_same_batches_after_a_restart(trainer_of, tmp_path):
 
 
 def test_precise_bn_changes_the_statistics(trainer_of, tmp_path):
-    opts = ["SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 2]
+    opts = ["SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", "()"]
     trainer_of(*opts, "OUTPUT_DIR", tmp_path / "plain").train()
     trainer_of(*opts, *PRECISE_BN).train()
     first, second = (
@@ -44,10 +46,10 @@ def test_precise_bn_changes_the_statistics(trainer_of, tmp_path):
 
 
 def test_test_time_augmentation_at_the_end(trainer_of, tmp_path):
-    trainer = trainer_of(*AUG, "SOLVER.MAX_ITER", 3, "TEST.EVAL_PERIOD", 1, "D2_MASKRCNN.EMA.ENABLED", True)
+    trainer = trainer_of(*AUG, "SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1, "D2_MASKRCNN.EMA.ENABLED", True)
     trainer.train()
     for name in ("tta/segm/AP", "tta/bbox/AP", "tta/ema/segm/AP"):
-        assert [iteration for _, iteration in trainer.storage.history(name).values()] == [2]
+        assert [iteration for _, iteration in trainer.storage.history(name).values()] == [1]
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
     assert "tta/segm/AP" in lines[-1]
     assert (tmp_path / "out" / "inference_tta" / "coco_instances_results.json").is_file()
