@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from d2_maskrcnn.data.coco.reader import is_plain_utf8, read_coco_json
-from d2_maskrcnn.data.flaws.finding import Purpose, find_flaws
+from d2_maskrcnn.data.flaws.finding import Findings, Purpose, find_flaws
 from d2_maskrcnn.data.flaws.flaw import summarize
-from d2_maskrcnn.data.flaws.table import CocoTable
+from d2_maskrcnn.data.flaws.parts import category_names, check_shared_images, first_difference
 from d2_maskrcnn.data.own_data import is_built_in, is_own
 from d2_maskrcnn.errors import UserError, did_you_mean
 from detectron2.config import CfgNode
@@ -81,16 +81,26 @@ def _check_datasets(cfg: CfgNode, train: bool) -> None:
             "DATASETS.TEST is empty, so there is nothing to evaluate: name a dataset, or your own with "
             "D2_MASKRCNN.DATA.VAL_JSON and .VAL_IMAGES"
         )
-    categories: dict[str, tuple[str, ...]] = {}
-    for name in dict.fromkeys([*train_names, *cfg.DATASETS.TEST]):
-        names = _check_dataset(cfg, name, train=name in train_names, evaluate=name in cfg.DATASETS.TEST)
-        if names is not None:
-            categories[name] = names
-    _check_same_categories(categories)
+    checked = {
+        name: _check_dataset(cfg, name, train=name in train_names, evaluate=name in cfg.DATASETS.TEST)
+        for name in dict.fromkeys([*train_names, *cfg.DATASETS.TEST])
+    }
+    _check_same_categories({name: each.names for name, each in checked.items() if each.names})
+    for train_name in train_names:
+        for name in cfg.DATASETS.TEST:
+            _check_shared_images(checked, train_name, name)
 
 
-def _check_dataset(cfg: CfgNode, name: str, train: bool, evaluate: bool) -> tuple[str, ...] | None:
-    """Check one registered dataset and return its categories, or None if they are not known."""
+@dataclass(frozen=True)
+class _Checked:
+    """The names of a dataset's categories, if they are known, and what was found in it, if it is a COCO JSON."""
+
+    names: tuple[str, ...]
+    findings: Findings | None = None
+
+
+def _check_dataset(cfg: CfgNode, name: str, train: bool, evaluate: bool) -> _Checked:
+    """Check one registered dataset."""
     if name not in DatasetCatalog.list():
         raise UserError(_unknown_dataset(name, "TRAIN" if train else "TEST"))
     metadata = MetadataCatalog.get(name)
@@ -98,25 +108,24 @@ def _check_dataset(cfg: CfgNode, name: str, train: bool, evaluate: bool) -> tupl
     if metadata.get("evaluator_type") != "coco" or not json_file:
         names = metadata.get("thing_classes")
         _check_class_count(cfg, f"dataset {name}", names)
-        return tuple(names) if names else None
+        return _Checked(tuple(names or ()))
     path = PathManager.get_local_path(json_file)
-    summary = check_coco_json(
-        path,
-        PathManager.get_local_path(metadata.get("image_root") or "."),
+    purpose = Purpose(
         masks=cfg.MODEL.MASK_ON,
         train=train,
         evaluate=evaluate,
         polygons_only=train and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon",
         lenient=is_built_in(name),
-        cfg=cfg,
     )
+    findings = _check_file(path, PathManager.get_local_path(metadata.get("image_root") or "."), purpose, cfg)
     if not is_own(name) and not is_plain_utf8(path):
         raise UserError(
             f"{path}: not UTF-8 without byte order mark, which is all that Detectron2's reader of registered datasets "
             "accepts; save it as such, or name it with D2_MASKRCNN.DATA"
         )
-    _check_class_count(cfg, json_file, summary.categories)
-    return summary.categories
+    names = category_names(findings.table)
+    _check_class_count(cfg, json_file, names)
+    return _Checked(names, findings)
 
 
 def check_coco_json(
@@ -148,23 +157,25 @@ def check_coco_json(
         UserError: it cannot be used; one line with the first few problems, each with ids and what was expected.
     """
     purpose = Purpose(masks, train, evaluate, polygons_only, lenient)
-    data = read_coco_json(json_file, annotations_required=train)
-    findings = find_flaws(data, image_root, purpose, cfg)
+    table = _check_file(json_file, image_root, purpose, cfg).table
+    crowds = int(table.is_crowd.sum())
+    objects = len(table.annotations) - crowds
+    return CocoSummary(category_names(table), len(table.images), objects, crowds, table.objects_per_image())
+
+
+def _check_file(
+    json_file: str | os.PathLike[str], image_root: str | os.PathLike[str] | None, purpose: Purpose, cfg: CfgNode | None
+) -> Findings:
+    """Raise the errors of a COCO JSON file, log its warnings, and return what was found."""
+    findings = find_flaws(read_coco_json(json_file, annotations_required=purpose.train), image_root, purpose, cfg)
     errors, warnings = findings.of_severity("error"), findings.of_severity("warning")
     if errors:
         raise UserError(summarize(os.fspath(json_file), errors))
     if warnings:
         logger.warning("%s", summarize(os.fspath(json_file), warnings))
-    if evaluate and not findings.table.annotations:
+    if purpose.evaluate and not findings.table.annotations:
         logger.warning("%s: no annotations: detections are written, but there is nothing to compare them to", json_file)
-    return _summary(findings.table)
-
-
-def _summary(table: CocoTable) -> CocoSummary:
-    names = tuple(each["name"] for each in sorted(table.categories, key=lambda category: category["id"]))
-    crowds = int(table.is_crowd.sum())
-    objects = len(table.annotations) - crowds
-    return CocoSummary(names, len(table.images), objects, crowds, table.objects_per_image())
+    return findings
 
 
 def _check_class_count(cfg: CfgNode, where: str, names: Sequence[str] | None) -> None:
@@ -182,13 +193,22 @@ def _check_same_categories(categories: dict[str, tuple[str, ...]]) -> None:
         return
     first, expected = next(iter(categories.items()))
     for name, actual in categories.items():
-        if actual == expected:
-            continue
-        place = next(i for i, pair in enumerate(zip(actual, expected, strict=True)) if pair[0] != pair[1])
-        raise UserError(
-            f"the categories of {_origin(name)} and {_origin(first)} differ: number {place + 1} by id is "
-            f"{actual[place]!r} there and {expected[place]!r} here; expected the same 'categories' in both files"
-        )
+        difference = first_difference(expected, actual)
+        if difference is not None:
+            place, here, there = difference
+            raise UserError(
+                f"the categories of {_origin(name)} and {_origin(first)} differ: number {place} by id is {there} there "
+                f"and {here} here; expected the same 'categories' in both files"
+            )
+
+
+def _check_shared_images(checked: dict[str, _Checked], train: str, test: str) -> None:
+    """Warn about images that are trained on and evaluated on, unless both datasets are meant to be the same."""
+    first, second = checked[train].findings, checked[test].findings
+    if first is not None and second is not None and _origin(train) != _origin(test):
+        shared = list(check_shared_images(first, second, _origin(train)))
+        if shared:
+            logger.warning("%s", summarize(_origin(test), shared))
 
 
 def _origin(name: str) -> str:

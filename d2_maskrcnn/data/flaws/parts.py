@@ -1,12 +1,14 @@
 """Check that the parts of a dataset, such as train and val, belong together and share no images."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 
 import numpy as np
 
 from d2_maskrcnn.data.flaws.finding import Findings
 from d2_maskrcnn.data.flaws.flaw import Flaw
+from d2_maskrcnn.data.flaws.table import CocoTable
 
 SIMILAR = 0.97  # correlation of two thumbnails of 16x16 pixels from which their images are near-duplicates
 _FLAT = 2.0  # standard deviation of gray values below which a thumbnail shows nothing to compare
@@ -20,6 +22,11 @@ def check_parts(first: Findings, second: Findings, name: str) -> Iterator[Flaw]:
         name: of ``first``, for the messages.
     """
     yield from _check_categories(first, second, name)
+    yield from check_shared_images(first, second, name)
+
+
+def check_shared_images(first: Findings, second: Findings, name: str) -> Iterator[Flaw]:
+    """Yield the images of ``second`` that ``first``, called ``name``, has too, or almost; thumbnails need decoding."""
     shared = _shared(first, second)
     remedy = "remove them from one part: results on images that were trained on are too good"
 
@@ -41,34 +48,42 @@ def check_parts(first: Findings, second: Findings, name: str) -> Iterator[Flaw]:
 
 
 def _check_categories(first: Findings, second: Findings, name: str) -> Iterator[Flaw]:
-    expected, actual = _names(first), _names(second)
-    if expected == actual or not expected or not actual:
+    expected, actual = category_names(first.table), category_names(second.table)
+    difference = first_difference(expected, actual)
+    if difference is None or not expected or not actual:
         return
-    length = max(len(expected), len(actual))
-    pairs = zip(expected + ["none"] * (length - len(expected)), actual + ["none"] * (length - len(actual)), strict=True)
-    place, (there, here) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    place, there, here = difference
     yield Flaw(
         "categories-differ",
         "error",
         1,
         f"list of categories other than that of {name}",
-        (f"number {place + 1} by id is {here!r} here and {there!r} there",),
+        (f"number {place} by id is {here} here and {there} there",),
         "expected the same 'categories' in all parts",
         structural=True,
     )
 
 
-def _names(findings: Findings) -> list[str]:
-    return [each["name"] for each in sorted(findings.table.categories, key=lambda category: category["id"])]
+def category_names(table: CocoTable) -> tuple[str, ...]:
+    """Return the names of the categories by ascending id, which is the order of the model's classes."""
+    return tuple(each["name"] for each in sorted(table.categories, key=lambda category: category["id"]))
+
+
+def first_difference(expected: Sequence[str], actual: Sequence[str]) -> tuple[int, str, str] | None:
+    """Return the place, from 1, of the first name that differs between two lists, and both names; None if none does."""
+    for index, (there, here) in enumerate(zip_longest(expected, actual)):
+        if there != here:
+            return index + 1, "none" if there is None else repr(there), "none" if here is None else repr(here)
+    return None
 
 
 def _shared(first: Findings, second: Findings) -> dict[int, int]:
     """Return the images of ``second`` with the path or content of one of ``first``: index -> index there."""
-    paths = {os.path.realpath(path): index for index, path in first.files.paths.items()}
+    paths = {os.path.abspath(path): index for index, path in first.files.paths.items()}
     digests = {digest: index for index, digest in first.files.digests.items()}
     pairs = {}
     for index, path in second.files.paths.items():
-        other = paths.get(os.path.realpath(path))
+        other = paths.get(os.path.abspath(path))
         other = digests.get(second.files.digests.get(index, b"")) if other is None else other
         if other is not None:
             pairs[index] = other
@@ -92,10 +107,10 @@ def _similar(first: Findings, second: Findings) -> dict[int, int]:
 def _vectors(findings: Findings) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices (n,) of images and their thumbnails as vectors (n, S * S) of mean 0 and length 1."""
     thumbnails = findings.files.thumbnails
+    if not thumbnails:
+        return np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.float32)
     index = np.array(list(thumbnails), dtype=np.int64)
-    vectors = np.array([each.reshape(-1) for each in thumbnails.values()], dtype=np.float32).reshape(len(index), -1)
-    if not len(index):
-        return index, vectors
+    vectors = np.array([each.reshape(-1) for each in thumbnails.values()], dtype=np.float32)
     detailed = vectors.std(axis=1) >= _FLAT
     vectors = vectors[detailed] - vectors[detailed].mean(axis=1, keepdims=True)
     return index[detailed], vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

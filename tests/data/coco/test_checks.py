@@ -1,4 +1,5 @@
 import codecs
+import json
 import logging
 
 import numpy as np
@@ -314,6 +315,17 @@ def test_categories_of_training_and_validation_differ(coco_folder, tmp_path):
     cfg = own_cfg(coco_folder, "D2_MASKRCNN.DATA.VAL_JSON", str(other.json_file))
     with pytest.raises(UserError, match=r"others.*pets.*differ: number 2 by id is 'fish' there and 'dog' here"):
         check_datasets(cfg)
+
+
+def test_images_of_training_and_validation(coco_folder, tmp_path, caplog):
+    other = coco_folder.json_file.with_name("instances_val.json")
+    coco_folder.data["images"] = coco_folder.data["images"][:2]
+    coco_folder.data["annotations"] = coco_folder.data["annotations"][:2]
+    other.write_text(json.dumps(coco_folder.data))
+    files = ["D2_MASKRCNN.DATA.VAL_JSON", str(other), "D2_MASKRCNN.DATA.VAL_IMAGES", str(coco_folder.images)]
+    with caplog.at_level(logging.WARNING):
+        check_datasets(own_cfg(coco_folder, *files))
+    assert "2 images shared with" in caplog.text and "(0.jpg and 0.jpg, 1.jpg and 1.jpg)" in caplog.text
 
 
 def test_more_objects_than_the_model_returns(coco_folder, caplog):
