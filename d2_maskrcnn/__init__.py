@@ -33,7 +33,7 @@ _LAZY = {
     "save_weights": "d2_maskrcnn.checkpoint",
     "train": "d2_maskrcnn.engine.run",
 }
-_SUBPACKAGES = ("config", "modeling")
+_SUBPACKAGES = ("config", "data", "example", "inspection", "modeling")
 
 __all__ = [
     "EngineInfo",

@@ -49,9 +49,18 @@ def open_checkpoint(
         stored = metadata.get("config") if isinstance(metadata, dict) else None
         if not isinstance(stored, str):
             raise UserError(f"{weights}: stores no config; give the config that it was trained with.")
-        cfg = parse_config(stored, f"The config stored in {weights}", options)
+        cfg = _parse_stored(stored, weights, options)
     cfg.MODEL.WEIGHTS = weights
     return cfg, content
+
+
+def _parse_stored(text: str, weights: str, options: Sequence[str]) -> CfgNode:
+    where = f"The config stored in {weights}"
+    try:
+        cfg = parse_config(text, where)
+    except UserError as error:
+        raise UserError(f"{error} Give the config that the weights were trained with in its place.") from error
+    return parse_config(text, where, options) if options else cfg
 
 
 def model_config(weights: str, config: str | Path | None = None, overrides: Sequence[Any] = ()) -> CfgNode:

@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from d2_maskrcnn import Predictor, example
@@ -46,6 +47,22 @@ def test_bad_input(capfd, words, expected):
     assert main(["predict", *words]) == 2
     error = capfd.readouterr().err
     assert error.count("\n") == 1 and expected in error
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("MODEL: [1, {", "line 1, column 13: not valid YAML"),
+        ("MODEL:\n  DEVIC: cpu\n", "unknown key MODEL.DEVIC. Did you mean MODEL.DEVICE?"),
+    ],
+)
+def test_a_damaged_config_in_a_checkpoint(tmp_path, capfd, config, expected):
+    path = tmp_path / "damaged.pth"
+    torch.save({"model": {"x": torch.zeros(1)}, "metadata": {"config": config}}, path)
+    assert main(["predict", str(path), str(example.IMAGES[0])]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: The config stored in {path}") and expected in error
+    assert error.endswith("Give the config that the weights were trained with in its place.\n")
 
 
 def test_the_example_model_is_small_and_its_weights_are_float32_in_the_model():
