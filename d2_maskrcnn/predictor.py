@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.data.image_sources import describe, list_images, load_image, load_images, source_name
@@ -24,7 +25,7 @@ from d2_maskrcnn.modeling.precision import set_precision
 from d2_maskrcnn.results import Results
 from d2_maskrcnn.runtimes import ExportedModel
 from d2_maskrcnn.structures.detections import Detections
-from d2_maskrcnn.tiling import Tiling, detect_by_tiles
+from d2_maskrcnn.tiling import detect_by_tiles, tiling_of
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
@@ -78,7 +79,8 @@ class Predictor:
         threshold: minimum score of a detection; None keeps ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``.
         classes: names or numbers of the classes to keep; None for all.
         tile, overlap: predict images by square tiles of this side in pixels, of which neighbors share this part, and
-            once more as a whole; see :mod:`d2_maskrcnn.tiling`. Images of up to 357 megapixels are read then.
+            once more as a whole; see :mod:`d2_maskrcnn.tiling`. Images of up to 357 megapixels are read then. Default:
+            ``TILE`` and ``OVERLAP`` of ``D2_MASKRCNN.INFERENCE``; 0 uses no tiles.
 
     Attributes:
         cfg: the config in use.
@@ -103,10 +105,8 @@ class Predictor:
         threshold: float | None = 0.5,
         classes: Sequence[str | int] | None = None,
         tile: int | None = None,
-        overlap: float = 0.2,
+        overlap: float | None = None,
     ) -> None:
-        self._tiling = None if tile is None else Tiling(tile, overlap)
-        self._max_pixels = None if tile is None else MAX_TILED_PIXELS
         content = None
         if isinstance(model, CfgNode):
             cfg = model.clone()
@@ -119,10 +119,12 @@ class Predictor:
             if not 0 <= threshold <= 1:
                 raise UserError(f"threshold {threshold}: expected a number from 0 to 1.")
             cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = float(threshold)
+        node = plugin_node(cfg).INFERENCE
+        self._tiling = tiling_of(node.TILE if tile is None else tile, node.OVERLAP if overlap is None else overlap)
         cfg.freeze()
         self.cfg = cfg
         self.model, self.class_names = load_model(cfg, device, content=content)
-        precision = precision or plugin_node(cfg).INFERENCE.PRECISION
+        precision = precision or node.PRECISION
         if isinstance(self.model, ExportedModel):
             self.dtype = self.model.set_precision(precision)
         else:
@@ -131,12 +133,27 @@ class Predictor:
             logger.warning(
                 "Neither MODEL.WEIGHTS nor DATASETS.TEST names the model's classes; they are shown as numbers."
             )
-        count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+        self._prepare_calls(classes)
+
+    @classmethod
+    def of_model(cls, cfg: CfgNode, model: nn.Module) -> "Predictor":
+        """Return a predictor that uses a model in evaluation mode, with the settings of its config."""
+        predictor = cls.__new__(cls)
+        predictor.cfg, predictor.model, predictor.class_names = cfg, model, []
+        node = plugin_node(cfg).INFERENCE
+        predictor._tiling = tiling_of(node.TILE, node.OVERLAP)
+        predictor.dtype = getattr(model, "input_dtype", None) or torch.float32
+        predictor._prepare_calls(None)
+        return predictor
+
+    def _prepare_calls(self, classes: Sequence[str | int] | None) -> None:
+        count = self.cfg.MODEL.ROI_HEADS.NUM_CLASSES
         stored: list[int] = getattr(self.model, "category_ids", [])
-        self.category_ids = stored if len(stored) == count else category_ids(cfg, self.class_names, count)
+        self.category_ids = stored if len(stored) == count else category_ids(self.cfg, self.class_names, count)
         self.device: torch.device = self.model.device  # type: ignore[assignment]
         self._classes = class_indices(classes, self.class_names, count)
-        self._resizer = Resizer(cfg)
+        self._max_pixels = MAX_TILED_PIXELS if self._tiling else None
+        self._resizer = Resizer(self.cfg)
         self._inference: Callable[..., list[Instances]] = self.model.inference  # type: ignore[assignment]
         self._padding = max(getattr(getattr(self.model, "backbone", None), "size_divisibility", 0), 1)
         self._budget = CPU_BATCH_PIXELS if self.device.type == "cpu" else MAX_BATCH_PIXELS

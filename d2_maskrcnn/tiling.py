@@ -65,6 +65,11 @@ class Tiling:
         return [*range(0, last, max(1, round(self.size * (1 - self.overlap)))), last]
 
 
+def tiling_of(size: int, overlap: float) -> Tiling | None:
+    """Return the tiling of a config's ``INFERENCE.TILE`` and ``OVERLAP``; None for size 0, no tiles."""
+    return Tiling(size, overlap) if size else None
+
+
 def detect_by_tiles(image: np.ndarray, tiling: Tiling, detect: Detect) -> Detections:
     """Detect the objects of a large image.
 

@@ -169,6 +169,9 @@ def test_an_image_of_one_tile_is_predicted_as_a_whole(tiled, mosaic):
     expected, results = Predictor(example.WEIGHTS, device="cpu")(image), tiled(image)
     assert len(results) > 0 and np.array_equal(results.boxes, expected.boxes)
     assert np.array_equal(results.masks, expected.masks)
+    of_config = Predictor(example.WEIGHTS, device="cpu", overrides=["D2_MASKRCNN.INFERENCE.TILE", 64])(image)
+    assert np.array_equal(of_config.boxes, Predictor(example.WEIGHTS, device="cpu", tile=64)(image).boxes)
+    assert not np.array_equal(of_config.boxes[:1], expected.boxes[:1])
 
 
 def test_a_model_finds_the_objects_of_every_tile(tiled, mosaic, tmp_path):

@@ -161,13 +161,7 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tile", type=_number(int, 32), metavar="PIXELS", help="predict large images by square tiles of this side"
     )
-    group.add_argument(
-        "--overlap",
-        type=_number(float, 0, 0.9),
-        default=0.2,
-        metavar="F",
-        help="shared part of two tiles (0.2)",
-    )
+    group.add_argument("--overlap", type=_number(float, 0, 0.9), metavar="F", help="shared part of two tiles (0.2)")
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: the config's)")
     group.add_argument("--precision", choices=PRECISIONS, help="of the model (default: the config's)")
     parallel_help = "N model processes (default: one per GPU, two without a GPU)"

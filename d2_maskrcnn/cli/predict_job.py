@@ -81,7 +81,7 @@ def _process_images(args: argparse.Namespace, cfg: CfgNode) -> None:
         csv=CsvRows(args.save_csv) if args.save_csv else None,
         window=Window(TITLE, wait=True) if args.show else None,
     )
-    run_images(ImageSource(paths, None if args.tile is None else MAX_TILED_PIXELS), work, sinks)
+    run_images(ImageSource(paths, MAX_TILED_PIXELS if cfg.D2_MASKRCNN.INFERENCE.TILE else None), work, sinks)
 
 
 def _process_video(args: argparse.Namespace, cfg: CfgNode) -> None:
@@ -133,14 +133,14 @@ def _video_target(args: argparse.Namespace) -> Path:
 def _work(args: argparse.Namespace, cfg: CfgNode) -> Work:
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     processes = 1 if args.parallel is None else args.parallel or default_count()
-    options = {"precision": args.precision, "threshold": None, "tile": args.tile, "overlap": args.overlap}
+    options = {"precision": args.precision, "threshold": None}
     model: InProcess | WorkerPool = (
         InProcess(Predictor(cfg, **options)) if args.parallel is None else WorkerPool(cfg, options, processes)
     )
     names = model.class_names
     return Work(
         model=model,
-        resizer=Resizer(cfg) if args.tile is None else _unchanged,
+        resizer=_unchanged if cfg.D2_MASKRCNN.INFERENCE.TILE else Resizer(cfg),
         class_names=names,
         category_ids=model.category_ids,
         threshold=args.confidence_threshold,
@@ -169,6 +169,10 @@ def _config(args: argparse.Namespace) -> CfgNode:
     cfg.MODEL.WEIGHTS = weights or cfg.MODEL.WEIGHTS
     if args.device:
         cfg.MODEL.DEVICE = args.device
+    if args.tile is not None:
+        cfg.D2_MASKRCNN.INFERENCE.TILE = args.tile
+    if args.overlap is not None:
+        cfg.D2_MASKRCNN.INFERENCE.OVERLAP = args.overlap
     tracks = args.input is None and not args.no_tracking
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = args.confidence_threshold * (TRACKING_SCORE if tracks else 1)
     if args.rank:

@@ -46,6 +46,10 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     # Type of the weights and activations in prediction and evaluation: "float32", "bfloat16", "float16" (GPUs only) or
     # "auto" (a half precision where the device computes in it natively). Boxes and scores stay float32.
     node.INFERENCE.PRECISION = "float32"
+    # Predict images by square tiles of TILE pixels a side (0: as a whole) that share OVERLAP, in [0, 0.9].
+    # Used by Predictor, predictions and evaluations of a checkpoint, not by evaluations during training.
+    node.INFERENCE.TILE = 0
+    node.INFERENCE.OVERLAP = 0.2
     # Compute wide 3x3 convolutions by Winograd's algorithm where that is faster (x86 CPUs, float32). Its rounding error
     # is about three times that of a direct convolution: 2e-6 of a layer's output.
     node.INFERENCE.WINOGRAD = True

@@ -218,7 +218,11 @@ _TREE: dict[str, Any] = {
     "FLOAT32_PRECISION": choice("", "highest", "high", "medium"),
     "VIS_PERIOD": number(0, MANY, "iterations"),
     "D2_MASKRCNN": {
-        "INFERENCE": {"PRECISION": choice(*PRECISIONS)},
+        "INFERENCE": {
+            "PRECISION": choice(*PRECISIONS),
+            "TILE": Rule(lambda value: value == 0 or 32 <= value <= 100_000, "0 (no tiles), or 32 to 100,000 pixels"),
+            "OVERLAP": number(0, 0.9),
+        },
         "SOLVER": {
             "OPTIMIZER": choice("SGD", "AdamW"),
             "ACCUMULATE": number(1, 65536, "micro-batches"),

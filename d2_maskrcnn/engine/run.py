@@ -23,7 +23,9 @@ from d2_maskrcnn.engine.trainer import Trainer
 from d2_maskrcnn.errors import UserError, warn_on_failure
 from d2_maskrcnn.evaluation.evaluator import write_results
 from d2_maskrcnn.evaluation.prediction_images import draw_test_sets
+from d2_maskrcnn.evaluation.tiled import TiledModel
 from d2_maskrcnn.model_loading import open_checkpoint
+from d2_maskrcnn.modeling.precision import set_precision
 from d2_maskrcnn.weights.download import is_remote
 from d2_maskrcnn.weights.readers import read_weights
 from d2_maskrcnn.weights.resume import find_checkpoints, stored_class_names, stored_metrics
@@ -255,7 +257,9 @@ def evaluate_config(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     checkpointer.check_evaluable()
-    results = Trainer.test(cfg, model)
+    set_precision(model.eval(), cfg.D2_MASKRCNN.INFERENCE.PRECISION)
+    tested = TiledModel(cfg, model) if cfg.D2_MASKRCNN.INFERENCE.TILE else model
+    results = Trainer.test(cfg, tested)
     if cfg.TEST.AUG.ENABLED:
         results = {**results, "tta": Trainer.test_with_augmentation(cfg, model)}
     if comm.is_main_process():
@@ -266,5 +270,5 @@ def evaluate_config(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
         )
         console.info("Results are in %s", path)
         with warn_on_failure("drawing predictions"):
-            draw_test_sets(cfg, model)
+            draw_test_sets(cfg, tested)
     return results

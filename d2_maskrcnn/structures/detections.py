@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from d2_maskrcnn.structures.lazy_masks import BoxMasks, CropMasks, Masks
 from detectron2.structures import Instances
@@ -41,8 +42,8 @@ class Detections:
 
         Args:
             instances: with ``pred_boxes``, ``scores``, ``pred_classes`` and optionally ``pred_masks``: (N, 1, S, S)
-                probabilities inside each box, (N, H, W) bool, or the lazy masks of
-                :class:`~d2_maskrcnn.structures.lazy_masks.MaskInstances`.
+                probabilities inside each box, (N, H, W) bool, :class:`Masks`, or the
+                lazy masks of :class:`~d2_maskrcnn.structures.lazy_masks.MaskInstances`.
             image_size: (H, W) of the image to scale to; None keeps the frame of ``instances``.
 
         Returns:
@@ -86,9 +87,12 @@ def _masks_of(instances: Instances, boxes: np.ndarray, image_size: tuple[int, in
         return lazy if lazy.image_size == image_size else lazy.resized(*image_size)
     if not instances.has("pred_masks"):
         return None
-    masks = instances.pred_masks.detach()
-    if masks.dim() == 4:
-        return BoxMasks(boxes, masks[:, 0].float().cpu().numpy(), image_size)
+    masks = instances.pred_masks
+    if isinstance(masks, torch.Tensor) and masks.dim() == 4:
+        return BoxMasks(boxes, masks[:, 0].detach().float().cpu().numpy(), image_size)
     if tuple(instances.image_size) != image_size:
         raise ValueError(f"whole-image masks of size {instances.image_size} cannot be scaled to {image_size}")
+    if isinstance(masks, Masks):
+        return masks
+    masks = masks.detach()
     return CropMasks.from_images(masks.cpu(), image_size)

@@ -90,6 +90,20 @@ def test_a_predictor_needs_nothing_but_the_checkpoint(trained, tmp_path):
         assert predictor.category_ids == [3, 5, 7, 11]
 
 
+def test_evaluating_in_half_precision_and_by_tiles(trained, tmp_path):
+    result, _ = trained
+    expected = d2_maskrcnn.evaluate(result.best, output=tmp_path / "a")
+    keys = "D2_MASKRCNN.INFERENCE."
+    found = d2_maskrcnn.evaluate(result.best, output=tmp_path / "b", overrides=[keys + "TILE", 64])  # one tile an image
+    assert found == pytest.approx(expected, nan_ok=True)
+    overrides = [keys + "TILE", 48, keys + "PRECISION", "auto"]
+    found = d2_maskrcnn.evaluate(result.best, output=tmp_path / "c", overrides=overrides)
+    assert found.keys() == expected.keys()
+    detections = json.loads((tmp_path / "c" / "inference" / "coco_instances_results.json").read_text())
+    assert all(each["segmentation"]["size"] == [64, 64] for each in detections)
+    assert list((tmp_path / "c" / "predictions").iterdir())
+
+
 def test_fine_tuning_with_other_classes_uses_the_model_of_the_weights(trained, tiny_shapes, tmp_path, capsys):
     result, _ = trained
     content = json.loads((tiny_shapes / "annotations" / "instances_train.json").read_text())
