@@ -28,6 +28,7 @@ test: $(TEST_TOOLS)
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	PYTHONPATH=d2_maskrcnn/_embedded $(VENV)/bin/lint-imports
+	$(RUN) -m mkdocs build --strict --quiet --site-dir $(VENV)/site
 	$(RUN) -m pytest -n auto --dist worksteal
 
 clean:

@@ -6,7 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
+from d2_maskrcnn import engine_info
 from d2_maskrcnn.cli.main import COMMANDS, build_parser
 from d2_maskrcnn.config.named import named_config
 
@@ -58,3 +60,11 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     for block in blocks(ROOT / "README.md", "python"):
         exec(compile(block, "README.md", "exec"), {})
     assert (tmp_path / "annotated.jpg").is_file()
+
+
+@pytest.mark.skipif(engine_info().name != "embedded", reason="the installed Detectron2 has a zoo of its own")
+def test_the_model_zoo_page_lists_the_published_weights():
+    entries = yaml.safe_load((Path(engine_info().path) / "model_zoo" / "entries.yaml").read_text())["weights"]
+    page = (ROOT / "docs" / "model_zoo.md").read_text()
+    for name, entry in entries.items():
+        assert f"| `{name}` | {entry.get('box_AP', '')} | {entry.get('mask_AP', '')} |" in page
