@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import logging
 import os
 import select
@@ -17,6 +18,15 @@ EXIT_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 
 # Spaces and joiners of scripts and emoji, which str.isprintable rejects.
 _SHOWN = "\u00a0\u3000\u200c\u200d"
+
+_CURES: dict[int | None, str] = {
+    errno.ENOSPC: "free some space on the disk",
+    errno.EDQUOT: "free some of your quota on the disk",
+    errno.EROFS: "the disk is read-only: write to another folder",
+    errno.EACCES: "change the permissions of the file or folder",
+    errno.EIO: "the disk has a fault: check it",
+    errno.EMFILE: "allow more open files (ulimit -n), or use fewer workers (DATALOADER.NUM_WORKERS)",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -184,14 +194,19 @@ def _print(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
+def _cure(error: Exception) -> str:
+    """Say what the user can do about an unexpected exception; faults of the machine are not this program's."""
+    if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
+        return "use smaller images (INPUT.MIN_SIZE_*) or fewer at a time (SOLVER.IMS_PER_BATCH)"
+    number = error.errno if isinstance(error, OSError) else None
+    return _CURES.get(number, "this is a fault of d2_maskrcnn, please report it")
+
+
 def _describe_fault(error: Exception) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "d2_maskrcnn" in frame.filename]
     place = f"{os.path.basename(frames[-1].filename)}, {frames[-1].name}" if frames else "the program"
     action = getattr(error, "d2_maskrcnn_action", f"running {place}")
-    if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
-        cure = "use smaller images (INPUT.MIN_SIZE_*) or fewer at a time (SOLVER.IMS_PER_BATCH)"
-    else:
-        cure = "this is a fault of d2_maskrcnn, please report it"
+    cure = _cure(error)
     text = "".join(traceback.format_exception(error))
     logger.debug("unexpected exception", exc_info=error)
     try:

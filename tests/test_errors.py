@@ -1,3 +1,4 @@
+import errno
 import re
 import tempfile
 
@@ -34,6 +35,7 @@ def read(path):
     ("fault", "expected"),
     [
         (lambda: read("a.json"), "error: reading a.json: KeyError: 'missing\\\\nkey'; this is a fault of d2_maskrcnn"),
+        (lambda: _raise(OSError(errno.ENOSPC, "No space left")), r"error: running .*No space left; free some space on"),
         (lambda: _raise(MemoryError("3 GB")), r"error: running .*: MemoryError: 3 GB; use smaller images"),
         (lambda: _raise(torch.OutOfMemoryError("3 GB")), r"error: running .*: OutOfMemoryError: 3 GB; use smaller"),
     ],
