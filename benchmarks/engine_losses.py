@@ -62,6 +62,14 @@ def train(setup: str, data: Path, iterations: int) -> list[float]:
     from detectron2.engine import DefaultTrainer
     from detectron2.utils.env import seed_all_rng
 
+    class DoublePrecisionTrainer(DefaultTrainer):
+        @classmethod
+        def build_model(cls, cfg: Any) -> torch.nn.Module:
+            torch.set_default_dtype(torch.float64)
+            model = super().build_model(cfg)
+            torch.set_default_dtype(torch.float32)
+            return model
+
     torch.set_num_threads(2 if setup == "zoo-threads" else 1)
     register_coco_instances("shapes", {}, str(data / "annotations/instances_train.json"), str(data / "train"))
     if setup == "own":
@@ -75,22 +83,29 @@ def train(setup: str, data: Path, iterations: int) -> list[float]:
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.CHECKPOINT_PERIOD = iterations, (), 10**9
     cfg.SEED = 1
     if setup == "zoo64":
-        _use_double_precision()
+        _keep_double_precision()
     with tempfile.TemporaryDirectory() as folder:
         cfg.OUTPUT_DIR = folder
         seed_all_rng(1)
-        trainer = DefaultTrainer(cfg)
+        trainer = DoublePrecisionTrainer(cfg) if setup == "zoo64" else DefaultTrainer(cfg)
         trainer.train()
     return [value for value, _ in trainer.storage.history("total_loss").values()]
 
 
-def _use_double_precision() -> None:
+def _keep_double_precision() -> None:
+    """Keep float64 where the engines convert boxes to float32; those of the annotations are float32 anyway."""
     import torch
-    import torchvision.ops.boxes as box_ops
 
-    torch.set_default_dtype(torch.float64)
-    nms = box_ops.nms  # Detectron2's boxes are always float32, and its scores are not then
-    box_ops.nms = lambda boxes, scores, threshold: nms(boxes, scores.to(boxes.dtype), threshold)
+    from detectron2.structures import Boxes
+
+    def init(boxes: Boxes, tensor: torch.Tensor) -> None:
+        if not isinstance(tensor, torch.Tensor):
+            tensor = torch.tensor(tensor, dtype=torch.float32)
+        boxes.tensor = tensor.double().reshape(-1, 4)
+
+    convert = torch.Tensor.float
+    torch.Tensor.float = lambda x: x if x.dtype == torch.float64 else convert(x)  # type: ignore[assignment]
+    Boxes.__init__ = init  # type: ignore[method-assign]
 
 
 def run_all(python: dict[str, str], data: Path, iterations: int) -> dict[tuple[str, str], list[float]]:

@@ -66,6 +66,10 @@ class BoxCoder:
         boxes = (x - half_width, y - half_height, x + half_width, y + half_height)
         return torch.stack(boxes, dim=-1).flatten(-2)
 
+    # Detectron2's names of the two.
+    get_deltas = encode
+    apply_deltas = decode
+
 
 def clip_boxes(boxes: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
     """Limit boxes (..., 4) to an image of (height, width): x to [0, width], y to [0, height]; NaN stays NaN.

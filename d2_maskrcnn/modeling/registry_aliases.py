@@ -5,16 +5,21 @@ own. On an installed Detectron2 the names remain Detectron2's.
 """
 
 from d2_maskrcnn._bootstrap import engine_info
-from d2_maskrcnn.modeling.backbone.fpn import FPN, build_maskrcnn_resnet_fpn_backbone
-from d2_maskrcnn.modeling.backbone.resnet import ResNet, build_resnet
+from d2_maskrcnn.modeling.backbone.fpn import FPN, LastLevelMaxPool, build_maskrcnn_resnet_fpn_backbone
+from d2_maskrcnn.modeling.backbone.resnet import Bottleneck, ResNet, Stem, build_resnet, make_stage
+from d2_maskrcnn.modeling.box_coding import BoxCoder
+from d2_maskrcnn.modeling.matcher import Matcher
 from d2_maskrcnn.modeling.meta_arch import MaskRCNN
+from d2_maskrcnn.modeling.roi_heads.base import ROIHeads
 from d2_maskrcnn.modeling.roi_heads.box_head import BoxPredictor, MaskRCNNBoxHead
-from d2_maskrcnn.modeling.roi_heads.mask_head import MaskRCNNMaskHead
-from d2_maskrcnn.modeling.roi_heads.roi_heads import MaskRCNNROIHeads
+from d2_maskrcnn.modeling.roi_heads.mask_head import BaseMaskHead, MaskRCNNMaskHead, mask_rcnn_inference, mask_rcnn_loss
+from d2_maskrcnn.modeling.roi_heads.standard import StandardROIHeads, select_foreground_proposals
 from d2_maskrcnn.modeling.rpn.anchor_generator import MaskRCNNAnchorGenerator
 from d2_maskrcnn.modeling.rpn.rpn import MaskRCNNRPN, MaskRCNNRPNHead
+from d2_maskrcnn.modeling.sampling import sample_labels
 from d2_maskrcnn.ops import ROIPooler
 from detectron2 import modeling
+from detectron2.layers import CNNBlockBase
 from detectron2.modeling import proposal_generator, roi_heads
 
 # (registry of Detectron2, Detectron2's name of a component, our component).
@@ -25,10 +30,30 @@ REGISTERED = (
     (modeling.ANCHOR_GENERATOR_REGISTRY, "DefaultAnchorGenerator", MaskRCNNAnchorGenerator),
     (modeling.PROPOSAL_GENERATOR_REGISTRY, "RPN", MaskRCNNRPN),
     (proposal_generator.RPN_HEAD_REGISTRY, "StandardRPNHead", MaskRCNNRPNHead),
-    (modeling.ROI_HEADS_REGISTRY, "StandardROIHeads", MaskRCNNROIHeads),
+    (modeling.ROI_HEADS_REGISTRY, "StandardROIHeads", StandardROIHeads),
     (roi_heads.ROI_BOX_HEAD_REGISTRY, "FastRCNNConvFCHead", MaskRCNNBoxHead),
     (roi_heads.ROI_MASK_HEAD_REGISTRY, "MaskRCNNConvUpsampleHead", MaskRCNNMaskHead),
 )
+# Detectron2's names of parts that are in no registry.
+PARTS = {
+    "BaseMaskRCNNHead": BaseMaskHead,
+    "BasicStem": Stem,
+    "BottleneckBlock": Bottleneck,
+    "Box2BoxTransform": BoxCoder,
+    "FPN": FPN,
+    "FastRCNNOutputLayers": BoxPredictor,
+    "LastLevelMaxPool": LastLevelMaxPool,
+    "Matcher": Matcher,
+    "ROIHeads": ROIHeads,
+    "ROIPooler": ROIPooler,
+    "ResNet": ResNet,
+    "ResNetBlockBase": CNNBlockBase,
+    "make_stage": make_stage,
+    "mask_rcnn_inference": mask_rcnn_inference,
+    "mask_rcnn_loss": mask_rcnn_loss,
+    "select_foreground_proposals": select_foreground_proposals,
+    "subsample_labels": sample_labels,
+}
 
 
 def register_zoo_names() -> None:
@@ -38,7 +63,7 @@ def register_zoo_names() -> None:
     for registry, name, component in REGISTERED:
         registry._do_register(name, component)
         provide(**{name: component})
-    provide(FPN=FPN, ResNet=ResNet, ROIPooler=ROIPooler, FastRCNNOutputLayers=BoxPredictor)
+    provide(**PARTS)
 
 
 if engine_info().name == "embedded":

@@ -7,7 +7,7 @@ def sample_labels(
     labels: torch.Tensor,
     num_samples: int,
     positive_fraction: float,
-    background: int,
+    bg_label: int,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample up to ``num_samples`` elements of an image without replacement.
@@ -15,7 +15,7 @@ def sample_labels(
     Background elements take the place of missing objects, but not the reverse.
 
     Args:
-        labels: (R,) integers: ``background`` for background, -1 for elements that are never sampled, any other value
+        labels: (R,) integers: ``bg_label`` for background, -1 for elements that are never sampled, any other value
             for objects.
         positive_fraction: maximum share of objects among ``num_samples``, in [0, 1].
         generator: on the device of ``labels``; None for PyTorch's global one.
@@ -23,8 +23,8 @@ def sample_labels(
     Returns:
         indices of the sampled objects and of the sampled background, each (n,) int64, in random order.
     """
-    positive = ((labels != -1) & (labels != background)).nonzero().flatten()
-    negative = (labels == background).nonzero().flatten()
+    positive = ((labels != -1) & (labels != bg_label)).nonzero().flatten()
+    negative = (labels == bg_label).nonzero().flatten()
     num_positive = min(positive.numel(), int(num_samples * positive_fraction))
     num_negative = min(negative.numel(), num_samples - num_positive)
     return _sample(positive, num_positive, generator), _sample(negative, num_negative, generator)

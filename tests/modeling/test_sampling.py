@@ -18,7 +18,7 @@ from d2_maskrcnn.modeling.sampling import sample_labels
 )
 def test_numbers(labels, num_samples, fraction, positives, negatives):
     labels = torch.tensor(labels, dtype=torch.int8)
-    positive, negative = sample_labels(labels, num_samples, fraction, background=0)
+    positive, negative = sample_labels(labels, num_samples, fraction, bg_label=0)
     assert (len(positive), len(negative)) == (positives, negatives)
     assert bool((labels[positive] == 1).all()) and bool((labels[negative] == 0).all())
     sampled = torch.cat((positive, negative))
@@ -27,7 +27,7 @@ def test_numbers(labels, num_samples, fraction, positives, negatives):
 
 def test_background_label():
     labels = torch.tensor([0, 1, 3, 3, -1])
-    positive, negative = sample_labels(labels, 10, 0.5, background=3)
+    positive, negative = sample_labels(labels, 10, 0.5, bg_label=3)
     assert sorted(positive.tolist()) == [0, 1] and sorted(negative.tolist()) == [2, 3]
 
 
@@ -36,7 +36,7 @@ def test_random_and_repeatable():
     samples = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
-        samples.append(torch.cat(sample_labels(labels, 20, 0.5, background=0)).tolist())
+        samples.append(torch.cat(sample_labels(labels, 20, 0.5, bg_label=0)).tolist())
     assert samples[0] == samples[1] != samples[2]
 
 
@@ -53,5 +53,5 @@ def test_generator():
 def test_every_element_is_sampled_eventually():
     torch.manual_seed(0)
     labels = torch.tensor([0] * 10 + [1] * 10)
-    sampled = torch.cat([torch.cat(sample_labels(labels, 4, 0.5, background=0)) for _ in range(200)])
+    sampled = torch.cat([torch.cat(sample_labels(labels, 4, 0.5, bg_label=0)) for _ in range(200)])
     assert sampled.bincount(minlength=20).min() > 10

@@ -2,10 +2,13 @@
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from fvcore.nn.weight_init import c2_xavier_fill
+from torch import nn
 
 from d2_maskrcnn.config.validation import require, require_norm
 from d2_maskrcnn.errors import UserError
@@ -15,26 +18,51 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 
+FUSE_TYPES = ("sum", "avg")
+
+
+class LastLevelMaxPool(nn.Module):
+    """Subsample the level ``in_feature`` by 2, for one more level (section 4.1: ``p6`` above ``p5``)."""
+
+    num_levels = 1
+
+    def __init__(self, in_feature: str = "p5") -> None:
+        super().__init__()
+        self.in_feature = in_feature
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Map (N, C, H, W) to a list of one tensor (N, C, H/2, W/2)."""
+        return [F.max_pool2d(x, kernel_size=1, stride=2)]
+
 
 class FPN(Backbone):
     """Combine bottom-up features top-down by lateral 1x1 and output 3x3 convolutions.
 
-    The output has a level ``p{l}`` of stride 2**l per bottom-up feature, and the coarsest one subsampled by 2 (``p6``
-    above ``p5``; section 4.1).
+    The output has a level ``p{l}`` of stride 2**l per bottom-up feature, and those of ``top_block``.
 
     Args:
         bottom_up: maps images to features. in_features: names of the features to use, finest first.
         out_channels: of every level. norm: of the lateral and output convolutions.
-        fuse: ``sum`` or ``avg`` of lateral and top-down features.
+        top_block: maps the feature or level ``top_block.in_feature`` to a list of ``top_block.num_levels`` levels above
+            the coarsest one; None for none.
+        fuse_type: ``sum`` or ``avg`` of lateral and top-down features.
 
     Raises:
-        UserError: the strides of ``in_features`` do not double from one to the next.
+        UserError: the strides of ``in_features`` do not double from one to the next, or another ``fuse_type``.
     """
 
     def __init__(
-        self, bottom_up: Backbone, in_features: list[str], out_channels: int, norm: str = "", fuse: str = "sum"
+        self,
+        bottom_up: Backbone,
+        in_features: Sequence[str],
+        out_channels: int,
+        norm: str = "",
+        top_block: nn.Module | None = None,
+        fuse_type: str = "sum",
     ) -> None:
         super().__init__()
+        if fuse_type not in FUSE_TYPES:
+            raise UserError(f"the fuse_type of the FPN is {fuse_type!r}: expected one of {', '.join(FUSE_TYPES)}")
         shapes = bottom_up.output_shape()
         strides = [shapes[name].stride or 0 for name in in_features]
         _check_strides(in_features, strides)
@@ -47,11 +75,12 @@ class FPN(Backbone):
                 self.add_module(f"fpn_{part}{level}", conv)
         self.bottom_up = bottom_up
         self.in_features = tuple(in_features)
-        self.fuse = fuse
-        self._shapes = {
-            f"p{level}": ShapeSpec(channels=out_channels, stride=2**level)
-            for level in (*self.levels, self.levels[-1] + 1)
-        }
+        self.top_block: Any = top_block
+        self.fuse_type = fuse_type
+        above = range(self.levels[-1] + 1, self.levels[-1] + 1 + getattr(top_block, "num_levels", 0))
+        self._out_feature_strides = {f"p{level}": 2**level for level in (*self.levels, *above)}
+        self._out_features = list(self._out_feature_strides)
+        self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
 
     @property
     def size_divisibility(self) -> int:
@@ -60,19 +89,24 @@ class FPN(Backbone):
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each level that ``forward`` returns."""
-        return dict(self._shapes)
+        return {
+            name: ShapeSpec(channels=self._out_feature_channels[name], stride=self._out_feature_strides[name])
+            for name in self._out_features
+        }
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Map normalized images (N, 3, H, W) to a dict: ``p{l}`` -> (N, out_channels, H / 2**l, W / 2**l)."""
         bottom_up = dict(self.bottom_up(x))
+        top_input = bottom_up.get(self.top_block.in_feature) if self.top_block is not None else None
         outputs: dict[str, torch.Tensor] = {}
         top_down: torch.Tensor | None = None
         for level, name in zip(reversed(self.levels), reversed(self.in_features), strict=True):
             top_down = self._fuse(self.get_submodule(f"fpn_lateral{level}")(bottom_up.pop(name)), top_down)
             outputs[f"p{level}"] = self.get_submodule(f"fpn_output{level}")(top_down)
-        top = self.levels[-1]
         features = {f"p{level}": outputs[f"p{level}"] for level in self.levels}
-        features[f"p{top + 1}"] = F.max_pool2d(features[f"p{top}"], kernel_size=1, stride=2)
+        if self.top_block is not None:
+            added = self.top_block(features[self.top_block.in_feature] if top_input is None else top_input)
+            features.update(zip(self._out_features[len(self.levels) :], added, strict=True))
         return features
 
     def _fuse(self, lateral: torch.Tensor, coarser: torch.Tensor | None) -> torch.Tensor:
@@ -86,10 +120,10 @@ class FPN(Backbone):
             lateral = (cells + coarser).flatten(4, 5).flatten(2, 3)
         else:
             cells += coarser
-        return lateral / 2 if self.fuse == "avg" else lateral
+        return lateral / 2 if self.fuse_type == "avg" else lateral
 
 
-def _check_strides(names: list[str], strides: list[int]) -> None:
+def _check_strides(names: Sequence[str], strides: list[int]) -> None:
     if 0 in strides or not strides or any(b != 2 * a for a, b in itertools.pairwise(strides)):
         raise UserError(
             f"MODEL.FPN.IN_FEATURES is {list(names)} with strides {strides}: expected one or more features, each with "
@@ -104,7 +138,7 @@ def build_maskrcnn_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
     Raises:
         UserError: a value is not supported, or ``FPN.IN_FEATURES`` is not part of ``RESNETS.OUT_FEATURES``.
     """
-    fuse = require(cfg, "MODEL.FPN.FUSE_TYPE", ("sum", "avg"))
+    fuse_type = require(cfg, "MODEL.FPN.FUSE_TYPE", FUSE_TYPES)
     bottom_up = build_resnet(cfg, input_shape)
     missing = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in bottom_up.output_shape()]
     if missing:
@@ -114,4 +148,6 @@ def build_maskrcnn_resnet_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> 
         )
     channels = cfg.MODEL.FPN.OUT_CHANNELS
     norm = require_norm(cfg, "MODEL.FPN.NORM", channels)
-    return FPN(bottom_up, cfg.MODEL.FPN.IN_FEATURES, channels, norm=norm, fuse=fuse)
+    coarsest = bottom_up.output_shape()[cfg.MODEL.FPN.IN_FEATURES[-1]].stride or 1
+    top_block = LastLevelMaxPool(f"p{int(math.log2(coarsest))}")
+    return FPN(bottom_up, cfg.MODEL.FPN.IN_FEATURES, channels, norm, top_block, fuse_type)

@@ -1,6 +1,8 @@
 """ResNet-50, -101 and -152 (He et al. 2016, arXiv:1512.03385, section 4.1 and table 1); with groups, ResNeXt."""
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,18 +14,18 @@ from d2_maskrcnn.config.validation import require, require_norm
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
 from detectron2.config import CfgNode
-from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.layers import CNNBlockBase, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import Backbone
 
 BLOCKS_PER_STAGE = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 STAGE_NAMES = ("res2", "res3", "res4", "res5")
 
 
-class Stem(nn.Module):
+class Stem(CNNBlockBase):
     """Apply a 7x7 convolution of stride 2 and 3x3 max pooling of stride 2."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: str) -> None:
-        super().__init__()
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: str = "BN") -> None:
+        super().__init__(in_channels, out_channels, 4)
         self.conv1 = ConvNorm(in_channels, out_channels, 7, stride=2, norm=norm, relu=True)
         c2_msra_fill(self.conv1)
 
@@ -32,38 +34,37 @@ class Stem(nn.Module):
         return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
 
 
-@dataclass(frozen=True)
-class BlockShape:
-    """Widths and strides of a bottleneck block.
+class Bottleneck(CNNBlockBase):
+    """Apply 1x1, 3x3 and 1x1 convolutions and add a shortcut.
 
-    Attributes:
+    Args:
+        bottleneck_channels: of the 3x3 convolution. num_groups, dilation: of the same.
         stride_in_1x1: whether the first 1x1 convolution has the stride, rather than the 3x3.
     """
 
-    in_channels: int
-    bottleneck_channels: int
-    out_channels: int
-    stride: int
-    dilation: int
-    groups: int
-    stride_in_1x1: bool
-
-
-class Bottleneck(nn.Module):
-    """Apply 1x1, 3x3 and 1x1 convolutions and add a shortcut."""
-
-    def __init__(self, shape: BlockShape, norm: str) -> None:
-        super().__init__()
-        s, width = shape, shape.bottleneck_channels
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: int = 1,
+        num_groups: int = 1,
+        norm: str = "BN",
+        stride_in_1x1: bool = False,
+        dilation: int = 1,
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride)
+        width = bottleneck_channels
         self.shortcut = None
-        if s.in_channels != s.out_channels:
-            self.shortcut = ConvNorm(s.in_channels, s.out_channels, 1, stride=s.stride, norm=norm)
-        first, second = (s.stride, 1) if s.stride_in_1x1 else (1, s.stride)
-        self.conv1 = ConvNorm(s.in_channels, width, 1, stride=first, norm=norm, relu=True)
+        if in_channels != out_channels:
+            self.shortcut = ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm)
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = ConvNorm(in_channels, width, 1, stride=first, norm=norm, relu=True)
         self.conv2 = ConvNorm(
-            width, width, 3, stride=second, dilation=s.dilation, groups=s.groups, norm=norm, relu=True
+            width, width, 3, stride=second, dilation=dilation, groups=num_groups, norm=norm, relu=True
         )
-        self.conv3 = ConvNorm(width, s.out_channels, 1, norm=norm, relu=True)
+        self.conv3 = ConvNorm(width, out_channels, 1, norm=norm, relu=True)
         # Block by block and in this order, a seed gives the same initial weights as in Detectron2.
         for conv in (self.conv1, self.conv2, self.conv3, self.shortcut):
             if conv is not None:
@@ -75,47 +76,101 @@ class Bottleneck(nn.Module):
         return self.conv3(self.conv2(self.conv1(x)), residual=shortcut)
 
 
-class ResNet(Backbone):
-    """Apply the stem and the stages ``res2`` ... ``res5``, as far as they are needed for ``out_features``.
+def make_stage(
+    block_class: Any, num_blocks: int, *, in_channels: int, out_channels: int, **kwargs: Any
+) -> list[CNNBlockBase]:
+    """Build the blocks of a stage; the first one takes ``in_channels``, all others ``out_channels``.
 
     Args:
-        stages: name -> blocks, in order. shapes: channels and stride of the outputs of the stem and of every stage.
-        out_features: names of the stages (or ``stem``) whose outputs are returned.
+        block_class: of the blocks, such as :class:`Bottleneck`.
+        **kwargs: arguments of the blocks; a name that ends with ``_per_block`` has a list of one value per block.
+
+    Raises:
+        ValueError: such a list has another length than ``num_blocks``.
+    """
+    blocks = []
+    for index in range(num_blocks):
+        options = {}
+        for name, value in kwargs.items():
+            if name.endswith("_per_block") and len(value) != num_blocks:
+                raise ValueError(f"{name} has {len(value)} values for {num_blocks} blocks: {value}")
+            options[name.removesuffix("_per_block")] = value[index] if name.endswith("_per_block") else value
+        blocks.append(block_class(in_channels=in_channels, out_channels=out_channels, **options))
+        in_channels = out_channels
+    return blocks
+
+
+class ResNet(Backbone):
+    """Apply the stem and the stages ``res2``, ``res3``, ... as far as they are needed for ``out_features``.
+
+    Args:
+        stem: maps images to the input of the first stage. stages: the blocks of each stage, see :func:`make_stage`.
+        num_classes: if given, average pooling and a linear classifier, the feature ``linear``, follow.
+        out_features: names of the outputs: ``stem``, stages or ``linear``; None for the last one.
+        freeze_at: see :meth:`freeze`.
+
+    Raises:
+        UserError: there is no output of a given name.
     """
 
+    make_stage = staticmethod(make_stage)
+
     def __init__(
-        self, stem: Stem, stages: dict[str, nn.Sequential], shapes: dict[str, ShapeSpec], out_features: list[str]
+        self,
+        stem: CNNBlockBase,
+        stages: Sequence[Sequence[CNNBlockBase]],
+        num_classes: int | None = None,
+        out_features: Sequence[str] | None = None,
+        freeze_at: int = 0,
     ) -> None:
         super().__init__()
         self.stem = stem
-        self.stage_names = tuple(stages)
-        for name, blocks in stages.items():
-            self.add_module(name, blocks)
-        self._shapes = shapes
-        self._out_features = list(out_features)
+        self.num_classes = num_classes
+        names = [f"res{index}" for index in range(2, len(stages) + 2)]
+        known = ["stem", *names, *(["linear"] if num_classes is not None else [])]
+        out_features = known[-1:] if out_features is None else list(out_features)
+        unknown = [name for name in out_features if name not in known]
+        if unknown or not out_features:
+            raise UserError(f"the outputs of the ResNet are {out_features}: expected one or more of {', '.join(known)}")
+        self.stage_names = tuple(names[: max(known.index(name) for name in out_features)])
+        self._out_features = out_features
+        self._out_feature_channels, self._out_feature_strides = {"stem": stem.out_channels}, {"stem": stem.stride}
+        stride, channels = stem.stride, stem.out_channels
+        for name, blocks in zip(self.stage_names, stages, strict=False):
+            self.add_module(name, nn.Sequential(*blocks))
+            stride, channels = stride * math.prod(block.stride for block in blocks), blocks[-1].out_channels
+            self._out_feature_strides[name], self._out_feature_channels[name] = stride, channels
+        if num_classes is not None:
+            self.linear = nn.Linear(channels, num_classes)
+            nn.init.normal_(self.linear.weight, std=0.01)
+        self.freeze(freeze_at)
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Map normalized images (N, 3, H, W) to a dict: name -> (N, C, H/stride, W/stride)."""
+        """Map normalized images (N, 3, H, W) to a dict: name -> (N, C, H/stride, W/stride); ``linear`` (N, classes)."""
         outputs = {}
         for name in ("stem", *self.stage_names):
             x = self.get_submodule(name)(x)
             if name in self._out_features:
                 outputs[name] = x
+        if self.num_classes is not None:
+            outputs["linear"] = self.linear(x.mean(dim=(2, 3)))
         return {name: outputs[name] for name in self._out_features}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Return channels and stride of each feature map that ``forward`` returns."""
-        return {name: self._shapes[name] for name in self._out_features}
+        channels, strides = self._out_feature_channels, self._out_feature_strides
+        return {name: ShapeSpec(channels=channels.get(name), stride=strides.get(name)) for name in self._out_features}
 
-    def freeze(self, freeze_at: int) -> None:
+    def freeze(self, freeze_at: int = 0) -> "ResNet":
         """Freeze the stem (1) and the stages res2 (2), res3 (3), ... up to ``freeze_at``; 0 freezes nothing.
 
         Their batch norms are replaced by frozen ones, which keep the running statistics.
         """
-        frozen = [self.stem, *(self.get_submodule(name) for name in self.stage_names)][: max(freeze_at, 0)]
-        for part in frozen:
-            part.requires_grad_(False)
-            FrozenBatchNorm2d.convert_frozen_batchnorm(part)
+        stages: list[Any] = [self.get_submodule(name) for name in self.stage_names]
+        for part in [[self.stem], *stages][: max(freeze_at, 0)]:
+            for block in part:
+                block.freeze()
+        return self
 
 
 def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
@@ -139,18 +194,11 @@ def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         node.RES2_OUT_CHANNELS,
         node.NUM_GROUPS * node.WIDTH_PER_GROUP,
     )
-    blocks = _first_blocks(node)
     stem = Stem(channels_of(input_shape), node.STEM_OUT_CHANNELS, norm)
-    stages, shapes, stride = {}, {"stem": ShapeSpec(channels=node.STEM_OUT_CHANNELS, stride=4)}, 4
-    for (name, block), number in zip(blocks.items(), BLOCKS_PER_STAGE[depth], strict=False):
-        stages[name] = _build_stage(block, number, norm)
-        stride *= block.stride
-        shapes[name] = ShapeSpec(channels=block.out_channels, stride=stride)
-    resnet = ResNet(stem, stages, shapes, node.OUT_FEATURES)
+    resnet = ResNet(stem, _stages(node, depth, norm), None, node.OUT_FEATURES)
     if plugin_node(cfg).RESNETS.ZERO_INIT_RESIDUAL:
         _start_as_identities(resnet)
-    resnet.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
-    return resnet
+    return resnet.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
 
 
 def _start_as_identities(resnet: ResNet) -> None:
@@ -176,25 +224,26 @@ def _needed_stages(out_features: list[str]) -> tuple[str, ...]:
     return STAGE_NAMES[: max(known.index(name) for name in out_features)]
 
 
-def _first_blocks(node: CfgNode) -> dict[str, BlockShape]:
-    """Return the shape of the first block of each stage that ``node.OUT_FEATURES`` needs."""
-    blocks, channels = {}, node.STEM_OUT_CHANNELS
+def _stages(node: CfgNode, depth: int, norm: str) -> list[list[CNNBlockBase]]:
+    """Build the stages that ``node.OUT_FEATURES`` needs."""
+    stages, channels = [], node.STEM_OUT_CHANNELS
     for index, name in enumerate(_needed_stages(node.OUT_FEATURES)):
         dilation = node.RES5_DILATION if name == "res5" else 1
-        blocks[name] = BlockShape(
-            in_channels=channels,
-            bottleneck_channels=node.NUM_GROUPS * node.WIDTH_PER_GROUP * 2**index,
-            out_channels=node.RES2_OUT_CHANNELS * 2**index,
-            stride=1 if index == 0 or dilation > 1 else 2,
-            dilation=dilation,
-            groups=node.NUM_GROUPS,
-            stride_in_1x1=node.STRIDE_IN_1X1,
+        number = BLOCKS_PER_STAGE[depth][index]
+        out_channels = node.RES2_OUT_CHANNELS * 2**index
+        stages.append(
+            make_stage(
+                Bottleneck,
+                number,
+                in_channels=channels,
+                out_channels=out_channels,
+                bottleneck_channels=node.NUM_GROUPS * node.WIDTH_PER_GROUP * 2**index,
+                stride_per_block=[1 if index == 0 or dilation > 1 else 2] + [1] * (number - 1),
+                dilation=dilation,
+                num_groups=node.NUM_GROUPS,
+                stride_in_1x1=node.STRIDE_IN_1X1,
+                norm=norm,
+            )
         )
-        channels = blocks[name].out_channels
-    return blocks
-
-
-def _build_stage(first: BlockShape, num_blocks: int, norm: str) -> nn.Sequential:
-    """Build ``num_blocks`` bottlenecks, of which only the first has a stride and changes the width."""
-    rest = replace(first, in_channels=first.out_channels, stride=1)
-    return nn.Sequential(*(Bottleneck(first if index == 0 else rest, norm) for index in range(num_blocks)))
+        channels = out_channels
+    return stages

@@ -124,11 +124,12 @@ class MaskRCNNRPN(nn.Module):
         head: maps the levels to logits and deltas. anchor_generator: gives the anchors of the levels.
         batch_size_per_image: anchors per image that enter the losses. positive_fraction: maximum share of objects
             among them, in [0, 1].
-        train_settings, test_settings: selection of proposals with and without ground truth.
-        boundary_thresh: anchors that extend beyond the image by more than this many pixels are not trained on;
+        pre_nms_topk, post_nms_topk: of :class:`ProposalSettings`, with (first) and without ground truth (second).
+        nms_thresh, min_box_size: see :class:`ProposalSettings`.
+        anchor_boundary_thresh: anchors that extend beyond the image by more than this many pixels are not trained on;
             negative: all anchors are.
-        loss_weights: factors of ``loss_rpn_cls`` and ``loss_rpn_loc``; 1 if missing.
-        box_loss, smooth_l1_beta: see :func:`d2_maskrcnn.modeling.losses.box_regression_loss`.
+        loss_weight: factor of the losses, or those of ``loss_rpn_cls`` and ``loss_rpn_loc``; 1 if missing.
+        box_reg_loss_type, smooth_l1_beta: see :func:`d2_maskrcnn.modeling.losses.box_regression_loss`.
     """
 
     @configurable
@@ -139,14 +140,16 @@ class MaskRCNNRPN(nn.Module):
         head: nn.Module,
         anchor_generator: nn.Module,
         anchor_matcher: Matcher,
-        box_coder: BoxCoder,
+        box2box_transform: BoxCoder,
         batch_size_per_image: int,
         positive_fraction: float,
-        train_settings: ProposalSettings,
-        test_settings: ProposalSettings,
-        boundary_thresh: int = -1,
-        loss_weights: dict[str, float] | None = None,
-        box_loss: str = "smooth_l1",
+        pre_nms_topk: tuple[int, int],
+        post_nms_topk: tuple[int, int],
+        nms_thresh: float = 0.7,
+        min_box_size: float = 0.0,
+        anchor_boundary_thresh: float = -1.0,
+        loss_weight: float | dict[str, float] = 1.0,
+        box_reg_loss_type: str = "smooth_l1",
         smooth_l1_beta: float = 0.0,
     ) -> None:
         super().__init__()
@@ -154,14 +157,17 @@ class MaskRCNNRPN(nn.Module):
         self.rpn_head = head
         self.anchor_generator = anchor_generator
         self.anchor_matcher = anchor_matcher
-        self.box_coder = box_coder
+        self.box_coder = box2box_transform
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
-        self.train_settings = train_settings
-        self.test_settings = test_settings
-        self.boundary_thresh = boundary_thresh
-        self.loss_weights = loss_weights or {}
-        self.box_loss = box_loss
+        self.train_settings, self.test_settings = (
+            ProposalSettings(before, after, nms_thresh, min_box_size)
+            for before, after in zip(pre_nms_topk, post_nms_topk, strict=True)
+        )
+        self.boundary_thresh = anchor_boundary_thresh
+        names = ("loss_rpn_cls", "loss_rpn_loc")
+        self.loss_weights = loss_weight if isinstance(loss_weight, dict) else dict.fromkeys(names, loss_weight)
+        self.box_loss = box_reg_loss_type
         self.smooth_l1_beta = smooth_l1_beta
 
     @classmethod
@@ -170,27 +176,24 @@ class MaskRCNNRPN(nn.Module):
         node = cfg.MODEL.RPN
         in_features = level_names(cfg, "MODEL.RPN.IN_FEATURES", input_shape)
         shapes = [input_shape[name] for name in in_features]
-        min_size = cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE
         return {
             "in_features": in_features,
             "head": build_rpn_head(cfg, shapes),
             "anchor_generator": build_anchor_generator(cfg, shapes),
             "anchor_matcher": Matcher(node.IOU_THRESHOLDS, node.IOU_LABELS, allow_low_quality_matches=True),
-            "box_coder": BoxCoder(tuple(node.BBOX_REG_WEIGHTS)),
+            "box2box_transform": BoxCoder(tuple(node.BBOX_REG_WEIGHTS)),
             "batch_size_per_image": node.BATCH_SIZE_PER_IMAGE,
             "positive_fraction": node.POSITIVE_FRACTION,
-            "train_settings": ProposalSettings(
-                node.PRE_NMS_TOPK_TRAIN, node.POST_NMS_TOPK_TRAIN, node.NMS_THRESH, min_size
-            ),
-            "test_settings": ProposalSettings(
-                node.PRE_NMS_TOPK_TEST, node.POST_NMS_TOPK_TEST, node.NMS_THRESH, min_size
-            ),
-            "boundary_thresh": node.BOUNDARY_THRESH,
-            "loss_weights": {
+            "pre_nms_topk": (node.PRE_NMS_TOPK_TRAIN, node.PRE_NMS_TOPK_TEST),
+            "post_nms_topk": (node.POST_NMS_TOPK_TRAIN, node.POST_NMS_TOPK_TEST),
+            "nms_thresh": node.NMS_THRESH,
+            "min_box_size": cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE,
+            "anchor_boundary_thresh": node.BOUNDARY_THRESH,
+            "loss_weight": {
                 "loss_rpn_cls": node.LOSS_WEIGHT,
                 "loss_rpn_loc": node.BBOX_REG_LOSS_WEIGHT * node.LOSS_WEIGHT,
             },
-            "box_loss": require(cfg, "MODEL.RPN.BBOX_REG_LOSS_TYPE", BOX_LOSSES),
+            "box_reg_loss_type": require(cfg, "MODEL.RPN.BBOX_REG_LOSS_TYPE", BOX_LOSSES),
             "smooth_l1_beta": node.SMOOTH_L1_BETA,
         }
 
@@ -254,7 +257,7 @@ class MaskRCNNRPN(nn.Module):
     ) -> AnchorLabels:
         matched = match_anchors(anchors, instances, self.anchor_matcher, self.boundary_thresh)
         positive, negative = sample_labels(
-            matched.labels, self.batch_size_per_image, self.positive_fraction, background=0, generator=generator
+            matched.labels, self.batch_size_per_image, self.positive_fraction, bg_label=0, generator=generator
         )
         matched.sampled[positive] = 1
         matched.sampled[negative] = 0

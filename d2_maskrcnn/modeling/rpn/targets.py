@@ -34,7 +34,7 @@ class AnchorLabels:
 
 @torch.no_grad()
 def match_anchors(
-    anchors: torch.Tensor, instances: Instances, matcher: Matcher, boundary_thresh: int = -1
+    anchors: torch.Tensor, instances: Instances, matcher: Matcher, boundary_thresh: float = -1
 ) -> AnchorLabels:
     """Label the anchors of an image by their IoU with its ground-truth boxes; none is sampled yet.
 

@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from d2_maskrcnn.modeling import FPN
+from d2_maskrcnn.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_backbone
 
@@ -26,7 +27,7 @@ class Pyramid(Backbone):
 @pytest.mark.parametrize("grad", [False, True])
 def test_against_the_formula(fuse, channels_last, grad):
     torch.manual_seed(0)
-    fpn = FPN(Pyramid(), ["res2", "res3", "res4", "res5"], 6, fuse=fuse)
+    fpn = FPN(Pyramid(), ["res2", "res3", "res4", "res5"], 6, top_block=LastLevelMaxPool(), fuse_type=fuse)
     x = torch.randn(2, 3, 64, 96)
     if channels_last:
         fpn, x = fpn.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)

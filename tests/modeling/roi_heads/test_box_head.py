@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from d2_maskrcnn.modeling import BoxPredictor, MaskRCNNBoxHead
+from d2_maskrcnn.modeling.box_coding import BoxCoder
 from detectron2.layers import ShapeSpec
 
+CODER = BoxCoder((10.0, 10.0, 5.0, 5.0))
 POOLED = ShapeSpec(channels=4, height=7, width=7)
 
 
@@ -14,7 +16,7 @@ POOLED = ShapeSpec(channels=4, height=7, width=7)
 )
 @pytest.mark.parametrize("grad", [True, False])
 def test_shapes(number, convs, fcs, norm, output, grad):
-    head = MaskRCNNBoxHead(input_shape=POOLED, conv_dims=convs, fc_dims=fcs, norm=norm).eval()
+    head = MaskRCNNBoxHead(input_shape=POOLED, conv_dims=convs, fc_dims=fcs, conv_norm=norm).eval()
     with torch.set_grad_enabled(grad):
         output_tensor = head(torch.randn(number, 4, 7, 7))
     assert output_tensor.shape == (number, *output)
@@ -42,7 +44,7 @@ def test_same_with_and_without_gradient(memory_format):
 
 
 def test_empty_batch_gives_every_parameter_a_gradient():
-    head = MaskRCNNBoxHead(input_shape=POOLED, conv_dims=[8], fc_dims=[6], norm="BN").train()
+    head = MaskRCNNBoxHead(input_shape=POOLED, conv_dims=[8], fc_dims=[6], conv_norm="BN").train()
     head(torch.zeros(0, 4, 7, 7)).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in head.parameters())
 
@@ -50,7 +52,9 @@ def test_empty_batch_gives_every_parameter_a_gradient():
 @pytest.mark.parametrize(("agnostic", "boxes"), [(False, 12), (True, 4)])
 def test_predictor(agnostic, boxes):
     torch.manual_seed(0)
-    predictor = BoxPredictor(ShapeSpec(channels=500), 3, agnostic)
+    predictor = BoxPredictor(
+        ShapeSpec(channels=500), box2box_transform=CODER, num_classes=3, cls_agnostic_bbox_reg=agnostic
+    )
     logits, deltas = predictor(torch.randn(0, 500))
     assert logits.shape == (0, 4) and deltas.shape == (0, boxes)
     assert predictor.cls_score.weight.std().item() == pytest.approx(0.01, rel=0.1)
@@ -59,5 +63,6 @@ def test_predictor(agnostic, boxes):
 
 
 def test_predictor_on_feature_maps():
-    logits, _ = BoxPredictor(ShapeSpec(channels=6, height=7, width=7), 3)(torch.randn(2, 6, 7, 7))
+    predictor = BoxPredictor(ShapeSpec(channels=6, height=7, width=7), box2box_transform=CODER, num_classes=3)
+    logits, _ = predictor(torch.randn(2, 6, 7, 7))
     assert logits.shape == (2, 4)

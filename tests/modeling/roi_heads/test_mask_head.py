@@ -57,7 +57,7 @@ def test_no_events_in_evaluation_mode():
 
 
 def test_no_foreground():
-    model = head(norm="BN").train()
+    model = head(conv_norm="BN").train()
     with EventStorage() as storage:
         losses = model.losses(
             torch.zeros(0, 4, 14, 14), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 28, 28, dtype=torch.bool)
@@ -73,7 +73,7 @@ def test_no_foreground():
     [((8,), "", []), ((8, 8, 8), "", ["mask_fcn1", "mask_fcn2"]), ((32, 32), "GN", ["mask_fcn1"])],
 )
 def test_parameter_names_of_the_zoo(conv_dims, norm, names):
-    state = list(head(conv_dims=conv_dims, norm=norm).state_dict())
+    state = list(head(conv_dims=conv_dims, conv_norm=norm).state_dict())
     parts = ["weight", "norm.weight", "norm.bias"] if norm else ["weight", "bias"]
     expected = [f"{name}.{part}" for name in names for part in parts]
     assert state == [*expected, "deconv.weight", "deconv.bias", "predictor.weight", "predictor.bias"]

@@ -67,7 +67,7 @@ class Boxes:
         sides = self.tensor[:, 2:] - self.tensor[:, :2]  # (N, 2)
         return (sides > threshold).all(dim=1)
 
-    def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> torch.Tensor:
+    def inside_box(self, box_size: tuple[int, int], boundary_threshold: float = 0) -> torch.Tensor:
         """Return (N,) bool: whether a box exceeds the (height, width) image by at most ``boundary_threshold`` pixels.
 
         On the right and bottom sides the limit itself is excluded: x1 < width + threshold, y1 < height + threshold.

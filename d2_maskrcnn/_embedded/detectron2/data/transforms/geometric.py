@@ -96,7 +96,7 @@ class RandomRotation(Augmentation):
         self,
         angle: float | Sequence[float],
         expand: bool = True,
-        center: Sequence[float] | Sequence[tuple[float, float]] | None = None,
+        center: Sequence[Any] | None = None,
         sample_style: str = "range",
         interp: int | None = None,
     ) -> None:
@@ -106,7 +106,7 @@ class RandomRotation(Augmentation):
         if isinstance(angle, int | float):
             angle = (angle, angle)
         if center is not None and isinstance(center[0], int | float):
-            center = (center, center)  # type: ignore[assignment]
+            center = (center, center)
         for what, values in (("angle", angle), ("center", center)):
             if self.is_range and values is not None and len(values) != 2:
                 raise ValueError(f"sample_style 'range' needs two values (min, max) of {what}, got {values}.")
