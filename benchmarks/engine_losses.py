@@ -1,13 +1,13 @@
 """Compare the training losses of both engines, from the same seed, and draw them.
 
     python datasets/prepare_shapes.py --output datasets/shapes
-    python benchmarks/engine_losses.py --installed PYTHON --output docs/images/engine_losses.png
+    python benchmarks/engine_losses.py --installed PYTHON --weights output/quickstart/model_final.pth
 
 PYTHON is an interpreter that has Detectron2. Each training runs in a process of its own:
 
 * own: ``configs/quickstart.yaml``, whose components are this project's on both engines;
 * zoo: the model zoo's ``mask_rcnn_R_101_FPN_3x.yaml``, narrowed, whose names mean Detectron2's components on the
-  installed engine and this project's on the embedded one;
+  installed engine and this project's on the embedded one, fine-tuned from the quick start's weights;
 * zoo64: the same in double precision, where rounding does not change which proposals are sampled;
 * zoo-threads: the same as zoo on the installed engine with two threads, which round differently.
 """
@@ -27,10 +27,7 @@ TRAININGS = [(setup, engine) for setup in ("own", "zoo", "zoo64") for engine in 
 TRAININGS.append(("zoo-threads", "installed"))
 NARROW: dict[str, Any] = {
     "MODEL.DEVICE": "cpu",
-    "MODEL.WEIGHTS": "",
     "MODEL.PIXEL_STD": [57.375, 57.12, 58.395],
-    "MODEL.BACKBONE.FREEZE_AT": 0,
-    "MODEL.RESNETS.NORM": "BN",
     "MODEL.RESNETS.STEM_OUT_CHANNELS": 16,
     "MODEL.RESNETS.WIDTH_PER_GROUP": 16,
     "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
@@ -42,7 +39,7 @@ NARROW: dict[str, Any] = {
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 64,
     "MODEL.ROI_BOX_HEAD.FC_DIM": 256,
     "MODEL.ROI_MASK_HEAD.CONV_DIM": 64,
-    "MODEL.ROI_HEADS.NUM_CLASSES": 4,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 5,  # another number than the weights', so that the predictors start anew
     "INPUT.MIN_SIZE_TRAIN": (128,),
     "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.IMS_PER_BATCH": 2,
@@ -51,7 +48,7 @@ NARROW: dict[str, Any] = {
 }
 
 
-def train(setup: str, data: Path, iterations: int) -> list[float]:
+def train(setup: str, data: Path, weights: Path, iterations: int) -> list[float]:
     """Train in this process and return the total loss of each iteration."""
     import torch
 
@@ -79,6 +76,7 @@ def train(setup: str, data: Path, iterations: int) -> list[float]:
         cfg = get_cfg()
         cfg.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml"))
         cfg.merge_from_list([part for item in NARROW.items() for part in item])
+        cfg.MODEL.WEIGHTS = str(weights)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes",), ()
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.CHECKPOINT_PERIOD = iterations, (), 10**9
     cfg.SEED = 1
@@ -88,6 +86,7 @@ def train(setup: str, data: Path, iterations: int) -> list[float]:
         cfg.OUTPUT_DIR = folder
         seed_all_rng(1)
         trainer = DoublePrecisionTrainer(cfg) if setup == "zoo64" else DefaultTrainer(cfg)
+        trainer.resume_or_load(resume=False)
         trainer.train()
     return [value for value, _ in trainer.storage.history("total_loss").values()]
 
@@ -95,6 +94,7 @@ def train(setup: str, data: Path, iterations: int) -> list[float]:
 def _keep_double_precision() -> None:
     """Keep float64 where the engines convert boxes to float32; those of the annotations are float32 anyway."""
     import torch
+    from torch.nn import functional
 
     from detectron2.structures import Boxes
 
@@ -106,13 +106,15 @@ def _keep_double_precision() -> None:
     convert = torch.Tensor.float
     torch.Tensor.float = lambda x: x if x.dtype == torch.float64 else convert(x)  # type: ignore[assignment]
     Boxes.__init__ = init  # type: ignore[method-assign]
+    cross_entropy = functional.binary_cross_entropy_with_logits
+    functional.binary_cross_entropy_with_logits = lambda x, y, **options: cross_entropy(x, y.to(x.dtype), **options)
 
 
-def run_all(python: dict[str, str], data: Path, iterations: int) -> dict[tuple[str, str], list[float]]:
+def run_all(python: dict[str, str], arguments: list[Any]) -> dict[tuple[str, str], list[float]]:
     """Run each training in a process of its own; return the losses by (setup, engine)."""
     losses = {}
     for setup, engine in TRAININGS:
-        command = [python[engine], __file__, "--setup", setup, "--data", data, "--iterations", iterations]
+        command = [python[engine], __file__, "--setup", setup, *arguments]
         environment = {**os.environ, "D2_MASKRCNN_ENGINE": engine, "PYTHONPATH": str(REPO)}
         output = subprocess.run(map(str, command), env=environment, check=True, capture_output=True, text=True).stdout
         losses[setup, engine] = json.loads(output.splitlines()[-1])
@@ -159,14 +161,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--installed", default=sys.executable, help="interpreter that has Detectron2")
     parser.add_argument("--data", type=Path, default=REPO / "datasets/shapes")
+    parser.add_argument("--weights", type=Path, required=True, help="weights of the quick start")
     parser.add_argument("--iterations", type=int, default=50)
     parser.add_argument("--output", type=Path, default=REPO / "docs/images/engine_losses.png")
     parser.add_argument("--setup", help="run this training only and print its losses")
     args = parser.parse_args()
     if args.setup:
-        print(json.dumps(train(args.setup, args.data, args.iterations)))
+        print(json.dumps(train(args.setup, args.data, args.weights, args.iterations)))
         return
-    losses = run_all({"embedded": sys.executable, "installed": args.installed}, args.data, args.iterations)
+    arguments = ["--data", args.data, "--weights", args.weights, "--iterations", args.iterations]
+    losses = run_all({"embedded": sys.executable, "installed": args.installed}, arguments)
     report(losses)
     draw(losses, args.output)
 
