@@ -143,7 +143,7 @@ class DetectorGraph(nn.Module):
             lateral = fpn.get_submodule(f"fpn_lateral{level}")(bottom_up[name])
             if top_down is not None:
                 lateral = lateral + F.interpolate(top_down, size=lateral.shape[2:], mode="nearest")
-                lateral = lateral / 2 if fpn.fuse == "avg" else lateral
+                lateral = lateral / 2 if fpn.fuse_type == "avg" else lateral
             top_down = lateral
             outputs[f"p{level}"] = fpn.get_submodule(f"fpn_output{level}")(top_down)
         top = fpn.levels[-1]
@@ -197,11 +197,12 @@ class DetectorGraph(nn.Module):
         slot: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         """Return boxes (D, 4), scores (D,), classes (D,) and image indices (D,)."""
-        settings, classes = self.heads.detection_settings, self.heads.num_classes
+        settings, classes = self.heads.box_predictor.settings, self.heads.num_classes
         pooled, order = self._pool(self.heads.box_pooler, features, proposals, image)
         logits, deltas = self.heads.box_predictor(self._box_features(pooled))
         probs = logits.float().softmax(dim=1)  # (M, K + 1)
-        boxes = self.heads.box_coder.decode(deltas.float(), proposals[order]).unflatten(1, (-1, 4))  # (M, K or 1, 4)
+        boxes = self.heads.box_predictor.box2box_transform.decode(deltas.float(), proposals[order])
+        boxes = boxes.unflatten(1, (-1, 4))  # (M, K or 1, 4)
         finite = boxes.isfinite().flatten(1).all(1) & probs.isfinite().all(1)  # (M,)
         scores = probs[:, :-1]
         scores = torch.where((scores > settings.score_thresh) & finite[:, None], scores, DROPPED)
@@ -220,7 +221,7 @@ class DetectorGraph(nn.Module):
 
     def _select(self, boxes: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Suppress candidates per class and keep the best. Args: boxes (N, K * P, 4), scores (N, K, P)."""
-        settings, classes, count = self.heads.detection_settings, scores.shape[1], scores.shape[2]
+        settings, classes, count = self.heads.box_predictor.settings, scores.shape[1], scores.shape[2]
         limit = classes * count if settings.topk < 0 else min(settings.topk, classes * count)
         scores = self.suppress(
             boxes.reshape(-1, count, 4), scores.reshape(-1, count), settings.nms_thresh, min(limit, count)

@@ -41,6 +41,7 @@ class MaskRCNN(nn.Module):
     Args:
         pixel_mean, pixel_std: one value per channel, in the order of ``input_format``.
         input_format: ``BGR`` or ``RGB``; not used here, but by the code that reads images.
+        vis_period: not used, but part of Detectron2's interface.
         channels_last: whether the convolutions' weights and activations are stored in NHWC order.
         winograd: whether 3x3 convolutions use :mod:`d2_maskrcnn.ops.winograd` in inference where it is faster.
 
@@ -61,6 +62,7 @@ class MaskRCNN(nn.Module):
         pixel_mean: tuple[float, ...],
         pixel_std: tuple[float, ...],
         input_format: str | None = None,
+        vis_period: int = 0,
         channels_last: bool = False,
         winograd: bool = True,
     ) -> None:
@@ -74,6 +76,7 @@ class MaskRCNN(nn.Module):
         self.proposal_generator = proposal_generator
         self.roi_heads: Any = roi_heads
         self.input_format = input_format
+        self.vis_period = vis_period
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
         self.input_dtype: torch.dtype | None = None  # of the images that the backbone gets; None: of ``pixel_mean``

@@ -5,21 +5,23 @@ own. On an installed Detectron2 the names remain Detectron2's.
 """
 
 from d2_maskrcnn._bootstrap import engine_info
-from d2_maskrcnn.modeling.backbone.fpn import FPN, LastLevelMaxPool, build_maskrcnn_resnet_fpn_backbone
+from d2_maskrcnn.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7, build_maskrcnn_resnet_fpn_backbone
 from d2_maskrcnn.modeling.backbone.resnet import Bottleneck, ResNet, Stem, build_resnet, make_stage
 from d2_maskrcnn.modeling.box_coding import BoxCoder
 from d2_maskrcnn.modeling.matcher import Matcher
 from d2_maskrcnn.modeling.meta_arch import MaskRCNN
 from d2_maskrcnn.modeling.roi_heads.base import ROIHeads
 from d2_maskrcnn.modeling.roi_heads.box_head import BoxPredictor, MaskRCNNBoxHead
+from d2_maskrcnn.modeling.roi_heads.inference import fast_rcnn_inference
 from d2_maskrcnn.modeling.roi_heads.mask_head import BaseMaskHead, MaskRCNNMaskHead, mask_rcnn_inference, mask_rcnn_loss
 from d2_maskrcnn.modeling.roi_heads.standard import StandardROIHeads, select_foreground_proposals
+from d2_maskrcnn.modeling.roi_heads.targets import add_ground_truth_to_proposals
 from d2_maskrcnn.modeling.rpn.anchor_generator import MaskRCNNAnchorGenerator
 from d2_maskrcnn.modeling.rpn.rpn import MaskRCNNRPN, MaskRCNNRPNHead
 from d2_maskrcnn.modeling.sampling import sample_labels
 from d2_maskrcnn.ops import ROIPooler
 from detectron2 import modeling
-from detectron2.layers import CNNBlockBase
+from detectron2.layers import CNNBlockBase, cat
 from detectron2.modeling import proposal_generator, roi_heads
 
 # (registry of Detectron2, Detectron2's name of a component, our component).
@@ -43,11 +45,15 @@ PARTS = {
     "FPN": FPN,
     "FastRCNNOutputLayers": BoxPredictor,
     "LastLevelMaxPool": LastLevelMaxPool,
+    "LastLevelP6P7": LastLevelP6P7,
     "Matcher": Matcher,
     "ROIHeads": ROIHeads,
     "ROIPooler": ROIPooler,
     "ResNet": ResNet,
     "ResNetBlockBase": CNNBlockBase,
+    "add_ground_truth_to_proposals": add_ground_truth_to_proposals,
+    "cat": cat,
+    "fast_rcnn_inference": fast_rcnn_inference,
     "make_stage": make_stage,
     "mask_rcnn_inference": mask_rcnn_inference,
     "mask_rcnn_loss": mask_rcnn_loss,

@@ -35,6 +35,25 @@ class LastLevelMaxPool(nn.Module):
         return [F.max_pool2d(x, kernel_size=1, stride=2)]
 
 
+class LastLevelP6P7(nn.Module):
+    """Compute two more levels from ``in_feature`` by 3x3 convolutions of stride 2 (arXiv:1708.02002, section 4)."""
+
+    num_levels = 2
+
+    def __init__(self, in_channels: int, out_channels: int, in_feature: str = "res5") -> None:
+        super().__init__()
+        self.in_feature = in_feature
+        self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+        for layer in (self.p6, self.p7):
+            c2_xavier_fill(layer)
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Map (N, in, H, W) to (N, out, H/2, W/2) and (N, out, H/4, W/4)."""
+        p6 = self.p6(x)
+        return [p6, self.p7(F.relu(p6))]
+
+
 class FPN(Backbone):
     """Combine bottom-up features top-down by lateral 1x1 and output 3x3 convolutions.
 

@@ -192,8 +192,7 @@ class BoxPredictor(nn.Module):
     ) -> tuple[list[Instances], list[torch.Tensor]]:
         """Return the detections of each image, and the indices of the proposals that they come from."""
         selection = self.select(predictions, proposals)
-        rois = [item.roi[kept] for item, kept in zip(selection.candidates, selection.kept, strict=True)]
-        return selection.detections, rois
+        return selection.detections, selection.regions()
 
     def select(self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]) -> DetectionSelection:
         """Return the detections with the candidates that they were selected from."""

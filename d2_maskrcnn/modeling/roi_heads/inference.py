@@ -47,6 +47,10 @@ class DetectionSelection:
     kept: list[torch.Tensor] = field(default_factory=list)
     detections: list[Instances] = field(default_factory=list)
 
+    def regions(self) -> list[torch.Tensor]:
+        """Return the index of the region of each detection, (n,) int64 per image."""
+        return [item.roi[kept] for item, kept in zip(self.candidates, self.kept, strict=True)]
+
 
 def select_detections(
     class_probs: list[torch.Tensor],
@@ -79,6 +83,30 @@ def select_detections(
         selection.kept.append(kept)
         selection.detections.append(Instances(image_size, **fields))
     return selection
+
+
+def fast_rcnn_inference(
+    boxes: list[torch.Tensor],
+    scores: list[torch.Tensor],
+    image_shapes: list[tuple[int, int]],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> tuple[list[Instances], list[torch.Tensor]]:
+    """Select the detections of each image, under Detectron2's name and arguments.
+
+    Args:
+        boxes: per image (R, 4K), or (R, 4) if class-agnostic, not clipped. scores: per image (R, K + 1), see
+            :func:`select_detections`. image_shapes: (height, width) of each image without padding.
+        score_thresh, nms_thresh, topk_per_image: see :class:`DetectionSettings`.
+
+    Returns:
+        the detections, and the indices of the regions that they come from.
+    """
+    decoded = [item.unflatten(1, (-1, 4)) for item in boxes]
+    settings = DetectionSettings(score_thresh, nms_thresh, topk_per_image)
+    selection = select_detections(scores, decoded, image_shapes, settings)
+    return selection.detections, selection.regions()
 
 
 def _candidates(probs: torch.Tensor, boxes: torch.Tensor, image_size: tuple[int, int], thresh: float) -> Instances:

@@ -20,6 +20,11 @@ def append_gt(proposals: Instances, target: Instances) -> Instances:
     return Instances.cat([proposals, gt])
 
 
+def add_ground_truth_to_proposals(gt: list[Instances], proposals: list[Instances]) -> list[Instances]:
+    """Append each image's ground-truth boxes to its proposals, see :func:`append_gt`; Detectron2's name of it."""
+    return [append_gt(item, target) for item, target in zip(proposals, gt, strict=True)]
+
+
 def proposal_classes(
     matches: torch.Tensor, labels: torch.Tensor, gt_classes: torch.Tensor, num_classes: int
 ) -> torch.Tensor:

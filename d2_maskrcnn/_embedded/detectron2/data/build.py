@@ -19,12 +19,14 @@ from detectron2.data._dataset_dicts import (
 )
 from detectron2.data.common import AspectRatioGroupedDataset, DatasetFromList, MapDataset, ToIterableDataset
 from detectron2.data.dataset_mapper import DatasetMapper
+from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.utils import comm, env
 
 __all__ = [
     "build_batch_data_loader",
     "build_detection_test_loader",
     "build_detection_train_loader",
+    "check_metadata_consistency",
     "filter_images_with_only_crowd_annotations",
     "get_detection_dataset_dicts",
     "print_instances_class_histogram",

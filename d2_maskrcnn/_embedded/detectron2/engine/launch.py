@@ -82,9 +82,13 @@ def _meeting_point(dist_url: str | None, num_machines: int) -> str:
         return dist_url
     if num_machines > 1:
         raise ValueError(f"dist_url is 'auto', which works on one machine, not on {num_machines}: pass tcp://HOST:PORT")
+    return f"tcp://127.0.0.1:{_find_free_port()}"
+
+
+def _find_free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))  # port 0: the system chooses a free one
-        return f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        return server.getsockname()[1]
 
 
 def _run_process(local_rank: int, job: _Job) -> None:

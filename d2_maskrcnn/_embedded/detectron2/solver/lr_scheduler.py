@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 from torch.optim.lr_scheduler import LRScheduler
 
+from detectron2._names import lookup
 from detectron2.config import CfgNode
 
 __all__ = [
@@ -243,3 +244,6 @@ def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRMultiplier:
         cfg.SOLVER.RESCALE_INTERVAL,
     )
     return LRMultiplier(optimizer, multiplier, max_iter=cfg.SOLVER.MAX_ITER)
+
+
+__getattr__ = lookup(__name__)

@@ -12,6 +12,7 @@ from typing import Any
 from tabulate import tabulate
 from termcolor import colored
 
+from detectron2._names import lookup
 from detectron2.utils.file_io import PathManager
 
 __all__ = ["create_small_table", "log_every_n", "log_every_n_seconds", "log_first_n", "setup_logger"]
@@ -176,3 +177,6 @@ def create_small_table(small_dict: Mapping[str, Any]) -> str:
         stralign="center",
         numalign="center",
     )
+
+
+__getattr__ = lookup(__name__)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from pycocotools import mask as mask_util
 
+from detectron2._names import lookup
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap, random_color
@@ -145,3 +146,6 @@ class VideoVisualizer:
             item.frames_left -= 1
         self._known = found + [item for item in lost if item.frames_left > 0]
         return [item.color for item in found]
+
+
+__getattr__ = lookup(__name__)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from pycocotools import mask as mask_util
 
+from detectron2._names import lookup
 from detectron2.data.catalog import Metadata
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 from detectron2.utils.colormap import random_color
@@ -247,3 +248,6 @@ def _union(masks: list[GenericMask] | None) -> np.ndarray | None:
         return None
     codes = [mask._rle or mask_util.encode(np.asfortranarray(mask.mask)) for mask in masks]
     return mask_util.decode(mask_util.merge(codes))
+
+
+__getattr__ = lookup(__name__)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 
 from detectron2._names import lookup
-from detectron2.data.datasets.builtin_meta import get_coco_instances_meta
+from detectron2.data.datasets.builtin_meta import _get_builtin_metadata, get_coco_instances_meta
 from detectron2.data.datasets.coco import register_coco_instances
 
-__all__ = ["COCO_SPLITS", "register_all_coco"]
+__all__ = ["COCO_SPLITS", "_get_builtin_metadata", "register_all_coco"]
 
 # Name -> (image folder, annotation file), both in the folder `coco`.
 COCO_SPLITS = {

@@ -56,3 +56,6 @@ def get_coco_instances_meta() -> dict[str, Any]:
         "thing_classes": [cat["name"] for cat in COCO_CATEGORIES],
         "thing_colors": [cat["color"] for cat in COCO_CATEGORIES],
     }
+
+
+_get_coco_instances_meta = get_coco_instances_meta  # Detectron2's name

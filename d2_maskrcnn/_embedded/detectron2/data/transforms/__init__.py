@@ -21,6 +21,8 @@ from detectron2.data.transforms.augmentation import (
     AugInput,
     Augmentation,
     AugmentationList,
+    StandardAugInput,
+    TransformGen,
     apply_augmentations,
     apply_transform_gens,
 )
@@ -66,7 +68,9 @@ __all__ = [
     "ResizeTransform",
     "RotationTransform",
     "ScaleTransform",
+    "StandardAugInput",
     "Transform",
+    "TransformGen",
     "TransformList",
     "VFlipTransform",
     "apply_augmentations",

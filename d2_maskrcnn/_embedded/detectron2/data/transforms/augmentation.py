@@ -186,4 +186,8 @@ def apply_augmentations(
     return inputs, inputs.apply_augmentations(augmentations)
 
 
-apply_transform_gens = apply_augmentations  # the older name
+# Older names.
+apply_transform_gens = apply_augmentations
+StandardAugInput = AugInput
+TransformGen = Augmentation
+_transform_to_aug = as_augmentation
