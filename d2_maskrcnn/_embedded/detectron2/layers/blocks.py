@@ -17,15 +17,11 @@ class CNNBlockBase(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.stride = stride
+        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
 
     def freeze(self) -> "CNNBlockBase":
         """Make all parameters constant, convert batch normalization to its frozen form, and return the block."""
-        for parameter in self.parameters():
-            parameter.requires_grad = False
-        FrozenBatchNorm2d.convert_frozen_batchnorm(self)
+        FrozenBatchNorm2d.convert_frozen_batchnorm(self.requires_grad_(False))
         return self
 
 

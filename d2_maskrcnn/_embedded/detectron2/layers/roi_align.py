@@ -32,9 +32,7 @@ class ROIAlign(nn.Module):
         """
         super().__init__()
         self.output_size: tuple[int, int] = _pair(output_size)
-        self.spatial_scale = spatial_scale
-        self.sampling_ratio = sampling_ratio
-        self.aligned = aligned
+        self.spatial_scale, self.sampling_ratio, self.aligned = spatial_scale, sampling_ratio, aligned
 
     def forward(self, input: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
         """Pool each box.

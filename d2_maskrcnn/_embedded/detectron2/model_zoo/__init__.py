@@ -60,11 +60,10 @@ def get_config(config_path: str, trained: bool = False) -> CfgNode:
         trained: whether ``MODEL.WEIGHTS`` becomes :func:`get_checkpoint_url`, instead of the weights that the training
             starts from (a backbone trained on ImageNet, as a rule).
     """
-    cfg = get_cfg()
-    cfg.merge_from_file(get_config_file(config_path))
-    if trained:
-        cfg.MODEL.WEIGHTS = get_checkpoint_url(config_path)
-    return cfg
+    chosen = get_cfg()
+    chosen.merge_from_file(get_config_file(config_path))
+    chosen.MODEL.WEIGHTS = get_checkpoint_url(config_path) if trained else chosen.MODEL.WEIGHTS
+    return chosen
 
 
 def get(config_path: str, trained: bool = False, device: str | None = None) -> nn.Module:
@@ -78,14 +77,11 @@ def get(config_path: str, trained: bool = False, device: str | None = None) -> n
     Returns:
         The model in training mode.
     """
-    cfg = get_config(config_path, trained)
-    if device is not None:
-        cfg.MODEL.DEVICE = device
-    elif not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-    model = build_model(cfg)
-    DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    return model
+    chosen = get_config(config_path, trained)
+    chosen.MODEL.DEVICE = device or (chosen.MODEL.DEVICE if torch.cuda.is_available() else "cpu")
+    built = build_model(chosen)
+    DetectionCheckpointer(built).load(chosen.MODEL.WEIGHTS)
+    return built
 
 
 def _entry(config_path: str) -> str:

@@ -19,14 +19,8 @@ __all__ = [
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
     """Build SGD with momentum for the trainable parameters, clipped if ``SOLVER.CLIP_GRADIENTS.ENABLED``."""
-    groups = get_default_optimizer_params(
-        model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-    )
+    rates = ("base_lr", "bias_lr_factor", "weight_decay", "weight_decay_norm", "weight_decay_bias")
+    groups = get_default_optimizer_params(model, **{name: cfg.SOLVER[name.upper()] for name in rates})
     optimizer_class = maybe_add_gradient_clipping(cfg, torch.optim.SGD)
     return optimizer_class(
         groups,

@@ -37,6 +37,5 @@ class Detectron2Handler(PathHandler):
         return False
 
 
-PathManager.register_handler(HTTPURLHandler())
-PathManager.register_handler(OneDrivePathHandler())
-PathManager.register_handler(Detectron2Handler())
+for _handler in (HTTPURLHandler, OneDrivePathHandler, Detectron2Handler):
+    PathManager.register_handler(_handler())
