@@ -73,7 +73,11 @@ _FAR = "points outside of the image by more than its size"
 def measure_segmentations(table: CocoTable) -> Segmentations:
     """Decode all segmentations as far as needed to know their faults and bounding boxes."""
     segmentations = [annotation.get("segmentation") for annotation in table.annotations]
-    faults = [_fault(table, index, segmentation) for index, segmentation in enumerate(segmentations)]
+    known, sides = (table.image_index >= 0).tolist(), table.image_sides().tolist()
+    faults = [
+        segmentation_fault(each, (sides[index][0], sides[index][1]) if known[index] else None)
+        for index, each in enumerate(segmentations)
+    ]
     bounds = np.full((len(faults), 4), np.nan)
     crossing = np.zeros(len(faults), dtype=bool)
     for start in range(0, len(faults), CHUNK):
@@ -142,8 +146,12 @@ def check_rle_support(table: CocoTable) -> Iterator[Flaw]:
     )
 
 
-def _fault(table: CocoTable, index: int, segmentation: Any) -> Fault | None:
-    """Describe a fault in the structure of one segmentation; None if there is none."""
+def segmentation_fault(segmentation: Any, size: tuple[int, int] | None) -> Fault | None:
+    """Describe a fault in the structure of one segmentation; None if there is none.
+
+    Args:
+        size: (width, height) of its image in pixels, None if that is not known.
+    """
     if type(segmentation) is list:
         if not segmentation:
             return Fault("segmentation-missing", "it is empty")
@@ -156,7 +164,7 @@ def _fault(table: CocoTable, index: int, segmentation: Any) -> Fault | None:
                 return Fault("polygon-points", f"a polygon of {len(polygon)} numbers")
         return None
     if type(segmentation) is dict:
-        return _rle_fault(table, index, segmentation)
+        return _rle_fault(segmentation, size)
     if segmentation is None:
         return Fault("segmentation-missing", "there is none (for boxes without masks set MODEL.MASK_ON to False)")
     return Fault("segmentation-invalid", "neither a list nor an object")
@@ -165,14 +173,13 @@ def _fault(table: CocoTable, index: int, segmentation: Any) -> Fault | None:
 _BROKEN_RLE = Fault("rle-runs", "an RLE whose runs do not add up to height x width")
 
 
-def _rle_fault(table: CocoTable, index: int, rle: dict[str, Any]) -> Fault | None:
+def _rle_fault(rle: dict[str, Any], image_size: tuple[int, int] | None) -> Fault | None:
     size, counts = rle.get("size"), rle.get("counts")
     if not isinstance(counts, list | str) or not isinstance(size, list):
         return Fault("segmentation-invalid", "an RLE without 'size' or 'counts'")
-    position = table.image_index[index]
-    if position < 0:
+    if image_size is None:
         return None  # reported by check_ids
-    width, height = table.sizes[position].tolist()
+    width, height = image_size
     if size != [height, width] or not all(type(side) is int for side in size):
         text = f"an RLE of size {shorten(size)} (height, width) in an image of [{height}, {width}]"
         return Fault("rle-size", text)

@@ -105,7 +105,9 @@ class Work:
         kept = {_id(each) for index, each in enumerate(data["images"]) if index not in self.dropped["images"]}
         gone = {_id(data["images"][index]) for index in self.dropped["images"]} - kept
         orphans = {
-            i for i, each in enumerate(data["annotations"]) if type(each) is dict and each.get("image_id") in gone
+            index
+            for index, each in enumerate(data["annotations"])
+            if type(each) is dict and is_id(each.get("image_id")) and each["image_id"] in gone
         }
         orphans -= self.dropped["annotations"]
         if orphans:

@@ -10,11 +10,13 @@ import shapely
 from pycocotools import mask as mask_util
 
 from d2_maskrcnn.data.flaws.images import is_inside, similar_names
+from d2_maskrcnn.data.flaws.masks import segmentation_fault
 from d2_maskrcnn.data.flaws.schema import is_box, is_number
 from d2_maskrcnn.data.formats.dataset import bounding_box
 from d2_maskrcnn.data.image_reading import image_size
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import segmentation_to_rle
+from d2_maskrcnn.structures.rle import rle_pixel_counts
 
 if TYPE_CHECKING:
     from d2_maskrcnn.data.flaws.repair import Work
@@ -131,18 +133,31 @@ def _find_file(work: "Work", entries: str, position: int) -> str:
     return _drop("missing {} dropped")(work, entries, position)
 
 
+def _to_rle(work: "Work", annotation: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the mask of an annotation as compressed RLE, or None if it cannot be decoded."""
+    size, segmentation = work.size_of(annotation), annotation.get("segmentation")
+    if size is None or segmentation_fault(segmentation, size) is not None:
+        return None
+    if isinstance(segmentation, list):
+        decodable = all(map(_is_polygon, segmentation))
+    else:
+        assert segmentation is not None
+        counts = segmentation["counts"]
+        decodable = isinstance(counts, list) or int(rle_pixel_counts([counts])[0]) == size[0] * size[1]
+    try:
+        return segmentation_to_rle(segmentation, size[1], size[0]) if decodable else None
+    except UserError:  # a polygon far outside of the image
+        return None
+
+
 def _measure(work: "Work", entries: str, position: int) -> str:
     """Compute box and area of an annotation from its segmentation."""
     annotation = work.entry(entries, position)
-    size, segmentation = work.size_of(annotation), annotation.get("segmentation")
-    if size is None or not segmentation:
+    rle, size = _to_rle(work, annotation), work.size_of(annotation)
+    if rle is None or size is None:
         return ""
-    try:
-        rle = segmentation_to_rle(segmentation, size[1], size[0])
-        box, area = bounding_box(segmentation, size[1], size[0]), float(mask_util.area(rle))
-    except (UserError, ValueError, TypeError):
-        return ""
-    if not np.isfinite(box).all() or min(box[2:]) <= 0:
+    box, area = bounding_box(annotation["segmentation"], size[1], size[0]), float(mask_util.area(rle))
+    if min(box[2:]) <= 0:
         return ""
     annotation["bbox"], annotation["area"] = box, area or box[2] * box[3]
     return _MEASURED
@@ -155,16 +170,12 @@ def _measure_or_drop(work: "Work", entries: str, position: int) -> str:
 def _set_area(work: "Work", entries: str, position: int) -> str:
     """Compute the area of an annotation from its segmentation, or without one from its box."""
     annotation = work.entry(entries, position)
-    size, segmentation = work.size_of(annotation), annotation.get("segmentation")
-    box: Any = annotation.get("bbox")
-    try:
-        if segmentation and size is not None:
-            area = float(mask_util.area(segmentation_to_rle(segmentation, size[1], size[0])))
-        elif is_box(box):
-            area = float(box[2] * box[3])
-        else:
-            return ""
-    except UserError:
+    rle, box = _to_rle(work, annotation), annotation.get("bbox")
+    if rle is not None:
+        area = float(mask_util.area(rle))
+    elif is_box(box) and not annotation.get("segmentation"):
+        area = float(np.prod(box[2:]))  # type: ignore[index]  # is_box has checked it
+    else:
         return ""
     if not area > 0 or annotation.get("area") == area:
         return ""

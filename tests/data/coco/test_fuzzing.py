@@ -6,7 +6,7 @@ import random
 import pytest
 
 from d2_maskrcnn import UserError, add_d2_maskrcnn_config
-from d2_maskrcnn.data import MaskRCNNMapper, check_coco_json
+from d2_maskrcnn.data import MaskRCNNMapper, check, check_coco_json, fix
 from d2_maskrcnn.data.coco.records import load_records
 from detectron2.config import get_cfg
 
@@ -71,3 +71,27 @@ def test_mutated_files(coco_folder, mapper, seed):
         for record in load_records(coco_folder.json_file, coco_folder.images)[0]:
             mapper(record)
     assert 1 < accepted < 45
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mutated_files_are_checked_and_repaired(coco_folder, tmp_path, seed):
+    """A file is accepted for training if and only if the command finds no error, and the copy has none to repair."""
+    rng = random.Random(seed)
+    coco_folder.data["annotations"][1].update(segmentation=RLE, image_id=10)
+    original = copy.deepcopy(coco_folder.data)
+    for number in range(30):
+        coco_folder.data = mutate(copy.deepcopy(original), rng)
+        coco_folder.write()
+        try:
+            report = check(coco_folder.json_file, images=coco_folder.images)
+        except UserError:  # not COCO JSON
+            continue
+        try:
+            check_coco_json(coco_folder.json_file, coco_folder.images)
+            accepted = True
+        except UserError:
+            accepted = False
+        assert accepted != report.has_errors, str(report)
+        [fixed] = fix(report, tmp_path / str(number))
+        left = {each.kind for each in check(fixed.path).parts[0].flaws if each.severity == "error"}
+        assert left <= {"no-images", "no-annotations", "no-categories", "image-size", "mask-outside-box"}
