@@ -23,6 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import FORMATS, QUARTER_TURNS, Source, load_upright, open_image, orientation
 
+COLOR = 2**32  # added to the numbers of colors, to tell them from gray values
 STRIP_PIXELS = 4_000_000  # converted at a time, so that a large image needs little more than its own memory
 
 
@@ -57,7 +58,8 @@ def read_labels(source: Source) -> np.ndarray:
     """Read an image whose pixels are numbers of objects or classes, unchanged.
 
     Returns:
-        (H, W) int64: palette indices, gray values of up to 32 bits, or for colors ``red * 65536 + green * 256 + blue``.
+        (H, W) int64: palette indices, gray values of up to 32 bits, or for colors 0 for black, and otherwise
+        ``COLOR + red * 65536 + green * 256 + blue``.
 
     Raises:
         UserError: as in :func:`read_image`, or its pixels are floating point.
@@ -70,7 +72,8 @@ def read_labels(source: Source) -> np.ndarray:
             return np.asarray(upright).astype(np.int64)
         if upright.mode in ("PA", "LA"):
             return np.asarray(upright)[:, :, 0].astype(np.int64)
-        return np.asarray(upright.convert("RGB")).astype(np.int64) @ np.array([65536, 256, 1])
+        colors = np.asarray(upright.convert("RGB")).astype(np.int64) @ np.array([65536, 256, 1])
+        return np.where(colors > 0, colors + COLOR, 0)
 
 
 def palette_of(source: Source) -> list[tuple[int, int, int]]:

@@ -57,7 +57,7 @@ def test_annotations_of_each_format(frames, tmp_path, to):
 
 def test_coco_ids_and_scores(frames, tmp_path):
     write(frames, tmp_path / "out", "coco")
-    data = json.loads((tmp_path / "out" / "annotations" / "instances.json").read_text())
+    data = json.loads((tmp_path / "out" / "annotations" / "instances_default.json").read_text())
     assert [image["id"] for image in data["images"]] == [1, 2, 3]
     assert [(each["id"], each["image_id"], each["category_id"], each["score"]) for each in data["annotations"]] == [
         (1, 2, 3, 0.9), (2, 2, 7, 0.6), (3, 3, 3, 0.9),

@@ -14,7 +14,7 @@ from scipy.ndimage import find_objects
 from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile, merge
 from d2_maskrcnn.data.formats.image_files import Reference, add_images, read_lines
 from d2_maskrcnn.data.formats.recognition import Source
-from d2_maskrcnn.data.image_reading import is_image_name, palette_of, read_labels
+from d2_maskrcnn.data.image_reading import COLOR, is_image_name, palette_of, read_labels
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import Window, encode_rle
 
@@ -23,8 +23,9 @@ VOC_CLASSES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 VOID = 255
+_VOID_COLOR = COLOR + (224 << 16) + (224 << 8) + 192
 _DENSE = 2**17  # numbers up to which an index mask needs no renumbering; colors have larger ones
-_BACKGROUND = ("background", "_background_", "__ignore__")
+_NO_OBJECTS = ("background", "_background_", "__ignore__", "ignored")
 
 
 def read(source: Source) -> Dataset:
@@ -51,7 +52,7 @@ def _read_folder(root: Path, source: Source) -> Dataset:
     images = add_images(dataset, references, folders)
     names = _class_names(root)
     for name in names if names is not VOC_CLASSES else ():
-        if name not in _BACKGROUND:
+        if name not in _NO_OBJECTS:
             dataset.add_category(name)
     for index, path in enumerate(masks):
         if index in images:
@@ -94,8 +95,8 @@ def _labelmap(root: Path) -> list[tuple[str, tuple[int, ...]]]:
     if not path.is_file():
         return []
     fields = [line.split(":") for line in read_lines(path) if line and not line.startswith("#")]
-    colors = [tuple(int(each) for each in field[1].split(",") if each.isdigit()) for field in fields if len(field) > 1]
-    return [(field[0], color) for field, color in zip(fields, colors, strict=False)]
+    colors = [tuple(int(each) for each in "".join(field[1:2]).split(",") if each.isdigit()) for field in fields]
+    return [(field[0], color) for field, color in zip(fields, colors, strict=True)]
 
 
 def _add_objects(
@@ -106,24 +107,44 @@ def _add_objects(
     for labels in (objects, classes):
         if labels is not None and labels.shape != (image.height, image.width):
             raise UserError(f"{labels.shape[1]}x{labels.shape[0]} pixels, its image {image.width}x{image.height}")
-    by_color = {color: name for name, color in _labelmap(root)}
-    palette = palette_of(class_file) if by_color and classes is not None else []
+    by_color: dict[tuple[int, ...], str] = {color: name for name, color in _labelmap(root) if len(color) == 3}
+    palette = palette_of(class_file) if classes is not None else []
     void = VOID if objects.max(initial=0) <= VOID else -1
-    for number, mask, window in objects_of(objects, (0, void)):
+    for number, mask, window in objects_of(objects, (0, void, _VOID_COLOR)):
         where = f"{path}: object {number}"
         name: str | None = source.category
         if classes is not None:
-            value = int(np.bincount(classes[window.slices][mask]).argmax())
-            if value == VOID:
+            values, counts = np.unique(classes[window.slices][mask], return_counts=True)
+            value = int(values[counts.argmax()])
+            if value in (VOID, _VOID_COLOR):
                 continue  # void pixels, which are no object
-            named = by_color.get(palette[value]) if value < len(palette) else None
-            name = named or (names[value] if value < len(names) else None)
-        if name is None or name in _BACKGROUND:
+            name = _class_name(value, palette, names, by_color)
+        if name is None or name in _NO_OBJECTS:
             dataset.drop("annotation", where, "a class without a name", value)
             continue
         category = dataset.add_category(name)
         rle = encode_rle(mask, window, objects.shape)
         dataset.annotations.append(Annotation(image.id, category, rle, id=len(dataset.annotations) + 1, where=where))
+
+
+def _class_name(
+    value: int, palette: list[tuple[int, int, int]], names: Sequence[str], by_color: dict[tuple[int, ...], str]
+) -> str | None:
+    """Return the name of a class by its color, if the colors of classes are known, or else by its number."""
+    if value >= COLOR:
+        color = ((value - COLOR) >> 16, (value >> 8) & 255, value & 255)
+        places = np.flatnonzero((voc_palette() == color).all(axis=1))
+        value = int(places[0]) if len(places) else len(names)
+    else:
+        color = palette[value] if value < len(palette) else (-1, -1, -1)
+    return by_color.get(color) or (names[value] if value < len(names) else None)
+
+
+def voc_palette() -> np.ndarray:
+    """Return VOC's colors (256, 3) uint8: the bits of the index, three at a time, are the high bits of R, G and B."""
+    index = np.arange(256)[:, None] >> np.arange(0, 24, 3)  # (256, 8), groups of three bits
+    bits = (index[:, :, None] >> np.arange(3)) & 1  # (256, 8, 3)
+    return (bits << np.arange(7, -1, -1)[None, :, None]).sum(axis=1).astype(np.uint8)
 
 
 def objects_of(labels: np.ndarray, ignored: Sequence[int]) -> list[tuple[int, np.ndarray, Window]]:

@@ -20,15 +20,16 @@ from d2_maskrcnn.data.coco.writing import to_coco
 from d2_maskrcnn.data.formats import shapes
 from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile
 from d2_maskrcnn.data.formats.output import Output, target_names
-from d2_maskrcnn.data.formats.voc import VOID
+from d2_maskrcnn.data.formats.voc import VOID, voc_palette
 
 HIDDEN = "objects of which other objects hide a part, because each pixel of an index mask has one object"
 _LABELME_VERSION = "5.5.0"
 
 
 def write_coco(dataset: Dataset, output: Output, notes: Counter[str]) -> None:
-    """Add ``annotations/instances_SPLIT.json`` and ``SPLIT/*``; without splits ``instances.json`` and ``images/*``.
+    """Add ``annotations/instances_SPLIT.json`` and ``SPLIT/*``.
 
+    Without splits these are ``annotations/instances_default.json``, as CVAT names it, and ``images/*``.
     Ids of images and annotations are the source's where they are different integers, otherwise they count from 1.
     """
     of_images = dataset.annotations_of_images()
@@ -47,8 +48,7 @@ def write_coco(dataset: Dataset, output: Output, notes: Counter[str]) -> None:
             entry["image_id"] = ids[annotation.image_id]
             if annotation.score is not None:
                 entry["score"] = round(annotation.score, 5)
-        name = f"annotations/instances_{split}.json" if split else "annotations/instances.json"
-        output.add(name, json.dumps(data, ensure_ascii=False))
+        output.add(f"annotations/instances_{split or 'default'}.json", json.dumps(data, ensure_ascii=False))
 
 
 def write_yolo(dataset: Dataset, output: Output, notes: Counter[str]) -> None:
@@ -143,7 +143,7 @@ def write_voc(dataset: Dataset, output: Output, notes: Counter[str]) -> None:
         output.add(f"ImageSets/Segmentation/{split}.txt", "".join(f"{stem}\n" for stem in stems))
     lines = ["__ignore__", "_background_", *(category.name for category in dataset.categories)]
     output.add("class_names.txt", "".join(f"{line}\n" for line in lines))
-    colors = zip(["background", *lines[2:]], _palette().tolist(), strict=False)
+    colors = [*zip(["background", *lines[2:]], voc_palette().tolist(), strict=False), ("ignored", voc_palette()[VOID])]
     rows = [f"{name.replace(':', ' ')}:{red},{green},{blue}::\n" for name, (red, green, blue) in colors]
     output.add("labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(rows))
 
@@ -193,16 +193,9 @@ def _index_png(values: np.ndarray) -> bytes:
         Image.fromarray(values.astype(np.uint16)).save(file, "PNG")
         return file.getvalue()
     image = Image.fromarray(values.astype(np.uint8), "P")
-    image.putpalette(_palette().ravel().tolist())
+    image.putpalette(voc_palette().ravel().tolist())
     image.save(file, "PNG")
     return file.getvalue()
-
-
-def _palette() -> np.ndarray:
-    """Return VOC's colors (256, 3) uint8: the bits of the index, three at a time, are the high bits of R, G and B."""
-    index = np.arange(256)[:, None] >> np.arange(0, 24, 3)  # (256, 8), groups of three bits
-    bits = (index[:, :, None] >> np.arange(3)) & 1  # (256, 8, 3)
-    return (bits << np.arange(7, -1, -1)[None, :, None]).sum(axis=1).astype(np.uint8)
 
 
 WRITERS = {"coco": write_coco, "yolo": write_yolo, "labelme": write_labelme, "voc": write_voc}

@@ -306,6 +306,22 @@ def test_voc_colors_of_cvat(source):
     assert is_cat_and_dog(read(folder))
 
 
+@pytest.mark.parametrize("colors", ["10,20,30 40,50,60", " "])
+def test_voc_in_colors(source, colors):
+    """CVAT and Datumaro save colors, with or without a list of them; then they are those of VOC's palette."""
+    folder = source("voc")
+    (folder / "class_names.txt").unlink()
+    cat, dog = colors.split(" ")
+    (folder / "labelmap.txt").write_text(f"# label:color_rgb:parts:actions\nbackground:::\ncat:{cat}::\ndog:{dog}::\n")
+    objects = np.zeros((30, 40, 3), np.uint8)
+    objects[CAT], objects[DOG], objects[28:] = (128, 0, 0), (0, 128, 0), (224, 224, 192)
+    Image.fromarray(objects).save(folder / "SegmentationObject" / "a.png")
+    if colors != " ":
+        objects[CAT], objects[DOG] = (10, 20, 30), (40, 50, 60)
+    Image.fromarray(objects).save(folder / "SegmentationClass" / "a.png")
+    assert is_cat_and_dog(read(folder))
+
+
 def test_three_layouts_of_masks(tmp_path):
     fudan, nuclei, files = tmp_path / "fudan", tmp_path / "nuclei" / "stage1_train", tmp_path / "files"
     save_image(fudan / "PNGImages" / "a.png")
