@@ -7,7 +7,8 @@ examples:
   {program} --weights model_final.pth street.mp4 --output street_out.mp4
   {program} --weights model_final.pth camera --show
 
-A checkpoint of this project stores its config; other weights need --config-file.
+A checkpoint of this project stores its config; other weights need --config-file. Without an output option, annotated
+files go to the folder predictions, and a camera to a window.
 """
 
 import argparse
@@ -135,7 +136,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rank", choices=("uncertain",), help="images: order them by how uncertain the model is, and "
         "list them in ranking.csv in the folder --output")  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="replace existing files")
-    show_help = "open a window (default: if no output is given); Esc or q closes it"
+    show_help = "open a window, or not (default: where no output is given); Esc or q closes it"
     group.add_argument("--show", action=argparse.BooleanOptionalAction, default=None, help=show_help)
 
 
