@@ -41,7 +41,8 @@ def open_checkpoint(
     options = [str(each) for each in overrides]
     cfg = None if config is None else load_config(str(config), options)
     if is_exported(weights):
-        content: dict[str, Any] = {"metadata": {"config": read_info(weights).config}}
+        info = read_info(weights)
+        content: dict[str, Any] = {"metadata": {"config": info.config, "thing_classes": info.class_names}}
     else:
         content = read_weights(fetch_weights(weights), copy_states=())
     if cfg is None:

@@ -4,13 +4,17 @@ examples:
   {program} output/quickstart/model_final.pth --format onnx
   {program} model_final.pth --format openvino --half --output model.xml
   {program} model_final.pth --format onnx --size 800 1344 --batch 1
+  {program} model_final.pth --format onnx --int8 --calibrate images/
 
 --opts KEY VALUE ... overrides the stored config: MODEL.ROI_HEADS.SCORE_THRESH_TEST, for example, is the lowest score
 that the file returns.
 """
 
 import argparse
+import logging
 from pathlib import Path
+
+from d2_maskrcnn.errors import UserError
 
 IMPORTS = ("d2_maskrcnn.exporters",)
 FORMATS = ("onnx", "openvino", "torch")
@@ -23,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", choices=FORMATS, default="onnx", help="onnx (.onnx), openvino (.xml and .bin) or torch (.pt2)")
     add("--output", type=Path, metavar="FILE", help="file to write (default: MODEL's name with the format's suffix)")
     add("--half", action="store_true", help="store weights as float16")
+    add("--int8", action="store_true", help="compute in int8 on CPUs; needs --calibrate")
+    add("--calibrate", type=Path, metavar="FOLDER", help="images such as the model will see, for --int8")
     add("--size", nargs=2, type=int, metavar=("H", "W"), help="take images of this size only (default: any size)")
     add("--batch", type=int, metavar="N", help="take this number of images only (default: any number)")
     add("--pasted-masks", action="store_true", help="also return masks of the size of the images")
@@ -38,6 +44,12 @@ def run(args: argparse.Namespace) -> None:
     """
     from d2_maskrcnn.exporters import export
 
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("d2_maskrcnn.exporters").setLevel(logging.INFO)  # how int8 compares with float32
+    if args.int8 and args.calibrate is None:
+        raise UserError("--int8 needs images to measure the range of activations: add --calibrate FOLDER.")
+    if args.calibrate is not None and not args.int8:
+        raise UserError("--calibrate is for --int8 only: add --int8, or leave it out.")
     path = export(
         args.model,
         args.format,
@@ -45,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
         config=args.config_file,
         overrides=args.opts,
         half=args.half,
+        calibrate=args.calibrate,
         size=tuple(args.size) if args.size else None,
         batch=args.batch,
         paste=args.pasted_masks,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from d2_maskrcnn.checkpoint import build_checkpointer
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import dataset_records
@@ -24,8 +26,9 @@ from d2_maskrcnn.errors import UserError, warn_on_failure
 from d2_maskrcnn.evaluation.evaluator import write_results
 from d2_maskrcnn.evaluation.prediction_images import draw_test_sets
 from d2_maskrcnn.evaluation.tiled import TiledModel
-from d2_maskrcnn.model_loading import open_checkpoint
+from d2_maskrcnn.model_loading import load_model, open_checkpoint
 from d2_maskrcnn.modeling.precision import set_precision
+from d2_maskrcnn.runtimes import ExportedModel, is_exported
 from d2_maskrcnn.weights.download import is_remote
 from d2_maskrcnn.weights.readers import read_weights
 from d2_maskrcnn.weights.resume import find_checkpoints, stored_class_names, stored_metrics
@@ -236,6 +239,27 @@ def _use_test_data(cfg: CfgNode, data: str | Path, names: list[str]) -> None:
         )
 
 
+def _trained_model(cfg: CfgNode, resume: bool) -> nn.Module:
+    model = Trainer.build_model(cfg)
+    checkpointer = build_checkpointer(cfg, model)
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise UserError(
+            "An evaluation needs weights: set MODEL.WEIGHTS to a weight file, or resume from the last checkpoint of "
+            f"OUTPUT_DIR ({cfg.OUTPUT_DIR})."
+        )
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    checkpointer.check_evaluable()
+    set_precision(model.eval(), cfg.D2_MASKRCNN.INFERENCE.PRECISION)
+    return model
+
+
+def _exported_model(cfg: CfgNode) -> ExportedModel:
+    model = load_model(cfg)[0]
+    assert isinstance(model, ExportedModel)
+    model.set_precision(cfg.D2_MASKRCNN.INFERENCE.PRECISION)
+    return model
+
+
 def evaluate_config(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     """Evaluate ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR`` on ``DATASETS.TEST``.
 
@@ -248,16 +272,7 @@ def evaluate_config(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     Raises:
         UserError: there are no weights, or they do not fill the whole model.
     """
-    model = Trainer.build_model(cfg)
-    checkpointer = build_checkpointer(cfg, model)
-    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
-        raise UserError(
-            "An evaluation needs weights: set MODEL.WEIGHTS to a weight file, or resume from the last checkpoint of "
-            f"OUTPUT_DIR ({cfg.OUTPUT_DIR})."
-        )
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
-    checkpointer.check_evaluable()
-    set_precision(model.eval(), cfg.D2_MASKRCNN.INFERENCE.PRECISION)
+    model = _exported_model(cfg) if is_exported(cfg.MODEL.WEIGHTS) and not resume else _trained_model(cfg, resume)
     tested = TiledModel(cfg, model) if cfg.D2_MASKRCNN.INFERENCE.TILE else model
     results = Trainer.test(cfg, tested)
     if cfg.TEST.AUG.ENABLED:

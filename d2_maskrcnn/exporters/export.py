@@ -1,6 +1,8 @@
 """Export a model: choose the format, write the file, compare it with the model."""
 
+import logging
 import platform
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
@@ -10,15 +12,24 @@ from typing import Any
 import torch
 
 from d2_maskrcnn._version import __version__
+from d2_maskrcnn.data.image_sources import list_images, load_image
 from d2_maskrcnn.errors import UserError, did_you_mean
+from d2_maskrcnn.exporters.agreement import Agreement, compare
 from d2_maskrcnn.exporters.graph import DetectorGraph
 from d2_maskrcnn.exporters.onnx_format import write_onnx
 from d2_maskrcnn.exporters.openvino_format import write_openvino
+from d2_maskrcnn.exporters.quantization import quantize_onnx, quantize_openvino
 from d2_maskrcnn.exporters.torch_format import write_torch
-from d2_maskrcnn.predictor import Predictor
+from d2_maskrcnn.predictor import Predictor, Resizer
+from d2_maskrcnn.runtimes import ExportedModel
 from d2_maskrcnn.runtimes.metadata import SUFFIXES, FileInfo, is_exported
 from detectron2.config import CfgNode
 
+logger = logging.getLogger(__name__)
+
+CALIBRATION_IMAGES = 100
+COMPARED_IMAGES = 30
+QUANTIZERS = {"onnx": quantize_onnx, "openvino": quantize_openvino}
 WRITERS = {"onnx": write_onnx, "torch": write_torch, "openvino": write_openvino}
 FORMATS = tuple(WRITERS)
 
@@ -31,6 +42,7 @@ def export(
     config: str | Path | None = None,
     overrides: Sequence[Any] = (),
     half: bool = False,
+    calibrate: str | Path | None = None,
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     paste: bool = False,
@@ -44,6 +56,9 @@ def export(
         config, overrides: as for :class:`~d2_maskrcnn.Predictor`; ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` and the other
             settings of inference become part of the file.
         half: whether weights are float16.
+        calibrate: a folder of images such as the model will see, for a file that computes in int8 (``onnx`` and
+            ``openvino``). The first ``CALIBRATION_IMAGES`` are used; how well the file agrees with the model, and its
+            speed, are logged at the end.
         size: (height, width) in pixels if the file is to take images of one size only, for runtimes that need it.
         batch: the number of images if the file is to take this number only.
         paste: whether the file also returns the masks pasted at the size of its input images.
@@ -61,9 +76,38 @@ def export(
     predictor = _load(model, config, overrides)
     path = _output(output, predictor.cfg.MODEL.WEIGHTS, format)
     info = replace(describe(predictor, paste), batch=batch, size=size, precision="float16" if half else "float32")
+    if calibrate is not None:
+        if half or format not in QUANTIZERS:
+            raise UserError(f"int8 is for the formats {' and '.join(QUANTIZERS)}, without half: got {format}.")
+        with tempfile.TemporaryDirectory() as temporary:
+            source = Path(temporary) / "float32.onnx"
+            write_onnx(predictor.model, source, info, paste=paste)
+            logger.info("%s: %s", path, quantize(source, format, path, calibrate))
+        return path
     dtype = torch.float16 if half else torch.float32
     WRITERS[format](predictor.model, path, info, dtype=dtype, paste=paste)
     return path
+
+
+def quantize(source: Path, format: str, path: Path, folder: str | Path) -> Agreement:
+    """Convert a float32 ONNX file of this plugin to int8, and compare both.
+
+    Args:
+        format: ``onnx`` or ``openvino``. path: the file to write. folder: images to measure ranges of activations on.
+
+    Raises:
+        UserError: the folder contains no images, one cannot be read, or a package is missing.
+    """
+    paths = list_images(str(folder))
+    if paths is None:
+        raise UserError(f"calibrate {folder}: expected a folder of images.")
+    images = [load_image(each) for each in paths[:CALIBRATION_IMAGES]]
+    reference = Predictor(source, threshold=None)
+    model, resizer = reference.model, Resizer(reference.cfg)
+    assert isinstance(model, ExportedModel)
+    inputs = [model.inputs([resizer(image[:, :, ::-1])]) for image in images]
+    QUANTIZERS[format](source, path, inputs, replace(model.info, precision="int8"))
+    return compare(Predictor(path, threshold=None), reference, images[:COMPARED_IMAGES])
 
 
 def _load(model: Any, config: str | Path | None, overrides: Sequence[Any]) -> Predictor:

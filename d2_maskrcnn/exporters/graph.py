@@ -60,7 +60,7 @@ class DetectorGraph(nn.Module):
     Args:
         model: a model of this plugin; it is copied.
         suppress: the non-maximum suppression to use; see :func:`suppress`.
-        dtype: of convolutions and matrix products; coordinates and scores are float32.
+        dtype: of convolutions and matrix products but the box predictor's; coordinates and scores are float32.
         paste: whether masks are also pasted at the size of the images.
 
     Raises:
@@ -82,10 +82,14 @@ class DetectorGraph(nn.Module):
         for module in network.modules():
             if isinstance(module, ConvNorm):
                 module.fold_norm()
+                module.winograd = False  # runtimes have their own convolutions
         self.register_buffer("mean", network.pixel_mean.clone())
         self.register_buffer("std", network.pixel_std.clone())
-        network = network.to(memory_format=torch.contiguous_format).to(dtype)
+        network = network.to(memory_format=torch.contiguous_format).float()
         generator: Any = network.proposal_generator
+        for part in (network.backbone, generator.rpn_head, network.roi_heads.box_head, network.roi_heads.mask_head):
+            if part is not None:
+                part.to(dtype)  # the box predictor computes in float32
         self.backbone: Any = network.backbone
         self.rpn = generator
         self.heads = network.roi_heads

@@ -76,6 +76,15 @@ class ExportedModel(nn.Module):
 
     def _detect(self, images: list[np.ndarray]) -> Iterator[Instances]:
         """Detect objects in one batch of (3, h, w) images, each in its own frame."""
+        inputs = self.inputs(images)
+        sizes = inputs["sizes"]
+        outputs = dict(zip(self.info.outputs, self.session.run(inputs["images"], sizes), strict=True))
+        for index, image in enumerate(images):
+            chosen = (outputs["image_indices"] == index) & (outputs["scores"] > self.score_threshold)
+            yield _instances(outputs, chosen, (image.shape[1], image.shape[2]), sizes[index])
+
+    def inputs(self, images: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the file's inputs for one batch of (3, h, w) uint8 images."""
         fitted = [self._fit(image) for image in images]
         count = self.info.batch or len(images)
         height, width = self.info.size or (max(i.shape[1] for i in fitted), max(i.shape[2] for i in fitted))
@@ -84,10 +93,7 @@ class ExportedModel(nn.Module):
         for index, image in enumerate(fitted):
             batch[index, :, : image.shape[1], : image.shape[2]] = image
             sizes[index] = image.shape[1:]
-        outputs = dict(zip(self.info.outputs, self.session.run(batch, sizes), strict=True))
-        for index, image in enumerate(images):
-            chosen = (outputs["image_indices"] == index) & (outputs["scores"] > self.score_threshold)
-            yield _instances(outputs, chosen, (image.shape[1], image.shape[2]), sizes[index])
+        return {"images": batch, "sizes": sizes}
 
     def _fit(self, image: np.ndarray) -> np.ndarray:
         """Shrink an image that is larger than those that the file takes."""

@@ -12,7 +12,7 @@ from d2_maskrcnn.exporters.openvino_format import convert_onnx
 from detectron2.modeling import build_model
 from tests.modeling.conftest import fill_weights, narrow, narrow_cfg  # noqa: F401
 
-NAMES = ["circle", "square", "triangle"]
+NAMES = ["circle", "square", "triangle", "star"]
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 STAGES = ("res2", "res3", "res4", "res5")
 
@@ -21,7 +21,7 @@ STAGES = ("res2", "res3", "res4", "res5")
 def checkpoint(tmp_path_factory):
     """A checkpoint that stores its config and class names."""
     folder = tmp_path_factory.mktemp("model")
-    cfg = narrow_cfg("plain", INPUT__MIN_SIZE_TEST=64, INPUT__MAX_SIZE_TEST=160)
+    cfg = narrow_cfg("plain", MODEL__ROI_HEADS__NUM_CLASSES=4, INPUT__MIN_SIZE_TEST=64, INPUT__MAX_SIZE_TEST=160)
     model = fill_weights(build_model(cfg))
     MaskRCNNCheckpointer(model, str(folder), class_names=NAMES, config=cfg.dump()).save("model")
     return folder / "model.pth"

@@ -6,9 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from d2_maskrcnn import Predictor, UserError
-from d2_maskrcnn.exporters import FORMATS, export
+from d2_maskrcnn import Predictor, UserError, evaluate
+from d2_maskrcnn.exporters import FORMATS, export, quantize
+from d2_maskrcnn.structures.masks import paste_masks
 from tests.exporters.conftest import NAMES
 
 BATCHES = [[(64, 96)], [(100, 75), (64, 64)], [(33, 130), (200, 50), (64, 64)]]
@@ -65,8 +68,6 @@ def test_onnx_uses_standard_operators_and_describes_itself(exported):
 
 
 def test_numpy_example_runs_without_torch(exported, eager, make_images, repo_dir, tmp_path):
-    from PIL import Image
-
     (image,) = make_images((64, 96))
     Image.fromarray(image).save(tmp_path / "a.png")
     code = (
@@ -84,6 +85,48 @@ def test_numpy_example_runs_without_torch(exported, eager, make_images, repo_dir
     assert float(score) == pytest.approx(expected.scores[0], abs=1e-4)
     areas = [int(line.split()[-2]) for line in lines]
     assert sum(areas) == pytest.approx(expected.masks.sum(), rel=0.01)
+
+
+def test_half_fixed_size_and_pasted_masks(eager, make_images, tmp_path):
+    path = export(eager, "onnx", tmp_path / "a.onnx", half=True, size=(64, 128), batch=2, paste=True)
+    predictor = Predictor(path, threshold=None)
+    assert predictor.model.info.precision == "float16"
+    images = make_images((64, 96), (100, 75), (64, 130))
+    actual, expected = list(predictor(images, batch_size=3)), list(eager(images))
+    assert len(actual[0]) == len(expected[0])
+    assert actual[0].scores[:3] == pytest.approx(expected[0].scores[:3], abs=0.02)
+    assert min(map(len, actual)) > 5  # also of images that are shrunk to fit, and in the batch that is filled up
+    inputs = predictor.model.inputs([image.transpose(2, 0, 1) for image in images[:1]])
+    boxes, _, _, image, masks, pasted = predictor.model.session.run(**inputs)
+    assert set(image) == {0}
+    assert pasted.shape == (len(boxes), 64, 128)
+    assert pasted.dtype == bool
+    expected_masks = paste_masks(torch.from_numpy(masks), torch.from_numpy(boxes), 64, 128).numpy()
+    assert (pasted != expected_masks).mean() < 1e-3
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+def test_int8_agrees_with_float(format, exported, make_images, tmp_path):
+    (tmp_path / "images").mkdir()
+    for index, image in enumerate(make_images(*[(64, 96)] * 3)):
+        Image.fromarray(image).save(tmp_path / "images" / f"{index}.png")
+    path = tmp_path / ("a.onnx" if format == "onnx" else "a.xml")
+    result = quantize(exported("onnx"), format, path, tmp_path / "images")
+    assert result.images == 3
+    assert result.detections > 20
+    assert result.matched > 0.3  # the weights are random, so many boxes have almost the same score
+    assert result.score_difference < 0.1
+    assert "float32" in str(result)
+    assert Predictor(path).model.info.precision == "int8"
+
+
+def test_evaluation_takes_a_file(exported, eager, tiny_shapes, tmp_path):
+    metrics = evaluate(exported("onnx"), tiny_shapes / "annotations" / "instances_val.json", output=tmp_path)
+    assert 0 <= metrics["segm/AP"] <= 100
+    results = json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())
+    scores = sorted(each["score"] for each in results)
+    expected = sorted(score for result in eager(tiny_shapes / "val") for score in result.scores)
+    assert scores == pytest.approx(expected, abs=1e-4)
 
 
 def test_bad_arguments(eager, exported, tmp_path):
@@ -112,5 +155,5 @@ def test_config_of_another_model_is_refused(exported, eager):
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(exported("onnx"))
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
-    with pytest.raises(UserError, match=r"has 3 classes, MODEL\.ROI_HEADS\.NUM_CLASSES is 80"):
+    with pytest.raises(UserError, match=r"has 4 classes, MODEL\.ROI_HEADS\.NUM_CLASSES is 80"):
         Predictor(cfg)

@@ -25,6 +25,14 @@ def test_equals_the_model(narrow, narrow_batch, variant):
             assert (masks[0][chosen][order] - expected.pred_masks[:, 0]).abs().max() < 1e-3
 
 
+def test_half(narrow, narrow_batch):
+    model = narrow.model("plain").eval()
+    boxes, scores, _, _, masks = DetectorGraph(model, dtype=torch.float16)(*narrow_batch)
+    expected = DetectorGraph(model)(*narrow_batch)
+    assert boxes.dtype == scores.dtype == masks.dtype == torch.float32
+    assert scores[:5].sub(expected[1][:5]).abs().max() < 0.02
+
+
 def test_no_detections(narrow, narrow_batch):
     graph = DetectorGraph(narrow.model("plain", MODEL__ROI_HEADS__SCORE_THRESH_TEST=1.0), paste=True)
     shapes = [tuple(each.shape) for each in graph(*narrow_batch)]
