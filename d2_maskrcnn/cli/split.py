@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the dataset and the options of the split."""
     add = parser.add_argument
     add("dataset", metavar="DATASET", type=Path, help="annotation file or folder")
+    add("--images", type=Path, metavar="FOLDER", help="folder of the images (default: searched near the annotations)")
     add("--output", type=Path, required=True, metavar="FOLDER", help="folder of instances_train.json and the others")
     add("--shares", type=float, nargs="+", default=[80.0, 20.0], metavar="SHARE",
         help="of train, val and test; two or three numbers (default: 80 20)")  # fmt: skip
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     existing = [str(path) for path in paths if path.exists()]
     if existing and not args.overwrite:
         raise UserError(f"{existing[0]}: exists already; name another --output folder, or add --overwrite")
-    dataset = read(args.dataset)
+    dataset = read(args.dataset, args.images)
     parts = split(dataset, args.shares, args.seed, args.group_by)
     for path, part in zip(paths, parts, strict=True):
         write_coco_json(path, to_coco(part))

@@ -11,7 +11,22 @@ from d2_maskrcnn.data.own_data import guess_image_folder
 def test_the_parts_can_be_trained_on(tiny_shapes, tmp_path, capsys, place):
     source = tiny_shapes / "annotations" / "instances_train.json"
     output = tiny_shapes / "split" if place == "beside the images" else tmp_path / "split"
-    assert main(["split", str(source), "--output", str(output), "--shares", "75", "25"]) == 0
+    assert (
+        main(
+            [
+                "split",
+                str(source),
+                "--images",
+                str(tiny_shapes / "train"),
+                "--output",
+                str(output),
+                "--shares",
+                "75",
+                "25",
+            ]
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "train images" in shown and str(output / "instances_val.json") in shown
     files = [output / "instances_train.json", output / "instances_val.json"]

@@ -47,7 +47,7 @@ def load_contents(source: str | Path | Dataset, image_root: Path | None = None) 
     Args:
         source: an annotation file or the folder of a dataset, in any format of :mod:`d2_maskrcnn.data.formats`; the
             name of a registered dataset; or a dataset in memory.
-        image_root: folder of the images of a COCO JSON; None searches near the file.
+        image_root: folder of the images; None searches near the annotations.
 
     Raises:
         UserError: nothing is there, in no known format, or not JSON.
@@ -58,7 +58,7 @@ def load_contents(source: str | Path | Dataset, image_root: Path | None = None) 
         return [_from_catalog(str(source))]
     found = recognize(source)
     if found.format != "coco":
-        return _from_dataset(read(source))
+        return _from_dataset(read(source, image_root))
     contents = []
     for path in found.files:
         data = check_coco(path, found.document(path), annotations_required=False)
