@@ -28,6 +28,8 @@ _CURES: dict[int | None, str] = {
     errno.EMFILE: "allow more open files (ulimit -n), or use fewer workers (DATALOADER.NUM_WORKERS)",
 }
 
+_FORMULA_SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,10 +62,13 @@ def printable(text: str) -> str:
 def escape_formula(text: str) -> str:
     """Keep spreadsheets from evaluating a CSV cell, see https://owasp.org/www-community/attacks/CSV_Injection.
 
+    Control characters are escaped as in :func:`printable`. The full-width forms of the signs count in Japanese locales.
+
     >>> escape_formula("=1+1")
     "'=1+1"
     """
-    return f"'{text}" if text.startswith(("\t", "\r")) or text.lstrip().startswith(("=", "+", "-", "@")) else text
+    shown = printable(text)
+    return f"'{shown}" if shown.lstrip().startswith(_FORMULA_SIGNS) else shown
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:

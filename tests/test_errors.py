@@ -5,7 +5,7 @@ import tempfile
 import pytest
 import torch
 
-from d2_maskrcnn.errors import UserError, did_you_mean, doing, one_line, run_main
+from d2_maskrcnn.errors import UserError, did_you_mean, doing, escape_formula, one_line, run_main
 
 
 def _raise(error):
@@ -19,6 +19,21 @@ def test_success_is_zero():
 def test_bad_input_is_one_line_without_traceback(capsys):
     assert run_main(lambda: _raise(UserError("file a.json:\n  not   JSON"))) == 2
     assert capsys.readouterr().err == "error: file a.json: not JSON\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("dog", "dog"),
+        ("=cmd|'/c calc'!A1", "'=cmd|'/c calc'!A1"),
+        (" @SUM(1)", "' @SUM(1)"),
+        ("\uff1d1+1", "'\uff1d1+1"),
+        ("\t=1", "\\t=1"),
+        ("a\x1b[31m\nb", "a\\x1b[31m\\nb"),
+    ],
+)
+def test_cells_of_a_csv_file_are_text(text, cell):
+    assert escape_formula(text) == cell
 
 
 def test_ctrl_c(capsys):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from d2_maskrcnn.errors import escape_formula, printable
+from d2_maskrcnn.errors import escape_formula
 from d2_maskrcnn.structures.masks import coco_iou, segmentation_to_rle
 from d2_maskrcnn.weights.atomic import atomic_write_text
 
@@ -101,7 +101,7 @@ def write_confusion_csv(path: Path, matrix: np.ndarray, names: Sequence[str]) ->
         names: of the K classes. Control characters are escaped, and names that spreadsheets would take for a formula
             are marked as text by a leading apostrophe.
     """
-    labels = [escape_formula(printable(name)) for name in (*names, "(background)")]
+    labels = [escape_formula(name) for name in (*names, "(background)")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["ground truth / predicted", *labels])
