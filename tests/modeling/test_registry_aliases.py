@@ -14,6 +14,7 @@ from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
     ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
     ROI_MASK_HEAD_REGISTRY,
     Backbone,
     GeneralizedRCNN,
@@ -21,7 +22,9 @@ from detectron2.modeling import (
     build_proposal_generator,
     build_roi_heads,
 )
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import ImageList
 from detectron2.utils.events import EventStorage
 
@@ -180,6 +183,26 @@ def test_user_mask_head(narrow, heads):
     assert model.roi_heads.mask_head.predictor.weight.grad is not None
     detections = model.eval()(narrow.inputs())[0]["instances"]
     assert len(detections) > 0 and detections.pred_masks.shape[1:] == (128, 192)
+
+
+@ROI_HEADS_REGISTRY.register()
+class HeadsWithMaskHeadOfTheirOwn(StandardROIHeads):
+    """Make the mask head after the constructor, as programs for older versions of Detectron2 do."""
+
+    def __init__(self, cfg, input_shape):
+        super().__init__(cfg, input_shape)
+        self._init_mask_head(cfg, input_shape)
+
+    def _init_mask_head(self, cfg, input_shape):
+        self.mask_on, self.mask_in_features = True, ["p2"]
+        self.mask_pooler = ROIPooler(14, [1 / input_shape["p2"].stride], 0, "ROIAlignV2")
+        self.mask_head = UserMaskHead(cfg, ShapeSpec(channels=input_shape["p2"].channels))
+
+
+def test_mask_head_made_by_a_method_of_the_object(narrow):
+    model = narrow.fill(build_model(zoo_cfg(narrow, MODEL__ROI_HEADS__NAME="HeadsWithMaskHeadOfTheirOwn")))
+    assert "loss_mask" in train_step(model, narrow.inputs())
+    assert model.eval()(narrow.inputs())[0]["instances"].pred_masks.shape[1:] == (128, 192)
 
 
 def test_user_mask_heads_have_no_validation_loss(narrow):

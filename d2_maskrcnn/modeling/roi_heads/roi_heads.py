@@ -4,6 +4,7 @@ Shape shorthand: N images, R regions of an image, M of all images, F foreground 
 is the background), C channels, P the pooled size. Boxes are XYXY in pixels of the network's input image.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,10 @@ class MaskRCNNROIHeads(ROIHeads):
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         """Read ``cfg.MODEL.ROI_HEADS``, ``ROI_BOX_HEAD``, ``ROI_MASK_HEAD`` and ``TEST.DETECTIONS_PER_IMAGE``."""
         parts = {**super().from_config(cfg), "train_on_pred_boxes": cfg.MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES}
-        return {**parts, **cls._init_box_head(cfg, input_shape), **cls._init_mask_head(cfg, input_shape)}
+        for build in (cls._init_box_head, cls._init_mask_head):
+            # Subclasses that override one by a method of the object call it themselves, after the constructor.
+            parts.update(build(cfg, input_shape) if inspect.ismethod(build) else {})
+        return parts
 
     @classmethod
     def _init_box_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:

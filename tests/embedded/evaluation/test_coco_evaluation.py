@@ -212,3 +212,17 @@ def test_masks_may_come_encoded():
     detections = instances_to_coco_json(instances, 1)
     assert all(mask_util.area(d["segmentation"]) == SIZE for d in detections)
     json.dumps(detections)
+
+
+class WithACount(COCOEvaluator):
+    """Replace what Detectron2's users replace: the device's attribute is read, and a metric is added."""
+
+    def _eval_predictions(self, predictions, img_ids=None):
+        super()._eval_predictions(predictions, img_ids)
+        assert self._cpu_device == torch.device("cpu")
+        self._results["count"] = {"detections": sum(len(p["instances"]) for p in predictions)}
+
+
+def test_subclasses_add_metrics(register):
+    results = run(WithACount(register(ground_truth(ANNOTATION)), ("bbox",)), (1, found(2)), (2, found(1)))
+    assert list(results) == ["bbox", "count"] and results["count"] == {"detections": 3}

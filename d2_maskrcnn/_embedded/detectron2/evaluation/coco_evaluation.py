@@ -5,7 +5,7 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +86,10 @@ class COCOEvaluator(DatasetEvaluator):
         self._coco_api = load_ground_truth(PathManager.get_local_path(self._metadata.json_file))
         self._do_evaluation = "annotations" in self._coco_api.dataset  # subclasses may change it
         self._predictions: list[dict[str, Any]] = []
+        self._results: dict[str, Any] = {}
+        # For subclasses written for Detectron2.
+        self._logger, self._cpu_device = logger, torch.device("cpu")
+        self._use_fast_impl, self._kpt_oks_sigmas = use_fast_impl, kpt_oks_sigmas
 
     def _convert_dataset(self, dataset_name: str, allow_cached: bool) -> str:
         if self._output_dir is None:
@@ -109,7 +113,7 @@ class COCOEvaluator(DatasetEvaluator):
         for record, output in zip(inputs, outputs, strict=True):
             prediction = {"image_id": record["image_id"]}
             if "instances" in output:
-                instances = output["instances"].to(torch.device("cpu"))
+                instances = output["instances"].to(self._cpu_device)
                 prediction["instances"] = instances_to_coco_json(instances, record["image_id"])
             self._predictions.append(prediction)
 
@@ -133,16 +137,23 @@ class COCOEvaluator(DatasetEvaluator):
         if not predictions:
             logger.warning("COCOEvaluator: no image was evaluated")
             return {}
+        self._results = OrderedDict()
+        self._eval_predictions(predictions, img_ids)
+        return dict(self._results)
+
+    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
+        """Fill ``_results`` by task; subclasses override it, under Detectron2's name, for metrics of their own."""
         detections = [found for prediction in predictions for found in prediction.get("instances", [])]
         detections = self._with_dataset_ids(detections)
         self._save(predictions, detections)
         if not self._do_evaluation:
             logger.info("Dataset %s has no annotations to evaluate against", self._metadata.name)
-            return {}
-        results: dict[str, Any] = OrderedDict()
-        for task in sorted(self._tasks or _tasks_of(detections)):
-            results[task] = self._evaluate_task(task, detections, img_ids)
-        return results
+            return
+        for task in sorted(self._tasks or self._tasks_from_predictions(detections)):
+            self._results[task] = self._evaluate_task(task, detections, img_ids)
+
+    def _tasks_from_predictions(self, predictions: Sequence[Detection]) -> set[str]:
+        return {"bbox"} | {"segm" for detection in predictions if "segmentation" in detection}
 
     def _gather(self) -> list[dict[str, Any]] | None:
         """Return the predictions of all processes; None in those that do not evaluate."""
@@ -226,10 +237,6 @@ class COCOEvaluator(DatasetEvaluator):
             of_class = of_class[of_class > -1]
             result[name] = float(of_class.mean() * 100) if of_class.size else math.nan
         return result
-
-
-def _tasks_of(detections: Iterable[Detection]) -> set[str]:
-    return {"bbox"} | {"segm" for detection in detections if "segmentation" in detection}
 
 
 def _percent(value: float) -> float:
