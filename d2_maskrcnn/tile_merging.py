@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.masks import EMPTY_WINDOW, Window
@@ -72,6 +70,9 @@ def merge_parts(parts: list[Part], tiles: Sequence[Window]) -> list[Part]:
     Of complete copies, the one with the highest score stays, and cut copies are dropped. Cut parts without a complete
     copy are joined: the union of their masks, the highest score.
     """
+    from scipy.sparse import coo_array  # slow to import, and only tiles need it
+    from scipy.sparse.csgraph import connected_components
+
     first, second = _same_objects(parts, tiles)
     links = coo_array((np.ones(len(first), bool), (first, second)), shape=(len(parts), len(parts)))
     count, group = connected_components(links, directed=False) if parts else (0, np.zeros(0, int))

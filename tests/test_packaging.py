@@ -48,6 +48,7 @@ def test_example_and_configs_by_name_in_an_empty_folder(installed, tmp_path):
     code = (
         "import d2_maskrcnn\nfrom d2_maskrcnn.cli.main import main\n"
         "assert main(['predict', '--example', '--output', 'out']) == 0\n"
+        "import sys; assert not {'scipy', 'pandas', 'tensorboard'} & set(sys.modules), 'slow imports'\n"
         f"for name in {config_names()}: d2_maskrcnn.load_config(name)\n"
         "print(d2_maskrcnn.load_config('mrcnn_R101.yaml').MODEL.RESNETS.DEPTH, d2_maskrcnn.__file__)"
     )
