@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -9,33 +10,20 @@ from d2_maskrcnn.data.own_data import guess_image_folder
 
 @pytest.mark.parametrize("place", ["beside the images", "elsewhere"])
 def test_the_parts_can_be_trained_on(tiny_shapes, tmp_path, capsys, place):
-    source = tiny_shapes / "annotations" / "instances_train.json"
-    output = tiny_shapes / "split" if place == "beside the images" else tmp_path / "split"
-    assert (
-        main(
-            [
-                "split",
-                str(source),
-                "--images",
-                str(tiny_shapes / "train"),
-                "--output",
-                str(output),
-                "--shares",
-                "75",
-                "25",
-            ]
-        )
-        == 0
-    )
+    shapes = shutil.copytree(tiny_shapes, tmp_path / "data" / "shapes")
+    source = shapes / "annotations" / "instances_train.json"
+    output = shapes / "split" if place == "beside the images" else tmp_path / "elsewhere" / "a" / "split"
+    options = ["--images", str(shapes / "train"), "--output", str(output), "--shares", "75", "25"]
+    assert main(["split", str(source), *options]) == 0
     shown = capsys.readouterr().out
     assert "train images" in shown and str(output / "instances_val.json") in shown
     files = [output / "instances_train.json", output / "instances_val.json"]
     summaries = [check_coco_json(path, guess_image_folder(path, "KEY")) for path in files]
     assert [summary.images for summary in summaries] == [9, 3]
-    whole = check_coco_json(source, tiny_shapes / "train")
+    whole = check_coco_json(source, shapes / "train")
     assert sum(summary.objects for summary in summaries) == whole.objects
     name = json.loads(files[0].read_text())["images"][0]["file_name"]
-    assert name.startswith("train/") if place == "beside the images" else name.startswith(str(tiny_shapes))
+    assert name.startswith("train/") if place == "beside the images" else name.startswith(str(shapes))
 
 
 def test_nothing_is_overwritten_without_being_asked(tiny_shapes, tmp_path, capsys):
