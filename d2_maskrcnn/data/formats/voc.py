@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.ndimage import find_objects
 
 from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile, merge
 from d2_maskrcnn.data.formats.image_files import Reference, add_images, read_lines
@@ -156,6 +155,8 @@ def objects_of(labels: np.ndarray, ignored: Sequence[int]) -> list[tuple[int, np
         numbers, places = np.unique(labels, return_inverse=True)
         index = places.reshape(labels.shape).astype(np.int32) + 1
         numbers = np.concatenate(([0], numbers))
+    from scipy.ndimage import find_objects  # slow to import, and predictions import this module
+
     found = []
     for position, slices in enumerate(find_objects(index), start=1):
         if slices is None or numbers[position] in ignored:
