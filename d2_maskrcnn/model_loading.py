@@ -14,7 +14,7 @@ from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.runtimes import is_exported, load_exported, read_info
 from d2_maskrcnn.weights.download import fetch_weights
 from d2_maskrcnn.weights.readers import read_weights
-from d2_maskrcnn.weights.resume import stored_category_ids, stored_class_names
+from d2_maskrcnn.weights.resume import stored_category_ids, stored_class_names, stored_metadata
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
@@ -46,8 +46,7 @@ def open_checkpoint(
     else:
         content = read_weights(fetch_weights(weights), copy_states=())
     if cfg is None:
-        metadata = content.get("metadata")
-        stored = metadata.get("config") if isinstance(metadata, dict) else None
+        stored = stored_metadata(content).get("config")
         if not isinstance(stored, str):
             raise UserError(f"{weights}: stores no config; give the config that it was trained with.")
         cfg = _parse_stored(stored, weights, options)

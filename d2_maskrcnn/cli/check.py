@@ -7,8 +7,8 @@ examples:
 
 DATASET is a COCO JSON, a dataset of any format that `d2-maskrcnn convert` reads, or the name of a registered dataset.
 Several are the parts of one dataset, such as train and val, which must not share images. Objects are compared with the
-anchors and limits of --config-file. The exit status is 2 if there are errors, and 0 otherwise. KEY VALUE pairs after
-the options override the config.
+anchors and limits of the config. --opts KEY VALUE ... overrides it and comes last. The exit status is 2 if there are
+errors, and 0 otherwise.
 """
 
 import argparse
@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, metavar="FOLDER", help="folder of the images (default: searched near the annotations)")
     add("--json", type=Path, metavar="FILE", help="write all flaws with all ids as JSON")
     add("--html", type=Path, metavar="FILE", help="write a page with examples as images, and statistics")
-    add("--fix", type=Path, metavar="FOLDER", help="write a copy in which what needs no decision is repaired")
+    add("--fix", type=Path, metavar="FOLDER", help="write a copy with the flaws repaired that need no decision")
     add("--overwrite", action="store_true", help="replace files of an earlier --json, --html or --fix")
     add("--config-file", default="", metavar="FILE", help="config of the model to train (default: Mask R-CNN)")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; comes last")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> None:
     for path in (args.json, args.html):
         if path is not None and path.exists() and not args.overwrite:
             raise UserError(f"{path}: exists already; name another file, or add --overwrite")
-    cfg = load_config(args.config_file, args.opts) if args.config_file else None
+    default = [] if args.config_file else ["MODEL.MASK_ON", "True"]  # Detectron2's own default is a model of boxes
+    cfg = load_config(args.config_file, [*default, *args.opts])
     report = check(*args.datasets, images=args.images, cfg=cfg)
     print(report)
     print(", ".join(f"{report.count(each)} kinds of {each}s" for each in SEVERITIES))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from d2_maskrcnn.config.keys import add_d2_maskrcnn_config
+from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data.coco.writing import write_coco_json
 from d2_maskrcnn.data.flaws.content import Content, check_dropped, load_contents
 from d2_maskrcnn.data.flaws.finding import Findings, Purpose, find_flaws
@@ -18,7 +18,7 @@ from d2_maskrcnn.data.flaws.repair import repair
 from d2_maskrcnn.data.formats.dataset import Dataset
 from d2_maskrcnn.errors import UserError, printable
 from d2_maskrcnn.weights.atomic import atomic_write_text
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def check(
     Raises:
         UserError: a source does not exist or is in no known format.
     """
-    cfg = cfg or _default_config()
+    cfg = cfg or load_config("", ["MODEL.MASK_ON", "True"])
     root = None if images is None else Path(images)
     parts: list[CheckedPart] = []
     for source in sources:
@@ -148,13 +148,6 @@ def check(
             part.flaws.sort(key=lambda each: SEVERITIES.index(each.severity))
             parts.append(part)
     return CheckReport(parts, cfg)
-
-
-def _default_config() -> CfgNode:
-    cfg = get_cfg()
-    add_d2_maskrcnn_config(cfg)
-    cfg.MODEL.MASK_ON = True
-    return cfg
 
 
 def _check_part(content: Content, cfg: CfgNode) -> CheckedPart:

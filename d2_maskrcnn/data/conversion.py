@@ -1,4 +1,4 @@
-"""Convert datasets between the formats of annotation tools."""
+"""Convert datasets between annotation tools: the public function over the :mod:`d2_maskrcnn.data.formats`."""
 
 import os
 from collections import Counter
@@ -17,7 +17,6 @@ from d2_maskrcnn.data.formats.writers import WRITERS
 from d2_maskrcnn.errors import UserError, did_you_mean, printable
 
 TARGETS = {**WRITERS, **TOOL_WRITERS}
-_EXAMPLES = 3  # shown per reason
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from d2_maskrcnn._version import __version__
-from d2_maskrcnn.config.keys import add_d2_maskrcnn_config, get_value
+from d2_maskrcnn.config.keys import get_value
 from d2_maskrcnn.config.loading import load_config, parse_config
 from d2_maskrcnn.config.validation import leaves
 from d2_maskrcnn.data import check_coco_json, dataset_records, register_own_data
@@ -22,7 +22,7 @@ from d2_maskrcnn.weights.atomic import atomic_write_text
 from d2_maskrcnn.weights.download import cached_path, fetch_weights
 from d2_maskrcnn.weights.readers import read_weights
 from d2_maskrcnn.weights.resume import stored_metadata
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
@@ -199,8 +199,7 @@ def describe_data(
 
 def _changes(cfg: CfgNode) -> str:
     """Return the values of a config that differ from the defaults, as YAML."""
-    defaults = get_cfg()
-    add_d2_maskrcnn_config(defaults)
+    defaults = load_config("")
     changed: dict[str, Any] = {}
     for key, value in leaves(cfg):
         if key != "OUTPUT_DIR" and value != get_value(defaults, key):

@@ -35,6 +35,18 @@ def test_errors_end_with_2_and_are_gone_after_the_repair(tiny_shapes, tmp_path, 
     assert "exists already; name another file, or add --overwrite" in capsys.readouterr().err
 
 
+def test_masks_are_needed_unless_the_options_say_otherwise(tiny_shapes, tmp_path):
+    data = json.loads((tiny_shapes / "annotations" / "instances_val.json").read_text())
+    data["images"] = [{**each, "file_name": str(tiny_shapes / "val" / each["file_name"])} for each in data["images"]]
+    for annotation in data["annotations"]:
+        del annotation["segmentation"]
+    source = tmp_path / "boxes.json"
+    source.write_text(json.dumps(data))
+    with pytest.raises(SystemExit, match="2"):
+        main(["check", str(source)])
+    assert main(["check", str(source), "--opts", "MODEL.MASK_ON", "False"]) == 0
+
+
 def test_a_file_in_no_known_format(tmp_path, capsys):
     (tmp_path / "a.json").write_text("{}")
     assert main(["check", str(tmp_path / "a.json")]) == 2

@@ -67,8 +67,6 @@ _FAULTS = {  # kind -> what, remedy
     "rle-empty": ("annotations with an empty RLE", "delete them"),
 }
 
-_FAR = "points outside of the image by more than its size"
-
 
 def measure_segmentations(table: CocoTable) -> Segmentations:
     """Decode all segmentations as far as needed to know their faults and bounding boxes."""

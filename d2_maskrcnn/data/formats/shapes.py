@@ -97,14 +97,6 @@ def mask_of(segmentation: Segmentation, image: ImageFile) -> tuple[np.ndarray, t
     return mask[y : rows[-1] + 1, x : columns[-1] + 1], (x, y)
 
 
-def to_polygons(segmentation: Segmentation, image: ImageFile) -> list[list[float]] | None:
-    """Return polygons with the same pixels; None if holes or overlapping parts make that impossible."""
-    if isinstance(segmentation, list):
-        return segmentation
-    rings = mask_to_rings(*mask_of(segmentation, image))
-    return None if any(holes for _, holes in rings) else [flat(ring) for ring, _ in rings]
-
-
 def to_one_polygon(segmentation: Segmentation, image: ImageFile) -> list[float]:
     """Return one polygon with the same pixels inside of the image; parts and holes are connected by bridges."""
     if isinstance(segmentation, list) and len(segmentation) == 1:

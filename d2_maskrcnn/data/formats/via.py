@@ -52,10 +52,10 @@ def read(source: Source) -> Dataset:
                 with dataset.dropping(region.where):
                     _add(dataset, images[index], region, chosen, source)
         parts.append(dataset)
-    return _in_order(merge(str(source.path), parts), parts, source)
+    return _in_order(merge(str(source.path), parts))
 
 
-def _in_order(dataset: Dataset, parts: list[Dataset], source: Source) -> Dataset:
+def _in_order(dataset: Dataset) -> Dataset:
     """Number the categories from 1 on in alphabetical order, the same in all splits."""
     names = {category.id: category.name for category in dataset.categories}
     dataset.categories.sort(key=lambda category: category.name)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,15 +102,8 @@ def _find(names: Sequence[str]) -> dict[str, ImageFile]:
         if "://" in name:
             raise UserError(f"{name}: annotations refer to image files; download the image and give its path")
     paths = [Path(name).absolute() for name in names]
-    root = _common_folder(paths)
+    root = Path(os.path.commonpath([path.parent for path in paths]))
     dataset = Dataset("predictions", "predictions")
     references = [Reference(path.relative_to(root).as_posix(), str(path), folders=[root]) for path in paths]
     added = add_images(dataset, references, [root])
     return {names[index]: image for index, image in added.items()}
-
-
-def _common_folder(paths: Sequence[Path]) -> Path:
-    folder = paths[0].parent
-    while not all(path.is_relative_to(folder) for path in paths):
-        folder = folder.parent
-    return folder
