@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
 # Spaces and joiners of scripts and emoji, which str.isprintable rejects.
 _SHOWN = "\u00a0\u3000\u200c\u200d"
 
-_CURES: dict[int | None, str] = {
+_REMEDIES: dict[int | None, str] = {
     errno.ENOSPC: "free some space on the disk",
     errno.EDQUOT: "free some of your quota on the disk",
     errno.EROFS: "the disk is read-only: write to another folder",
@@ -199,19 +199,19 @@ def _print(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def _cure(error: Exception) -> str:
+def _remedy(error: Exception) -> str:
     """Say what the user can do about an unexpected exception; faults of the machine are not this program's."""
     if "OutOfMemory" in type(error).__name__ or isinstance(error, MemoryError):
         return "use smaller images (INPUT.MIN_SIZE_*) or fewer at a time (SOLVER.IMS_PER_BATCH)"
     number = error.errno if isinstance(error, OSError) else None
-    return _CURES.get(number, "this is a fault of d2_maskrcnn, please report it")
+    return _REMEDIES.get(number, "this is a fault of d2_maskrcnn, please report it")
 
 
 def _describe_fault(error: Exception) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "d2_maskrcnn" in frame.filename]
     place = f"{os.path.basename(frames[-1].filename)}, {frames[-1].name}" if frames else "the program"
     action = getattr(error, "d2_maskrcnn_action", f"running {place}")
-    cure = _cure(error)
+    remedy = _remedy(error)
     text = "".join(traceback.format_exception(error))
     logger.debug("unexpected exception", exc_info=error)
     try:
@@ -220,5 +220,7 @@ def _describe_fault(error: Exception) -> str:
         ) as file:
             file.write(text)
     except OSError:
-        return one_line(f"{action}: {type(error).__name__}: {error}; {cure} (D2_MASKRCNN_DEBUG=1 shows the traceback)")
-    return one_line(f"{action}: {type(error).__name__}: {error!s:.300}; {cure}. The traceback is in {file.name}")
+        return one_line(
+            f"{action}: {type(error).__name__}: {error}; {remedy} (D2_MASKRCNN_DEBUG=1 shows the traceback)"
+        )
+    return one_line(f"{action}: {type(error).__name__}: {error!s:.300}; {remedy}. The traceback is in {file.name}")

@@ -28,7 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", type=Path, metavar="FILE", help="file to write (default: MODEL's name with the format's suffix)")
     add("--half", action="store_true", help="store weights as float16")
     add("--int8", action="store_true", help="compute in int8 on CPUs; needs --calibrate")
-    add("--calibrate", type=Path, metavar="FOLDER", help="images such as the model will see, for --int8")
+    add(
+        "--calibrate",
+        type=Path,
+        metavar="FOLDER",
+        help="images similar to the model's later input, for --int8",
+    )
     add("--size", nargs=2, type=int, metavar=("H", "W"), help="take images of this size only (default: any size)")
     add("--batch", type=int, metavar="N", help="take this number of images only (default: any number)")
     add("--pasted-masks", action="store_true", help="also return masks of the size of the images")

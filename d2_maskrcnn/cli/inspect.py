@@ -1,4 +1,4 @@
-"""Write a report of what a model does with images, step by step, of its weights, and of its training data.
+"""Write a report of what happens inside a model step by step, of its weights, and of its training data.
 
 examples:
   {program} model_final.pth image.png --output report
@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layers", nargs="+", metavar="NAME", help="modules whose activations are shown instead of those inside the "
         "heads, such as backbone.bottom_up.res4.22.conv3")  # fmt: skip
     add("--parts", nargs="+", metavar="PART", help="only these parts, such as anchors, masks, weights or data")
-    add("--score-threshold", type=float, default=0.5, metavar="S", help="of the final result, in [0, 1] (default: 0.5)")
-    add("--samples", type=int, default=6, metavar="N", help="number of augmented images (default: 6)")
+    add("--score-threshold", type=float, default=0.5, metavar="S", help="minimum score of the final result (0.5)")
+    add("--samples", type=int, default=6, metavar="N", help="number of augmented training images (6)")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys, such as MODEL.WEIGHTS "
         "model.pth")  # fmt: skip
 

@@ -1,4 +1,7 @@
-"""Collect and write the report of ``d2-maskrcnn inspect``."""
+"""Collect and write the report of ``d2-maskrcnn inspect``.
+
+It is apart from :mod:`d2_maskrcnn.cli.inspect`, so that ``--help`` does not import PyTorch.
+"""
 
 import argparse
 import logging

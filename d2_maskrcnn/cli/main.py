@@ -1,8 +1,9 @@
-"""The command ``d2-maskrcnn``: train, evaluate, predict and inspect.
+"""The command ``d2-maskrcnn`` and its subcommands.
 
 Each command is a module of this package with ``add_arguments(parser)`` and ``run(args)``, which is imported only when
-the command runs. The modules import nothing heavy, so ``--help`` answers at once; ``run`` imports what it needs. A
-module may name such imports in ``IMPORTS``: they are done before ``run``, where Ctrl-C ends the program at once.
+the command runs. The modules import nothing heavy, so that ``--help`` is fast; ``run`` imports what it needs. What
+needs PyTorch at the top is in a second module, such as ``train_job.py``. A module may name such imports in
+``IMPORTS``: they are done before ``run``, where Ctrl-C ends the program at once.
 """
 
 import argparse

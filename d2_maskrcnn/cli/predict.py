@@ -136,7 +136,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--rank", choices=("uncertain",), help="images: order them by how uncertain the model is, and "
         "list them in ranking.csv in the folder --output")  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="replace existing files")
-    show_help = "open a window, or not (default: where no output is given); Esc or q closes it"
+    show_help = "open a window, or not (default: only if nothing is written); Esc or q closes it"
     group.add_argument("--show", action=argparse.BooleanOptionalAction, default=None, help=show_help)
 
 
@@ -162,10 +162,10 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--tile", type=_number(int, 32), metavar="PIXELS", help="predict large images by square tiles of this side"
     )
-    group.add_argument("--overlap", type=_number(float, 0, 0.9), metavar="F", help="shared part of two tiles (0.2)")
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: the config's)")
-    group.add_argument("--precision", choices=PRECISIONS, help="of the model (default: the config's)")
-    parallel_help = "N model processes (default: one per GPU, two without a GPU)"
+    group.add_argument("--overlap", type=_number(float, 0, 0.9), metavar="F", help="overlap as a share of a tile (0.2)")
+    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    group.add_argument("--precision", choices=PRECISIONS, help="of the computation (default: the config's)")
+    parallel_help = "run N model processes (without N: one per GPU, two without a GPU)"
     group.add_argument(
         "--parallel", nargs="?", const=0, type=_number(int, 0, MAX_PROCESSES), metavar="N", help=parallel_help
     )

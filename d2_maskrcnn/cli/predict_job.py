@@ -1,4 +1,7 @@
-"""Detect objects in images, videos, cameras and streams: the work of ``d2-maskrcnn predict`` and of demo.py."""
+"""Detect objects in images, videos, cameras and streams: the work of ``d2-maskrcnn predict`` and of demo.py.
+
+It is apart from :mod:`d2_maskrcnn.cli.predict`, so that ``--help`` does not import PyTorch.
+"""
 
 import argparse
 import logging
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     for name in (__name__, "d2_maskrcnn.video"):  # the summary
         logging.getLogger(name).setLevel(logging.INFO)
-    cv2.setNumThreads(1)  # the stages already run concurrently
+    cv2.setNumThreads(1)  # decoding, inference and encoding already run concurrently
     if (args.webcam or 0) < 0:
         raise UserError(f"--webcam {args.webcam}: expected a number of at least 0.")
     if args.show is None:
@@ -158,7 +161,7 @@ def _unchanged(image: np.ndarray) -> np.ndarray:
 
 
 def _config(args: argparse.Namespace) -> CfgNode:
-    """Load the named config, else the one that the weights store, else Mask R-CNN's for COCO."""
+    """Load the given config, else the one that the weights store, else ``DEFAULT_CONFIG``."""
     options = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
     weights = args.weights or options.get("MODEL.WEIGHTS", "")
     if args.config_file or not weights:

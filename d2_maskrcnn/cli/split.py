@@ -1,4 +1,4 @@
-"""Split a dataset into train, val and, if wanted, test, with the same mix of classes in each.
+"""Split a dataset into train, val and optionally test, with the same mix of classes in each.
 
 examples:
   {program} my/annotations.json --output my/split

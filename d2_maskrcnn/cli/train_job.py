@@ -1,4 +1,7 @@
-"""Train or evaluate in all processes of a job: the work of ``d2-maskrcnn train`` and ``eval``."""
+"""Train or evaluate in all processes of a job: the work of ``d2-maskrcnn train`` and ``eval``.
+
+It is apart from :mod:`d2_maskrcnn.cli.train`, so that ``--help`` does not import PyTorch.
+"""
 
 import argparse
 import contextlib

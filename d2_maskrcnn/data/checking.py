@@ -1,4 +1,4 @@
-"""Check datasets for everything that makes a training fail or its results worse, and repair what is mechanical."""
+"""Check and repair datasets of any format: the public functions over :mod:`d2_maskrcnn.data.flaws`."""
 
 import json
 import os

@@ -23,7 +23,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import FORMATS, QUARTER_TURNS, Source, load_upright, open_image, orientation
 
-COLOR = 2**32  # added to the numbers of colors, to tell them from gray values
+COLOR = 2**32  # added to the numbers of colors, to distinguish them from gray values
 STRIP_PIXELS = 4_000_000  # converted at a time, so that a large image needs little more than its own memory
 
 
@@ -40,7 +40,7 @@ def read_image(source: Source, channels: str = "RGB", max_pixels: int | None = N
 
     Raises:
         UserError: the file is missing, not a regular file, not readable, in another format than ``FORMATS``, corrupt,
-            truncated, or has more than ``MAX_PIXELS`` pixels.
+            truncated, or has more than ``max_pixels`` pixels.
         ValueError: unknown ``channels``.
     """
     if channels not in ("RGB", "BGR"):
@@ -107,7 +107,7 @@ def image_size(source: Source) -> tuple[int, int]:
 
 
 class ImageSummary(NamedTuple):
-    """What a decoded image file is like.
+    """Sizes and thumbnail of a decoded image file.
 
     Attributes:
         size: (width, height) in pixels of the upright image.

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 _PAIRS = (("TRAIN", "TRAIN"), ("VAL", "TEST"))  # prefix in D2_MASKRCNN.DATA -> key in DATASETS
 _BUILT_IN = re.compile(r"(keypoints_)?coco_20(14|17)_")
-_SPLIT = re.compile(r"(?:instances_)?((?:train|val|test)\w*)")  # file names that say which part of the data they are
+_SPLIT = re.compile(r"(?:instances_)?((?:train|val|test)\w*)")  # names of files of one split
 _registered: dict[str, tuple[Path, Path]] = {}  # name -> resolved JSON and image folder
 
 

@@ -2,7 +2,7 @@
 
 As in iterative stratification (Sechidis et al., "On the Stratification of Multi-Label Data", 2011) the images of the
 rarest class are assigned first. Each group of images goes to the part where it brings the number of images and of the
-objects of each of its classes closest to the wanted shares.
+objects of each of its classes closest to the requested shares.
 """
 
 import re
@@ -104,7 +104,7 @@ def _class_counts(dataset: Dataset) -> np.ndarray:
 
 
 def assign_parts(counts: np.ndarray, groups: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
-    """Assign every image to a part so that images and the objects of each class are shared out as wanted.
+    """Assign every image to a part so that images and the objects of each class match the shares.
 
     Args:
         counts: (I, C) objects of each class in each image.

@@ -27,7 +27,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 CONFIG = "mrcnn_R101"
-# Tried in this order where no weights are named.
+# Tried in this order if no weights are given.
 PRETRAINED = {
     "COCO": "detectron2://COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x/138205316/model_final_a3ec72.pkl",
     "ImageNet": "detectron2://ImageNetPretrained/MSRA/R-101.pkl",
@@ -64,7 +64,7 @@ def write_plan(options: TrainingOptions, path: Path) -> None:
     """Plan a training, show the plan, and write it as a config.
 
     Args:
-        options: what is wanted.
+        options: the data, and the values that are not planned.
         path: the new config file; split data is written to the folder ``data`` beside it.
 
     Raises:
@@ -95,7 +95,7 @@ def write_plan(options: TrainingOptions, path: Path) -> None:
 
 
 def _base_config(options: TrainingOptions) -> tuple[CfgNode, set[str], bool]:
-    """Return the config before planning, the keys whose values are wanted, and whether it is the default model."""
+    """Return the config before planning, the keys that the user has set, and whether it is the default model."""
     overrides, given = list(map(str, options.overrides)), set(map(str, options.overrides[::2]))
     stored = None
     if options.config is None and options.weights not in (None, SCRATCH):
@@ -108,7 +108,7 @@ def _base_config(options: TrainingOptions) -> tuple[CfgNode, set[str], bool]:
 
     cfg, is_default = load(overrides), options.config is None and not isinstance(stored, str)
     if not cfg.D2_MASKRCNN.SOLVER.REFERENCE_BATCH and "SOLVER.BASE_LR" not in given:
-        cfg.D2_MASKRCNN.SOLVER.REFERENCE_BATCH = load(()).SOLVER.IMS_PER_BATCH  # which the rate belongs to
+        cfg.D2_MASKRCNN.SOLVER.REFERENCE_BATCH = load(()).SOLVER.IMS_PER_BATCH  # that SOLVER.BASE_LR was chosen for
     if options.batch_size is not None:
         given.add("SOLVER.IMS_PER_BATCH")
         cfg.SOLVER.IMS_PER_BATCH = options.batch_size
@@ -131,7 +131,7 @@ def _set_image_size(cfg: CfgNode, size: int, given: set[str]) -> None:
 
 
 def _weights(options: TrainingOptions, cfg: CfgNode, given: set[str], is_default: bool) -> str:
-    """Return the weights to start from: those that are named, else the first of ``PRETRAINED`` that can be had."""
+    """Return the weights to start from: those of the options, else the first available of ``PRETRAINED``."""
     if options.weights is not None:
         return "" if options.weights == SCRATCH else str(options.weights)
     if "MODEL.WEIGHTS" in given or not is_default:
@@ -153,7 +153,7 @@ def _weights(options: TrainingOptions, cfg: CfgNode, given: set[str], is_default
 
 def _use_data(cfg: CfgNode, data: FoundData) -> list[str]:
     """Check the data and put it into the config; return the class names."""
-    with _errors_only("d2_maskrcnn.data"):  # the checks are repeated with the whole plan, which warn
+    with _errors_only("d2_maskrcnn.data"):  # the start of the training repeats the checks, with warnings
         check_coco_json(data.train_json, data.train_images, evaluate=False)
         check_coco_json(data.val_json, data.val_images, train=False)
     node = cfg.D2_MASKRCNN.DATA

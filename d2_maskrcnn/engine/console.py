@@ -1,4 +1,4 @@
-"""Log a run to ``OUTPUT_DIR/log.txt``, and show on the terminal only what a person follows a training by."""
+"""Log everything of a run to ``OUTPUT_DIR/log.txt``, and its essentials to the terminal."""
 
 import contextlib
 import datetime
@@ -21,7 +21,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-NAME = "d2_maskrcnn.console"  # what this logger logs is shown, and is in log.txt too
+NAME = "d2_maskrcnn.console"  # messages of this logger are shown on the terminal as well
 LOGGERS = ("d2_maskrcnn", "detectron2", "fvcore")
 TIMED = 5  # iterations after which the duration of the training is estimated
 _SHOWN = (

@@ -21,7 +21,7 @@ CHECKPOINTS = 4
 STEPS = (0.75, 0.92)  # shares of the training after which the learning rate falls, about those of the zoo's 3x schedule
 WARMUP = 1000  # iterations at most
 MEMORY_PER_IMAGE = 5.0  # GiB of a GPU: ResNet101-FPN, training images of 800x1333 pixels
-OUTLIERS = 0.05  # share of objects that may be out of the anchors' range
+OUTLIERS = 0.05  # share of objects that may be outside the range of the anchors
 # A model that starts from random weights: group norm and AdamW train with small batches, and nothing is frozen.
 FROM_SCRATCH = {
     "MODEL.BACKBONE.FREEZE_AT": 0,
@@ -36,7 +36,7 @@ FROM_SCRATCH = {
 
 @dataclass(frozen=True)
 class DataSummary:
-    """What a plan needs to know of a dataset.
+    """Statistics of a dataset that a plan depends on.
 
     Attributes:
         images: number of images.
@@ -100,10 +100,10 @@ def plan_training(
     """Plan a training.
 
     Args:
-        cfg: model, optimizer and learning rate to start from; not changed. ``SOLVER.BASE_LR`` belongs to its
-            ``SOLVER.IMS_PER_BATCH`` and is scaled: linearly for SGD, by the square root for AdamW.
+        cfg: model, optimizer and learning rate to start from; not changed. ``SOLVER.BASE_LR`` is the
+            rate for its ``SOLVER.IMS_PER_BATCH`` and is scaled: linearly for SGD, by the square root for AdamW.
         train, val: the data.
-        given: keys of ``cfg`` whose values are wanted, and are not planned.
+        given: keys of ``cfg`` that the user has set; their values are kept.
         epochs: passes over the training images; None for a number by the size of the data.
         from_scratch: whether the model starts from random weights, which takes longer.
         processes: number of processes.
@@ -232,7 +232,7 @@ def _batch_per_process(device: str) -> int:
 
 
 def _workers(device: str, processes: int) -> int:
-    """Return the number of loader processes: on a CPU that the model needs, a few; none where there are few cores."""
+    """Return the number of loader processes; fewer on a CPU, which the model needs itself, and 0 with few cores."""
     cores = (os.cpu_count() or 1) // processes
     return min(4, cores - 1) if device.startswith("cuda") else min(2, max(cores // 4, 0))
 

@@ -73,18 +73,18 @@ def train(
     overrides: Sequence[Any] = (),
     report_hooks: Hooks | None = None,
 ) -> Training:
-    """Train a model on a dataset in COCO format, or as a config says.
+    """Train a model on a dataset of any format, or as a config says.
 
     With ``data`` the schedule is planned from the number of images (see :mod:`d2_maskrcnn.engine.planning`), shown, and
     written to ``output/plan.yaml``, a config that can be edited and given as ``config``.
 
     Args:
-        data: folder of the dataset, or the COCO JSON of its training data, see
+        data: folder of the dataset, or the annotation file of its training data, see
             :func:`~d2_maskrcnn.data.discovery.find_training_data`; None for the datasets of ``config``.
         val: COCO JSON of the validation data; default: found near ``data``, or split off.
         config: config file or name; default: that of ``weights`` if they store one, else ``mrcnn_R101``.
         weights: weight file or address to start from, or "scratch"; default: those of ``config``, else COCO's, from the
-            cache or the network, where they can be had.
+            cache or the network, if available.
         epochs: passes over the training images; default: planned.
         batch_size: images per iteration, of all processes together; default: by the memory of the GPU, 2 on a CPU.
         image_size: shorter side of resized images in pixels; default: that of the config.
@@ -202,8 +202,8 @@ def evaluate(
 
     Args:
         weights: weight file or address.
-        data: COCO JSON, or folder of a dataset, of which the validation data is used, else the test data; default: the
-            test sets of the config.
+        data: annotation file, or folder of a dataset, of which the validation data is used, else the test data;
+            default: the test sets of the config.
         config: config file or name; default: the config that ``weights`` stores.
         output: folder of ``log.txt`` and ``inference/`` with results, detections and figures; default: the folder
             ``evaluation`` beside the weights.

@@ -56,7 +56,7 @@ def export(
         config, overrides: as for :class:`~d2_maskrcnn.Predictor`; ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` and the other
             settings of inference become part of the file.
         half: whether weights are float16.
-        calibrate: a folder of images such as the model will see, for a file that computes in int8 (``onnx`` and
+        calibrate: a folder of images similar to the model's later input, for a file that computes in int8 (``onnx`` and
             ``openvino``). The first ``CALIBRATION_IMAGES`` are used; how well the file agrees with the model, and its
             speed, are logged at the end.
         size: (height, width) in pixels if the file is to take images of one size only, for runtimes that need it.

@@ -1,4 +1,4 @@
-"""The detector as a graph of tensor operations without loops over images, which exporters can follow.
+"""Express the detector as tensor operations without loops over images, which exporters can trace.
 
 It computes what :meth:`MaskRCNN.inference` computes, with the same weights and in the same order, but all images of a
 batch at once: where their numbers of proposals or detections differ, scores of ``DROPPED`` mark the rest.

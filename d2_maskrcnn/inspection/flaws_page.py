@@ -45,7 +45,7 @@ class ShownFlaw:
 
     @property
     def repairable(self) -> bool:
-        """Whether a repaired copy of the dataset does not have it, or fewer of it."""
+        """Whether :func:`~d2_maskrcnn.data.fix` can repair it, at least in some entries."""
         return self.flaw.kind in REPAIRS
 
 
@@ -124,14 +124,14 @@ def _scene(pixels: np.ndarray, annotations: list[Entry]) -> Scene:
     limit = _LIMIT * max(height, width)
     boxes = [np.array(each["bbox"], dtype=np.float64) for each in annotations if is_box(each.get("bbox"))]
     corners = [np.concatenate([box[:2], box[:2] + box[2:]]) for box in boxes if np.isfinite(box).all()]
-    outlines = [Mark([box_points(np.clip(box, -limit, limit))]) for box in corners]
+    rectangles = [Mark([box_points(np.clip(box, -limit, limit))]) for box in corners]
     masks = [Mark(polygons) for each in annotations if (polygons := _polygons(each.get("segmentation"), limit))]
-    layers = [Layer("masks", masks, color=GREEN, filled=True), Layer("boxes", outlines, color=ORANGE)]
+    layers = [Layer("masks", masks, color=GREEN, filled=True), Layer("boxes", rectangles, color=ORANGE)]
     return Scene("example", "", pixels, (height, width), layers)
 
 
 def _polygons(segmentation: Any, limit: float) -> list[np.ndarray]:
-    """Return the polygons of a segmentation as (n, 2) arrays within +-limit, as far as they can be drawn."""
+    """Return the polygons of a segmentation as (n, 2) arrays within +-limit, without those that cannot be drawn."""
     try:
         if isinstance(segmentation, dict):
             height, width = segmentation["size"]

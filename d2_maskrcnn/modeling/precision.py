@@ -1,4 +1,4 @@
-"""Half precision for inference: weights are converted once, and boxes, scores and masks stay float32."""
+"""Convert a model to half precision for inference; boxes, scores and mask probabilities stay float32."""
 
 import logging
 import platform

@@ -1,4 +1,4 @@
-"""What an exported file says about itself: how to prepare images for it, and what its outputs mean."""
+"""Define the metadata of exported files: how to prepare images for them, and what their outputs mean."""
 
 import importlib
 import json
@@ -74,7 +74,7 @@ class FileInfo:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            UserError: the text is none of this plugin's metadata, or of a newer version.
+            UserError: the text is not this plugin's metadata, or a newer version wrote it.
         """
         try:
             values = json.loads(text)

@@ -21,7 +21,7 @@ class Session(ABC):
     """An open file.
 
     Attributes:
-        metadata: the JSON text that the file stores for this plugin; "" if it was written by something else.
+        metadata: the JSON text that the file stores for this plugin; "" if another program wrote the file.
         device: where it runs.
         precisions: names of the precisions that the runtime can compute in, whatever the file's precision.
     """
@@ -60,7 +60,7 @@ class OnnxSession(Session):
 
 
 class OpenVinoSession(Session):
-    """An OpenVINO file. It computes in float32 unless :meth:`set_precision` says otherwise."""
+    """An OpenVINO file. It computes in float32 unless :meth:`set_precision` chooses another precision."""
 
     precisions = tuple(OPENVINO_PRECISIONS)
 

@@ -61,7 +61,7 @@ def is_plain_utf8(json_file: str | os.PathLike[str]) -> bool:
 
 
 def _normalize(annotations: list[Any]) -> None:
-    """Make integers of whole floats in RLEs, and 0 or 1 of ``iscrowd``; in place. Other values are left alone."""
+    """Convert whole floats in RLEs to integers, and ``iscrowd`` to 0 or 1, in place; leave other values unchanged."""
     for annotation in annotations:
         if type(annotation) is not dict:
             continue

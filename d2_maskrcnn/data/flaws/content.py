@@ -1,4 +1,4 @@
-"""Load what is checked: a file or folder of any format, a registered dataset, or a dataset in memory."""
+"""Load a dataset to check: a file or folder of any format, a registered dataset, or a dataset in memory."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from d2_maskrcnn.data.formats.dataset import Dataset, Dropped
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
-_PROBED = 50  # images by which the folder of the images is chosen
+_PROBED = 50  # images that are looked up to choose their folder
 _PLURALS = {"file": "files", "image": "images", "annotation": "annotations", "category": "categories"}
 
 

@@ -1,4 +1,4 @@
-"""Find all flaws of one dataset: the start of a training and the command that checks datasets both do it here."""
+"""Find all flaws of one dataset, at the start of a training and for :func:`d2_maskrcnn.data.check`."""
 
 import os
 from collections.abc import Iterator
@@ -115,7 +115,7 @@ def _flawed(table: CocoTable, flaws: list[Flaw]) -> np.ndarray:
 
 
 def _downgrade(found: Flaw) -> Flaw:
-    """Make a warning of an error in single values, which training leaves out."""
+    """Turn an error in single values, which training leaves out, into a warning."""
     if found.severity != "error" or found.structural:
         return found
     return replace(found, severity="warning", remedy=f"{found.remedy}; training leaves the unusable ones out")

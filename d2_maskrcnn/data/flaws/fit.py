@@ -10,7 +10,7 @@ from d2_maskrcnn.data.flaws.table import CocoTable
 from detectron2.config import CfgNode
 
 MANY_SMALL = 0.1  # share of the objects from which small ones are reported
-MANY_MISFITS = 0.25  # the same for shapes; of MS COCO's objects it is 0.12 with the usual anchors
+MANY_MISFITS = 0.25  # share of the objects that fit no anchor; 0.12 of MS COCO's with the default anchors
 _CHUNK = 100_000  # boxes compared with the anchors at a time
 
 
@@ -29,7 +29,7 @@ def check_limits(table: CocoTable, cfg: CfgNode) -> Iterator[Flaw]:
             "too-many-objects",
             counts > limit,
             f"of {len(counts)} images have more objects than {key} {limit}, up to {most}",
-            f"the others are never detected and count as missed; set {key} to {most} or more",
+            f"the others are never detected and count as false negatives; set {key} to {most} or more",
             lambda index: f"{table.images[index]['file_name']}: {counts[index]}",
             severity="warning",
         )
@@ -74,7 +74,7 @@ def check_object_sizes(table: CocoTable, cfg: CfgNode, bad_boxes: np.ndarray) ->
             "anchor-misfit",
             index[misfit],
             f"annotations ({misfit.mean():.0%}) whose box no anchor shape overlaps with an IoU of {GOOD_IOU} or more",
-            "add to MODEL.ANCHOR_GENERATOR.SIZES or ASPECT_RATIOS what fits them",
+            "add fitting sizes or ratios to MODEL.ANCHOR_GENERATOR.SIZES or ASPECT_RATIOS",
             describe,
             severity="warning",
         )

@@ -21,7 +21,7 @@ class Flaw:
     """One kind of flaw in one dataset.
 
     Attributes:
-        kind: a name that stays the same, such as ``box-no-area``; docs/check.md lists all of them.
+        kind: a stable identifier, such as ``box-no-area``; docs/check.md lists all of them.
         severity: an ``error`` makes training or evaluation fail or their results wrong; a ``warning`` probably makes
             results worse; a ``note`` is worth knowing.
         count: number of entries that have it; 0 for a list that is empty.

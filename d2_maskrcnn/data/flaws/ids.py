@@ -67,7 +67,7 @@ def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Flaw]:
             "annotation-id-zero",
             table.ids == 0,
             "annotations with the id 0",
-            "COCO's metrics use 0 for 'not matched' and count the object as missed: number from 1",
+            "COCO's metrics use 0 for 'not matched' and count the object as a false negative: number from 1",
             severity="warning",
         )
 
@@ -94,7 +94,7 @@ def check_categories(table: CocoTable) -> Iterator[Flaw]:
     names = [category["name"] for category in table.categories]
     blank = [index for index, name in enumerate(names) if not name.strip()]
     yield from table.category_flaw(
-        "category-unnamed", blank, "categories named by spaces", "give each one a name", severity="warning"
+        "category-unnamed", blank, "categories whose name is blank", "give each one a name", severity="warning"
     )
     folded = repeated(np.array([" ".join(name.casefold().split()) for name in names]))
     yield from table.category_flaw(
@@ -169,7 +169,7 @@ def check_repeated_annotations(table: CocoTable) -> Iterator[Flaw]:
         "annotation-repeated",
         bad,
         "annotations equal to another one",
-        "delete them: the model detects one object, the other counts as missed",
+        "delete them: the model detects one object, the other counts as a false negative",
         table.describe_box,
         severity="warning",
     )

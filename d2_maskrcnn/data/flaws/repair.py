@@ -1,4 +1,4 @@
-"""Repair the flaws of a dataset whose repair needs no decision: values that can be computed, entries of no use."""
+"""Repair flaws that need no decision: compute values that follow from others, and drop unusable entries."""
 
 import copy
 from collections import Counter

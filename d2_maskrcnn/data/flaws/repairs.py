@@ -1,4 +1,4 @@
-"""How each kind of flaw is repaired: one function per way, and the table of all kinds."""
+"""Repair single entries: one function per kind of repair, and the table of the flaws that each one repairs."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from d2_maskrcnn.structures.rle import rle_pixel_counts
 if TYPE_CHECKING:
     from d2_maskrcnn.data.flaws.repair import Work
 
-Repair = Callable[["Work", str, int], str]  # what was done to an entry of a list, with {} for its name; "" for nothing
+Repair = Callable[["Work", str, int], str]  # returns what was done, {} standing for the list's name; "" for nothing
 
 _NEW_IDS = "{} given new ids"
 _NAMED = "{} named by their id"

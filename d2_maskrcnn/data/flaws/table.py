@@ -1,4 +1,4 @@
-"""Hold the entries of a COCO JSON as columns of numbers, leaving out those that are too damaged for that."""
+"""Store the entries of a COCO JSON as columns of numbers, without those whose ids, names or sizes are invalid."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Hold a dataset in memory, whatever annotation tool it came from.
+"""Represent a dataset in memory, independent of the annotation tool that it came from.
 
 Every reader in this folder returns a :class:`Dataset`, and every writer takes one. It is COCO's model: images,
 categories, and annotations that refer to both by id. Coordinates are in pixels of the upright image, x to the right and

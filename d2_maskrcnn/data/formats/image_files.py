@@ -17,7 +17,7 @@ from d2_maskrcnn.data.json_files import read_json
 from d2_maskrcnn.errors import UserError
 
 READERS = 8  # threads that read image headers
-_PROBED = 50  # images by which the folder of the images is chosen
+_PROBED = 50  # images that are looked up to choose their folder
 
 
 @dataclass(slots=True)

@@ -1,8 +1,8 @@
 """Read Label Studio's JSON: polygons, rectangles, ellipses and brush masks.
 
 The image of a task is found by the last part of its address, with or without the prefix that an upload adds. Of several
-annotations of a task one is used: the ground truth, or the first that was not skipped. Tasks without annotations give
-their predictions, with scores.
+annotations of a task one is used: the one marked as ground truth, or the first that was not skipped. Tasks without
+annotations give their predictions, with scores.
 """
 
 import re
