@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import importlib
 import logging
 import os
 import select
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 EXIT_FAULT = 1
 EXIT_BAD_INPUT = 2
@@ -146,6 +148,20 @@ def opencv_required() -> Iterator[None]:
         raise UserError(
             f"OpenCV cannot be imported ({error}): pip uninstall opencv-python, then pip install --force-reinstall "
             "opencv-python-headless, which needs no display libraries; or apt-get install libgl1 libglib2.0-0"
+        ) from error
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Import a package that belongs to an extra of this package.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"The package {module} is not installed: pip install 'd2_maskrcnn[{extra}]' ({error})."
         ) from error
 
 

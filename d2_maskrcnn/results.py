@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, import_extra
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.masks import encode_rle
 from d2_maskrcnn.visualization import Annotator
@@ -161,7 +160,7 @@ class Results:
         Raises:
             UserError: pandas is not installed.
         """
-        pandas = _import_extra("pandas")
+        pandas = import_extra("pandas", "pandas")
         areas = np.zeros(0, np.int64) if self.detections.masks is None else self.detections.masks.areas()
         columns: Mapping[str, Any] = {
             **{name: self.boxes[:, i] for i, name in enumerate(("x0", "y0", "x1", "y1"))},
@@ -178,7 +177,7 @@ class Results:
         Raises:
             UserError: supervision is not installed.
         """
-        supervision = _import_extra("supervision")
+        supervision = import_extra("supervision", "supervision")
         return supervision.Detections(
             xyxy=self.boxes,
             mask=None if self.detections.masks is None else self.masks,
@@ -234,10 +233,3 @@ def to_records(detections: Detections, names: Sequence[str], ids: Sequence[int])
             record["area"] = int(np.count_nonzero(pixels))
         records.append(record)
     return records
-
-
-def _import_extra(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise UserError(f'{name} is not installed: pip install "d2_maskrcnn[{name}]" (or {name} itself).') from error

@@ -1,11 +1,12 @@
 import errno
 import re
+import sys
 import tempfile
 
 import pytest
 import torch
 
-from d2_maskrcnn.errors import UserError, did_you_mean, doing, escape_formula, one_line, run_main
+from d2_maskrcnn.errors import UserError, did_you_mean, doing, escape_formula, import_extra, one_line, run_main
 
 
 def _raise(error):
@@ -106,3 +107,9 @@ def test_one_line_escapes_control_characters(text, expected):
 )
 def test_did_you_mean(name, known, cutoff, expected):
     assert did_you_mean(name, known, cutoff) == expected
+
+
+def test_missing_packages_name_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"onnxruntime is not installed: pip install 'd2_maskrcnn\[onnx\]'"):
+        import_extra("onnxruntime", "onnx")

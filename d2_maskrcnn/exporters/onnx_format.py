@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch.export import Dim
 
+from d2_maskrcnn.errors import import_extra
 from d2_maskrcnn.exporters import graph
-from d2_maskrcnn.runtimes.metadata import METADATA_KEY, FileInfo, require
+from d2_maskrcnn.runtimes.metadata import METADATA_KEY, FileInfo
 from d2_maskrcnn.weights.atomic import atomic_write_bytes
 
 OPSET = 18
@@ -35,7 +36,7 @@ def _suppress_shape(boxes: torch.Tensor, scores: torch.Tensor, threshold: float,
 
 def _suppress_nodes(boxes: Any, scores: Any, threshold: float, limit: int) -> Any:
     """Build the ONNX nodes of :func:`suppress`."""
-    op: Any = require("onnxscript", "onnx").opset18
+    op: Any = import_extra("onnxscript", "onnx").opset18
 
     selected = op.NonMaxSuppression(
         boxes,
@@ -83,8 +84,8 @@ def write_onnx(
     Raises:
         UserError: a package is missing, or a component of the model cannot be exported.
     """
-    onnx = require("onnx", "onnx")
-    require("onnxscript", "onnx")
+    onnx = import_extra("onnx", "onnx")
+    import_extra("onnxscript", "onnx")
     detector = graph.DetectorGraph(model, suppress, dtype, paste)
     with _quiet():
         program = torch.onnx.export(

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from d2_maskrcnn.errors import import_extra
 from d2_maskrcnn.exporters.onnx_format import write_onnx
-from d2_maskrcnn.runtimes.metadata import METADATA_KEY, FileInfo, require
+from d2_maskrcnn.runtimes.metadata import METADATA_KEY, FileInfo
 
 
 def write_openvino(
@@ -22,7 +23,7 @@ def write_openvino(
     Raises:
         UserError: a package is missing, or a component of the model cannot be exported.
     """
-    require("openvino", "openvino")
+    import_extra("openvino", "openvino")
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = Path(folder) / "model.onnx"
         write_onnx(model, onnx_path, info, paste=paste)
@@ -35,7 +36,7 @@ def convert_onnx(onnx_path: Path, path: Path, *, half: bool = False) -> None:
     Args:
         half: whether weights are stored as float16.
     """
-    openvino, onnx = require("openvino", "openvino"), require("onnx", "onnx")
+    openvino, onnx = import_extra("openvino", "openvino"), import_extra("onnx", "onnx")
     proto = onnx.load(str(onnx_path), load_external_data=False)
     metadata = next(each.value for each in proto.metadata_props if each.key == METADATA_KEY)
     save_openvino(openvino.convert_model(str(onnx_path)), path, metadata, half=half)
@@ -44,4 +45,4 @@ def convert_onnx(onnx_path: Path, path: Path, *, half: bool = False) -> None:
 def save_openvino(converted: Any, path: Path, metadata: str, *, half: bool) -> None:
     """Write an OpenVINO model. Args: metadata: JSON of a :class:`FileInfo`. half: whether weights become float16."""
     converted.set_rt_info(metadata, METADATA_KEY)
-    require("openvino", "openvino").save_model(converted, str(path), compress_to_fp16=half)
+    import_extra("openvino", "openvino").save_model(converted, str(path), compress_to_fp16=half)

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from d2_maskrcnn.errors import import_extra
 from d2_maskrcnn.exporters.onnx_format import set_metadata
 from d2_maskrcnn.exporters.openvino_format import save_openvino
-from d2_maskrcnn.runtimes.metadata import FileInfo, require
+from d2_maskrcnn.runtimes.metadata import FileInfo
 from d2_maskrcnn.weights.atomic import atomic_write_bytes
 
 # Parts of the names of weights that stay in float.
@@ -54,7 +55,7 @@ def quantize_onnx(source: Path, path: Path, inputs: Sequence[Inputs], info: File
     Raises:
         UserError: a package is missing.
     """
-    onnx, quantization = require("onnx", "onnx"), require("onnxruntime.quantization", "onnx")
+    onnx, quantization = import_extra("onnx", "onnx"), import_extra("onnxruntime.quantization", "onnx")
     nodes = layers_to_quantize(onnx.load(str(source)))
 
     reader = type("Reader", (_Reader, quantization.CalibrationDataReader), {})
@@ -102,7 +103,11 @@ def quantize_openvino(source: Path, path: Path, inputs: Sequence[Inputs], info: 
     Raises:
         UserError: a package is missing.
     """
-    onnx, openvino, nncf = require("onnx", "onnx"), require("openvino", "openvino"), require("nncf", "openvino")
+    onnx, openvino, nncf = (
+        import_extra("onnx", "onnx"),
+        import_extra("openvino", "openvino"),
+        import_extra("nncf", "openvino"),
+    )
     chosen = set(layers_to_quantize(onnx.load(str(source))))
     model = openvino.convert_model(str(source))
     kept = [

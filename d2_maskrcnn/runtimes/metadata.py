@@ -1,10 +1,8 @@
 """Define the metadata of exported files: how to prepare images for them, and what their outputs mean."""
 
-import importlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from d2_maskrcnn.errors import UserError
 
@@ -99,17 +97,3 @@ class FileInfo:
 def is_exported(path: str | Path) -> bool:
     """Return whether a file name is that of an exported detector: ``.onnx``, ``.xml`` (OpenVINO) or ``.pt2``."""
     return Path(str(path)).suffix.lower() in SUFFIXES
-
-
-def require(module: str, extra: str) -> Any:
-    """Import a package of an extra.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"The package {module} is not installed: pip install 'd2_maskrcnn[{extra}]' ({error})."
-        ) from error

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.runtimes.metadata import METADATA_KEY, SUFFIXES, require
+from d2_maskrcnn.errors import UserError, import_extra
+from d2_maskrcnn.runtimes.metadata import METADATA_KEY, SUFFIXES
 
 OPENVINO_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -43,7 +43,7 @@ class OnnxSession(Session):
     """An ONNX file in onnxruntime. It runs on the GPU if onnxruntime-gpu is installed and ``device`` is one."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        runtime = require("onnxruntime", "onnx")
+        runtime = import_extra("onnxruntime", "onnx")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3  # errors
@@ -65,7 +65,7 @@ class OpenVinoSession(Session):
     precisions = tuple(OPENVINO_PRECISIONS)
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        self._openvino = require("openvino", "openvino")
+        self._openvino = import_extra("openvino", "openvino")
         self._model = self._openvino.Core().read_model(str(path))
         self.metadata = _rt_info(self._model)
         self._compiled: Any = None

@@ -1,13 +1,12 @@
 """The metadata of exported files: written and read again, and refused with one line where it is not usable."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
 
 from d2_maskrcnn import UserError
-from d2_maskrcnn.runtimes.metadata import FileInfo, is_exported, require
+from d2_maskrcnn.runtimes.metadata import FileInfo, is_exported
 from d2_maskrcnn.runtimes.sessions import read_metadata
 
 INFO = FileInfo(
@@ -47,12 +46,6 @@ def test_files_of_other_programs_are_refused(tmp_path):
     torch.export.save(torch.export.export(Twice(), (torch.ones(1),)), tmp_path / "other.pt2")
     with pytest.raises(UserError, match="not exported by d2_maskrcnn"):
         read_metadata(tmp_path / "other.pt2")
-
-
-def test_missing_packages_name_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"onnxruntime is not installed: pip install 'd2_maskrcnn\[onnx\]'"):
-        require("onnxruntime", "onnx")
 
 
 def test_suffixes():

@@ -86,7 +86,7 @@ def _other_format(path: Path, data: Any) -> str | None:
         "label-studio": "Label Studio",
     }
     source = path.parent if name == "labelme" else path
-    return f"this is JSON of {what[name]}; convert it with: d2-maskrcnn convert {source} --to coco --output FOLDER"
+    return f"this is JSON of {what[name]}; convert {source} to COCO JSON with `d2-maskrcnn convert`"
 
 
 def _kind(value: Any) -> str:
