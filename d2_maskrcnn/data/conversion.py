@@ -21,7 +21,7 @@ TARGETS = {**WRITERS, **TOOL_WRITERS}
 
 @dataclass(frozen=True)
 class Conversion:
-    """What :func:`convert` did.
+    """The result of :func:`convert`.
 
     Attributes:
         source: what was read, and its format, a key of :data:`d2_maskrcnn.data.formats.FORMATS` or "registered".
@@ -30,7 +30,7 @@ class Conversion:
         images, annotations, crowds: how many were written.
         categories: their names, in the order of the classes.
         dropped: what was left out, with reasons.
-        notes: how often something was changed, by what it was.
+        notes: number of changes by kind.
         splits: number of images by split.
     """
 

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What a planned training starts from; see :func:`d2_maskrcnn.engine.run.train`."""
+    """Options of a planned training; see :func:`d2_maskrcnn.engine.run.train`."""
 
     data: str | Path
     val: str | Path | None = None
@@ -146,7 +146,7 @@ def _weights(options: TrainingOptions, cfg: CfgNode, given: set[str], is_default
             logger.info("%s", error)
     console.warning(
         "No weights could be downloaded (log.txt says why): training from random weights, which needs more images and "
-        "time. Give a weight file, or put the one trained on COCO there by other means."
+        "time. Give a weight file, or copy the one trained on COCO to the path shown above."
     )
     return ""
 

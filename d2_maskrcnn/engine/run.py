@@ -155,7 +155,9 @@ def train_config(
         console.info(
             "  %s (best), %s (last), log.txt, metrics.json, TensorBoard files", result.best.name, result.last.name
         )
-        console.info("  predictions/ and inference/: drawn predictions, figures and detections of the validation data")
+        console.info(
+            "  predictions/ and inference/: images with predictions, figures and detections of the validation data"
+        )
         return result
 
 

@@ -1,4 +1,4 @@
-"""An exported detector with the interface of the PyTorch model that it was made from."""
+"""Run an exported detector behind the interface of the PyTorch model that it was made from."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -50,7 +50,7 @@ class CocoSummary:
 def check_datasets(cfg: CfgNode, train: bool = True) -> None:
     """Check the datasets of a config: their COCO JSON files, their images, and how they fit each other and the model.
 
-    One process per machine checks, and all processes raise what it finds.
+    One process per machine checks; all processes raise its error.
 
     Args:
         cfg: a config whose datasets are registered (see :func:`d2_maskrcnn.data.register_own_data`).
@@ -93,7 +93,7 @@ def _check_datasets(cfg: CfgNode, train: bool) -> None:
 
 @dataclass(frozen=True)
 class _Checked:
-    """The names of a dataset's categories, if they are known, and what was found in it, if it is a COCO JSON."""
+    """The names of a dataset's categories, if they are known, and its findings, if it is a COCO JSON."""
 
     names: tuple[str, ...]
     findings: Findings | None = None
@@ -195,10 +195,10 @@ def _check_same_categories(categories: dict[str, tuple[str, ...]]) -> None:
     for name, actual in categories.items():
         difference = first_difference(expected, actual)
         if difference is not None:
-            place, here, there = difference
+            place, other, own = difference
             raise UserError(
-                f"the categories of {_origin(name)} and {_origin(first)} differ: number {place} by id is {there} there "
-                f"and {here} here; expected the same 'categories' in both files"
+                f"the categories of {_origin(name)} and {_origin(first)} differ: number {place} by id is {own} in the "
+                f"former and {other} in the latter; expected the same 'categories' in both files"
             )
 
 

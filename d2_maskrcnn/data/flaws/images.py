@@ -28,7 +28,7 @@ THREADS = 8  # that decode images
 
 @dataclass
 class ImageFiles:
-    """What is known of the image files of a table after checking them.
+    """The image files of a table, as far as they were read.
 
     Attributes:
         paths: of the images that exist, by index.
@@ -51,7 +51,7 @@ def check_images(
     Args:
         table: the columns of the JSON.
         image_root: folder that ``file_name`` is relative to.
-        files: is filled with what is found.
+        files: gets the paths and, of files that are read, digests, thumbnails and sizes; in place.
         decode: whether every image is decoded; otherwise the headers of ``SAMPLED`` images are read.
     """
     root = Path(image_root)
@@ -198,7 +198,7 @@ def _check_sizes(table: CocoTable, files: ImageFiles, rotated: dict[int, str] | 
 
 
 def _check_contents(table: CocoTable, root: Path, files: ImageFiles) -> Iterator[Flaw]:
-    """Decode every image; yield unreadable, truncated, turned and repeated ones, and those of another size."""
+    """Decode every image; yield unreadable, truncated, rotated and repeated ones, and those of another size."""
     unreadable: dict[int, str] = {}
     truncated: dict[int, str] = {}
     rotated: dict[int, str] = {}
@@ -234,15 +234,15 @@ def _check_orientation(table: CocoTable, rotated: dict[int, str], upright: list[
     yield from table.image_flaw(
         "image-rotated",
         sorted(rotated),
-        "images turned by their EXIF data, annotated as if they were not",
-        "this program turns them upright: annotate the upright images, or remove the EXIF orientation from the files",
+        "images that their EXIF orientation rotates, annotated as if it did not",
+        "they are read upright: annotate the upright images, or remove the EXIF orientation from the files",
         rotated.__getitem__,
     )
     yield from table.image_flaw(
         "image-exif",
         upright,
-        "images turned by their EXIF data",
-        "nothing to do here: they are turned upright, as the JSON expects; other programs may not do so",
+        "images that their EXIF orientation rotates",
+        "nothing to do: they are read upright, as the JSON expects; other programs may not do so",
         severity="note",
     )
 

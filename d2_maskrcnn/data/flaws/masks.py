@@ -30,7 +30,7 @@ Faults = list[Fault | None]
 
 @dataclass(frozen=True)
 class Segmentations:
-    """What is known of the A segmentations of a table after measuring them.
+    """Faults and bounding boxes of the A segmentations of a table.
 
     Attributes:
         faults: why each cannot be used; None if it can.

@@ -58,7 +58,7 @@ def _check_categories(first: Findings, second: Findings, name: str) -> Iterator[
         "error",
         1,
         f"list of categories other than that of {name}",
-        (f"number {place} by id is {here} here and {there} there",),
+        (f"number {place} by id is {here}, and {there} in {name}",),
         "expected the same 'categories' in all parts",
         structural=True,
     )

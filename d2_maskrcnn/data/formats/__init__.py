@@ -1,4 +1,4 @@
-"""Read and write annotations of many tools: one file per format, and one dataset in memory between them.
+"""Read and write annotations of many tools: one file per format, with one dataset in memory between them.
 
 :func:`read` recognizes the format by content; see :mod:`d2_maskrcnn.data.formats.dataset` for what it returns.
 """

@@ -26,7 +26,7 @@ def clean(dataset: Dataset, progress: bool = False) -> Counter[str]:
         progress: whether a progress bar is shown.
 
     Returns:
-        How often something was changed, by what it was.
+        The number of changes by kind.
     """
     images = {image.id: image for image in dataset.images}
     notes: Counter[str] = Counter()

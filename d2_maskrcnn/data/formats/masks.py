@@ -1,7 +1,6 @@
 """Read PNG masks: index masks, in which each value but 0 is an object, or one mask per object.
 
-:mod:`d2_maskrcnn.data.formats.mask_layouts` describes the folders. All objects are of one category, unless the masks
-of an image are in folders of their own.
+:mod:`d2_maskrcnn.data.formats.mask_layouts` describes the folders. All objects are of one category.
 """
 
 from pathlib import Path

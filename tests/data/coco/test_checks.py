@@ -313,7 +313,9 @@ def test_categories_of_training_and_validation_differ(coco_folder, tmp_path):
     other.data["categories"] = [{"id": 5, "name": "cat"}, {"id": 9, "name": "fish"}]
     other.write()
     cfg = own_cfg(coco_folder, "D2_MASKRCNN.DATA.VAL_JSON", str(other.json_file))
-    with pytest.raises(UserError, match=r"others.*pets.*differ: number 2 by id is 'fish' there and 'dog' here"):
+    with pytest.raises(
+        UserError, match=r"others.*pets.*differ: number 2 by id is 'fish' in the former and 'dog' in the latter"
+    ):
         check_datasets(cfg)
 
 

@@ -55,7 +55,7 @@ def test_an_image_that_was_scaled_and_brightened(parts, coco_folder):
 
 @pytest.mark.parametrize(
     ("names", "expected"),
-    [(("cat", "fish"), "number 2 by id is 'fish' here and 'dog' there"), (("cat",), "number 2 by id is none here")],
+    [(("cat", "fish"), "number 2 by id is 'fish', and 'dog' in "), (("cat",), "number 2 by id is none, and ")],
 )
 def test_other_categories(parts, names, expected):
     found = parts("0.jpg", categories=[{"id": 5 + number, "name": name} for number, name in enumerate(names)])
