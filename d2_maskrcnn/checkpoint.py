@@ -16,10 +16,7 @@ from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.distributed import gather, run_together, unwrap
 from d2_maskrcnn.errors import UserError, doing
 from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, make_folder, plain_values
-from d2_maskrcnn.weights.download import fetch_weights, is_remote
-from d2_maskrcnn.weights.names import convert_names
-from d2_maskrcnn.weights.readers import read_weights
-from d2_maskrcnn.weights.report import (
+from d2_maskrcnn.weights.comparison import (
     LoadReport,
     check_evaluable,
     check_resumable,
@@ -28,6 +25,9 @@ from d2_maskrcnn.weights.report import (
     class_change,
     compare,
 )
+from d2_maskrcnn.weights.download import fetch_weights, is_remote
+from d2_maskrcnn.weights.names import convert_names
+from d2_maskrcnn.weights.readers import read_weights
 from d2_maskrcnn.weights.resume import (
     LAST_CHECKPOINT,
     check_training_state,

@@ -10,11 +10,11 @@ from typing import Any
 
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data.coco.writing import write_coco_json
-from d2_maskrcnn.data.flaws.content import Content, check_dropped, load_contents
-from d2_maskrcnn.data.flaws.finding import Findings, Purpose, find_flaws
+from d2_maskrcnn.data.flaws.all_flaws import Findings, Purpose, find_flaws
 from d2_maskrcnn.data.flaws.flaw import SEVERITIES, Flaw
-from d2_maskrcnn.data.flaws.parts import check_parts
+from d2_maskrcnn.data.flaws.loading import Content, check_dropped, load_contents
 from d2_maskrcnn.data.flaws.repair import repair
+from d2_maskrcnn.data.flaws.train_and_val import check_parts
 from d2_maskrcnn.data.formats.dataset import Dataset
 from d2_maskrcnn.errors import UserError, printable
 from d2_maskrcnn.weights.atomic import atomic_write_text

@@ -10,8 +10,8 @@ from tabulate import tabulate
 from d2_maskrcnn.data.formats import FORMATS, read
 from d2_maskrcnn.data.formats.cleaning import clean
 from d2_maskrcnn.data.formats.dataset import Dataset, Dropped
+from d2_maskrcnn.data.formats.detectron2_catalog import is_registered, read_registered
 from d2_maskrcnn.data.formats.output import Output
-from d2_maskrcnn.data.formats.registered import is_registered, read_registered
 from d2_maskrcnn.data.formats.tool_writers import TOOL_WRITERS
 from d2_maskrcnn.data.formats.writers import WRITERS
 from d2_maskrcnn.errors import UserError, did_you_mean, printable

@@ -12,7 +12,7 @@ import numpy as np
 from d2_maskrcnn.data.coco.checks import check_coco_json
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.conversion import convert
-from d2_maskrcnn.data.flaws.table import CocoTable
+from d2_maskrcnn.data.flaws.coco_table import CocoTable
 from d2_maskrcnn.data.formats import FORMATS, recognize
 from d2_maskrcnn.data.own_data import guess_image_folder
 from d2_maskrcnn.data.splitting import assign_parts

@@ -11,7 +11,7 @@ import numpy as np
 from d2_maskrcnn.data import MaskRCNNMapper
 from d2_maskrcnn.data.anchor_fit import GOOD_IOU, anchor_shapes, input_scale, shape_iou
 from d2_maskrcnn.data.coco.records import Record
-from d2_maskrcnn.data.flaws.table import CocoTable, index_in
+from d2_maskrcnn.data.flaws.coco_table import CocoTable, index_in
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.observation import as_rgb
 from d2_maskrcnn.inspection.records import available_records

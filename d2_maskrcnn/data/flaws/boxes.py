@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from d2_maskrcnn.data.flaws.coco_table import CocoTable
 from d2_maskrcnn.data.flaws.flaw import Flaw, Severity
-from d2_maskrcnn.data.flaws.table import CocoTable
 
 OVERSHOOT = 1.0  # pixels by which a box may leave the image without a warning
 TOLERANCE = 2.0  # pixels by which a box may differ from its mask whatever their IoU: masks of small objects are rounded

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from d2_maskrcnn.data.flaws.coco_table import CocoTable, repeated
 from d2_maskrcnn.data.flaws.flaw import Flaw
-from d2_maskrcnn.data.flaws.table import CocoTable, repeated
 
 IMBALANCE = 100  # objects of the most frequent category per object of the rarest; above, a note
 RARE = 10  # objects of a category; below, a note

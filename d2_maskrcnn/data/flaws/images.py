@@ -10,8 +10,8 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from d2_maskrcnn.data.flaws.coco_table import CocoTable
 from d2_maskrcnn.data.flaws.flaw import Flaw
-from d2_maskrcnn.data.flaws.table import CocoTable
 from d2_maskrcnn.data.image_reading import (
     ImageSummary,
     image_size,

@@ -10,8 +10,8 @@ import shapely
 from pycocotools import mask as mask_util
 
 from d2_maskrcnn.data.flaws.boxes import OVERSHOOT, TOLERANCE, box_iou
+from d2_maskrcnn.data.flaws.coco_table import CocoTable
 from d2_maskrcnn.data.flaws.flaw import Flaw, shorten
-from d2_maskrcnn.data.flaws.table import CocoTable
 from d2_maskrcnn.structures.rle import rle_pixel_counts
 
 CHUNK = 10_000  # segmentations processed at a time

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from d2_maskrcnn.engine.hooks.ema import SUFFIX, save_average
-from d2_maskrcnn.engine.hooks.metric_hook import MetricHook, from_main_process
+from d2_maskrcnn.engine.hooks.followed_metric import MetricHook, from_main_process
 from d2_maskrcnn.evaluation.metric_names import resolve_metric
 from detectron2.config import CfgNode
 

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from d2_maskrcnn.engine.hooks.metric_hook import MetricHook
+from d2_maskrcnn.engine.hooks.followed_metric import MetricHook
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.evaluation.metric_names import resolve_metric
 from detectron2.config import CfgNode

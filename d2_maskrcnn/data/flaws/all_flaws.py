@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from d2_maskrcnn.data.flaws.boxes import check_areas, check_boxes, corners_as_boxes
-from d2_maskrcnn.data.flaws.fit import check_limits, check_object_sizes
+from d2_maskrcnn.data.flaws.coco_table import CocoTable
 from d2_maskrcnn.data.flaws.flaw import Flaw, Severity
 from d2_maskrcnn.data.flaws.ids import (
     check_categories,
@@ -25,8 +25,8 @@ from d2_maskrcnn.data.flaws.masks import (
     measure_segmentations,
     no_segmentations,
 )
+from d2_maskrcnn.data.flaws.model_fit import check_limits, check_object_sizes
 from d2_maskrcnn.data.flaws.schema import check_structure
-from d2_maskrcnn.data.flaws.table import CocoTable
 from detectron2.config import CfgNode
 
 

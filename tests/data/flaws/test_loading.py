@@ -7,7 +7,7 @@ import pytest
 from d2_maskrcnn import UserError
 from d2_maskrcnn.data import check, fix
 from d2_maskrcnn.data.coco.records import load_records, register_coco_json
-from d2_maskrcnn.data.flaws.content import load_contents
+from d2_maskrcnn.data.flaws.loading import load_contents
 from d2_maskrcnn.data.formats import read
 from detectron2.data import DatasetCatalog, MetadataCatalog
 

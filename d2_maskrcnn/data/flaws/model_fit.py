@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from d2_maskrcnn.data.anchor_fit import GOOD_IOU, anchor_shapes, input_scale, shape_iou
+from d2_maskrcnn.data.flaws.coco_table import CocoTable
 from d2_maskrcnn.data.flaws.flaw import Flaw
-from d2_maskrcnn.data.flaws.table import CocoTable
 from detectron2.config import CfgNode
 
 MANY_SMALL = 0.1  # share of the objects from which small ones are reported

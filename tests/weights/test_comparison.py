@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.weights.comparison import MAX_GROUPS, check_same_model, class_change, compare
 from d2_maskrcnn.weights.names import convert_names, group_names
-from d2_maskrcnn.weights.report import MAX_GROUPS, check_same_model, class_change, compare
 
 PREFIX = "backbone.bottom_up."
 

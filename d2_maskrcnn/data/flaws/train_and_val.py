@@ -6,9 +6,9 @@ from itertools import zip_longest
 
 import numpy as np
 
-from d2_maskrcnn.data.flaws.finding import Findings
+from d2_maskrcnn.data.flaws.all_flaws import Findings
+from d2_maskrcnn.data.flaws.coco_table import CocoTable
 from d2_maskrcnn.data.flaws.flaw import Flaw
-from d2_maskrcnn.data.flaws.table import CocoTable
 
 SIMILAR = 0.97  # correlation of two thumbnails of 16x16 pixels from which their images are near-duplicates
 _FLAT = 2.0  # standard deviation of gray values below which a thumbnail shows nothing to compare
