@@ -21,8 +21,8 @@ from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.run import Sinks, VideoLike, Work, run_images, run_video
 from d2_maskrcnn.video.sinks.annotation_files import AnnotationFiles
 from d2_maskrcnn.video.sinks.image_files import ImageFiles
-from d2_maskrcnn.video.sinks.output_paths import check_target
-from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines
+from d2_maskrcnn.video.sinks.output_paths import Inputs, check_target, identify
+from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines, images_file
 from d2_maskrcnn.video.sinks.window import Window, check_display
 from d2_maskrcnn.video.sources.images import VIDEO_SUFFIXES, ImageSource, find_images, has_media_suffix
 from d2_maskrcnn.video.workers import InProcess, WorkerPool, default_count
@@ -71,8 +71,11 @@ def _process_images(args: argparse.Namespace, cfg: CfgNode) -> None:
     if annotate and args.output is None:
         raise UserError("--save-as and --rank write into a folder: name it with --output.")
     draw_files = args.output and not annotate
-    files = ImageFiles(names, args.output, args.overwrite, "--output") if draw_files else None
-    _check_tables(args)
+    inputs = [*names, *_model_files(cfg, args)]
+    files = ImageFiles(names, args.output, args.overwrite, "--output", inputs) if draw_files else None
+    _check_tables(args, identify(inputs))
+    if args.save_json:
+        check_target(images_file(args.save_json), args.overwrite, "--save-json", identify(inputs))
     work = _work(args, cfg)
     classes = (work.class_names, work.category_ids)
     sinks = Sinks(
@@ -93,8 +96,9 @@ def _process_video(args: argparse.Namespace, cfg: CfgNode) -> None:
     if args.save_as or args.rank:
         raise UserError("--save-as and --rank are for images: write the frames of the video as images first.")
     source = _open_source(args)
-    target = _video_target(args) if args.output else None
-    _check_tables(args)
+    inputs = identify([*_model_files(cfg, args), args.video_input or ""])
+    target = _video_target(args, inputs) if args.output else None
+    _check_tables(args, inputs)
     work = _work(args, cfg)
     work.tracking = not args.no_tracking
     sinks = Sinks(
@@ -119,7 +123,7 @@ def _open_source(args: argparse.Namespace) -> VideoLike:
     return VideoSource(args.video_input, clip, args.timeout)
 
 
-def _video_target(args: argparse.Namespace) -> Path:
+def _video_target(args: argparse.Namespace, inputs: Inputs) -> Path:
     output: Path = args.output
     if output.suffix.lower() not in VIDEO_SUFFIXES or output.is_dir():
         if output.is_file() or (has_media_suffix(output) and not output.is_dir()):
@@ -128,9 +132,7 @@ def _video_target(args: argparse.Namespace) -> Path:
         output = output / f"{stem or 'stream'}.mp4"
     if output.suffix.lower() == ".webm":
         raise UserError(f"--output {output}: WebM doesn't support H.264; use {output.with_suffix('.mp4')}.")
-    if args.video_input and output.exists() and Path(args.video_input).exists() and output.samefile(args.video_input):
-        raise UserError(f"--output {output} would replace the input: choose another file or folder.")
-    return check_target(output, args.overwrite, "--output")
+    return check_target(output, args.overwrite, "--output", inputs)
 
 
 def _work(args: argparse.Namespace, cfg: CfgNode) -> Work:
@@ -184,10 +186,16 @@ def _config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _check_tables(args: argparse.Namespace) -> None:
+def _model_files(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
+    return [str(name) for name in (cfg.MODEL.WEIGHTS, args.config_file) if name]
+
+
+def _check_tables(args: argparse.Namespace, inputs: Inputs) -> None:
     for path, option in ((args.save_json, "--save-json"), (args.save_csv, "--save-csv")):
         if path is not None:
-            check_target(path, args.overwrite, option)
+            check_target(path, args.overwrite, option, inputs)
+    if args.save_json and args.save_csv and args.save_json.resolve() == args.save_csv.resolve():
+        raise UserError(f"--save-json and --save-csv are the same file {args.save_csv}: expected two files.")
 
 
 def _position(text: str | None, option: str) -> Position | None:

@@ -56,6 +56,14 @@ def test_one_image_to_one_file(run_demo, images, tmp_path):
     assert Image.open(tmp_path / "x.png").size == (140, 100)
 
 
+def test_outputs_do_not_replace_another_input(demo_args, images, tmp_path):
+    (tmp_path / "other").mkdir()
+    shutil.copy(images / "a.jpg", tmp_path / "other" / "b.png")
+    words = ["--input", tmp_path / "other" / "b.png", images / "b.png", "--output", images, "--overwrite"]
+    with pytest.raises(UserError, match="would replace the input"):
+        run_words(demo_args(*words))
+
+
 def test_ids_of_coco_images_are_those_in_their_names(run_demo, images, tmp_path):
     (images / "a.jpg").rename(images / "000000001000.jpg")
     run_demo("--input", images / "000000001000.jpg", "--save-json", tmp_path / "r.json")
@@ -133,14 +141,21 @@ def test_model_processes_give_the_same_detections(run_demo, make_video, tmp_path
         ),
         (["--input", "{images}", "--output", "{images}"], "would replace the input"),
         (["--input", "{images}", "--output", "{images}/a.jpg"], "need a folder"),
-        (["--input", "{images}", "--save-json", "{images}/a.jpg"], "already exists: overwrite"),
+        (["--input", "{images}", "--save-json", "{folder}/old"], "already exists: overwrite"),
+        (["--input", "{images}", "--save-json", "{folder}/new.json"], "new.images.json already exists"),
+        (["--input", "{images}", "--save-json", "{images}/a.jpg", "--overwrite"], "would replace the input"),
+        (["--input", "{images}", "--save-csv", "{weights}", "--overwrite"], "would replace the input"),
+        (["--input", "{images}", "--save-csv", "{folder}/n", "--save-json", "{folder}/n"], "are the same file"),
+        (["--video-input", "{video}", "--save-json", "{video}", "--overwrite"], "would replace the input"),
         (["--input", "{images}", "--classes", "circl"], "Did you mean circle?"),
         (["--input", "{images}", "--device", "gpu"], "MODEL.DEVICE is 'gpu'"),
         (["--input", "{images}", "--save-csv", "/proc/none/r.csv"], "folder cannot be created"),
     ],
 )
-def test_bad_input(demo_args, make_video, images, tmp_path, args, message):
-    filled = [a.format(video=make_video(), images=images) for a in args]
+def test_bad_input(demo_args, make_video, tiny_weights, images, tmp_path, args, message):
+    for name in ("old", "new.images.json"):
+        (tmp_path / name).touch()
+    filled = [a.format(video=make_video(), images=images, weights=tiny_weights, folder=tmp_path) for a in args]
     outputs = [] if {"--output", "--save-json", "--save-csv"} & set(args) else ["--output", str(tmp_path / "new")]
     with pytest.raises(UserError) as raised:
         run_words([*filled, *outputs, *demo_args()])

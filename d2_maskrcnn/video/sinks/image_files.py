@@ -8,7 +8,7 @@ import cv2
 
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.video.frame import Frame
-from d2_maskrcnn.video.sinks.output_paths import check_target
+from d2_maskrcnn.video.sinks.output_paths import check_target, identify
 from d2_maskrcnn.video.sources.images import has_media_suffix
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -23,17 +23,19 @@ class ImageFiles:
         output: a folder, or for one image a file.
         overwrite: whether existing files may be replaced.
         label: what the user calls ``output``, for messages.
+        inputs: more files that are never replaced, such as the weights.
 
     Raises:
-        UserError: a file exists, isn't writable, or would replace its input.
+        UserError: a file exists, isn't writable, or would replace an input.
     """
 
-    def __init__(self, names: Sequence[str], output: Path, overwrite: bool, label: str = "Output") -> None:
+    def __init__(
+        self, names: Sequence[str], output: Path, overwrite: bool, label: str = "Output", inputs: Sequence[str] = ()
+    ) -> None:
         self._targets = _targets(names, output, label)
-        for name, target in self._targets.items():
-            if target.exists() and target.resolve() == Path(name).resolve():
-                raise UserError(f"{label} {output} would replace the input {name}: choose another file or folder.")
-            check_target(target, overwrite, label)
+        kept = identify([*names, *inputs])
+        for target in self._targets.values():
+            check_target(target, overwrite, label, kept)
 
     def write(self, frame: Frame) -> None:
         """Write one image.

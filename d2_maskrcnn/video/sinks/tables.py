@@ -52,6 +52,11 @@ class JsonLines(_TextFile):
         self._put(json.dumps(entry) + "\n")
 
 
+def images_file(results: Path) -> Path:
+    """Return the path of the list of images that :class:`CocoResults` writes beside its results."""
+    return results.with_suffix(".images.json")
+
+
 class CocoResults(_TextFile):
     """COCO's result format: a list of detections, each with its ``image_id`` and ``file_name``.
 
@@ -79,7 +84,7 @@ class CocoResults(_TextFile):
         """Complete the list and write the list of images."""
         self._put("\n]\n")
         super().close()
-        images = _TextFile(self.path.with_suffix(".images.json"))
+        images = _TextFile(images_file(self.path))
         images._put(json.dumps(self._images, indent=1) + "\n")
         images.close()
 
