@@ -34,19 +34,25 @@ def run(args: argparse.Namespace) -> None:
     """Print the flaws and write the files that are asked for.
 
     Raises:
-        UserError: a dataset cannot be read, or an output file exists already.
+        UserError: a dataset cannot be read, or an output file exists already or is a file of a dataset.
         SystemExit: there are errors.
     """
     from d2_maskrcnn.config.loading import load_config
-    from d2_maskrcnn.data.checking import SEVERITIES, check, fix, write_json
+    from d2_maskrcnn.data.checking import SEVERITIES, check, checked_files, fix, write_json
     from d2_maskrcnn.errors import EXIT_BAD_INPUT, UserError
 
-    for path in (args.json, args.html):
-        if path is not None and path.exists() and not args.overwrite:
+    outputs = [path for path in (args.json, args.html) if path is not None]
+    for path in outputs:
+        if path.exists() and not args.overwrite:
             raise UserError(f"{path}: exists already; name another file, or add --overwrite")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise UserError(f"--json and --html are the same file {args.html}; expected two files")
     default = [] if args.config_file else ["MODEL.MASK_ON", "True"]  # Detectron2's own default is a model of boxes
     cfg = load_config(args.config_file, [*default, *args.opts])
     report = check(*args.datasets, images=args.images, cfg=cfg)
+    for path in outputs:
+        if path.resolve() in checked_files(report):
+            raise UserError(f"{path}: is one of the files that were checked; name another file")
     print(report)
     print(", ".join(f"{report.count(each)} kinds of {each}s" for each in SEVERITIES))
     if args.json is not None:

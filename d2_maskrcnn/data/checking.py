@@ -211,6 +211,16 @@ def fix(report: CheckReport, folder: str | os.PathLike[str], overwrite: bool = F
     return [_fix_part(part, path) for part, path in zip(report.parts, paths, strict=True)]
 
 
+def checked_files(report: CheckReport) -> set[Path]:
+    """Return the annotation files and images of the datasets, which no output may replace, without links."""
+    files = {file for part in report.parts for file in part.content.files}
+    for part in report.parts:
+        names = [each.get("file_name") for each in part.content.data["images"] if isinstance(each, dict)]
+        root = part.content.image_root or Path()
+        files |= {root / name for name in names if isinstance(name, str) and "\0" not in name}
+    return {Path(os.path.realpath(file)) for file in files}
+
+
 def _file_names(parts: Sequence[CheckedPart]) -> list[str]:
     splits = [part.content.split for part in parts]
     if len(set(splits)) == len(splits):

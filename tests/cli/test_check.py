@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -33,6 +34,21 @@ def test_errors_end_with_2_and_are_gone_after_the_repair(tiny_shapes, tmp_path, 
     assert main(["check", str(outputs[2] / "instances_val.json")]) == 0
     assert main(["check", str(source), *options]) == 2
     assert "exists already; name another file, or add --overwrite" in capsys.readouterr().err
+
+
+def test_outputs_do_not_replace_what_was_checked(tiny_shapes, tmp_path, capsys):
+    source, image = tiny_shapes / "annotations" / "instances_val.json", sorted((tiny_shapes / "val").iterdir())[0]
+    for folder in ("annotations", "val"):
+        shutil.copytree(tiny_shapes / folder, tmp_path / folder)
+    for path in (source, image):
+        copy = tmp_path / path.relative_to(tiny_shapes)
+        words = ["check", str(tmp_path / "annotations" / source.name), "--overwrite"]
+        for option in ("--json", "--html"):
+            assert main([*words, option, str(copy)]) == 2
+            assert "is one of the files that were checked" in capsys.readouterr().err
+            assert copy.read_bytes() == path.read_bytes()
+    assert main([*words, "--json", str(tmp_path / "a"), "--html", str(tmp_path / "a")]) == 2
+    assert "are the same file" in capsys.readouterr().err
 
 
 def test_masks_are_needed_unless_the_options_say_otherwise(tiny_shapes, tmp_path):
