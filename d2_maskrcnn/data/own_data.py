@@ -166,4 +166,4 @@ def guess_image_folder(json_file: Path, key: str) -> Path:
 
 
 def _is_file_in(folder: Path, name: str) -> bool:
-    return "\0" not in name and is_inside(folder, name) and (folder / name).is_file()
+    return "\0" not in name and is_inside(folder, name) and os.path.isfile(folder / name)

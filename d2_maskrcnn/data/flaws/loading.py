@@ -74,7 +74,7 @@ def _image_root(path: Path, data: dict[str, Any]) -> Path:
         return Path(os.path.commonpath([os.path.dirname(name) for name in names]))
     folders = candidate_folders(path)
     probed = names[:_PROBED]
-    hits = [sum(is_inside(folder, name) and (folder / name).is_file() for name in probed) for folder in folders]
+    hits = [sum(is_inside(folder, name) and os.path.isfile(folder / name) for name in probed) for folder in folders]
     return folders[hits.index(max(hits))]
 
 

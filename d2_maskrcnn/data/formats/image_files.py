@@ -90,7 +90,7 @@ def _preferred_first(names: list[str], folders: Sequence[Path]) -> list[Path]:
     if len(folders) < 2 or not names:
         return list(folders)
     safe = [name for name in map(safe_name, names) if name]
-    best = max(folders, key=lambda folder: sum((folder / name).is_file() for name in safe))
+    best = max(folders, key=lambda folder: sum(os.path.isfile(folder / name) for name in safe))
     return [best, *folders]
 
 
@@ -109,7 +109,7 @@ def find_image(file_name: str, folders: Sequence[Path]) -> tuple[Path, str] | No
     for name in dict.fromkeys(map(safe_name, (file_name, unquote(file_name), base, unquote(base)))):
         for folder in folders if name else []:
             path = folder / str(name)
-            if path.is_file():
+            if os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
                 return Path(os.path.abspath(path)), str(name)
     return None
 

@@ -71,3 +71,9 @@ def test_the_copy_never_replaces_what_was_checked(coco_folder):
     with pytest.raises(UserError, match="one of the files that were checked"):
         fix(report, coco_folder.json_file.parent, overwrite=True)
     assert coco_folder.json_file.read_text() == content
+
+
+def test_a_file_name_that_is_too_long_is_a_missing_image(coco_folder):
+    coco_folder.data["images"][0]["file_name"] = 300 * "a" + ".jpg"
+    coco_folder.write()
+    assert "image-missing" in kinds(check(coco_folder.json_file))

@@ -63,7 +63,7 @@ def test_entries_and_upright_sizes(tmp_path, image):
 def test_what_cannot_be_used_is_dropped_with_reasons(tmp_path, image):
     image("a.jpg")
     (tmp_path / "text.jpg").write_text("no image")
-    names = ["a.jpg", "text.jpg", "missing.jpg", "../../etc/passwd", "a.jpg", 5]
+    names = ["a.jpg", "text.jpg", "missing.jpg", "../../etc/passwd", "a.jpg", 5, 300 * "b" + ".jpg"]
     annotations = [annotation(1, 0), annotation(2, 1), annotation(3, 77), annotation(4, 0, 9), 3]
     dataset = read(write(tmp_path / "a.json", names, annotations))
     assert [each.name for each in dataset.images] == ["a.jpg"]
@@ -74,6 +74,7 @@ def test_what_cannot_be_used_is_dropped_with_reasons(tmp_path, image):
         ("image", "image 2", "no such file"),
         ("image", "image 3", "a path outside of the dataset's folder"),
         ("image", "image 4", "a file that another image has"),
+        ("image", "image 6", "no such file"),
         ("annotation", "annotation 2", "its image was dropped"),
         ("annotation", "annotation 3", "unknown image_id"),
         ("annotation", "annotation 4", "unknown category_id"),
