@@ -19,7 +19,7 @@ IMPORTS = train.IMPORTS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of an evaluation."""
-    parser.add_argument("--weights", metavar="FILE", help="checkpoint, or an address of one")
+    parser.add_argument("--weights", metavar="FILE", help="checkpoint or exported file, or an address of a checkpoint")
     parser.add_argument("--data", metavar="PATH", help="annotation file, or folder of a dataset, of which the "
         "validation data is used (default: the test data of the config)")  # fmt: skip
     parser.add_argument("--output", metavar="FOLDER", help="folder of the results (default: beside the weights)")

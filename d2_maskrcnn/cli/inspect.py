@@ -29,11 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--compare", default="", metavar="FILE", help="another weight file to compare the weights with")
     add("--layers", nargs="+", metavar="NAME", help="modules whose activations are shown instead of those inside the "
         "heads, such as backbone.bottom_up.res4.22.conv3")  # fmt: skip
-    add("--parts", nargs="+", metavar="PART", help="only these parts, such as anchors, masks, weights or data")
+    add(
+        "--parts",
+        nargs="+",
+        metavar="PART",
+        help="only these parts: result, anchors, boxes, masks, activations, weights, data",
+    )
     add("--score-threshold", type=float, default=0.5, metavar="S", help="minimum score of the final result (0.5)")
     add("--samples", type=int, default=6, metavar="N", help="number of augmented training images (6)")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys, such as MODEL.WEIGHTS "
-        "model.pth")  # fmt: skip
+        "model.pth; comes last")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> None:
