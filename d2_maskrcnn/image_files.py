@@ -115,7 +115,7 @@ def orientation(image: Image.Image) -> int | None:
 
 
 def load_upright(image: Image.Image) -> Image.Image:
-    """Decode an opened image and turn it upright as its EXIF orientation says."""
+    """Decode an opened image and turn it upright by its EXIF orientation."""
     if isinstance(image, TiffImageFile):
         image.filename = ""  # Pillow would map an uncompressed file with the sides of the upright image
     image.load()

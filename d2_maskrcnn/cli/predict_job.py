@@ -127,7 +127,9 @@ def _video_target(args: argparse.Namespace, inputs: Inputs) -> Path:
     output: Path = args.output
     if output.suffix.lower() not in VIDEO_SUFFIXES or output.is_dir():
         if output.is_file() or (has_media_suffix(output) and not output.is_dir()):
-            raise UserError(f"--output {output} is no video name; expected one such as {output.with_suffix('.mp4')}.")
+            raise UserError(
+                f"--output {output} is not a video file name; expected one such as {output.with_suffix('.mp4')}."
+            )
         stem = f"webcam{args.webcam}" if args.video_input is None else Path(args.video_input.split("?")[0]).stem
         output = output / f"{stem or 'stream'}.mp4"
     if output.suffix.lower() == ".webm":

@@ -106,9 +106,7 @@ def convert(
         UserError: the source is in no known format, nothing of it can be used, or the output cannot be written.
     """
     if to not in TARGETS:
-        raise UserError(
-            f"{to!r} is no format to convert to; expected one of {', '.join(TARGETS)}.{did_you_mean(to, TARGETS)}"
-        )
+        raise UserError(f"unknown format {to!r}; expected one of {', '.join(TARGETS)}.{did_you_mean(to, TARGETS)}")
     dataset = load(source, images, category, category_attribute)
     notes = clean(dataset, progress)
     if not dataset.images:

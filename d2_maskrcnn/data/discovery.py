@@ -70,7 +70,9 @@ def find_training_data(path: str | Path, folder: Path, val: str | Path | None = 
     elif files["val"]:
         found = _found(train, _only(files["val"], path, "validation data"), "")
     elif files["test"]:
-        found = _found(train, _only(files["test"], path, "test data"), "the test data, since there is no other")
+        found = _found(
+            train, _only(files["test"], path, "test data"), "the test data, since there is no validation data"
+        )
     else:
         found = _split_off(train, folder, seed)
     return replace(found, origin=origin)

@@ -145,7 +145,7 @@ def _weights(options: TrainingOptions, cfg: CfgNode, given: set[str], is_default
         except UserError as error:
             logger.info("%s", error)
     console.warning(
-        "No weights could be downloaded (log.txt says why): training from random weights, which needs more images and "
+        "No weights could be downloaded (see log.txt): training from random weights, which needs more images and "
         "time. Give a weight file, or copy the one trained on COCO to the path shown above."
     )
     return ""

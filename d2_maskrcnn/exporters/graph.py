@@ -28,7 +28,7 @@ from d2_maskrcnn.modeling.rpn.rpn import MaskRCNNRPN
 from d2_maskrcnn.ops import ROIPooler
 from d2_maskrcnn.structures.masks import MASK_THRESHOLD
 
-DROPPED = -1e30  # score of a box that is no candidate, far below every logit
+DROPPED = -1e30  # score of a box that is not a candidate, far below every logit
 _KEPT = DROPPED / 2  # scores above this are of candidates
 _GROUP_DISTANCE = 2.0**20  # pixels between the boxes of two groups, in float64
 

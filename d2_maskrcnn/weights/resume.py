@@ -78,14 +78,14 @@ def stored_class_names(checkpoint: Mapping[str, Any]) -> list[str]:
 
 
 def stored_category_ids(checkpoint: Mapping[str, Any]) -> list[int]:
-    """Return the category id of each class in a checkpoint's metadata; empty if there are none, or one is no number."""
+    """Return the category id of each class in a checkpoint's metadata; empty without any, or if one is not an int."""
     ids = stored_metadata(checkpoint).get("category_ids")
     is_list = isinstance(ids, list | tuple) and all(type(number) is int for number in ids)
     return list(ids) if is_list else []  # type: ignore[arg-type]
 
 
 def stored_metrics(checkpoint: Mapping[str, Any]) -> dict[str, float]:
-    """Return the metrics of the last evaluation in a checkpoint's metadata; what is no finite number is left out."""
+    """Return the metrics of the last evaluation in a checkpoint's metadata, without values that are not finite."""
     metrics = stored_metadata(checkpoint).get("metrics")
     items = metrics.items() if isinstance(metrics, Mapping) else ()
     return {str(name): value for name, value in items if type(value) in (int, float) and math.isfinite(value)}

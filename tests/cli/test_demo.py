@@ -133,8 +133,8 @@ def test_model_processes_give_the_same_detections(run_demo, make_video, tmp_path
         (["--video-input", "{video}", "--start", "50"], "no frame of its 2.0 s"),
         (["--video-input", "{video}", "--output", "{images}/v.webm"], "support H.264"),
         (["--video-input", "{video}", "--output", "{video}"], "would replace the input"),
-        (["--video-input", "{video}", "--output", "{images}/a.jpg"], "no video name"),
-        (["--video-input", "{video}", "--output", "{images}/v.gif"], "no video name"),
+        (["--video-input", "{video}", "--output", "{images}/a.jpg"], "not a video file name"),
+        (["--video-input", "{video}", "--output", "{images}/v.gif"], "not a video file name"),
         (
             ["--input", "{images}/a.jpg", "--output", "{images}/new.gif"],
             "expected a folder, or a file that ends in",

@@ -166,7 +166,7 @@ def check_coco_json(
 def _check_file(
     json_file: str | os.PathLike[str], image_root: str | os.PathLike[str] | None, purpose: Purpose, cfg: CfgNode | None
 ) -> Findings:
-    """Raise the errors of a COCO JSON file, log its warnings, and return what was found."""
+    """Raise the errors of a COCO JSON file, log its warnings, and return the findings."""
     findings = find_flaws(read_coco_json(json_file, annotations_required=purpose.train), image_root, purpose, cfg)
     errors, warnings = findings.of_severity("error"), findings.of_severity("warning")
     if errors:

@@ -100,7 +100,7 @@ class Work:
         return self._next_id[entries] - 1
 
     def remove_dropped(self) -> None:
-        """Remove the dropped entries, and the annotations of images that are gone."""
+        """Remove the dropped entries, and the annotations of dropped images."""
         data = self.content.data
         kept = {_id(each) for index, each in enumerate(data["images"]) if index not in self.dropped["images"]}
         gone = {_id(data["images"][index]) for index in self.dropped["images"]} - kept

@@ -115,7 +115,7 @@ def find_image(file_name: str, folders: Sequence[Path]) -> tuple[Path, str] | No
 
 
 def safe_name(name: str) -> str | None:
-    """Return a path inside of a folder as ``a/b.jpg``, or None if it is absolute, leaves the folder or is no path."""
+    """Return a path inside a folder as ``a/b.jpg``, or None if it is absolute, leaves the folder or is not a path."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts or ".." in parts or parts[0].startswith("/") or ":" in parts[0] or "\0" in name:
         return None
