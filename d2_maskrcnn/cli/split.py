@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     """Write one COCO JSON per part and print a table of their contents.
 
     Raises:
-        UserError: bad input, or an output file exists already.
+        UserError: bad input, or an output file exists already or is one of the dataset.
     """
     from d2_maskrcnn.data.coco.writing import to_coco, write_coco_json
     from d2_maskrcnn.data.formats import read
@@ -45,6 +45,10 @@ def run(args: argparse.Namespace) -> None:
     if existing and not args.overwrite:
         raise UserError(f"{existing[0]}: exists already; name another --output folder, or add --overwrite")
     dataset = read(args.dataset, args.images)
+    sources = {file.resolve() for file in dataset.files}
+    for path in paths:
+        if path.resolve() in sources:
+            raise UserError(f"{path}: is an annotation file of {args.dataset}; name another --output folder")
     parts = split(dataset, args.shares, args.seed, args.group_by)
     for path, part in zip(paths, parts, strict=True):
         write_coco_json(path, to_coco(part))

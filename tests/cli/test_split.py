@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,15 @@ def test_the_parts_can_be_trained_on(tiny_shapes, tmp_path, capsys, place):
     assert sum(summary.objects for summary in summaries) == whole.objects
     name = json.loads(files[0].read_text())["images"][0]["file_name"]
     assert name.startswith("train/") if place == "beside the images" else name.startswith(str(shapes))
+
+
+def test_the_source_is_not_replaced(tiny_shapes, tmp_path, capsys):
+    source = Path(shutil.copy(tiny_shapes / "annotations" / "instances_train.json", tmp_path))
+    before = source.read_bytes()
+    images = ["--images", str(tiny_shapes / "train")]
+    assert main(["split", str(source), "--output", str(tmp_path), "--overwrite", *images]) == 2
+    assert "instances_train.json: is an annotation file of" in capsys.readouterr().err
+    assert source.read_bytes() == before and not (tmp_path / "instances_val.json").exists()
 
 
 def test_nothing_is_overwritten_without_being_asked(tiny_shapes, tmp_path, capsys):
