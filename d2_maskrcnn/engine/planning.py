@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from d2_maskrcnn.config.keys import get_value
+from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 
 SEEN_IMAGES = 4000  # images that fine-tuning sees at least, however small the dataset is
@@ -107,7 +108,14 @@ def plan_training(
         epochs: passes over the training images; None for a number by the size of the data.
         from_scratch: whether the model starts from random weights, which takes longer.
         processes: number of processes.
+
+    Raises:
+        UserError: ``epochs`` or the given ``SOLVER.IMS_PER_BATCH`` is not above 0.
     """
+    if epochs is not None and not 0 < epochs < math.inf:
+        raise UserError(f"epochs is {epochs:g}; expected a number above 0.")
+    if "SOLVER.IMS_PER_BATCH" in given and cfg.SOLVER.IMS_PER_BATCH < 1:
+        raise UserError(f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected at least 1 image per iteration.")
     planner = _Planner(cfg, given)
     images = max(train.images_with_objects if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else train.images, 1)
     planner.plan_batch(images, processes)

@@ -3,6 +3,7 @@ import pytest
 
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.engine.planning import plan_training, summarize
+from d2_maskrcnn.errors import UserError
 
 
 def records(count, side=100, objects=1, rle=False):
@@ -73,3 +74,16 @@ def test_anchors_are_compared_with_the_objects():
     scratch = plan(records(9, side=6), from_scratch=True)
     assert scratch.settings["MODEL.ANCHOR_GENERATOR.SIZES"] == [[16], [32], [64], [128], [256]]
     assert len(scratch.lines) <= 10
+
+
+@pytest.mark.parametrize("epochs", [0, -3, float("nan"), float("inf")])
+def test_numbers_of_epochs_that_cannot_be_trained(epochs):
+    with pytest.raises(UserError, match=r"epochs is .*expected a number above 0"):
+        plan(records(10), epochs=epochs)
+
+
+def test_batches_without_an_image():
+    cfg, data = load_config("mrcnn_R101"), summarize(records(10))
+    cfg.SOLVER.IMS_PER_BATCH = 0
+    with pytest.raises(UserError, match="IMS_PER_BATCH is 0"):
+        plan_training(cfg, data, data, given=["SOLVER.IMS_PER_BATCH"])
