@@ -90,8 +90,12 @@ def find_test_data(path: str | Path, folder: Path) -> tuple[Path, Path]:
     """
     given, _ = _as_coco(Path(path).expanduser(), folder)
     files = {"": [given]} if given.is_file() else _by_role(_coco_files(given))
-    chosen = next((files[role] for role in ("val", "test", "", "train") if files.get(role)), [])
-    test = _only(chosen, path, "test data")
+    role = next((role for role in ("val", "test", "", "train") if files.get(role)), "")
+    test = _only(files[role], path, "test data")
+    if role not in ("val", "test") and test != given:
+        logger.warning(
+            "%s has no validation or test data: %s is evaluated, which may contain training images", path, test
+        )
     return test, _images(test)
 
 

@@ -75,6 +75,15 @@ def test_other_formats_are_converted(place, tmp_path):
     assert len(list(found.train_images.iterdir())) == 12
 
 
+def test_evaluating_on_what_may_be_training_data_is_a_warning(place, tmp_path, caplog):
+    root = place({"train": "all.json"}, ("train", "images"))
+    assert find_test_data(root, tmp_path)[0] == root / "all.json"
+    assert "has no validation or test data" in caplog.text
+    caplog.clear()
+    find_test_data(root / "all.json", tmp_path)
+    assert not caplog.text
+
+
 def test_bad_folders(place, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no annotations"):
