@@ -29,7 +29,7 @@ def test_mean_over_images(trainer_of, tiny_cfg):
     records = DatasetCatalog.get(name)
     means = []
     for index, record in enumerate(records):
-        single = f"{name}_{index}"
+        single = f"{name}_image_{index}"
         DatasetCatalog.register(single, lambda record=record: [record])
         cfg = trainer.cfg.clone()
         cfg.defrost()
