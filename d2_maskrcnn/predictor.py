@@ -292,10 +292,12 @@ def class_indices(classes: Sequence[str | int] | None, names: Sequence[str], cou
         count: number of classes of the model.
 
     Raises:
-        UserError: there is no such class; the most similar one is suggested.
+        UserError: no class is named, or there is no such class; the most similar one is suggested.
     """
-    if not classes:
+    if classes is None:
         return None
+    if len(classes) == 0:
+        raise UserError("classes is empty: name at least one class, or give None for all.")
     lower = {name.lower(): index for index, name in enumerate(names)}
     chosen = []
     for item in map(str, classes):

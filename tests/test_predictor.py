@@ -137,6 +137,7 @@ def test_bad_images(predictor, source, message):
         ({"precision": "float16"}, "is for GPUs"),
         ({"classes": ["circl"]}, "Did you mean circle"),
         ({"classes": [9]}, "no class '9'"),
+        ({"classes": []}, "classes is empty"),
         ({"threshold": 2}, "from 0 to 1"),
         ({"precision": "int8"}, "float32"),
         ({"overrides": ["MODEL.NO", "1"]}, r"MODEL\.NO"),
