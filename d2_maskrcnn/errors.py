@@ -161,7 +161,7 @@ def import_extra(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"The package {module} is not installed: pip install 'd2_maskrcnn[{extra}]' ({error})."
+            f'The package {module} is not installed: pip install "d2_maskrcnn[{extra}]" ({error}).'
         ) from error
 
 

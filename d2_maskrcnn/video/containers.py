@@ -12,7 +12,7 @@ from d2_maskrcnn.weights.download import is_remote
 try:
     import av
 except ImportError as error:
-    raise UserError("Reading and writing videos needs PyAV: pip install 'd2_maskrcnn[demo]'.") from error
+    raise UserError('Reading and writing videos needs PyAV: pip install "d2_maskrcnn[demo]".') from error
 
 LIVE_SCHEMES = ("rtsp://", "rtsps://", "rtmp://", "rtp://", "udp://", "srt://")
 DOWNLOAD_RETRIES = 5  # reconnects to a server when the download of a file stalls or breaks off
