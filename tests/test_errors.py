@@ -111,5 +111,5 @@ def test_did_you_mean(name, known, cutoff, expected):
 
 def test_missing_packages_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"onnxruntime is not installed: pip install 'd2_maskrcnn\[onnx\]'"):
+    with pytest.raises(UserError, match=r"onnxruntime is not installed: pip install \"d2_maskrcnn\[onnx\]\""):
         import_extra("onnxruntime", "onnx")
