@@ -175,10 +175,13 @@ def _show_run(trainer: Trainer) -> None:
         {name: summarize(dataset_records(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
     ):
         console.info("%s", line)
+    if trainer.start_iter >= trainer.max_iter:
+        return  # finished, which the trainer reports
+    origin = "the last checkpoint" if trainer.start_iter else cfg.MODEL.WEIGHTS or "random weights"
     per_epoch = trainer.images_in_epoch / cfg.SOLVER.IMS_PER_BATCH
     console.info(
         "Training from %s: iterations %d to %d of batches of %d, %.4g epochs; evaluation every %s iterations",
-        cfg.MODEL.WEIGHTS or "random weights", trainer.start_iter, trainer.max_iter - 1, cfg.SOLVER.IMS_PER_BATCH,
+        origin, trainer.start_iter, trainer.max_iter - 1, cfg.SOLVER.IMS_PER_BATCH,
         trainer.max_iter / per_epoch, cfg.TEST.EVAL_PERIOD or trainer.max_iter,
     )  # fmt: skip
 

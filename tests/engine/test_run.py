@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import yaml
 
 import d2_maskrcnn
 import d2_maskrcnn.engine
+from d2_maskrcnn.cli.main import main
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.errors import UserError
 from tests.conftest import NARROW_MODEL
@@ -151,3 +153,13 @@ def test_bad_arguments(trained, tiny_shapes, tmp_path):
         d2_maskrcnn.train(tiny_shapes, weights="nowhere.pth", output=tmp_path / "a")
     with pytest.raises(UserError, match="no such file or folder"):
         d2_maskrcnn.train(tmp_path / "nowhere", output=tmp_path / "b")
+
+
+def test_a_finished_training_that_is_resumed_names_no_iterations(trained, tmp_path, capsys):
+    result, _ = trained
+    output = shutil.copytree(result.output, tmp_path / "out")
+    command = ["train", "--resume", "--config-file", str(output / "plan.yaml"), "OUTPUT_DIR", str(output)]
+    assert main(command) == 0
+    text = capsys.readouterr()
+    printed = text.out + text.err
+    assert "This training is finished" in printed and "Training from" not in printed
