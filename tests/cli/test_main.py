@@ -7,7 +7,12 @@ import sys
 import pytest
 
 from d2_maskrcnn._version import __version__
+from d2_maskrcnn.cli import convert, export, predict
 from d2_maskrcnn.cli import main as cli
+from d2_maskrcnn.config import rules
+from d2_maskrcnn.data.conversion import TARGETS
+from d2_maskrcnn.exporters.export import WRITERS
+from d2_maskrcnn.runtimes.metadata import SUFFIXES
 
 
 def test_help_names_every_command_and_imports_nothing_heavy(repo_dir):
@@ -91,3 +96,12 @@ def test_module_of_the_package(repo_dir):
     result = subprocess.run(words, cwd=repo_dir, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "engine" in result.stdout and "torch" in result.stdout.lower()
+
+
+def test_names_that_help_lists_without_imports_are_those_of_the_package():
+    """The parsers have copies, so that help does not import the modules behind a command."""
+    assert predict.PRECISIONS == rules.PRECISIONS
+    assert tuple(TARGETS) == convert.FORMATS
+    assert set(predict.ANNOTATION_FORMATS) == set(TARGETS) - {"voc"}
+    assert set(export.FORMATS) == set(WRITERS)
+    assert set(SUFFIXES) < set(predict.WEIGHT_SUFFIXES)
