@@ -5,7 +5,6 @@ It is apart from :mod:`d2_maskrcnn.cli.train`, so that ``--help`` does not impor
 
 import argparse
 import contextlib
-from pathlib import Path
 
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.engine import launch, under_torchrun
@@ -15,7 +14,7 @@ from d2_maskrcnn.engine.run import evaluate, evaluate_config, train_config, trai
 from d2_maskrcnn.engine.setup import prepared
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.training import inspection_hooks
-from d2_maskrcnn.weights.resume import find_checkpoints
+from d2_maskrcnn.weights.resume import existing_training
 from detectron2.utils import comm
 
 PLANNED = ("val", "epochs", "batch_size", "image_size")  # options that need --data
@@ -74,7 +73,7 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _refuse_overwriting(folder: str, resume: bool) -> None:
-    existing = next((path for path in find_checkpoints(folder) if Path(path).is_file()), None)
+    existing = existing_training(folder)
     if existing and not resume:
         raise UserError(
             f"OUTPUT_DIR {folder} already contains a training ({existing}): add --resume to continue it, or choose "

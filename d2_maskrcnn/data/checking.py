@@ -17,7 +17,7 @@ from d2_maskrcnn.data.flaws.repair import repair
 from d2_maskrcnn.data.flaws.train_and_val import check_parts
 from d2_maskrcnn.data.formats.dataset import Dataset
 from d2_maskrcnn.errors import UserError, printable
-from d2_maskrcnn.weights.atomic import atomic_write_text
+from d2_maskrcnn.weights.atomic import write_output
 from detectron2.config import CfgNode
 
 
@@ -164,11 +164,7 @@ def write_json(report: CheckReport, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path, json.dumps(report.as_dict(), indent=1))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from error
+    write_output(path, json.dumps(report.as_dict(), indent=1))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.coco.records import register_coco_json
 from d2_maskrcnn.data.flaws.images import candidate_folders, is_inside
+from d2_maskrcnn.data.formats.dataset import common_folder
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -152,7 +153,7 @@ def guess_image_folder(json_file: Path, key: str) -> Path:
     listed = [image.get("file_name") for image in images if isinstance(image, dict)]
     absolute = [name for name in listed if isinstance(name, str) and os.path.isabs(name)]
     if absolute and len(absolute) == len(listed):
-        common = Path(os.path.commonpath([os.path.dirname(name) for name in absolute]))
+        common = common_folder(absolute)
         if common.is_dir():
             return common
     names = listed[:5]

@@ -31,7 +31,7 @@ from d2_maskrcnn.modeling.precision import set_precision
 from d2_maskrcnn.runtimes import ExportedModel, is_exported
 from d2_maskrcnn.weights.download import is_remote
 from d2_maskrcnn.weights.readers import read_weights
-from d2_maskrcnn.weights.resume import find_checkpoints, stored_class_names, stored_metrics
+from d2_maskrcnn.weights.resume import existing_training, stored_class_names, stored_metrics
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
@@ -162,10 +162,10 @@ def train_config(
 
 
 def _refuse_overwriting(folder: str, resume: bool) -> None:
-    existing = find_checkpoints(folder)
-    if existing and not resume and Path(existing[0]).is_file():
+    existing = existing_training(folder)
+    if existing and not resume:
         raise UserError(
-            f"OUTPUT_DIR {folder} already contains a training ({existing[0]}): resume it, or choose another OUTPUT_DIR."
+            f"OUTPUT_DIR {folder} already contains a training ({existing}): resume it, or choose another OUTPUT_DIR."
         )
 
 

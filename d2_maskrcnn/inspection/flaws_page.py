@@ -18,7 +18,7 @@ from d2_maskrcnn.inspection.page import environment
 from d2_maskrcnn.structures.masks import decode_segmentation, mask_to_polygons
 from d2_maskrcnn.visualization.palette import GREEN, ORANGE
 from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_points, raster
-from d2_maskrcnn.weights.atomic import atomic_write_text
+from d2_maskrcnn.weights.atomic import write_output
 
 EXAMPLES = 6  # images shown per kind of flaw
 SHOWN_IDS = 200  # listed per kind of flaw
@@ -72,11 +72,7 @@ def write_flaws_page(report: CheckReport, path: Path) -> None:
         for part in report.parts
     ]
     html = environment().get_template("flaws.html.jinja").render(report=Page(about, parts), about_data=about_data)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path, html)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from error
+    write_output(path, html)
 
 
 def _show(part: CheckedPart, found: Flaw) -> ShownFlaw:

@@ -143,6 +143,19 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     atomic_write_bytes(path, text.encode())
 
 
+def write_output(path: Path, text: str) -> None:
+    """Write a file that a user named, as :func:`atomic_write_text` does; its folder is created if it is missing.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file or folder") from error
+    atomic_write_text(path, text)
+
+
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` as :func:`atomic_write_text` does.
 

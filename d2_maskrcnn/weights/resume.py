@@ -29,6 +29,11 @@ def find_checkpoints(folder: str | Path) -> list[str]:
     return [str(folder / name) for name in names]
 
 
+def existing_training(folder: str | Path) -> str | None:
+    """Return a checkpoint of the training in ``folder``; None if it contains none."""
+    return next((path for path in find_checkpoints(folder) if Path(path).is_file()), None)
+
+
 def _read_tag(path: Path) -> list[str]:
     if not path.is_file():
         return []

@@ -10,10 +10,10 @@ from pycocotools import mask as mask_util
 
 from d2_maskrcnn.data.flaws.images import candidate_folders
 from d2_maskrcnn.data.flaws.schema import is_id
-from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile, bounding_box
+from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile, bounding_box, common_folder
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import segmentation_to_rle
-from d2_maskrcnn.weights.atomic import atomic_write_text
+from d2_maskrcnn.weights.atomic import write_output
 
 
 def to_coco(dataset: Dataset) -> dict[str, Any]:
@@ -70,21 +70,13 @@ def write_coco_json(path: Path, data: Mapping[str, Any]) -> None:
         UserError: the file cannot be written.
     """
     names = [image["file_name"] for image in data["images"]]
-    folder = _common_folder(names)
+    folder = common_folder(names) if names else None
     near = next((each for each in candidate_folders(path.absolute()) if _is_in(folder, each)), None)
     if near is not None:
         names = [Path(os.path.relpath(name, near)).as_posix() for name in names]
         images = [{**image, "file_name": name} for image, name in zip(data["images"], names, strict=True)]
         data = {**data, "images": images}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(path, json.dumps(data, ensure_ascii=False))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder") from error
-
-
-def _common_folder(names: list[str]) -> Path | None:
-    return Path(os.path.commonpath([os.path.dirname(name) for name in names])) if names else None
+    write_output(path, json.dumps(data, ensure_ascii=False))
 
 
 def _is_in(folder: Path | None, parent: Path) -> bool:

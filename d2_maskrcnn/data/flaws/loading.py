@@ -12,7 +12,7 @@ from d2_maskrcnn.data.coco.writing import to_coco
 from d2_maskrcnn.data.flaws.flaw import EXAMPLES, Flaw
 from d2_maskrcnn.data.flaws.images import candidate_folders, is_inside
 from d2_maskrcnn.data.formats import read, recognize
-from d2_maskrcnn.data.formats.dataset import Dataset, Dropped
+from d2_maskrcnn.data.formats.dataset import Dataset, Dropped, common_folder
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
@@ -71,7 +71,7 @@ def _image_root(path: Path, data: dict[str, Any]) -> Path:
     listed = [image.get("file_name") for image in data["images"] if isinstance(image, dict)]
     names = [name for name in listed if isinstance(name, str) and name and "\0" not in name]
     if names and all(map(os.path.isabs, names)):
-        return Path(os.path.commonpath([os.path.dirname(name) for name in names]))
+        return common_folder(names)
     folders = candidate_folders(path)
     probed = names[:_PROBED]
     hits = [sum(is_inside(folder, name) and os.path.isfile(folder / name) for name in probed) for folder in folders]
@@ -124,7 +124,7 @@ def _from_catalog(name: str) -> Content:
         "categories": [{"id": i, "name": names[i] if i < len(names) else f"class {i}"} for i in classes],
     }  # fmt: skip
     files = [image["file_name"] for image in data["images"]]
-    root = Path(os.path.commonpath([os.path.dirname(each) for each in files])) if files else None
+    root = common_folder(files) if files else None
     for image in data["images"]:
         image["file_name"] = os.path.relpath(image["file_name"], root)
     return Content(name, data, root, _split_of(Path(name)))

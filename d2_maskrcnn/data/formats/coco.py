@@ -10,7 +10,7 @@ from d2_maskrcnn.data.coco.reader import check_coco
 from d2_maskrcnn.data.flaws.flaw import shorten
 from d2_maskrcnn.data.flaws.images import candidate_folders
 from d2_maskrcnn.data.flaws.schema import CATEGORY_RULES, IMAGE_RULES, first_fault, is_id
-from d2_maskrcnn.data.formats.dataset import Annotation, Category, Dataset, merge
+from d2_maskrcnn.data.formats.dataset import Annotation, Category, Dataset, common_folder, merge
 from d2_maskrcnn.data.formats.image_files import Reference, add_images
 from d2_maskrcnn.data.formats.recognition import Source
 
@@ -82,7 +82,7 @@ def _folders(path: Path, references: list[Reference]) -> list[Path]:
     """Return where the images can be; if all names are absolute, also the folder that contains all of them."""
     names = [each.file_name for each in references]
     if names and all(map(os.path.isabs, names)):
-        return [Path(os.path.commonpath(list(map(os.path.dirname, names)))), *candidate_folders(path)]
+        return [common_folder(names), *candidate_folders(path)]
     return candidate_folders(path)
 
 

@@ -155,7 +155,7 @@ class Dataset:
         """
         if not self.images:
             raise UserError(f"{self.source}: no images; expected at least one readable image")
-        return Path(os.path.commonpath([image.path.parent for image in self.images]))
+        return common_folder(image.path for image in self.images)
 
     def add_category(self, name: str) -> int:
         """Return the id of the category with this name, which is appended if it is new."""
@@ -212,3 +212,8 @@ def _append(joined: Dataset, part: Dataset, number_of: dict[str, int]) -> None:
         annotation.category_id = number_of[names[annotation.category_id]]
         joined.annotations.append(annotation)
     joined.dropped += part.dropped
+
+
+def common_folder(files: Iterable[str | Path]) -> Path:
+    """Return the innermost folder that contains all files; there is at least one, and their paths are absolute."""
+    return Path(os.path.commonpath([os.path.dirname(file) for file in files]))

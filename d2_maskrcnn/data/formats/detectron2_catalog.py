@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from d2_maskrcnn.data.formats.dataset import Annotation, Category, Dataset
+from d2_maskrcnn.data.formats.dataset import Annotation, Category, Dataset, common_folder
 from d2_maskrcnn.data.formats.image_files import Reference, add_images
 from d2_maskrcnn.structures.masks import Rle
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -22,7 +22,7 @@ def read_registered(name: str) -> Dataset:
     metadata = MetadataCatalog.get(name)
     dataset = Dataset(name, "registered")
     paths = [os.path.abspath(record["file_name"]) for record in records]
-    root = Path(os.path.commonpath([os.path.dirname(path) for path in paths])) if paths else Path()
+    root = common_folder(paths) if paths else Path()
     references = [
         Reference(
             Path(path).relative_to(root).as_posix(),

@@ -2,14 +2,13 @@
 
 import csv
 import io
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from d2_maskrcnn.data.conversion import TARGETS
 from d2_maskrcnn.data.formats.cleaning import clean
-from d2_maskrcnn.data.formats.dataset import Dataset, ImageFile
+from d2_maskrcnn.data.formats.dataset import Dataset, ImageFile, common_folder
 from d2_maskrcnn.data.formats.image_files import Reference, add_images
 from d2_maskrcnn.data.formats.output import Output
 from d2_maskrcnn.data.formats.predictions import add_predictions, prediction_dataset
@@ -102,7 +101,7 @@ def _find(names: Sequence[str]) -> dict[str, ImageFile]:
         if "://" in name:
             raise UserError(f"{name}: annotations refer to image files; download the image and give its path")
     paths = [Path(name).absolute() for name in names]
-    root = Path(os.path.commonpath([path.parent for path in paths]))
+    root = common_folder(paths)
     dataset = Dataset("predictions", "predictions")
     references = [Reference(path.relative_to(root).as_posix(), str(path), folders=[root]) for path in paths]
     added = add_images(dataset, references, [root])
