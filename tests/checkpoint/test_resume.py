@@ -238,6 +238,7 @@ def test_a_state_that_does_not_fit_is_named(folder):
 PROCESS = """
 import sys, torch, torch.distributed as dist
 import d2_maskrcnn
+from d2_maskrcnn import compat
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from detectron2.utils import comm
 
@@ -266,7 +267,7 @@ print(rank, "equal", torch.equal(weights[0], weights[1]))
 print(rank, "own", attempt(lambda: checkpointer(own).resume_or_load("", resume=True)))
 print(rank, "load", attempt(lambda: checkpointer(own).load(own + "/model_0000001.pth")))
 dist.barrier()
-dist.destroy_process_group()
+compat.destroy_process_groups()
 """
 
 

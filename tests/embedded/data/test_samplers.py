@@ -13,6 +13,7 @@ from detectron2.data.samplers import (
     RepeatFactorTrainingSampler,
     TrainingSampler,
 )
+from detectron2.utils import comm
 
 
 def take(sampler, count):
@@ -104,7 +105,7 @@ def test_inference_sampler_in_one_process():
 def ask_samplers(rank, meeting, answers):
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     answers.put((rank, take(TrainingSampler(6), 6), list(InferenceSampler(5))))
-    torch.distributed.destroy_process_group()
+    comm.destroy_process_groups()
 
 
 def test_two_processes_agree_on_a_seed_and_share_the_work(tmp_path):

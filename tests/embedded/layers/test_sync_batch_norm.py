@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 from detectron2.layers import get_norm
+from detectron2.utils import comm
 
 SPLITS = [(0, 4), (3, 1), (2, 2)]  # samples of the two processes
 
@@ -32,7 +33,7 @@ def work(rank, folder):
             dist.all_reduce(weight_gradient)  # as data-parallel training does
             results[name, split] = (y.detach(), x.grad, weight_gradient, layer.running_mean, layer.running_var)
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    comm.destroy_process_groups()
 
 
 @pytest.fixture(scope="module")

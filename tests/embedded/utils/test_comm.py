@@ -57,7 +57,7 @@ def work(rank, folder):
     }
     comm.synchronize()
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    comm.destroy_process_groups()
 
 
 def losses(rank):
