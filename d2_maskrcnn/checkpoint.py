@@ -14,7 +14,7 @@ from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn._version import __version__
 from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.distributed import gather, run_together, unwrap
-from d2_maskrcnn.errors import UserError, doing
+from d2_maskrcnn.errors import UserError, doing, import_extra
 from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, make_folder, plain_values
 from d2_maskrcnn.weights.comparison import (
     LoadReport,
@@ -37,7 +37,7 @@ from d2_maskrcnn.weights.resume import (
     stored_metadata,
     stored_metrics,
 )
-from d2_maskrcnn.weights.safetensors_files import require_safetensors, write_safetensors
+from d2_maskrcnn.weights.safetensors_files import write_safetensors
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -85,7 +85,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(unwrap(model), save_dir, save_to_disk=save_to_disk, **checkpointables)
         if safetensors:
-            require_safetensors("D2_MASKRCNN.SAFETENSORS True")
+            import_extra("safetensors", "safetensors")  # before the training, not at its end
         self.logger = logger
         self.class_names = None if class_names is None else [str(name) for name in class_names]
         self.category_ids = None if category_ids is None else [int(number) for number in category_ids]

@@ -1,7 +1,5 @@
 """Read and write safetensors files: weights alone, with the metadata of a checkpoint as text."""
 
-import importlib
-import importlib.util
 import json
 import os
 from collections.abc import Mapping
@@ -10,28 +8,12 @@ from typing import Any
 
 import torch
 
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, import_extra
 from d2_maskrcnn.weights.atomic import atomic_write_bytes
 from d2_maskrcnn.weights.formats import damaged
 
 _TEXT = ("config", "d2_maskrcnn", "torch")  # entries of the metadata that are text; the others are stored as JSON
 _JSON = ("engine", "thing_classes", "category_ids", "iteration", "metrics")
-
-
-def require_safetensors(purpose: str) -> None:
-    """Check that the package safetensors is installed.
-
-    Args:
-        purpose: what it is needed for, such as ``reading a.safetensors``.
-
-    Raises:
-        UserError: it is not.
-    """
-    if importlib.util.find_spec("safetensors") is None:
-        raise UserError(
-            f'{purpose} needs the package safetensors: pip install "d2_maskrcnn[safetensors]" (or pip install '
-            "safetensors)."
-        )
 
 
 def write_safetensors(state: Mapping[str, torch.Tensor], path: str | os.PathLike[str], metadata: Any = None) -> None:
@@ -46,11 +28,10 @@ def write_safetensors(state: Mapping[str, torch.Tensor], path: str | os.PathLike
     Raises:
         UserError: safetensors is not installed, or the file cannot be written.
     """
-    require_safetensors(f"Writing {path}")
+    save = import_extra("safetensors.torch", "safetensors").save
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     items = metadata.items() if isinstance(metadata, Mapping) else ()
     texts = {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in items}
-    save = importlib.import_module("safetensors.torch").save
     atomic_write_bytes(path, save(tensors, {"format": "pt", **texts}))
 
 
@@ -63,10 +44,10 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     Raises:
         UserError: safetensors is not installed, or the file is damaged.
     """
-    require_safetensors(f"Reading {path}")
-    safetensors = importlib.import_module("safetensors")
+    load_file = import_extra("safetensors.torch", "safetensors").load_file
+    safetensors = import_extra("safetensors", "safetensors")
     try:
-        state = importlib.import_module("safetensors.torch").load_file(str(path))
+        state = load_file(str(path))
         with safetensors.safe_open(str(path), "pt") as file:
             texts = file.metadata() or {}
     except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:  # KeyError: a dtype torch lacks

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.weights.formats import check_whole, file_kind
 from d2_maskrcnn.weights.readers import read_weights
-from d2_maskrcnn.weights.safetensors_files import importlib, write_safetensors
+from d2_maskrcnn.weights.safetensors_files import write_safetensors
 
 METADATA = {
     "config": "MODEL: {}",
@@ -64,7 +65,7 @@ def test_damaged_files_are_refused(tmp_path, damage):
 def test_the_missing_package_is_named(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     write_safetensors({"a": torch.ones(1)}, path)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)  # as if it were not installed
     for use in (lambda: read_weights(path), lambda: write_safetensors({}, path)):
         with pytest.raises(UserError, match=r'pip install "d2_maskrcnn\[safetensors\]"'):
             use()
