@@ -10,13 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from d2_maskrcnn.structures.detections import Detections
-from d2_maskrcnn.structures.masks import EMPTY_WINDOW, Window
+from d2_maskrcnn.structures.windows import EMPTY_WINDOW, Crop, Window, common_pixels, restrict
 
 SAME = 0.5  # IoU in the overlap of two tiles above which two masks are of one object
 CONTAINED = 0.8  # share of a cut part inside a complete object above which it is a part of it
 BORDER = 0.02  # share of a tile: a box that ends so close to a border inside the image is cut by it
-
-Crop = tuple[Window, np.ndarray]
 
 
 @dataclass
@@ -45,15 +43,10 @@ def parts_of(detections: Detections, tile: Window, index: int, image_size: tuple
     for number in range(len(detections)):
         box = detections.boxes[number] + offset
         distance = np.abs(box - np.array(tile, np.float32))
-        crop = _crop_in_image(detections, number, tile)
+        window, pixels = crop_of(detections, number)
+        crop = (window.shifted(tile.x0, tile.y0), pixels)
         cut = bool((inner & (distance <= margin)).any())
         yield Part(box, crop, float(detections.scores[number]), int(detections.classes[number]), index, cut)
-
-
-def _crop_in_image(detections: Detections, number: int, tile: Window) -> Crop:
-    """Return the mask of a detection of a tile, or its whole box if it has none, in the frame of the image."""
-    window, pixels = crop_of(detections, number)
-    return Window(window.x0 + tile.x0, window.y0 + tile.y0, window.x1 + tile.x0, window.y1 + tile.y0), pixels
 
 
 def crop_of(detections: Detections, number: int) -> Crop:
@@ -96,7 +89,7 @@ def _same_objects(parts: list[Part], tiles: Sequence[Window]) -> tuple[list[int]
         if not by_tile[number]:
             continue
         for later in range(number + 1, len(tiles)):
-            shared = _intersection(tile, tiles[later])
+            shared = tile.intersection(tiles[later])
             if tiles[later].y0 >= tile.y1:
                 break  # tiles are sorted by rows
             if not by_tile[later] or shared.x0 >= shared.x1:
@@ -120,7 +113,7 @@ def _overlapping(parts: list[Part], ones: list[int], others: list[int]) -> Itera
 
 def _same_in(shared: Window, a: Part, b: Part) -> bool:
     """Return whether two masks agree in the overlap of their tiles."""
-    one, other = _restrict(a.crop, shared), _restrict(b.crop, shared)
+    one, other = restrict(a.crop, shared), restrict(b.crop, shared)
     both = common_pixels(one, other)
     if not both:
         return False
@@ -154,30 +147,8 @@ def _join(parts: list[Part]) -> Part:
     union = Window(*windows[:, :2].min(axis=0).tolist(), *windows[:, 2:].max(axis=0).tolist())
     pixels = np.zeros((union.y1 - union.y0, union.x1 - union.x0), np.uint8)
     for part in (each for each in parts if each.crop[1].size):
-        pixels[_relative(part.crop[0], union).slices] |= part.crop[1]
+        pixels[part.crop[0].inside(union).slices] |= part.crop[1]
     boxes = np.stack([part.box for part in parts])
     box = np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)])
     best = max(parts, key=lambda part: part.score)
     return Part(box, (union, pixels), best.score, best.label, best.tile, cut=True)
-
-
-def _intersection(a: Window, b: Window) -> Window:
-    x0, y0 = max(a.x0, b.x0), max(a.y0, b.y0)
-    return Window(x0, y0, max(x0, min(a.x1, b.x1)), max(y0, min(a.y1, b.y1)))
-
-
-def _relative(window: Window, outer: Window) -> Window:
-    """Return a window in the frame of one that contains it."""
-    return Window(window.x0 - outer.x0, window.y0 - outer.y0, window.x1 - outer.x0, window.y1 - outer.y0)
-
-
-def _restrict(crop: Crop, window: Window) -> Crop:
-    """Return the part of a mask inside a window."""
-    inside = _intersection(crop[0], window)
-    return inside, crop[1][_relative(inside, crop[0]).slices]
-
-
-def common_pixels(a: Crop, b: Crop) -> int:
-    """Count the pixels that two masks have in common."""
-    both = _intersection(a[0], b[0])
-    return int(np.count_nonzero(a[1][_relative(both, a[0]).slices] & b[1][_relative(both, b[0]).slices]))

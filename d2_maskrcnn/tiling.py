@@ -17,8 +17,8 @@ from tqdm import tqdm
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import BoxMasks, CropMasks, MaskSequence
-from d2_maskrcnn.structures.masks import Window
-from d2_maskrcnn.tile_merging import SAME, Crop, Part, common_pixels, crop_of, merge_parts, parts_of
+from d2_maskrcnn.structures.windows import Crop, Window, common_pixels
+from d2_maskrcnn.tile_merging import SAME, Part, crop_of, merge_parts, parts_of
 
 MIN_TILE = 32  # pixels
 COMPARED_SIDE = 2048  # pixels of the longer side at which objects of the whole image are compared with those of tiles

@@ -43,7 +43,7 @@ class Detections:
         Args:
             instances: with ``pred_boxes``, ``scores``, ``pred_classes`` and optionally ``pred_masks``: (N, 1, S, S)
                 probabilities inside each box, (N, H, W) bool, :class:`Masks`, or the
-                lazy masks of :class:`~d2_maskrcnn.structures.lazy_masks.MaskInstances`.
+                lazy masks of :class:`~d2_maskrcnn.structures.mask_instances.MaskInstances`.
             image_size: (H, W) of the image to scale to; None keeps the frame of ``instances``.
 
         Returns:

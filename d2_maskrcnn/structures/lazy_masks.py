@@ -7,7 +7,6 @@ pasted from. The coordinate frame is that of :mod:`d2_maskrcnn.structures.masks`
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from copy import copy
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,13 +15,11 @@ import torch
 from d2_maskrcnn.structures.masks import (
     MASK_THRESHOLD,
     Rle,
-    Window,
     encode_rle,
     mask_to_polygons,
     paste_crop,
-    paste_masks,
 )
-from detectron2.structures import Instances
+from d2_maskrcnn.structures.windows import Crop, Window
 
 Index = int | slice | Sequence[int] | np.ndarray
 
@@ -44,7 +41,7 @@ class Masks(ABC):
         """Select masks by an integer (giving a batch of one), a slice, an index array or a bool array."""
 
     @abstractmethod
-    def crop(self, index: int) -> tuple[Window, np.ndarray]:
+    def crop(self, index: int) -> Crop:
         """Return a window that contains mask ``index``, and its pixels there: (h, w) uint8 in {0, 1}.
 
         Both are empty where the mask has no pixels in the image.
@@ -117,12 +114,12 @@ class BoxMasks(Masks):
         index = [index] if isinstance(index, int) else index
         return BoxMasks(self.boxes[index], self.probabilities[index], self.image_size, self.threshold)
 
-    def crop(self, index: int) -> tuple[Window, np.ndarray]:
+    def crop(self, index: int) -> Crop:
         """See :meth:`Masks.crop`; the window is one pixel larger than the box on each side."""
         window, values = self.probability_crop(index)
         return window, (values >= self.threshold).view(np.uint8)  # (h, w)
 
-    def probability_crop(self, index: int) -> tuple[Window, np.ndarray]:
+    def probability_crop(self, index: int) -> Crop:
         """Return the window of mask ``index`` and its probabilities there before thresholding, (h, w) float32."""
         return paste_crop(self.probabilities[index], self.boxes[index], *self.image_size)
 
@@ -170,7 +167,7 @@ class CropMasks(Masks):
         chosen = np.atleast_1d(np.arange(len(self))[index])
         return CropMasks([self.windows[i] for i in chosen], [self.bitmaps[i] for i in chosen], self.image_size)
 
-    def crop(self, index: int) -> tuple[Window, np.ndarray]:
+    def crop(self, index: int) -> Crop:
         """See :meth:`Masks.crop`; the window is the mask's tight box."""
         return self.windows[index], self.bitmaps[index]
 
@@ -195,112 +192,7 @@ class MaskSequence(Masks):
         chosen._index = [self._index[i] for i in np.atleast_1d(np.arange(len(self))[index])]
         return chosen
 
-    def crop(self, index: int) -> tuple[Window, np.ndarray]:
+    def crop(self, index: int) -> Crop:
         """See :meth:`Masks.crop`."""
         part, number = self._index[index]
         return part.crop(number)
-
-
-class MaskInstances(Instances):
-    """Instances with the additional fields ``pred_masks`` and ``pred_masks_rle``, computed when they are read.
-
-    ``pred_masks`` is what Detectron2's users expect: (N, H, W) bool on the model's device; it is cached. The evaluator
-    of the embedded engine reads ``pred_masks_rle``, compressed RLEs, and drawing reads :attr:`box_masks`; neither makes
-    whole images.
-    """
-
-    _small: tuple[torch.Tensor, torch.Tensor] | None = None  # (N, 4) XYXY boxes, (N, S, S) probabilities in them
-    _threshold: float = MASK_THRESHOLD
-
-    @classmethod
-    def from_probabilities(
-        cls, instances: Instances, probabilities: torch.Tensor, threshold: float = MASK_THRESHOLD
-    ) -> "MaskInstances":
-        """Return ``instances`` with masks.
-
-        Args:
-            instances: with ``pred_boxes`` in the frame of the output image, without ``pred_masks``.
-            probabilities: (N, S, S) in [0, 1], inside the boxes.
-            threshold: probability at or above which a pixel belongs to a mask, in (0, 1].
-        """
-        return cls._wrap(instances, (instances.pred_boxes.tensor, probabilities), threshold)
-
-    @classmethod
-    def _wrap(
-        cls, instances: Instances, small: tuple[torch.Tensor, torch.Tensor] | None, threshold: float
-    ) -> "MaskInstances":
-        result = cls(instances.image_size)
-        result._fields = dict(instances.get_fields())
-        result._small, result._threshold = small, threshold
-        return result
-
-    @property
-    def box_masks(self) -> BoxMasks | None:
-        """The masks as probabilities inside their boxes, on the CPU; None if ``pred_masks`` was set."""
-        if self._small is None:
-            return None
-        boxes, probabilities = (tensor.detach().float().cpu().numpy() for tensor in self._small)
-        return BoxMasks(boxes, probabilities, self.image_size, self._threshold)
-
-    def has(self, name: str) -> bool:
-        """Return whether there is a field of this name."""
-        return super().has(name) or (name in ("pred_masks", "pred_masks_rle") and self._small is not None)
-
-    def get(self, name: str) -> Any:
-        """Return the field of this name.
-
-        Raises:
-            KeyError: there is no such field.
-        """
-        self._paste(name)
-        masks = self.box_masks if name == "pred_masks_rle" else None
-        return super().get(name) if masks is None else masks.rles()
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("pred_masks", "pred_masks_rle") and self.has(name):
-            return self.get(name)
-        return super().__getattr__(name)
-
-    def get_fields(self) -> dict[str, Any]:
-        """Return the fields by name, including ``pred_masks``. Changes of this dict change the instances."""
-        self._paste("pred_masks")
-        return super().get_fields()
-
-    def set(self, name: str, value: Any) -> None:
-        """Add a field or replace it."""
-        if name == "pred_masks":
-            self._small = None
-        super().set(name, value)
-
-    def remove(self, name: str) -> None:
-        """Remove a field.
-
-        Raises:
-            KeyError: there is no such field.
-        """
-        if name == "pred_masks" and self._small is not None:
-            self._small = None
-            self._fields.pop(name, None)
-            return
-        super().remove(name)
-
-    def to(self, *args: Any, **kwargs: Any) -> "MaskInstances":
-        """Return new instances with each field's ``.to(...)``; masks are not pasted."""
-        small = self._small
-        moved = None if small is None else (small[0].to(*args, **kwargs), small[1].to(*args, **kwargs))
-        return self._wrap(super().to(*args, **kwargs), moved, self._threshold)
-
-    def __getitem__(self, item: Any) -> "MaskInstances":
-        """Index every field; an integer gives one instance."""
-        selected = super().__getitem__(item)
-        small = self._small
-        if small is not None:
-            part = slice(item, item + 1 or None) if isinstance(item, int) else item
-            small = (small[0][part], small[1][part])
-        return self._wrap(selected, small, self._threshold)
-
-    def _paste(self, name: str) -> None:
-        """Paste the masks if ``name`` is their field and they have not been pasted yet."""
-        if name == "pred_masks" and self._small is not None and name not in self._fields:
-            boxes, probabilities = self._small
-            self._fields[name] = paste_masks(probabilities, boxes, *self.image_size, self._threshold)

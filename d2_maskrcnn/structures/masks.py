@@ -6,7 +6,7 @@ alternating runs of 0 and 1, column by column (https://github.com/cocodataset/co
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,28 +15,12 @@ from pycocotools import mask as mask_util
 
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.rle import decode_runs
+from d2_maskrcnn.structures.windows import EMPTY_WINDOW, Window
 
 MASK_THRESHOLD = 0.5  # probability at or above which a pixel belongs to a mask
 _CHUNK_BYTES = 2**26  # probabilities of whole images that are on a GPU at the same time
 
 Rle = dict[str, Any]
-
-
-class Window(NamedTuple):
-    """Columns x0 to x1 and rows y0 to y1 of an image, both ends exclusive."""
-
-    x0: int
-    y0: int
-    x1: int
-    y1: int
-
-    @property
-    def slices(self) -> tuple[slice, slice]:
-        """Index of the window in an (H, W, ...) array."""
-        return slice(self.y0, self.y1), slice(self.x0, self.x1)
-
-
-EMPTY_WINDOW = Window(0, 0, 0, 0)
 
 
 def encode_rle(mask: np.ndarray, window: Window | None = None, image_size: tuple[int, int] | None = None) -> Rle:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from d2_maskrcnn.structures.detections import Detections
+from d2_maskrcnn.structures.masks import coco_iou
 from d2_maskrcnn.tracking.motion import BoxMotion
-from d2_maskrcnn.tracking.similarity import box_iou, expanded, mask_grids, mask_iou
+from d2_maskrcnn.tracking.similarity import expanded, mask_grids, mask_iou
 
 HIGH_SCORE_MATCH = 0.25  # minimum similarity of a track and a high-score detection
 LOW_SCORE_MATCH = 0.4  # of a track and a low-score detection
@@ -97,13 +98,13 @@ class Tracker:
         self._assign(similarity, owner, high, age >= 0, HIGH_SCORE_MATCH)
         self._assign(similarity, owner, ~high, age == 0, LOW_SCORE_MATCH)
         expansion = np.minimum(EXPANSION + EXPANSION_PER_FRAME * age, MAX_EXPANSION)
-        iou = box_iou(expanded(boxes, expansion), expanded(detections.boxes, EXPANSION)) * same
+        iou = coco_iou(expanded(boxes, expansion), expanded(detections.boxes, EXPANSION)) * same
         self._assign(iou, owner, high, age >= 0, EXPANDED_MATCH)
         return owner
 
     def _similarity(self, boxes: np.ndarray, detections: Detections, grids: np.ndarray | None) -> np.ndarray:
         """Return (T, N) in [0, 1]: the IoU of boxes, averaged with that of masks where both have one."""
-        similarity = box_iou(boxes, detections.boxes)
+        similarity = coco_iou(boxes, detections.boxes)
         with_mask = np.array([i for i, t in enumerate(self._tracks) if t.grid is not None], dtype=int)
         if grids is not None and len(with_mask):
             own = np.stack([t.grid for t in self._tracks if t.grid is not None])

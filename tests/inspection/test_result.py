@@ -10,7 +10,7 @@ from d2_maskrcnn.data.ground_truth import GroundTruth
 from d2_maskrcnn.inspection.masks import inspect_masks
 from d2_maskrcnn.inspection.result import draw_result, inspect_result, interpolated_precision, result_scene
 from d2_maskrcnn.modeling.intermediates import Intermediates
-from d2_maskrcnn.structures.lazy_masks import MaskInstances
+from d2_maskrcnn.structures.mask_instances import MaskInstances
 from detectron2.structures import Boxes, Instances
 
 NAMES = ["cat", "dog"]

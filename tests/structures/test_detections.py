@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from d2_maskrcnn.structures.detections import Detections
-from d2_maskrcnn.structures.lazy_masks import BoxMasks, MaskInstances
+from d2_maskrcnn.structures.lazy_masks import BoxMasks
+from d2_maskrcnn.structures.mask_instances import MaskInstances
 from detectron2.structures import Boxes, Instances
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from d2_maskrcnn.modeling.box_coding import clip_boxes
-from d2_maskrcnn.structures.lazy_masks import MaskInstances
+from d2_maskrcnn.structures.mask_instances import MaskInstances
 from d2_maskrcnn.structures.masks import MASK_THRESHOLD
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
