@@ -35,6 +35,7 @@ COMMANDS = {
     "train": Command("d2_maskrcnn.cli.train", "train a model"),
     "eval": Command("d2_maskrcnn.cli.eval", "evaluate a model with the COCO metrics"),
     "predict": Command("d2_maskrcnn.cli.predict", "detect objects in images, videos, cameras and streams"),
+    "batch": Command("d2_maskrcnn.cli.batch", "predict many images with Ray, on one machine or a cluster"),
     "export": Command("d2_maskrcnn.cli.export", "export a model to ONNX, OpenVINO or torch.export"),
     "inspect": Command("d2_maskrcnn.cli.inspect", "write a report of what happens inside a model"),
     "convert": Command("d2_maskrcnn.cli.convert", "convert a dataset between the formats of annotation tools"),
