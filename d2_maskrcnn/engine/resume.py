@@ -3,7 +3,6 @@
 Everything of the config applies to a resumed run, except the seed and the weights, which are the checkpoint's.
 """
 
-import ast
 import logging
 import zlib
 from collections.abc import Iterator, Mapping
@@ -104,32 +103,18 @@ def describe_checkpoint(metadata: Mapping[str, Any], run: Any) -> dict[str, str]
 
     Args:
         metadata: the checkpoint's metadata, with its config.
-        run: what :func:`describe_run` returned for it. Earlier checkpoints have the config in it, with tuples, and
-            checksums by the names of the datasets.
+        run: what :func:`describe_run` returned for it.
 
     Returns:
         None for a checkpoint that does not contain its config, or a damaged one.
     """
-    run = {str(key): str(value) for key, value in run.items()} if isinstance(run, Mapping) else {}
-    checksums = [value for key, value in run.items() if key.startswith("checksum of")]
-    facts = {f"{_CHECKSUM}{index}": value for index, value in enumerate(checksums)}
-    facts |= {key: value for key, value in run.items() if key.startswith("number of")}
     config = metadata.get("config")
-    if not isinstance(config, str):  # the keys of a config are in capitals
-        config = yaml.safe_dump({key: _literal(value) for key, value in run.items() if key.isupper()} or None)
     try:
-        settings = describe_config(config)
+        settings = describe_config(config) if isinstance(config, str) else {}
     except (yaml.YAMLError, AttributeError, ValueError):
         return None
+    facts = {str(key): str(value) for key, value in run.items()} if isinstance(run, Mapping) else {}
     return {**settings, **facts} if settings else None
-
-
-def _literal(text: str) -> Any:
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):  # a value of the user's own code
-        return text
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

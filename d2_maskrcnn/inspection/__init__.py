@@ -8,6 +8,7 @@ Each section has a function that computes numbers (``inspect_...``) and one that
     draw_result(observation)["result"]
 """
 
+# ruff: noqa: F401 - the imports are for type checkers
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -37,35 +38,7 @@ _MODULES = {
     "weights": ("draw_overview", "draw_weights", "initial_weights", "inspect_weights", "read_state"),
 }
 
-__all__ = [
-    "Observation",
-    "Report",
-    "channel_grid",
-    "class_names_of",
-    "draw_activations",
-    "draw_anchors",
-    "draw_augmented",
-    "draw_boxes",
-    "draw_data",
-    "draw_masks",
-    "draw_overview",
-    "draw_result",
-    "draw_weights",
-    "initial_weights",
-    "inspect_activations",
-    "inspect_anchors",
-    "inspect_boxes",
-    "inspect_data",
-    "inspect_masks",
-    "inspect_result",
-    "inspect_weights",
-    "layer_tensors",
-    "mask_targets",
-    "observe",
-    "read_state",
-    "records_for",
-    "write_report",
-]
+__all__ = [name for names in _MODULES.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from d2_maskrcnn.inspection.conclusions import about_data
 from d2_maskrcnn.inspection.data import DataFindings
 from d2_maskrcnn.inspection.statistics import histogram, quantiles
 from d2_maskrcnn.inspection.weights import by_group
-from d2_maskrcnn.visualization.labels import ALWAYS_SHOWN, MAX_COVERAGE
+from d2_maskrcnn.visualization.labels import choose_places
 from d2_maskrcnn.visualization.palette import THEMES, class_color, to_hex
 from d2_maskrcnn.visualization.scene import Mark, Scene
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 JPEG_QUALITY = 85
 DASHES = {"solid": "", "dotted": "1.5 3", "dashed": "6 4"}  # SVG stroke-dasharray
 MAX_BARS = 30
-_LABEL_ASPECT = 0.6  # mean width of a character relative to its height
-_LABEL_LINES = 6  # places that are tried for a label, one below the other
+# Mean width of a character, height of a line and depth of its baseline, relative to the height of the text.
+_LABEL_ASPECT, _LINE_HEIGHT, _DESCENT = 0.6, 1.1, 0.2
 
 
 def render(report: "Report") -> str:
@@ -144,36 +144,22 @@ def class_name(scene: Scene, index: int) -> str:
 
 
 def label_places(scene: Scene, marks: Sequence[Mark], size: float) -> list[tuple[float, float] | None]:
-    """Place labels above the top left corners of their marks, or lower where other labels are.
-
-    In crowded scenes labels are thinned, as :class:`~d2_maskrcnn.visualization.labels.LabelPainter` does.
-
-    Args:
-        size: height of a label in the scene's coordinates.
+    """Choose the places of labels of the height ``size``, in the scene's coordinates.
 
     Returns:
         For each mark the start (x, y) of its label's baseline, or None if it has no label or there is no place.
     """
-    taken: list[tuple[float, float, float]] = []  # left, right, baseline
-    places: list[tuple[float, float] | None] = []
-    covered = 0.0
-    for mark in marks:
-        places.append(None)
-        if not mark.label or not mark.points:
-            continue
-        (x, y), corner = mark.points[0].min(axis=0).tolist(), mark.points[0].max(axis=0)
-        width = _LABEL_ASPECT * size * len(mark.label)
-        if len(taken) >= ALWAYS_SHOWN:
-            of_mark = float((corner[0] - x) * (corner[1] - y))
-            if width * size > of_mark or covered + width * size > MAX_COVERAGE * scene.frame[0] * scene.frame[1]:
-                continue
-        for line in range(_LABEL_LINES):
-            base = max(y - 0.2 * size, size) + line * 1.1 * size
-            if all(x > other[1] or x + width < other[0] or abs(base - other[2]) > size for other in taken):
-                places[-1] = (x, base)
-                taken.append((x, x + width, base))
-                covered += width * size
-                break
+    labeled = [index for index, mark in enumerate(marks) if mark.label and mark.points]
+    corners = [marks[index].points[0] for index in labeled]
+    boxes = np.array([[*points.min(axis=0), *points.max(axis=0)] for points in corners]).reshape(-1, 4)
+
+    def size_of(number: int) -> tuple[int, int]:
+        width = int(np.ceil(_LABEL_ASPECT * size * len(marks[labeled[number]].label)))
+        return int(np.ceil(_LINE_HEIGHT * size)), min(width, scene.frame[1])
+
+    places: list[tuple[float, float] | None] = [None] * len(marks)
+    for number, (x0, _, _, y1) in choose_places(boxes, size_of, scene.frame):
+        places[labeled[number]] = (x0, y1 - _DESCENT * size)
     return places
 
 

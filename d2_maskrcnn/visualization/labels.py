@@ -1,7 +1,7 @@
 """Draw labels: text on a plain background, inside the image and, if there is room, without overlaps."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -17,7 +17,7 @@ Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
 _CACHED_STAMPS = 512
 # In crowded images labels are thinned: beyond a few, none may be larger than its object or hide more than a share of
 # the others, and all together may cover a share of the image only.
-MAX_COVERAGE, _MAX_HIDDEN, ALWAYS_SHOWN = 0.1, 0.25, 10
+_MAX_COVERAGE, _MAX_HIDDEN, _ALWAYS_SHOWN = 0.1, 0.25, 10
 _MAX_DISTANCE = 2  # how far a label may be above or below its box, in heights of the label
 _MAX_PLACES = 24  # rows of candidate places along a box
 
@@ -78,26 +78,16 @@ class LabelPainter:
             boxes: (N, 4) XYXY in pixels.
             colors: N backgrounds, RGB.
         """
-        height, width = image.shape[:2]
-        taken: list[Rect] = []
-        covered = 0
-        for text, box, color in zip(texts, boxes, colors, strict=True):
-            if not text:
-                continue
-            stamp = self.stamp(text, color, width)
-            area = stamp.shape[0] * stamp.shape[1]
-            crowded = len(taken) >= ALWAYS_SHOWN
-            if crowded and covered + area > MAX_COVERAGE * height * width:
-                break
-            if crowded and area > np.prod(box[2:] - box[:2]):
-                continue
-            rect = place(box, stamp.shape[1], min(stamp.shape[0], height), (height, width), taken)
-            if crowded and sum(_overlap(rect, other) for other in taken) > _MAX_HIDDEN * area:
-                continue
-            taken.append(rect)
-            covered += area
-            x0, y0, x1, y1 = rect
-            image[y0:y1, x0:x1] = stamp[: y1 - y0, : x1 - x0]
+        size = (image.shape[0], image.shape[1])
+
+        def stamp(index: int) -> np.ndarray:
+            return self.stamp(texts[index], colors[index], size[1])
+
+        shown = [index for index, text in enumerate(texts) if text]
+        for number, (x0, y0, x1, y1) in choose_places(
+            boxes[shown], lambda number: (stamp(shown[number]).shape[0], stamp(shown[number]).shape[1]), size
+        ):
+            image[y0:y1, x0:x1] = stamp(shown[number])[: y1 - y0, : x1 - x0]
 
     def stamp(self, text: str, color: Color, max_width: int) -> np.ndarray:
         """Render a text on its background, shortened by an ellipsis to ``max_width``: (h, w, 3) uint8, BGR."""
@@ -119,6 +109,36 @@ class LabelPainter:
         image = Image.new("RGB", (max(1, width), height), color)
         ImageDraw.Draw(image).text((self.padding, height / 2), text, fill=text_color(color), font=font, anchor="lm")
         return np.asarray(image)[:, :, ::-1].copy()
+
+
+def choose_places(
+    boxes: np.ndarray, size_of: Callable[[int], tuple[int, int]], image_size: tuple[int, int]
+) -> Iterator[tuple[int, Rect]]:
+    """Choose the places of labels; in crowded images, of only as many of the first ones as are readable.
+
+    Args:
+        boxes: (N, 4) XYXY in pixels, those with the most important labels first.
+        size_of: returns the height and width in pixels of the label with an index; not called for those left out.
+        image_size: (H, W).
+
+    Yields:
+        The index of a label and its place.
+    """
+    taken: list[Rect] = []
+    covered = 0
+    for index, box in enumerate(boxes):
+        height, width = size_of(index)
+        area, crowded = height * width, len(taken) >= _ALWAYS_SHOWN
+        if crowded and covered + area > _MAX_COVERAGE * image_size[0] * image_size[1]:
+            break
+        if crowded and area > np.prod(box[2:] - box[:2]):
+            continue
+        rect = place(box, width, min(height, image_size[0]), image_size, taken)
+        if crowded and sum(_overlap(rect, other) for other in taken) > _MAX_HIDDEN * area:
+            continue
+        taken.append(rect)
+        covered += area
+        yield index, rect
 
 
 def place(box: np.ndarray, width: int, height: int, image_size: tuple[int, int], taken: Sequence[Rect]) -> Rect:

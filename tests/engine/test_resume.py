@@ -2,10 +2,8 @@ import pytest
 import torch
 import yaml
 
-from d2_maskrcnn.config.validation import leaves
 from d2_maskrcnn.engine.resume import log_changes
 from d2_maskrcnn.errors import UserError
-from detectron2.config import CfgNode
 
 CONSTANT = [
     "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR", "SOLVER.STEPS", "()", "SOLVER.WARMUP_ITERS", 0,
@@ -115,23 +113,6 @@ def test_a_checkpoint_without_a_readable_config(rewritten, caplog, config):
     resumed = rewritten(lambda checkpoint: checkpoint["metadata"].update(config=config))
     assert resumed.optimizer.param_groups[0]["lr"] == 0.0001
     assert len(messages(caplog, "contains no readable config")) == 1
-
-
-def test_checkpoints_of_earlier_versions(rewritten, caplog):
-    """They have the config in the trainer's state, with tuples, and names of datasets that contain a checksum."""
-
-    def change(checkpoint):
-        cfg = CfgNode.load_cfg(checkpoint["metadata"].pop("config"))
-        cfg.DATASETS.TRAIN = ("own_shapes_instances_train_0123abcd",)
-        cfg.INPUT.MIN_SIZE_TRAIN = (64,)
-        run = checkpoint["trainer"]["run"]
-        checksum = next(run.pop(key) for key in list(run) if key.startswith("checksum"))
-        run["checksum of the annotations of own_shapes_instances_train_0123abcd"] = checksum
-        run.update({key: repr(value) for key, value in leaves(cfg)})
-
-    rewritten(change)
-    changes = [text.split(": ")[1] for text in messages(caplog, "Resuming with")]
-    assert changes == ["SOLVER.BASE_LR was 0.001, is now 0.0001", "SOLVER.MAX_ITER was 1, is now 2"]
 
 
 def test_keys_of_one_side_only_are_named(caplog):

@@ -131,7 +131,7 @@ class ResNet(Backbone):
         out_features = known[-1:] if out_features is None else list(out_features)
         unknown = [name for name in out_features if name not in known]
         if unknown or not out_features:
-            raise UserError(f"the outputs of the ResNet are {out_features}: expected one or more of {', '.join(known)}")
+            raise UserError(f"MODEL.RESNETS.OUT_FEATURES is {out_features}: expected one or more of {', '.join(known)}")
         self.stage_names = tuple(names[: max(known.index(name) for name in out_features)])
         self._out_features = out_features
         self._out_feature_channels, self._out_feature_strides = {"stem": stem.out_channels}, {"stem": stem.stride}
@@ -214,20 +214,11 @@ def _start_as_identities(resnet: ResNet) -> None:
             nn.init.zeros_(norm.weight)
 
 
-def _needed_stages(out_features: list[str]) -> tuple[str, ...]:
-    known = ("stem", *STAGE_NAMES)
-    unknown = [name for name in out_features if name not in known]
-    if unknown or not out_features:
-        raise UserError(
-            f"MODEL.RESNETS.OUT_FEATURES is {list(out_features)}: expected one or more of {', '.join(known)}"
-        )
-    return STAGE_NAMES[: max(known.index(name) for name in out_features)]
-
-
 def _stages(node: CfgNode, depth: int, norm: str) -> list[list[CNNBlockBase]]:
-    """Build the stages that ``node.OUT_FEATURES`` needs."""
+    """Build the stages up to the last one of ``node.OUT_FEATURES``; :class:`ResNet` refuses other names."""
     stages, channels = [], node.STEM_OUT_CHANNELS
-    for index, name in enumerate(_needed_stages(node.OUT_FEATURES)):
+    needed = max((STAGE_NAMES.index(name) + 1 for name in node.OUT_FEATURES if name in STAGE_NAMES), default=0)
+    for index, name in enumerate(STAGE_NAMES[:needed]):
         dilation = node.RES5_DILATION if name == "res5" else 1
         number = BLOCKS_PER_STAGE[depth][index]
         out_channels = node.RES2_OUT_CHANNELS * 2**index
