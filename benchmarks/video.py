@@ -35,7 +35,7 @@ from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.frame import Frame
 from d2_maskrcnn.video.run import Sinks, Work, run_video
 from d2_maskrcnn.video.sinks.video_file import VideoWriter
-from d2_maskrcnn.video.sources.video_file import VideoSource
+from d2_maskrcnn.video.sources.video import VideoSource
 from d2_maskrcnn.video.workers import InProcess
 from d2_maskrcnn.visualization import Annotator
 from detectron2.data import MetadataCatalog

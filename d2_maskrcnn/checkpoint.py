@@ -16,6 +16,15 @@ from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.distributed import gather, run_together, unwrap
 from d2_maskrcnn.errors import UserError, doing, import_extra
 from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, make_folder, plain_values
+from d2_maskrcnn.weights.checkpoint_files import (
+    LAST_CHECKPOINT,
+    check_training_state,
+    find_checkpoints,
+    newest_whole,
+    stored_class_names,
+    stored_metadata,
+    stored_metrics,
+)
 from d2_maskrcnn.weights.comparison import (
     LoadReport,
     check_evaluable,
@@ -28,15 +37,6 @@ from d2_maskrcnn.weights.comparison import (
 from d2_maskrcnn.weights.download import fetch_weights, is_remote
 from d2_maskrcnn.weights.names import convert_names
 from d2_maskrcnn.weights.readers import read_weights
-from d2_maskrcnn.weights.resume import (
-    LAST_CHECKPOINT,
-    check_training_state,
-    find_checkpoints,
-    newest_whole,
-    stored_class_names,
-    stored_metadata,
-    stored_metrics,
-)
 from d2_maskrcnn.weights.safetensors_files import write_safetensors
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode

@@ -12,9 +12,9 @@ from d2_maskrcnn.config.loading import check_components, load_config, parse_conf
 from d2_maskrcnn.config.validation import check_each_value, usable_device
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.runtimes import is_exported, load_exported, read_info
+from d2_maskrcnn.weights.checkpoint_files import stored_category_ids, stored_class_names, stored_metadata
 from d2_maskrcnn.weights.download import fetch_weights
 from d2_maskrcnn.weights.readers import read_weights
-from d2_maskrcnn.weights.resume import stored_category_ids, stored_class_names, stored_metadata
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model

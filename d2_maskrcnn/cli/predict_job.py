@@ -118,7 +118,7 @@ def _open_source(args: argparse.Namespace) -> VideoLike:
         from d2_maskrcnn.video.sources.camera import CameraSource
 
         return CameraSource(args.webcam, clip)
-    from d2_maskrcnn.video.sources.video_file import VideoSource
+    from d2_maskrcnn.video.sources.video import VideoSource
 
     return VideoSource(args.video_input, clip, args.timeout)
 

@@ -8,13 +8,13 @@ import contextlib
 
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.engine import launch, under_torchrun
-from d2_maskrcnn.engine.automatic import SCRATCH, TrainingOptions
 from d2_maskrcnn.engine.launch import check_processes
+from d2_maskrcnn.engine.plan_file import SCRATCH, TrainingOptions
 from d2_maskrcnn.engine.run import evaluate, evaluate_config, train_config, train_planned
 from d2_maskrcnn.engine.setup import prepared
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.training import inspection_hooks
-from d2_maskrcnn.weights.resume import existing_training
+from d2_maskrcnn.weights.checkpoint_files import existing_training
 from detectron2.utils import comm
 
 PLANNED = ("val", "epochs", "batch_size", "image_size")  # options that need --data

@@ -14,11 +14,11 @@ from d2_maskrcnn.data import dataset_records
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.discovery import find_test_data
 from d2_maskrcnn.distributed import run_together
-from d2_maskrcnn.engine.automatic import SCRATCH, TrainingOptions, describe_data, write_plan
 from d2_maskrcnn.engine.console import console, duration, logging_to, show_platform, show_results
 from d2_maskrcnn.engine.hooks.best_checkpoint import BEST_NAME
 from d2_maskrcnn.engine.hooks.early_stopping import FINAL_NAME
 from d2_maskrcnn.engine.output_dir import check_output_dir, locked_output_dir
+from d2_maskrcnn.engine.plan_file import SCRATCH, TrainingOptions, describe_data, write_plan
 from d2_maskrcnn.engine.planning import summarize
 from d2_maskrcnn.engine.setup import prepared
 from d2_maskrcnn.engine.trainer import Trainer
@@ -29,9 +29,9 @@ from d2_maskrcnn.evaluation.tiled import TiledModel
 from d2_maskrcnn.model_loading import load_model, open_checkpoint
 from d2_maskrcnn.modeling.precision import set_precision
 from d2_maskrcnn.runtimes import ExportedModel, is_exported
+from d2_maskrcnn.weights.checkpoint_files import existing_training, stored_class_names, stored_metrics
 from d2_maskrcnn.weights.download import is_remote
 from d2_maskrcnn.weights.readers import read_weights
-from d2_maskrcnn.weights.resume import existing_training, stored_class_names, stored_metrics
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
@@ -236,10 +236,10 @@ def _use_test_data(cfg: CfgNode, data: str | Path, names: list[str]) -> None:
     node = cfg.D2_MASKRCNN.DATA
     node.VAL_JSON, node.VAL_IMAGES, node.TRAIN_JSON, node.TRAIN_IMAGES = str(json_file), str(images), "", ""
     categories = sorted(read_coco_json(json_file)["categories"], key=lambda each: each["id"])
-    found = [str(each["name"]) for each in categories]
-    if names and found != names:
+    in_data = [str(each["name"]) for each in categories]
+    if names and in_data != names:
         raise UserError(
-            f"{json_file} has the categories {', '.join(found)}, the model the classes {', '.join(names)}; expected "
+            f"{json_file} has the categories {', '.join(in_data)}, the model the classes {', '.join(names)}; expected "
             "the same names in the same order of ids."
         )
 

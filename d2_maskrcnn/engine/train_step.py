@@ -14,7 +14,7 @@ from torch import nn
 from d2_maskrcnn import compat
 from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.weights.resume import check_optimizer
+from d2_maskrcnn.weights.checkpoint_files import check_optimizer
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm

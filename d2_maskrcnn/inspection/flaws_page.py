@@ -75,15 +75,15 @@ def write_flaws_page(report: CheckReport, path: Path) -> None:
     write_output(path, html)
 
 
-def _show(part: CheckedPart, found: Flaw) -> ShownFlaw:
-    entries = part.content.data[found.entries] if found.entries else []
-    flawed = [entries[position] for position in found.positions.tolist()]
+def _show(part: CheckedPart, flaw: Flaw) -> ShownFlaw:
+    entries = part.content.data[flaw.entries] if flaw.entries else []
+    flawed = [entries[position] for position in flaw.positions.tolist()]
     ids = [str(each.get("id")) if isinstance(each, dict) else "-" for each in flawed[:SHOWN_IDS]]
     examples: list[tuple[np.ndarray, str]] = []
     for entry in flawed[: 3 * EXAMPLES]:
-        if found.entries in ("images", "annotations") and isinstance(entry, dict) and len(examples) < EXAMPLES:
-            examples += _example(part, found.entries, entry)
-    return ShownFlaw(found, examples, ids)
+        if flaw.entries in ("images", "annotations") and isinstance(entry, dict) and len(examples) < EXAMPLES:
+            examples += _example(part, flaw.entries, entry)
+    return ShownFlaw(flaw, examples, ids)
 
 
 def _example(part: CheckedPart, entries: str, entry: Entry) -> list[tuple[np.ndarray, str]]:

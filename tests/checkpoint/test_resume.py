@@ -8,7 +8,7 @@ import torch
 
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.weights.resume import check_optimizer, stored_class_names
+from d2_maskrcnn.weights.checkpoint_files import check_optimizer, stored_class_names
 from tests.checkpoint.parts import Heads, State, assert_equal, copy, trained
 
 

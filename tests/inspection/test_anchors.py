@@ -21,7 +21,7 @@ def plain_iou(a, b):
 
 
 @pytest.mark.parametrize(
-    ("boxes", "truth", "expected"),
+    ("boxes", "objects", "expected"),
     [
         ([], [], None),
         ([], [[0, 0, 10, 10]], {"0.50": 0.0, "0.75": 0.0}),
@@ -29,9 +29,9 @@ def plain_iou(a, b):
         ([[0, 0, 10, 10], [50, 50, 60, 60]], [[0, 0, 10, 10], [20, 20, 30, 30]], {"0.50": 0.5, "0.75": 0.5}),
     ],
 )
-def test_recall(boxes, truth, expected):
+def test_recall(boxes, objects, expected):
     assert recall(
-        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(truth).reshape(-1, 4).float()
+        torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), torch.tensor(objects).reshape(-1, 4).float()
     ) == (expected)
 
 

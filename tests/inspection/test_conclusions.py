@@ -10,9 +10,9 @@ from d2_maskrcnn.inspection.data import inspect_data
 from d2_maskrcnn.inspection.result import ResultFindings
 
 
-def result(detections=3, truth=4, **counts):
+def result(detections=3, objects=4, **counts):
     outcomes = {"TP": 0, "wrong class": 0, "FP": 0, "ignored": 0, "FN": 0, **counts}
-    return ResultFindings(0.5, detections, detections, {}, truth, outcomes)
+    return ResultFindings(0.5, detections, detections, {}, objects, outcomes)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def result(detections=3, truth=4, **counts):
     [
         (result(0), "There are no detections"),
         (result(TP=4), "All 4 objects are detected."),
-        (result(truth=0, FP=3), "The image has no objects"),
+        (result(objects=0, FP=3), "The image has no objects"),
         (result(TP=3, FN=1), "1 of 4 objects are not detected."),
         (replace(result(TP=1, FN=3), below_threshold=2), "a lower score threshold would detect 2 of them"),
         (result(TP=2, FP=1), "1 of 3 detections are false positives."),

@@ -42,14 +42,14 @@ def test_probabilities_are_the_sigmoid_of_the_logits_of_the_class(observation):
 
 
 def test_iou_with_the_ground_truth(observation):
-    truth, results = observation.ground_truth, observation.intermediates.results[0]
+    ground_truth, results = observation.ground_truth, observation.intermediates.results[0]
     for finding in inspect_masks(observation):
         mask = results.pred_masks[finding.detection].numpy()
-        ious = [(mask & other).sum() / max((mask | other).sum(), 1) for other in truth.masks]
+        ious = [(mask & other).sum() / max((mask | other).sum(), 1) for other in ground_truth.masks]
         assert max(ious) == pytest.approx(finding.iou, abs=1e-6) if finding.iou else max(ious) < 0.1
         if finding.gt_index is not None:
             assert finding.iou == pytest.approx(ious[finding.gt_index], abs=1e-6)
-            assert finding.gt_class == observation.class_name(truth.classes[finding.gt_index])
+            assert finding.gt_class == observation.class_name(ground_truth.classes[finding.gt_index])
 
 
 def test_targets_are_cropped_from_the_ground_truth(observation):

@@ -31,7 +31,7 @@ def observed(observation, detections, objects, masks=False):
     results.scores = torch.tensor([d[2] for d in detections], dtype=torch.float32)
     if masks:
         results = MaskInstances.from_probabilities(results, torch.ones(len(detections), 28, 28))
-    truth = GroundTruth(
+    ground_truth = GroundTruth(
         np.array([o[0] for o in objects], dtype=np.float32).reshape(-1, 4),
         np.array([o[1] for o in objects], int),
         np.stack([rectangle(*o[0]) for o in objects]) if objects else np.zeros((0, 40, 40), bool),
@@ -39,7 +39,7 @@ def observed(observation, detections, objects, masks=False):
     )
     image = np.zeros((40, 40, 3), np.uint8)
     return replace(
-        observation, intermediates=Intermediates(results=[results]), ground_truth=truth, class_names=NAMES,
+        observation, intermediates=Intermediates(results=[results]), ground_truth=ground_truth, class_names=NAMES,
         output_size=(40, 40), original=image, image=image,
     )  # fmt: skip
 

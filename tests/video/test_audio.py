@@ -9,7 +9,7 @@ import pytest
 
 from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.sinks.video_file import VideoWriter
-from d2_maskrcnn.video.sources.video_file import VideoSource
+from d2_maskrcnn.video.sources.video import VideoSource
 from tests.video.conftest import frame_image, read_video
 
 RATE = 48000

@@ -11,7 +11,7 @@ import pytest
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.sources import camera
-from d2_maskrcnn.video.sources.video_file import VideoSource
+from d2_maskrcnn.video.sources.video import VideoSource
 from tests.video.conftest import number_of, read_video
 from tests.video.rtsp_server import RtspServer
 

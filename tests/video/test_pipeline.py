@@ -29,14 +29,20 @@ def test_order_is_kept(batch):
 
 
 def test_stages_work_at_the_same_time():
-    def slow(items):
-        time.sleep(0.05)
+    """The last stage keeps the first item until the first stage has taken the next one."""
+    taken = threading.Event()
+
+    def first(items):
+        if items == [1]:
+            taken.set()
         return items
 
-    begin = time.monotonic()
-    with Pipeline(range(10), [Stage(name, slow) for name in "abcd"]) as pipeline:
-        assert len(list(pipeline)) == 10
-    assert time.monotonic() - begin < 1.5  # sequentially it would take 2 s
+    def last(items):
+        assert taken.wait(30)
+        return items
+
+    with Pipeline(range(10), [Stage("first", first), PLUS, Stage("last", last)]) as pipeline:
+        assert list(pipeline) == list(range(1, 11))
 
 
 def test_a_slow_consumer_blocks_the_source():
@@ -134,17 +140,17 @@ def test_an_interrupt_finishes_the_items_of_the_model():
 
 
 def test_an_interrupt_does_not_wait_for_a_stalled_source():
-    release = threading.Event()
+    release, released = threading.Event(), threading.Event()
 
     def source():
         yield 1
         release.wait(30)
+        released.set()
 
-    begin = time.monotonic()
     with Pipeline(source(), [PLUS]) as pipeline:
         for _ in pipeline:
             pipeline.interrupt()
-    assert time.monotonic() - begin < 5
+    assert not released.is_set()
     release.set()
 
 

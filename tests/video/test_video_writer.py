@@ -11,7 +11,7 @@ from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.video.clip import Clip
 from d2_maskrcnn.video.frame import Frame, VideoInfo
 from d2_maskrcnn.video.sinks.video_file import VideoWriter
-from d2_maskrcnn.video.sources.video_file import VideoSource
+from d2_maskrcnn.video.sources.video import VideoSource
 from tests.video.conftest import frame_image, number_of, read_video
 
 

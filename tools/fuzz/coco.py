@@ -119,13 +119,13 @@ def check(path: Path, images: Path, folder: Path) -> None:
 
 
 def _compare(record: dict[str, Any], expected: list[dict[str, Any]], size: tuple[int, int], order: list[int]) -> None:
-    truth = ground_truth_of(record)
-    if truth is None:
+    ground_truth = ground_truth_of(record)
+    if ground_truth is None:
         expect(not expected, "annotations were dropped")
         return
-    expect(len(truth) == len(expected), f"{len(truth)} of {len(expected)} annotations were read")
+    expect(len(ground_truth) == len(expected), f"{len(ground_truth)} of {len(expected)} annotations were read")
     for box, label, mask, crowd, given in zip(
-        truth.boxes, truth.classes, truth.masks, truth.crowd, expected, strict=True
+        ground_truth.boxes, ground_truth.classes, ground_truth.masks, ground_truth.crowd, expected, strict=True
     ):
         x, y, width, height = given["bbox"]
         expect(np.allclose(box, [x, y, x + width, y + height]), f"box {box} of {given['bbox']}")
@@ -167,16 +167,16 @@ def _evaluate(path: Path, folder: Path, records: list[dict[str, Any]]) -> None:
     evaluator.reset()
     single = True
     for record in records:
-        truth = ground_truth_of(record)
-        assert truth is not None
-        keep = ~truth.crowd
-        found = Instances((record["height"], record["width"]))
-        found.pred_boxes = Boxes(torch.as_tensor(truth.boxes[keep]))
-        found.pred_classes = torch.as_tensor(truth.classes[keep])
-        found.scores = torch.ones(int(keep.sum()))
-        found.pred_masks = torch.as_tensor(truth.masks[keep])
-        single &= bool(truth.masks[keep].any(axis=(1, 2)).all()) and bool(keep.any() or not len(truth))
-        evaluator.process([record], [{"instances": found}])
+        ground_truth = ground_truth_of(record)
+        assert ground_truth is not None
+        keep = ~ground_truth.crowd
+        instances = Instances((record["height"], record["width"]))
+        instances.pred_boxes = Boxes(torch.as_tensor(ground_truth.boxes[keep]))
+        instances.pred_classes = torch.as_tensor(ground_truth.classes[keep])
+        instances.scores = torch.ones(int(keep.sum()))
+        instances.pred_masks = torch.as_tensor(ground_truth.masks[keep])
+        single &= bool(ground_truth.masks[keep].any(axis=(1, 2)).all()) and bool(keep.any() or not len(ground_truth))
+        evaluator.process([record], [{"instances": instances}])
     results = evaluator.evaluate()
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)

@@ -11,7 +11,7 @@ import numpy as np
 
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.video.clip import Clip, Position
-from d2_maskrcnn.video.sources.video_file import VideoSource
+from d2_maskrcnn.video.sources.video import VideoSource
 from tools.fuzz.harness import Input, expect
 from tools.fuzz.values import damage
 

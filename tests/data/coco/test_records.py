@@ -104,10 +104,10 @@ def test_ground_truth_in_any_box_mode(mode, box):
         {"bbox": box, "bbox_mode": mode, "category_id": 3, "segmentation": [polygon]},
         {"bbox": box, "bbox_mode": mode, "category_id": 1, "iscrowd": 1},
     ]
-    truth = ground_truth_of({"height": 30, "width": 40, "annotations": annotations})
-    assert len(truth) == 2
-    assert truth.boxes.tolist() == [[2, 3, 12, 11]] * 2
-    assert truth.classes.tolist() == [3, 1] and truth.crowd.tolist() == [False, True]
+    ground_truth = ground_truth_of({"height": 30, "width": 40, "annotations": annotations})
+    assert len(ground_truth) == 2
+    assert ground_truth.boxes.tolist() == [[2, 3, 12, 11]] * 2
+    assert ground_truth.classes.tolist() == [3, 1] and ground_truth.crowd.tolist() == [False, True]
     expected = np.zeros((30, 40), bool)
     expected[3:11, 2:12] = True
-    assert (truth.masks[0] == expected).all() and not truth.masks[1].any()
+    assert (ground_truth.masks[0] == expected).all() and not ground_truth.masks[1].any()

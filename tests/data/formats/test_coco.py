@@ -29,11 +29,11 @@ def image(tmp_path):
     def make(name, turned=False):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture = Image.new("RGB", (40, 30))
-        exif = picture.getexif()
+        image = Image.new("RGB", (40, 30))
+        exif = image.getexif()
         if turned:
             exif[0x0112] = 6
-        picture.save(path, exif=exif)
+        image.save(path, exif=exif)
         return path
 
     return make

@@ -19,9 +19,9 @@ from d2_maskrcnn.engine.console import console
 from d2_maskrcnn.engine.planning import FROM_SCRATCH, DataSummary, plan_training, summarize
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.weights.atomic import atomic_write_text
+from d2_maskrcnn.weights.checkpoint_files import stored_metadata
 from d2_maskrcnn.weights.download import cached_path, fetch_weights
 from d2_maskrcnn.weights.readers import read_weights
-from d2_maskrcnn.weights.resume import stored_metadata
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
