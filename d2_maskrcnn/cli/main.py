@@ -7,19 +7,16 @@ needs PyTorch at the top is in a second module, such as ``train_job.py``. A modu
 """
 
 import argparse
-import contextlib
 import importlib
 import inspect
-import multiprocessing
-import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from types import FrameType, ModuleType
+from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 from d2_maskrcnn._version import __version__
-from d2_maskrcnn.errors import EXIT_INTERRUPTED, UserError, did_you_mean, run_main
+from d2_maskrcnn.cli.interrupts import end_on_interrupt, interrupt_ends_program, is_spawned_worker
+from d2_maskrcnn.errors import UserError, did_you_mean, run_main
 
 PROGRAM = "d2-maskrcnn"
 
@@ -95,7 +92,7 @@ def _main_parser() -> argparse.ArgumentParser:
 
 
 def _run_module(name: str, words: list[str], program: str) -> None:
-    with _interrupt_ends_program():
+    with interrupt_ends_program():
         module = importlib.import_module(name)
         args = build_parser(module, program).parse_args(words)
         for each in getattr(module, "IMPORTS", ()):
@@ -117,25 +114,6 @@ def build_parser(module: ModuleType, program: str) -> argparse.ArgumentParser:
     return parser
 
 
-@contextlib.contextmanager
-def _interrupt_ends_program() -> Iterator[None]:
-    """End the program at once on Ctrl-C: inside imports, ``KeyboardInterrupt`` is lost or gives a long traceback."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, _end_program)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _end_program(number: int, frame: FrameType | None) -> None:
-    if multiprocessing.parent_process() is None:  # of a spawned worker, the parent prints it
-        os.write(2, b"interrupted\n")
-    os._exit(EXIT_INTERRUPTED)
-
-
 # A spawned worker imports this module, and then what it runs. d2_maskrcnn.engine.launch restores Python's own handler.
-if multiprocessing.parent_process() is not None and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _end_program)
+if is_spawned_worker():
+    end_on_interrupt()

@@ -55,16 +55,20 @@ def test_unknown_option(capsys):
     assert "d2-maskrcnn env: error: unrecognized arguments: --foo" in capsys.readouterr().err
 
 
-INSPECT = "runpy.run_module('d2_maskrcnn.inspection', run_name='__main__', alter_sys=True)"
-
-
-@pytest.mark.parametrize("program", ["sys.exit(cli.main(['env']))", INSPECT], ids=["d2-maskrcnn", "inspection"])
-def test_interrupt_during_the_imports(repo_dir, program):
+@pytest.mark.parametrize(
+    ("program", "imported"),
+    [
+        ("from d2_maskrcnn.cli.main import main; sys.exit(main(['env']))", "torch"),
+        ("runpy.run_module('d2_maskrcnn.inspection', run_name='__main__', alter_sys=True)", "torch"),
+        ("runpy.run_module('d2_maskrcnn', run_name='__main__', alter_sys=True)", "d2_maskrcnn.cli.main"),
+    ],
+)
+def test_interrupt_during_the_imports(repo_dir, program, imported):
     code = (
-        "import os, runpy, signal, sys, types\nfrom d2_maskrcnn.cli import main as cli\n"
+        "import os, runpy, signal, sys, types\n"
         "class Interrupting:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+        f"        if name == '{imported}': os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Interrupting())\n"
         f"sys.argv = ['x', '--config-file', 'configs/quickstart.yaml', '--output', 'r']\n{program}"
     )
