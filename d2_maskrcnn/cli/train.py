@@ -44,7 +44,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val", metavar="JSON", help="validation data (default: found near --data, or a fifth of it)")
     add("--weights", metavar="FILE", help="weights to start from, or 'scratch' (default: trained on COCO)")
     add("--epochs", type=float, metavar="N", help="passes over the training images (default: by their number)")
-    add("--batch-size", type=int, metavar="N", help="images per iteration (default: by the GPU's memory; CPU: 2)")
+    add("--batch-size", type=int, metavar="N", help="images per iteration (default: planned)")
     add("--image-size", type=int, metavar="N", help="shorter side of resized images in pixels (default: the config's)")
     add("--output", metavar="FOLDER", help="OUTPUT_DIR (default: output/<name of the data>)")
 

@@ -21,7 +21,11 @@ EVALUATIONS = 20
 CHECKPOINTS = 4
 STEPS = (0.75, 0.92)  # shares of the training after which the learning rate falls, about those of the zoo's 3x schedule
 WARMUP = 1000  # iterations at most
-MEMORY_PER_IMAGE = 5.0  # GiB of a GPU: ResNet101-FPN, training images of 800x1333 pixels
+BATCHES = (2, 16)  # smallest, and most images per process
+FEWEST_ITERATIONS = 500  # batches are smaller where there are few images
+FULL_SIZE = 800 * 1333  # pixels of a training image
+MEMORY_PER_IMAGE = 5.0  # GiB of a GPU: ResNet101-FPN, images of FULL_SIZE
+LEAST_SHARE = 0.1  # of that, of small images: the heads' share does not depend on the size
 OUTLIERS = 0.05  # share of objects that may be outside the range of the anchors
 # A model that starts from random weights: group norm and AdamW train with small batches, and nothing is frozen.
 FROM_SCRATCH = {
@@ -118,8 +122,10 @@ def plan_training(
         raise UserError(f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}; expected at least 1 image per iteration.")
     planner = _Planner(cfg, given)
     images = max(train.images_with_objects if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else train.images, 1)
-    planner.plan_batch(images, processes)
-    planner.plan_schedule(images, val.images, epochs, from_scratch)
+    if epochs is None:
+        epochs = _epochs(images, from_scratch)
+    planner.plan_batch(images, images * epochs, _aspect_ratio(train), processes)
+    planner.plan_schedule(images, val.images, epochs)
     planner.plan_objects(train, val, from_scratch)
     planner.put("DATALOADER.NUM_WORKERS", _workers(planner.get("MODEL.DEVICE"), processes))
     return planner.plan
@@ -141,10 +147,14 @@ class _Planner:
     def say(self, name: str, text: str) -> None:
         self.plan.lines.append(f"{name:12}{text}")
 
-    def plan_batch(self, images: int, processes: int) -> None:
+    def plan_batch(self, images: int, seen: float, aspect_ratio: float, processes: int) -> None:
+        """Choose the batch size by the memory, and no larger than the one that the learning rate was chosen for."""
         reference = self.cfg.D2_MASKRCNN.SOLVER.REFERENCE_BATCH or self.cfg.SOLVER.IMS_PER_BATCH
-        batch = _batch_per_process(self.get("MODEL.DEVICE")) * processes
-        self.put("SOLVER.IMS_PER_BATCH", max(min(batch, images // processes * processes), processes))
+        short, longest = max(self.get("INPUT.MIN_SIZE_TRAIN")), self.get("INPUT.MAX_SIZE_TRAIN")
+        pixels = short * min(longest, short * aspect_ratio)
+        fits = _batch_per_process(self.get("MODEL.DEVICE"), max(pixels / FULL_SIZE, LEAST_SHARE)) * processes
+        batch = min(fits, max(min(reference, int(seen / FEWEST_ITERATIONS)), BATCHES[0]), images)
+        self.put("SOLVER.IMS_PER_BATCH", max(batch // processes, 1) * processes)
         share = self.get("SOLVER.IMS_PER_BATCH") / reference
         if self.get("D2_MASKRCNN.SOLVER.OPTIMIZER") == "AdamW":
             share = math.sqrt(share)
@@ -152,12 +162,8 @@ class _Planner:
             self.put("SOLVER.BASE_LR", float(f"{self.cfg.SOLVER.BASE_LR * share:.3g}"))
             self.put("D2_MASKRCNN.SOLVER.REFERENCE_BATCH", 0)
 
-    def plan_schedule(self, images: int, val_images: int, epochs: float | None, from_scratch: bool) -> None:
+    def plan_schedule(self, images: int, val_images: int, epochs: float) -> None:
         per_epoch = images / self.get("SOLVER.IMS_PER_BATCH")
-        if epochs is None:
-            seen = SEEN_FROM_SCRATCH if from_scratch else SEEN_IMAGES
-            fewest, most = EPOCHS_FROM_SCRATCH if from_scratch else EPOCHS
-            epochs = min(max(seen / images, fewest), most)
         self.put("SOLVER.MAX_ITER", max(math.ceil(epochs * per_epoch), 1))
         total = self.get("SOLVER.MAX_ITER")
         # At most EVALUATIONS, and none more often than after as many training images as it has validation images.
@@ -168,7 +174,7 @@ class _Planner:
         if self.get("SOLVER.LR_SCHEDULER_NAME") != "WarmupCosineLR":
             self.put("SOLVER.STEPS", tuple(sorted({step for share in STEPS if (step := int(share * total)) > 0})))
         self.put("D2_MASKRCNN.LOG_PERIOD", min(20, math.ceil(total / 20)))
-        evaluations = total // self.get("TEST.EVAL_PERIOD")
+        evaluations = total // (self.get("TEST.EVAL_PERIOD") or max(total, 1))
         self.put("D2_MASKRCNN.EARLY_STOPPING.PATIENCE", max(5, math.ceil(evaluations / 3)))
         self._say_schedule(total, per_epoch)
 
@@ -184,11 +190,9 @@ class _Planner:
             f"{self.get('SOLVER.WARMUP_ITERS'):,} iterations, "
             + (f"lower after {steps}" if is_stepped else f"then {self.get('SOLVER.LR_SCHEDULER_NAME')}"),
         )
-        self.say(
-            "evaluation",
-            f"every {_short(period / per_epoch)} epochs ({period:,} iterations); the best {name} is kept; stops after "
-            f"{patience} evaluations without a better one" if patience else f"every {period:,} iterations",
-        )  # fmt: skip
+        often = f"every {_short(period / per_epoch)} epochs ({period:,} iterations)" if period else "at the end"
+        stops = f"; stops after {patience} evaluations without a better one" if patience and period else ""
+        self.say("evaluation", f"{often}; the best {name} is kept{stops}")
         self.say("checkpoints", f"every {self.get('SOLVER.CHECKPOINT_PERIOD'):,} iterations")
 
     def plan_objects(self, train: DataSummary, val: DataSummary, from_scratch: bool) -> None:
@@ -232,11 +236,30 @@ class _Planner:
             )
 
 
-def _batch_per_process(device: str) -> int:
-    if not device.startswith("cuda") or not torch.cuda.is_available():
-        return 2
-    memory = torch.cuda.get_device_properties(torch.device(device)).total_memory / 2**30
-    return int(min(max(2 ** math.floor(math.log2(max(memory / MEMORY_PER_IMAGE, 1))), 1), 16))
+def _epochs(images: int, from_scratch: bool) -> float:
+    seen = SEEN_FROM_SCRATCH if from_scratch else SEEN_IMAGES
+    fewest, most = EPOCHS_FROM_SCRATCH if from_scratch else EPOCHS
+    return min(max(seen / images, fewest), most)
+
+
+def _aspect_ratio(data: DataSummary) -> float:
+    """Return the largest ratio of longer to shorter side of an image with objects; 4:3 if there is none."""
+    return float(data.longest.max(initial=0)) or 4 / 3
+
+
+def _batch_per_process(device: str, image_share: float) -> int:
+    """Return the number of images that a process trains on together.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
+        image_share: size of an image as a share of ``FULL_SIZE``.
+    """
+    fewest, most = BATCHES
+    count = fewest / image_share  # on a CPU larger batches are no faster, except of small images
+    if device.startswith("cuda") and torch.cuda.is_available():
+        memory = torch.cuda.get_device_properties(torch.device(device)).total_memory / 2**30
+        count = memory / MEMORY_PER_IMAGE / image_share
+    return int(min(2 ** math.floor(math.log2(max(count, 1))), most))
 
 
 def _workers(device: str, processes: int) -> int:

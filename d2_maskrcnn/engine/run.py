@@ -86,7 +86,7 @@ def train(
         weights: weight file or address to start from, or "scratch"; default: those of ``config``, else COCO's, from the
             cache or the network, if available.
         epochs: passes over the training images; default: planned.
-        batch_size: images per iteration, of all processes together; default: by the memory of the GPU, 2 on a CPU.
+        batch_size: images per iteration, of all processes together; default: planned.
         image_size: shorter side of resized images in pixels; default: that of the config.
         output: folder for checkpoints and logs; default: ``OUTPUT_DIR``, with ``data`` ``output/<name of the data>``.
         resume: continue the training in ``output``, if there is one, with its plan.

@@ -58,6 +58,34 @@ def test_epochs_and_rates_follow_what_is_given():
     assert adam["SOLVER.BASE_LR"] == pytest.approx(0.02 * (2 / 16) ** 0.5, rel=0.01)
 
 
+SMALL = ["INPUT.MIN_SIZE_TRAIN", "[128]", "INPUT.MAX_SIZE_TRAIN", 213]
+
+
+@pytest.mark.parametrize(
+    ("count", "opts", "options", "expected"),
+    [
+        (5000, SMALL, {}, 16),  # as many as the learning rate was chosen for
+        (60, SMALL, {}, 8),  # 500 iterations
+        (60, SMALL, {"epochs": 1}, 2),
+        (5, SMALL, {}, 2),
+        (1, SMALL, {}, 1),
+        (5000, [*SMALL, "D2_MASKRCNN.SOLVER.REFERENCE_BATCH", 4], {}, 4),
+        (5000, [], {"processes": 3}, 6),
+        (60, [], {"processes": 8}, 8),
+    ],
+)
+def test_batches_follow_the_size_and_number_of_images(count, opts, options, expected):
+    assert plan(records(count), opts=opts, **options).settings["SOLVER.IMS_PER_BATCH"] == expected
+
+
+def test_a_single_evaluation_at_the_end():
+    planned = plan(records(60), opts=["TEST.EVAL_PERIOD", 0])
+    assert "TEST.EVAL_PERIOD" not in planned.settings
+    assert any(
+        line.startswith("evaluation") and "at the end; the best segm/AP is kept" in line for line in planned.lines
+    )
+
+
 def test_masks_and_crowded_images():
     settings = plan(records(20, objects=130, rle=True)).settings
     assert settings["INPUT.MASK_FORMAT"] == "bitmask" and settings["TEST.DETECTIONS_PER_IMAGE"] == 200
