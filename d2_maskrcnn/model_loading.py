@@ -1,16 +1,17 @@
-"""Load a model: its config, its weights and the names of its classes."""
+"""Load a model: its config, its weights, and the names and ids of its classes."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.config.loading import check_components, load_config, parse_config
 from d2_maskrcnn.config.validation import check_each_value, usable_device
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, did_you_mean
 from d2_maskrcnn.runtimes import is_exported, load_exported, read_info
 from d2_maskrcnn.weights.checkpoint_files import stored_category_ids, stored_class_names, stored_metadata
 from d2_maskrcnn.weights.download import fetch_weights
@@ -63,11 +64,6 @@ def _parse_stored(text: str, weights: str, options: Sequence[str]) -> CfgNode:
     return parse_config(text, where, options) if options else cfg
 
 
-def model_config(weights: str, config: str | Path | None = None, overrides: Sequence[Any] = ()) -> CfgNode:
-    """Return the config of a weight file; see :func:`open_checkpoint`."""
-    return open_checkpoint(weights, config, overrides)[0]
-
-
 def load_model(
     cfg: CfgNode,
     device: str | None = None,
@@ -87,24 +83,23 @@ def load_model(
         content: content of ``MODEL.WEIGHTS`` from :func:`open_checkpoint`; None reads the file.
 
     Returns:
-        The model, and its class names (see :func:`class_names`). Its attribute ``category_ids`` has the category ids
-        that the file stores, if any.
+        The model, whose ``category_ids`` are those that the file stores, if any, and its :func:`class_names`.
 
     Raises:
-        UserError: a component is not registered, a value is not allowed, the device cannot be used, or the weights are
-            missing, unreadable or of another model.
+        UserError: a component, a value, the device or the weights cannot be used.
     """
     path = cfg.MODEL.WEIGHTS
     if require_weights and not path:
         raise UserError("MODEL.WEIGHTS is empty: set it to the weight file of a trained model.")
     check_components(cfg)
     check_each_value(cfg)
+    place = usable_device(device or cfg.MODEL.DEVICE)
     if is_exported(path):
-        exported, info = load_exported(cfg, usable_device(device or cfg.MODEL.DEVICE))
+        exported, info = load_exported(cfg, place)
         return exported, info.class_names
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.MODEL.DEVICE = str(usable_device(device or cfg.MODEL.DEVICE))
+    cfg.MODEL.DEVICE = str(place)
     model = build_model(cfg).eval()
     if not path:
         logger.warning("MODEL.WEIGHTS is empty: the model has random weights.")
@@ -132,3 +127,41 @@ def class_names(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> list[str]:
     if not names or len(names) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
         return []
     return [str(name) for name in names]
+
+
+def class_indices(classes: Sequence[str | int] | None, names: Sequence[str], count: int) -> np.ndarray | None:
+    """Look up class numbers; None stands for all classes.
+
+    Args:
+        classes: names (case is ignored), or numbers counted from 0.
+        names: the model's class names.
+        count: number of classes of the model.
+
+    Raises:
+        UserError: no class is named, or there is no such class; the most similar one is suggested.
+    """
+    if classes is None:
+        return None
+    if len(classes) == 0:
+        raise UserError("classes is empty: name at least one class, or give None for all.")
+    lower = {name.lower(): index for index, name in enumerate(names)}
+    chosen = []
+    for item in map(str, classes):
+        if item.lower() in lower:
+            chosen.append(lower[item.lower()])
+        elif item.isascii() and item.isdigit() and int(item) < count:
+            chosen.append(int(item))
+        else:
+            hint = did_you_mean(item, names) or f" The classes are {', '.join(names) or f'0 to {count - 1}'}."
+            raise UserError(f"The model has no class {item!r}.{hint}")
+    return np.array(chosen)
+
+
+def category_ids(cfg: CfgNode, names: Sequence[str], count: int) -> list[int]:
+    """Return the COCO category id of each class: the test dataset's if it has these names, else 1, 2, 3, ..."""
+    for name in cfg.DATASETS.TEST:
+        metadata = MetadataCatalog.get(name)
+        ids = metadata.get("thing_dataset_id_to_contiguous_id")
+        if ids and len(ids) == count and list(metadata.get("thing_classes", [])) == list(names):
+            return sorted(ids, key=lambda key: ids[key])
+    return list(range(1, count + 1))

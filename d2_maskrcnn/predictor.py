@@ -1,9 +1,4 @@
-"""Detect objects: images in, :class:`~d2_maskrcnn.results.Results` out.
-
-predictor = Predictor("model_final.pth")
-results = predictor("street.jpg")
-results.save("annotated.jpg")
-"""
+"""Detect objects: ``Predictor("model_final.pth")("street.jpg").save("annotated.jpg")``."""
 
 import logging
 import threading
@@ -18,16 +13,15 @@ from torch import nn
 
 from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.data.image_sources import describe, list_images, load_image, load_images, source_name
-from d2_maskrcnn.errors import UserError, did_you_mean
+from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import MAX_TILED_PIXELS
-from d2_maskrcnn.model_loading import load_model, open_checkpoint
+from d2_maskrcnn.model_loading import category_ids, class_indices, load_model, open_checkpoint
 from d2_maskrcnn.modeling.precision import set_precision
 from d2_maskrcnn.results import Results
 from d2_maskrcnn.runtimes import ExportedModel
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.tiling import detect_by_tiles, tiling_of
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
@@ -81,6 +75,7 @@ class Predictor:
         tile, overlap: predict images by square tiles of this side in pixels, of which neighbors share this part, and
             once more as a whole; see :mod:`d2_maskrcnn.tiling`. Images of up to 357 megapixels are read then. Default:
             ``TILE`` and ``OVERLAP`` of ``D2_MASKRCNN.INFERENCE``; 0 uses no tiles.
+        content: of the weights of a config, as :func:`~d2_maskrcnn.model_loading.open_checkpoint` returns both.
 
     Attributes:
         cfg: the config in use.
@@ -106,15 +101,14 @@ class Predictor:
         classes: Sequence[str | int] | None = None,
         tile: int | None = None,
         overlap: float | None = None,
+        content: dict[str, Any] | None = None,
     ) -> None:
-        content = None
         if isinstance(model, CfgNode):
             cfg = model.clone()
         else:
             cfg, content = open_checkpoint(str(model), config, overrides)
+            device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         cfg.defrost()
-        if not isinstance(model, CfgNode) and device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         if threshold is not None:
             if not 0 <= threshold <= 1:
                 raise UserError(f"threshold {threshold}: expected a number from 0 to 1.")
@@ -281,41 +275,3 @@ def plan_batches(shapes: Sequence[tuple[int, int]], step: int, batch_size: int, 
         most = max(1, min(batch_size, max_pixels // (height * width)))
         for start in range(0, len(group), most):
             yield group[start : start + most]
-
-
-def class_indices(classes: Sequence[str | int] | None, names: Sequence[str], count: int) -> np.ndarray | None:
-    """Look up class numbers; None stands for all classes.
-
-    Args:
-        classes: names (case is ignored), or numbers counted from 0.
-        names: the model's class names.
-        count: number of classes of the model.
-
-    Raises:
-        UserError: no class is named, or there is no such class; the most similar one is suggested.
-    """
-    if classes is None:
-        return None
-    if len(classes) == 0:
-        raise UserError("classes is empty: name at least one class, or give None for all.")
-    lower = {name.lower(): index for index, name in enumerate(names)}
-    chosen = []
-    for item in map(str, classes):
-        if item.lower() in lower:
-            chosen.append(lower[item.lower()])
-        elif item.isascii() and item.isdigit() and int(item) < count:
-            chosen.append(int(item))
-        else:
-            hint = did_you_mean(item, names) or f" The classes are {', '.join(names) or f'0 to {count - 1}'}."
-            raise UserError(f"The model has no class {item!r}.{hint}")
-    return np.array(chosen)
-
-
-def category_ids(cfg: CfgNode, names: Sequence[str], count: int) -> list[int]:
-    """Return the COCO category id of each class: the test dataset's if it has these names, else 1, 2, 3, ..."""
-    for name in cfg.DATASETS.TEST:
-        metadata = MetadataCatalog.get(name)
-        ids = metadata.get("thing_dataset_id_to_contiguous_id")
-        if ids and len(ids) == count and list(metadata.get("thing_classes", [])) == list(names):
-            return sorted(ids, key=lambda key: ids[key])
-    return list(range(1, count + 1))

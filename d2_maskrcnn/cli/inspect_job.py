@@ -6,6 +6,7 @@ It is apart from :mod:`d2_maskrcnn.cli.inspect`, so that ``--help`` does not imp
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -18,7 +19,7 @@ from d2_maskrcnn.inspection.observation import observe
 from d2_maskrcnn.inspection.records import available_records, class_names_of, records_for
 from d2_maskrcnn.inspection.report import PARTS, Report, write_report
 from d2_maskrcnn.inspection.weights import initial_weights, inspect_weights, read_state
-from d2_maskrcnn.model_loading import load_model, model_config
+from d2_maskrcnn.model_loading import load_model, open_checkpoint
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
 
@@ -55,7 +56,7 @@ def _weight_report(args: argparse.Namespace) -> Report:
     if args.input:
         raise UserError("--weights inspects a file alone; for images name it without the option: inspect FILE IMAGE")
     other = read_state(args.compare) if args.compare else None
-    initial = initial_weights(_config(args), args.weights) if args.config_file else None
+    initial = initial_weights(_config(args)[0], args.weights) if args.config_file else None
     findings = inspect_weights(read_state(args.weights), args.weights, other, args.compare, initial)
     return Report(about=_about(args, args.weights), weights=findings, title="Weights")
 
@@ -63,12 +64,12 @@ def _weight_report(args: argparse.Namespace) -> Report:
 def _model_report(args: argparse.Namespace) -> Report:
     if not (args.config_file or _weights(args)):
         raise UserError("inspect needs a model: name a checkpoint, or a config with --config-file.")
-    cfg = _config(args)
+    cfg, content = _config(args)
     parts = list(args.parts or ALL_PARTS)
     records = records_for(args.input, cfg, args.annotations)
     if not records and not {"weights", "data"} & set(parts):
         raise UserError(f"--parts {' '.join(parts)} needs images: name some with --input")
-    model, names = load_model(cfg, require_weights=False)
+    model, names = load_model(cfg, require_weights=False, content=content)
     names = names or class_names_of(cfg, args.annotations)
     path = cfg.MODEL.WEIGHTS
     report = Report(
@@ -101,12 +102,16 @@ def _add_data(report: Report, cfg: CfgNode, args: argparse.Namespace) -> None:
         )
 
 
-def _config(args: argparse.Namespace) -> CfgNode:
-    """Load the config and register its own data, without the datasets whose files are missing."""
+def _config(args: argparse.Namespace) -> tuple[CfgNode, dict[str, Any] | None]:
+    """Load the config and register its own data, without the datasets whose files are missing.
+
+    Returns:
+        The config, and the content of the weight file if it was read.
+    """
     if args.config_file:
-        cfg = load_config(args.config_file, args.opts)
+        cfg, content = load_config(args.config_file, args.opts), None
     else:
-        cfg = model_config(_weights(args), None, args.opts)
+        cfg, content = open_checkpoint(_weights(args), None, args.opts)
     data = cfg.D2_MASKRCNN.DATA
     for prefix, other, key in (("TRAIN", "VAL", "TRAIN"), ("VAL", "TRAIN", "TEST")):
         if not data[f"{prefix}_JSON"] and not data[f"{prefix}_IMAGES"]:
@@ -120,7 +125,7 @@ def _config(args: argparse.Namespace) -> CfgNode:
             logger.info("%s", error)
             single.DATASETS[key] = ()
         cfg.DATASETS[key] = single.DATASETS[key]
-    return cfg
+    return cfg, content
 
 
 def _weights(args: argparse.Namespace) -> str:

@@ -6,6 +6,7 @@ It is apart from :mod:`d2_maskrcnn.cli.predict`, so that ``--help`` does not imp
 import argparse
 import logging
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,8 +16,8 @@ from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data.formats.predictions import MIN_SCORE
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import MAX_TILED_PIXELS
-from d2_maskrcnn.model_loading import model_config
-from d2_maskrcnn.predictor import TRACKING_SCORE, Predictor, Resizer, class_indices
+from d2_maskrcnn.model_loading import class_indices, open_checkpoint
+from d2_maskrcnn.predictor import TRACKING_SCORE, Predictor, Resizer
 from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.run import Sinks, VideoLike, Work, run_images, run_video
 from d2_maskrcnn.video.sinks.annotation_files import AnnotationFiles
@@ -29,6 +30,8 @@ from d2_maskrcnn.video.workers import InProcess, WorkerPool, default_count
 from detectron2.config import CfgNode
 
 logger = logging.getLogger(__name__)
+
+Content = dict[str, Any] | None  # of a weight file, see :func:`~d2_maskrcnn.model_loading.open_checkpoint`
 
 TITLE = "Mask R-CNN"
 DEFAULT_CONFIG = "mrcnn_R101"
@@ -55,16 +58,16 @@ def run(args: argparse.Namespace) -> None:
         args.show = not (args.output or args.save_json or args.save_csv)
     if args.show:
         check_display()
-    cfg = _config(args)
+    cfg, content = _config(args)
     if args.input is not None:
-        _process_images(args, cfg)
+        _process_images(args, cfg, content)
     else:
-        _process_video(args, cfg)
+        _process_video(args, cfg, content)
     if written := [str(path) for path in (args.output, args.save_json, args.save_csv) if path is not None]:
         logger.info("Written: %s", ", ".join(written))
 
 
-def _process_images(args: argparse.Namespace, cfg: CfgNode) -> None:
+def _process_images(args: argparse.Namespace, cfg: CfgNode, content: Content) -> None:
     paths = find_images(args.input)
     names = [str(path) for path in paths]
     annotate = bool(args.save_as or args.rank)
@@ -76,7 +79,7 @@ def _process_images(args: argparse.Namespace, cfg: CfgNode) -> None:
     _check_tables(args, identify(inputs))
     if args.save_json:
         check_target(images_file(args.save_json), args.overwrite, "--save-json", identify(inputs))
-    work = _work(args, cfg)
+    work = _work(args, cfg, content)
     classes = (work.class_names, work.category_ids)
     sinks = Sinks(
         image_files=files,
@@ -90,7 +93,7 @@ def _process_images(args: argparse.Namespace, cfg: CfgNode) -> None:
     run_images(ImageSource(paths, MAX_TILED_PIXELS if cfg.D2_MASKRCNN.INFERENCE.TILE else None), work, sinks)
 
 
-def _process_video(args: argparse.Namespace, cfg: CfgNode) -> None:
+def _process_video(args: argparse.Namespace, cfg: CfgNode, content: Content) -> None:
     from d2_maskrcnn.video.sinks.video_file import VideoWriter  # needs PyAV, an extra
 
     if args.save_as or args.rank:
@@ -99,7 +102,7 @@ def _process_video(args: argparse.Namespace, cfg: CfgNode) -> None:
     inputs = identify([*_model_files(cfg, args), args.video_input or ""])
     target = _video_target(args, inputs) if args.output else None
     _check_tables(args, inputs)
-    work = _work(args, cfg)
+    work = _work(args, cfg, content)
     work.tracking = not args.no_tracking
     sinks = Sinks(
         video=VideoWriter(target, source.info) if target else None,
@@ -137,12 +140,14 @@ def _video_target(args: argparse.Namespace, inputs: Inputs) -> Path:
     return check_target(output, args.overwrite, "--output", inputs)
 
 
-def _work(args: argparse.Namespace, cfg: CfgNode) -> Work:
+def _work(args: argparse.Namespace, cfg: CfgNode, content: Content) -> Work:
     count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     processes = 1 if args.parallel is None else args.parallel or default_count()
     options = {"precision": args.precision, "threshold": None}
     model: InProcess | WorkerPool = (
-        InProcess(Predictor(cfg, **options)) if args.parallel is None else WorkerPool(cfg, options, processes)
+        InProcess(Predictor(cfg, content=content, **options))
+        if args.parallel is None
+        else WorkerPool(cfg, options, processes)
     )
     names = model.class_names
     return Work(
@@ -164,14 +169,18 @@ def _unchanged(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _config(args: argparse.Namespace) -> CfgNode:
-    """Load the given config, else the one that the weights store, else ``DEFAULT_CONFIG``."""
+def _config(args: argparse.Namespace) -> tuple[CfgNode, Content]:
+    """Load the given config, else the one that the weights store, else ``DEFAULT_CONFIG``.
+
+    Returns:
+        The config, and the content of the weight file if it was read.
+    """
     options = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
     weights = args.weights or options.get("MODEL.WEIGHTS", "")
     if args.config_file or not weights:
-        cfg = load_config(args.config_file or DEFAULT_CONFIG, args.opts)
+        cfg, content = load_config(args.config_file or DEFAULT_CONFIG, args.opts), None
     else:
-        cfg = model_config(weights, None, args.opts)
+        cfg, content = open_checkpoint(weights, None, args.opts)
         cfg.MODEL.DEVICE = options.get("MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
     cfg.MODEL.WEIGHTS = weights or cfg.MODEL.WEIGHTS
     if args.device:
@@ -185,7 +194,7 @@ def _config(args: argparse.Namespace) -> CfgNode:
     if args.rank:
         cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = min(args.confidence_threshold, MIN_SCORE)
     cfg.freeze()
-    return cfg
+    return cfg, content
 
 
 def _model_files(cfg: CfgNode, args: argparse.Namespace) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from d2_maskrcnn import Predictor, example
+from d2_maskrcnn import Predictor, checkpoint, example, model_loading
 from d2_maskrcnn.cli import predict
 from d2_maskrcnn.cli.main import main
 
@@ -74,6 +74,16 @@ def test_the_example_model_is_small_and_its_weights_are_float32_in_the_model():
         ["circle", "square", "square", "star", "triangle"],
         ["circle", "square", "square", "star"],
     ]
+
+
+@pytest.mark.parametrize("words", [["predict"], ["inspect", "--parts", "result"]], ids=["predict", "inspect"])
+def test_the_weights_are_read_once(tmp_path, monkeypatch, words):
+    read, read_weights = [], model_loading.read_weights
+    for module in (checkpoint, model_loading):
+        monkeypatch.setattr(module, "read_weights", lambda *a, **k: read.append(a) or read_weights(*a, **k))
+    paths = [str(example.WEIGHTS), str(example.IMAGES[0]), "--output", str(tmp_path / "out")]
+    assert main([words[0], *paths, *words[1:]]) == 0
+    assert len(read) == 1
 
 
 def test_example(tmp_path, monkeypatch, caplog):
