@@ -129,10 +129,16 @@ class _Scalar(_Array):
 
 
 class _Loader(pickle.Unpickler):
-    """Unpickle with the allowed names only, then convert to arrays and plain containers."""
+    """Unpickle with the allowed names only, then convert to arrays and plain containers.
+
+    Args:
+        file: the pickle. Text and bytes may be shared by many calls: without a limit on all copies together (three
+            times its size), a file of 1 MB could take 7 GB.
+    """
 
     def __init__(self, file: mmap.mmap) -> None:
         super().__init__(cast(IO[bytes], file), encoding="latin1")
+        self._budget = 3 * file.size()
         self._converted: dict[int, Any] = {}
         ndarray = _Name(self._no_call)
         names: dict[tuple[str, str], _Name] = {
@@ -160,6 +166,11 @@ class _Loader(pickle.Unpickler):
         """Return the content with arrays in place of their stand-ins."""
         return self._plain(super().load(), 0)
 
+    def _spend(self, size: int) -> None:
+        self._budget -= size
+        if self._budget < 0:
+            raise Refused("needs more memory than its size explains")
+
     def _no_call(self, *_: Any) -> None:
         raise Refused("calls numpy.ndarray")
 
@@ -171,11 +182,13 @@ class _Loader(pickle.Unpickler):
     def _encode(self, text: Any, encoding: Any) -> bytes:
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
             raise Refused(f"encodes text as {encoding!r:.60}")
+        self._spend(len(text))
         return text.encode("latin1")
 
     def _ordered_dict(self, items: Any = ()) -> _OrderedDict:
         if not isinstance(items, list | tuple):
             raise Refused("makes an OrderedDict of something other than pairs")
+        self._spend(len(items))
         return _OrderedDict(items)
 
     def _plain(self, value: Any, depth: int) -> Any:
@@ -189,6 +202,7 @@ class _Loader(pickle.Unpickler):
 
     def _convert(self, value: Any, depth: int) -> Any:
         if isinstance(value, _Array):
+            self._spend(len(value.raw or b""))
             return value.make()[()] if isinstance(value, _Scalar) else value.make()
         if isinstance(value, dict):
             if not all(isinstance(key, str | bytes | int | float | bool | None) for key in value):

@@ -307,6 +307,33 @@ def test_shared_lists_are_not_expanded(write):
     assert loaded[0] is loaded[99]
 
 
+def repeated(make, times):
+    """Return the pickle of a list of ``times`` calls that all take the shared text in memo 0."""
+    return b"\x80\x03" + text("a" * 100_000) + b"q\x000](" + make * times + b"e."
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        b"c_codecs\nencode\n(h\x00" + text("latin1") + b"tR",
+        ARRAY + b"(K\x01J\xa0\x86\x01\x00\x85cnumpy\ndtype\n(" + text("u1") + b"K\x00K\x01tR\x89h\x00tb",
+    ],
+)
+def test_copies_of_shared_bytes_are_counted(write, make):
+    assert len(load_pickle(write(repeated(make, 1)))) == 1
+    with pytest.raises(UserError, match="more memory"):
+        load_pickle(write(repeated(make, 1000)))
+
+
+def test_copies_of_shared_pairs_are_counted(write):
+    pairs = [(str(i), None) for i in range(2000)]
+    shared = pickle.dumps(pairs, 3)[:-1] + b"q\x000"
+    ordered = b"ccollections\nOrderedDict\nj\x01\x00\x00\x00\x85R"
+    content = shared.replace(b"q\x000", b"r\x01\x00\x00\x000") + b"](" + ordered * 100 + b"e."
+    with pytest.raises(UserError, match="more memory"):
+        load_pickle(write(content))
+
+
 @pytest.mark.parametrize("keep", [0, 1, 2, 10, 100, 200, -2, -1])
 def test_truncated_files(write, keep):
     content = pickle.dumps({"model": {"w": np.arange(100.0)}}, 2)
