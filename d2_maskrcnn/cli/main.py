@@ -34,6 +34,7 @@ COMMANDS = {
     "predict": Command("d2_maskrcnn.cli.predict", "detect objects in images, videos, cameras and streams"),
     "batch": Command("d2_maskrcnn.cli.batch", "predict many images with Ray, on one machine or a cluster"),
     "export": Command("d2_maskrcnn.cli.export", "export a model to ONNX, OpenVINO or torch.export"),
+    "serve": Command("d2_maskrcnn.cli.serve", "serve a model over HTTP"),
     "inspect": Command("d2_maskrcnn.cli.inspect", "write a report of what happens inside a model"),
     "convert": Command("d2_maskrcnn.cli.convert", "convert a dataset between the formats of annotation tools"),
     "check": Command("d2_maskrcnn.cli.check", "list and repair the flaws of a dataset"),

@@ -1,0 +1,107 @@
+"""Read the images of a request, within the limits."""
+
+from collections.abc import AsyncGenerator
+from typing import NamedTuple
+
+import anyio
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from d2_maskrcnn.serve.admission import Ticket
+from d2_maskrcnn.serve.refusals import Refusal
+from d2_maskrcnn.serve.settings import Settings
+
+MULTIPART = "multipart/form-data"
+MAX_FIELDS = 16  # besides files
+BINARY = ("application/octet-stream", "binary/octet-stream")
+
+
+class Upload(NamedTuple):
+    """A file of a request.
+
+    Attributes:
+        name: as the client calls it, "" if it does not.
+        content: the bytes of the file.
+    """
+
+    name: str
+    content: bytes
+
+
+class _Parser(MultiPartParser):
+    spool_max_size = 2**62  # the body is limited before: never write uploads to the disk
+
+
+async def read_uploads(request: Request, settings: Settings, ticket: Ticket) -> list[Upload]:
+    """Read the files of a request: the whole body, or the files of a multipart form.
+
+    Args:
+        request: of which the body was not read yet.
+        settings: ``max_bytes``, ``max_images`` and ``timeout`` are used.
+        ticket: counts the bytes.
+
+    Raises:
+        Refusal: another content type (415), too many bytes (413), no or an empty file, a malformed form (400), or the
+            body takes too long (408).
+        ClientDisconnect: the client has gone.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != MULTIPART and kind not in BINARY and not kind.startswith("image/"):
+        raise Refusal(
+            415,
+            f"Content-Type {kind or 'is missing'}: expected multipart/form-data with a file (curl -F file=@photo.jpg), "
+            "or image/* or application/octet-stream with the bytes of an image.",
+        )
+    try:
+        with anyio.fail_after(settings.timeout):
+            stream = _limited(request, settings.max_bytes, ticket)
+            if kind == MULTIPART:
+                uploads = await _read_form(request, stream, settings.max_images)
+            else:
+                uploads = [Upload("", b"".join([chunk async for chunk in stream]))]
+    except TimeoutError as error:
+        raise Refusal(408, f"The request was not complete after {settings.timeout:g} s.") from error
+    for upload in uploads:
+        if not upload.content:
+            raise Refusal(400, f"{upload.name[:100] or 'the image data'}: empty; expected the bytes of an image.")
+    return uploads
+
+
+async def _limited(request: Request, max_bytes: int, ticket: Ticket) -> AsyncGenerator[bytes, None]:
+    """Yield the chunks of the body up to a number of bytes; a declared larger one is refused before it is read."""
+    message = f"The request is larger than {max_bytes / 2**20:g} MiB, the limit of this server."
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise Refusal(413, message)
+    total = 0
+    async for chunk in request.stream():
+        total += len(chunk)
+        if total > max_bytes:
+            raise Refusal(413, message)
+        ticket.add_bytes(len(chunk))
+        yield chunk
+
+
+async def _read_form(request: Request, stream: AsyncGenerator[bytes, None], max_images: int) -> list[Upload]:
+    # One file more than allowed, for a message of our own.
+    parser = _Parser(request.headers, stream, max_files=max_images + 1, max_fields=MAX_FIELDS)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if "Too many files" in error.message:
+            raise _too_many(max_images) from error
+        raise Refusal(400, f"The multipart form cannot be read: {error.message}") from error
+    files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+    try:
+        if not files:
+            raise Refusal(400, "The multipart form contains no file; expected one, as curl -F file=@photo.jpg sends.")
+        if len(files) > max_images:
+            raise _too_many(max_images)
+        return [Upload(file.filename or "", await file.read()) for file in files]
+    finally:
+        await form.close()
+
+
+def _too_many(max_images: int) -> Refusal:
+    return Refusal(413, f"The multipart form contains more than {max_images} files, the limit of this server.")
