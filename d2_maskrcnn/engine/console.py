@@ -23,7 +23,6 @@ from detectron2.utils import comm
 
 NAME = "d2_maskrcnn.console"  # messages of this logger are shown on the terminal as well
 LOGGERS = ("d2_maskrcnn", "detectron2", "fvcore")
-TIMED = 5  # iterations after which the duration of the training is estimated
 _SHOWN = (
     NAME,
     "d2_maskrcnn.engine.hooks.best_checkpoint",
@@ -196,8 +195,6 @@ class ShowProgress(HookBase):
         trainer = self.trainer
         self._seconds += time.perf_counter() - self._begin
         done = trainer.iter + 1
-        if done - trainer.start_iter == TIMED and done < trainer.max_iter:
-            self._show_estimate()
         due = done % self.period == 0 or done == trainer.max_iter
         if self.bar is None and due:
             console.info("%s", self._line(done))
@@ -211,13 +208,6 @@ class ShowProgress(HookBase):
         if self.bar is not None:
             self.bar.close()
             _Terminal.has_bar = False
-
-    def _show_estimate(self) -> None:
-        each = self._seconds / TIMED
-        console.info(
-            "%.2g s per iteration: about %s for %d iterations, plus the evaluations",
-            each, duration(each * self.trainer.max_iter), self.trainer.max_iter,
-        )  # fmt: skip
 
     def _loss(self) -> float:
         return float(self.trainer.storage.history("total_loss").median(self.period))

@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -187,48 +186,16 @@ def _best_prefix(names: Iterable[str], model_keys: list[str]) -> str:
 
 
 def group_names(names: Iterable[str]) -> list[str]:
-    """Abbreviate many parameter names to few patterns.
+    """Abbreviate many parameter names to few patterns, in which ``*`` stands for numbers.
 
-    >>> group_names(f"res4.{block}.conv{i}.weight" for block in range(23) for i in (1, 2, 3))
-    ['res4.{0-22}.conv{1,2,3}.weight']
+    >>> group_names(["res4.0.conv1.weight", "res4.1.conv3.weight", "res4.0.conv1.bias"])
+    ['res4.*.conv*.{bias,weight}']
     """
-    groups = [tuple(frozenset([token]) for token in _tokens(name)) for name in sorted(set(names))]
-    for position in reversed(range(max(map(len, groups), default=0))):
-        groups = _merge(groups, position)
-    return ["".join(_pattern(alternatives) for alternatives in group) for group in groups]
-
-
-def _tokens(name: str) -> list[str]:
-    """Split a name into numbers, dots and the words between them."""
-    return re.findall(r"\d+|\.|[^\d.]+", name)
-
-
-def _merge(groups: list[tuple[frozenset[str], ...]], position: int) -> list[tuple[frozenset[str], ...]]:
-    """Merge groups that differ only at one position, in numbers or in words."""
-    merged: dict[Any, set[str]] = {}
-    for group in groups:
-        if position < len(group):
-            key = (group[:position], group[position + 1 :], _kind(group[position]))
-            merged.setdefault(key, set()).update(group[position])
-        else:
-            merged.setdefault((group, None, None), set())
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        module, dot, part = name.rpartition(".")
+        groups.setdefault(re.sub(r"(?<!\bres)\d+", "*", module + dot), set()).add(part)
     return [
-        before if after is None else (*before, frozenset(tokens), *after)
-        for (before, after, _), tokens in merged.items()
+        module + (f"{{{','.join(sorted(parts))}}}" if len(parts) > 1 else parts.pop())
+        for module, parts in sorted(groups.items())
     ]
-
-
-def _kind(tokens: frozenset[str]) -> str:
-    token = next(iter(tokens))
-    return "number" if token.isdigit() else "dot" if token == "." else "word"
-
-
-def _pattern(tokens: frozenset[str]) -> str:
-    if len(tokens) == 1:
-        return next(iter(tokens))
-    if _kind(tokens) == "word":
-        return "{" + ",".join(sorted(tokens)) + "}"
-    numbers = sorted(map(int, tokens))
-    if len(numbers) > 3 and numbers[-1] - numbers[0] == len(numbers) - 1:
-        return f"{{{numbers[0]}-{numbers[-1]}}}"
-    return "{" + ",".join(map(str, numbers)) + "}"

@@ -56,7 +56,7 @@ def test_what_is_printed(trained):
     assert (
         "epochs      1 (6 iterations with batches of 2)" in text and "Evaluation after epoch 1.0 (iteration 6)" in text
     )
-    assert "per iteration: about 0:00:" in text and str(result.output) in lines[-3]
+    assert str(result.output) in lines[-3]
     assert "copypaste" not in text and "copypaste" in (result.output / "log.txt").read_text()
 
 

@@ -16,40 +16,12 @@ PREFIX = "backbone.bottom_up."
         (["a", "a"], ["a"]),
         (["a.weight", "a.bias"], ["a.{bias,weight}"]),
         (["b", "a.b", "a.b.c"], ["a.b", "a.b.c", "b"]),
-        (
-            [f"{PREFIX}res4.{b}.conv{i}.weight" for b in range(23) for i in (1, 2, 3)],
-            [f"{PREFIX}res4.{{0-22}}.conv{{1,2,3}}.weight"],
-        ),
-        ([f"x.{b}.w" for b in (0, 1, 2, 7)], ["x.{0,1,2,7}.w"]),
-        (
-            [f"backbone.fpn_{kind}{i}.{part}" for kind in ("lateral", "output") for i in (2, 3, 4, 5) for part in "wb"],
-            ["backbone.{fpn_lateral,fpn_output}{2-5}.{b,w}"],
-        ),
-        (["conv.w", "conv1.w", "conv2.w"], ["conv.w", "conv{1,2}.w"]),
+        ([f"{PREFIX}res4.{b}.conv{i}.w" for b in range(23) for i in (1, 2)], [f"{PREFIX}res4.*.conv*.w"]),
+        (["conv.w", "conv1.w", "conv2.w"], ["conv*.w", "conv.w"]),
     ],
 )
 def test_group_names(names, groups):
-    assert sorted(group_names(names)) == sorted(groups)
-    assert sorted(group_names(reversed(names))) == sorted(groups)
-
-
-def test_groups_expand_to_exactly_their_names(resnet_shapes):
-    import itertools
-    import re
-
-    def expand(pattern):
-        parts = re.split(r"\{(.*?)\}", pattern)
-        choices = [[part] if i % 2 == 0 else alternatives(part) for i, part in enumerate(parts)]
-        return ["".join(choice) for choice in itertools.product(*choices)]
-
-    def alternatives(text):
-        span = re.fullmatch(r"(\d+)-(\d+)", text)
-        return [str(n) for n in range(int(span[1]), int(span[2]) + 1)] if span else text.split(",")
-
-    names = list(resnet_shapes(101)) + ["odd.one", "res4.3.conv1.extra"]
-    groups = group_names(names)
-    assert sorted(name for group in groups for name in expand(group)) == sorted(names)
-    assert len(groups) < 20
+    assert sorted(group_names(names)) == sorted(group_names(reversed(names))) == sorted(groups)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +93,11 @@ def test_the_report_of_a_backbone_is_short(msra_blobs, mask_rcnn_shapes):
     assert text.startswith(
         "R-101.pkl: 520 of the model's 540 tensors loaded (names of caffe2, with the prefix 'backbone.bottom_up.')"
     )
-    assert "backbone.{fpn_lateral,fpn_output}{2-5}.weight" in text and len(text.splitlines()) == 2 and len(text) < 700
+    assert (
+        "backbone.fpn_lateral*.weight, backbone.fpn_output*.weight" in text
+        and len(text.splitlines()) == 2
+        and len(text) < 700
+    )
 
 
 def test_many_groups_are_abbreviated(mask_rcnn_shapes):
