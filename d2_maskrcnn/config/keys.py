@@ -29,11 +29,12 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
 
     Call it after ``get_cfg()`` and before ``merge_from_file``.
     """
-    node = cfg.D2_MASKRCNN = CfgNode()
+    cfg.D2_MASKRCNN = CfgNode()
+    for add in (_add_data_and_model, _add_solver, _add_evaluation, _add_logging):
+        add(cfg.D2_MASKRCNN)
 
-    # Run convolutions on channels-last (NHWC) memory: faster on CPUs and tensor cores, equal results up to rounding.
-    node.CHANNELS_LAST = True
 
+def _add_data_and_model(node: CfgNode) -> None:
     # Your own COCO-format data, without writing Python. Paths are relative to the working directory or, if missing
     # there, to $DETECTRON2_DATASETS (default: datasets). A pair replaces DATASETS.TRAIN or DATASETS.TEST.
     node.DATA = CfgNode()
@@ -41,6 +42,21 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     node.DATA.TRAIN_IMAGES = ""
     node.DATA.VAL_JSON = ""
     node.DATA.VAL_IMAGES = ""
+
+    node.INPUT = CfgNode()
+    # Large-scale jitter instead of INPUT's resizing; scales are relative to a square of IMAGE_SIZE pixels.
+    node.INPUT.LSJ = CfgNode()
+    node.INPUT.LSJ.ENABLED = False
+    node.INPUT.LSJ.IMAGE_SIZE = 1024
+    node.INPUT.LSJ.MIN_SCALE = 0.1
+    node.INPUT.LSJ.MAX_SCALE = 2.0
+    # Paste objects of another image, with this probability. Needs INPUT.MASK_FORMAT bitmask.
+    node.INPUT.COPY_PASTE = CfgNode()
+    node.INPUT.COPY_PASTE.ENABLED = False
+    node.INPUT.COPY_PASTE.PROBABILITY = 0.5
+
+    # Run convolutions on channels-last (NHWC) memory: faster on CPUs and tensor cores, equal results up to rounding.
+    node.CHANNELS_LAST = True
 
     node.INFERENCE = CfgNode()
     # Type of the weights and activations in prediction and evaluation: "float32", "bfloat16", "float16" (GPUs only) or
@@ -59,6 +75,8 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     # et al., "Accurate, large minibatch SGD", 2017, section 5.1). For training from scratch with BN, SyncBN or GN.
     node.RESNETS.ZERO_INIT_RESIDUAL = False
 
+
+def _add_solver(node: CfgNode) -> None:
     node.SOLVER = CfgNode()
     # "SGD" (momentum and Nesterov as in SOLVER) or "AdamW" (decoupled weight decay).
     node.SOLVER.OPTIMIZER = "SGD"
@@ -75,19 +93,8 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     # square root (AdamW). 0 does not scale.
     node.SOLVER.REFERENCE_BATCH = 0
 
-    # Iterations between two log lines, and between two points in TensorBoard and metrics.json.
-    node.LOG_PERIOD = 20
 
-    # Show in TensorBoard at the end of every epoch: histograms of weights and gradients, and IMAGES images of the
-    # first test set with their anchors, proposals, refined boxes, masks and results of at least SCORE_THRESHOLD.
-    # Epochs are skipped to take at most MAX_SHARE (in [0, 1]) of the training's time.
-    node.INSPECT = CfgNode()
-    node.INSPECT.ENABLED = True
-    node.INSPECT.HISTOGRAMS = True
-    node.INSPECT.IMAGES = 1
-    node.INSPECT.SCORE_THRESHOLD = 0.5
-    node.INSPECT.MAX_SHARE = 0.02
-
+def _add_evaluation(node: CfgNode) -> None:
     # Compute the losses on DATASETS.TEST, in evaluation mode, at each evaluation.
     node.VALIDATION_LOSS = True
 
@@ -121,17 +128,20 @@ def add_d2_maskrcnn_config(cfg: CfgNode) -> None:
     node.EVALUATION.CONFUSION_IOU = 0.5
     node.EVALUATION.CONFUSION_SCORE = 0.5
 
-    node.INPUT = CfgNode()
-    # Large-scale jitter instead of INPUT's resizing; scales are relative to a square of IMAGE_SIZE pixels.
-    node.INPUT.LSJ = CfgNode()
-    node.INPUT.LSJ.ENABLED = False
-    node.INPUT.LSJ.IMAGE_SIZE = 1024
-    node.INPUT.LSJ.MIN_SCALE = 0.1
-    node.INPUT.LSJ.MAX_SCALE = 2.0
-    # Paste objects of another image, with this probability. Needs INPUT.MASK_FORMAT bitmask.
-    node.INPUT.COPY_PASTE = CfgNode()
-    node.INPUT.COPY_PASTE.ENABLED = False
-    node.INPUT.COPY_PASTE.PROBABILITY = 0.5
+
+def _add_logging(node: CfgNode) -> None:
+    # Iterations between two log lines, and between two points in TensorBoard and metrics.json.
+    node.LOG_PERIOD = 20
+
+    # Show in TensorBoard at the end of every epoch: histograms of weights and gradients, and IMAGES images of the
+    # first test set with their anchors, proposals, refined boxes, masks and results of at least SCORE_THRESHOLD.
+    # Epochs are skipped to take at most MAX_SHARE (in [0, 1]) of the training's time.
+    node.INSPECT = CfgNode()
+    node.INSPECT.ENABLED = True
+    node.INSPECT.HISTOGRAMS = True
+    node.INSPECT.IMAGES = 1
+    node.INSPECT.SCORE_THRESHOLD = 0.5
+    node.INSPECT.MAX_SHARE = 0.02
 
     # Weights & Biases (pip install "d2_maskrcnn[wandb]"). If it is missing or unreachable, training continues without.
     node.WANDB = CfgNode()

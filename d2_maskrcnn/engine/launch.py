@@ -75,20 +75,19 @@ def launch(
         return
     if dist_url == "auto":
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    workers = mp.start_processes(
-        _run_spawned_worker,
-        args=(main, processes_per_machine, num_machines, machine_rank, dist_url, args),
-        nprocs=processes_per_machine,
-        join=False,
-        start_method="spawn",
-    )
+    _spawn(processes_per_machine, (main, processes_per_machine, num_machines, machine_rank, dist_url, args))
+
+
+def _spawn(count: int, args: tuple[Any, ...]) -> None:
+    """Run :func:`_run_spawned_worker` in ``count`` processes; see :func:`launch`."""
+    workers = mp.start_processes(_run_spawned_worker, args=args, nprocs=count, join=False, start_method="spawn")
     _let_workers_handle_signals(workers.pids())
     try:
         while not workers.join():
             pass
     except mp.ProcessExitedException as error:
         # join() has ended the others, which would wait for the dead one until the process group's timeout.
-        print(_describe_exit(error, processes_per_machine), file=sys.stderr, flush=True)
+        print(_describe_exit(error, count), file=sys.stderr, flush=True)
         raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from error
 
 

@@ -132,17 +132,14 @@ def _describe(
     best = np.bincount(fit.argmax(axis=1), minlength=len(anchors))
     for anchor, number in zip(anchors, best.tolist(), strict=True):
         anchor["boxes"] = number
-    per_image = np.bincount(image_index, minlength=len(sizes))
+    per_image, per_class = np.bincount(image_index, minlength=len(sizes)), np.bincount(classes, minlength=len(names))
     return DataFindings(
         name=name,
         images=len(sizes),
         empty_images=int((per_image == 0).sum()),
         objects=len(sides),
         crowds=crowds,
-        categories={
-            names[i] if i < len(names) else f"class {i}": int(n)
-            for i, n in enumerate(np.bincount(classes, minlength=len(names)))
-        },
+        categories={names[i] if i < len(names) else f"class {i}": int(n) for i, n in enumerate(per_class)},
         image_sizes=dict(Counter(f"{width}x{height}" for width, height in sizes.tolist()).most_common()),
         sqrt_areas=np.sqrt(sides.prod(axis=1)),
         ratios=sides[:, 1] / sides[:, 0],
