@@ -38,13 +38,6 @@ def shapes(tiny_shapes, tmp_path, tiny_opts):
     return folder, [word.replace(str(tiny_shapes), str(folder)) for word in tiny_opts]
 
 
-def edit(folder, change):
-    path = folder / "annotations" / "instances_train.json"
-    data = json.loads(path.read_text())
-    change(data)
-    path.write_text(json.dumps(data))
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -54,13 +47,8 @@ def edit(folder, change):
         (["MODEL.ROI_HEADS.NUM_CLASSES", "7"], "MODEL.ROI_HEADS.NUM_CLASSES to 4"),
         (["--eval-only"], "MODEL.WEIGHTS"),
         (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth"),
-        (["D2_MASKRCNN.SOLVER.OPTIMIZER", "Lion"], "expected one of 'SGD', 'AdamW'"),
         (["MODEL.META_ARCHITECTURE", "MaskRCN"], "Did you mean MaskRCNN?"),
         (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE is 'gpu'; expected one of cpu, cuda"),
-        (["SOLVER.LR_SCHEDULER_NAME", "Foo"], "expected one of 'WarmupMultiStepLR'"),
-        (["SOLVER.BASE_LR", "None"], "SOLVER.BASE_LR is None; expected a number"),
-        (["MODEL.WEIGHTS", "detectron2://../../x.pkl"], "expected the plain address of a file"),
-        (["--config-file", "https://host/x.yaml"], "only local files are read"),
     ],
 )
 def test_arguments(train_net, tiny_opts, words, expected):
@@ -70,37 +58,15 @@ def test_arguments(train_net, tiny_opts, words, expected):
     assert expected in line
 
 
-def drop_categories(data):
-    del data["categories"]
-
-
-def unknown_category(data):
-    data["annotations"][0]["category_id"] = 99
-
-
-def unknown_image(data):
-    data["annotations"][0]["image_id"] = 10**6
-
-
-def flat_box(data):
-    data["annotations"][0]["bbox"] = [1, 1, 0, 5]
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (drop_categories, "categories"),
-        (unknown_category, "99"),
-        (unknown_image, "1000000"),
-        (flat_box, "area"),
-    ],
-)
-def test_annotations(train_net, shapes, change, expected):
+def test_annotations(train_net, shapes):
     folder, opts = shapes
-    edit(folder, change)
+    path = folder / "annotations" / "instances_train.json"
+    data = json.loads(path.read_text())
+    data["annotations"][0]["category_id"] = 99
+    path.write_text(json.dumps(data))
     status, line = train_net(*opts)
     assert status == 2
-    assert expected in line and "instances_train.json" in line
+    assert "99" in line and "instances_train.json" in line
 
 
 def test_json_that_is_not_json(train_net, shapes):

@@ -138,7 +138,7 @@ def _trace_training(model: Any, sample: Record) -> tuple[Intermediates | None, s
     """Run the pass with ground truth, if there is any; return its tensors, and why it failed, or ""."""
     try:
         return (trace_losses(model, [sample]) if "instances" in sample else None), ""
-    except FloatingPointError as error:  # a diverged model is one that people want to look into
+    except FloatingPointError as error:  # a diverged model is worth inspecting
         return None, str(error)
 
 

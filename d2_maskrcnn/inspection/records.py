@@ -81,7 +81,7 @@ def _from_datasets(files: Iterable[Path], cfg: CfgNode) -> dict[Path, Record]:
 
 
 def _load_json(annotations: str) -> tuple[list[Record], dict[int, str]]:
-    """Load a COCO JSON file, or return what it was loaded as before if it has not changed since."""
+    """Load a COCO JSON file; the content of the last file is cached until the file changes."""
     return _load_version(annotations, Path(annotations).stat().st_mtime_ns)
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from d2_maskrcnn import compat
@@ -15,33 +15,23 @@ from detectron2.utils.events import EventWriter
 logger = logging.getLogger(__name__)
 
 
+def _tolerated(name: str) -> Callable[[Any], None]:
+    def call(self: Any) -> None:
+        self.hook.trainer = self.trainer
+        with self.guard.tolerate():
+            getattr(self.hook, name)()
+
+    return call
+
+
 class Tolerant(HookBase):
     """Run a hook whose failures must not end the training; the first one is logged as a warning."""
 
+    before_train, after_train = _tolerated("before_train"), _tolerated("after_train")
+    before_step, after_step = _tolerated("before_step"), _tolerated("after_step")
+
     def __init__(self, hook: HookBase) -> None:
-        self.hook = hook
-        self._guard = FailureGuard(type(hook).__name__)
-
-    def _call(self, method: str) -> None:
-        self.hook.trainer = self.trainer
-        with self._guard.tolerate():
-            getattr(self.hook, method)()
-
-    def before_train(self) -> None:
-        """Call the hook."""
-        self._call("before_train")
-
-    def after_train(self) -> None:
-        """Call the hook."""
-        self._call("after_train")
-
-    def before_step(self) -> None:
-        """Call the hook."""
-        self._call("before_step")
-
-    def after_step(self) -> None:
-        """Call the hook."""
-        self._call("after_step")
+        self.hook, self.guard = hook, FailureGuard(type(hook).__name__)
 
 
 class FailureGuard:

@@ -36,12 +36,12 @@ class AnchorLabels:
 def match_anchors(
     anchors: torch.Tensor, instances: Instances, matcher: Matcher, boundary_thresh: float = -1
 ) -> AnchorLabels:
-    """Label the anchors of an image by their IoU with its ground-truth boxes; none is sampled yet.
+    """Label the anchors of an image by their IoU with its ground-truth boxes, before any is sampled.
 
     Args:
         anchors: (R, 4). instances: ground truth with ``gt_boxes``.
-        boundary_thresh: anchors that extend beyond the image by more than this many pixels are ignored; negative:
-            none is.
+        boundary_thresh: anchors that extend beyond the image by more than this many pixels are ignored; a
+            negative number ignores none of them.
     """
     matches, labels = matcher(pairwise_iou(instances.gt_boxes, Boxes(anchors)))
     if boundary_thresh >= 0:

@@ -31,7 +31,7 @@ class DownloadedFile:
         self._folder = tempfile.TemporaryDirectory(prefix="d2_maskrcnn-")
         self.path = Path(self._folder.name) / f"video{PurePosixPath(urlsplit(address).path).suffix}"
         try:
-            with urllib.request.urlopen(address, timeout=timeout) as answer, self.path.open("wb") as file:
-                shutil.copyfileobj(answer, file, 1 << 20)
+            with urllib.request.urlopen(address, timeout=timeout) as response, self.path.open("wb") as file:
+                shutil.copyfileobj(response, file, 1 << 20)
         except (OSError, ValueError) as error:
             raise UserError(f"Video {address}: download failed ({error}).") from error
