@@ -48,7 +48,7 @@ def open_checkpoint(
         content = read_weights(fetch_weights(weights), copy_states=())
     if cfg is None:
         stored = stored_metadata(content).get("config")
-        if not isinstance(stored, str):
+        if not isinstance(stored, str) or not stored.strip():
             raise UserError(f"{weights}: stores no config; give the config that it was trained with.")
         cfg = _parse_stored(stored, weights, options)
     cfg.MODEL.WEIGHTS = weights

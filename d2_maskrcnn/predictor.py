@@ -75,7 +75,7 @@ class Predictor:
         tile, overlap: predict images by square tiles of this side in pixels, of which neighbors share this part, and
             once more as a whole; see :mod:`d2_maskrcnn.tiling`. Images of up to 357 megapixels are read then. Default:
             ``TILE`` and ``OVERLAP`` of ``D2_MASKRCNN.INFERENCE``; 0 uses no tiles.
-        content: of the weights of a config, as :func:`~d2_maskrcnn.model_loading.open_checkpoint` returns both.
+        content: what :func:`~d2_maskrcnn.model_loading.open_checkpoint` has read for a config given as ``model``.
 
     Attributes:
         cfg: the config in use.

@@ -164,10 +164,12 @@ def test_precision_of_the_config_and_of_the_argument(weights, image):
     assert chosen(image).scores.dtype == np.float32
 
 
-def test_weights_without_a_config(weights, repo_dir):
-    bare = weights.with_name("bare.pth")
-    with pytest.raises(UserError, match="stores no config"):
-        Predictor(bare)
+def test_weights_without_a_config(weights, repo_dir, tmp_path):
+    bare, blank = weights.with_name("bare.pth"), tmp_path / "blank.pth"
+    torch.save({"model": {"x": torch.zeros(1)}, "metadata": {"config": " "}}, blank)
+    for path in (bare, blank):
+        with pytest.raises(UserError, match="stores no config"):
+            Predictor(path)
     options = [x for pair in MODEL_OPTS.items() for x in pair]
     assert (
         Predictor(bare, config=repo_dir / "configs" / "quickstart.yaml", overrides=options).class_names == CLASS_NAMES

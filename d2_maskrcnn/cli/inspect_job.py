@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from d2_maskrcnn._bootstrap import engine_info
+from d2_maskrcnn.cli.predict import how_to_name_model
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.errors import UserError, did_you_mean
@@ -63,7 +64,8 @@ def _weight_report(args: argparse.Namespace) -> Report:
 
 def _model_report(args: argparse.Namespace) -> Report:
     if not (args.config_file or _weights(args)):
-        raise UserError("inspect needs a model: name a checkpoint, or a config with --config-file.")
+        how = how_to_name_model(args.input)
+        raise UserError(f"inspect needs a model: {how}, or a config with --config-file.")
     cfg, content = _config(args)
     parts = list(args.parts or ALL_PARTS)
     records = records_for(args.input, cfg, args.annotations)

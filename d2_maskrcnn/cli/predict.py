@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     if args.example:
         _use_example(args)
     if not (args.weights or args.config_file or "MODEL.WEIGHTS" in args.opts):
-        raise UserError("predict needs a model: name a checkpoint with --weights FILE, or try --example.")
+        raise UserError(f"predict needs a model: {how_to_name_model(args.input)}, or try --example.")
     args.input, args.video_input, args.webcam = sort_inputs(args.input)
     if args.show is None:
         args.show = args.webcam is not None and not (args.output or args.save_json or args.save_csv)
@@ -92,6 +92,12 @@ def split_weights(words: Sequence[str]) -> tuple[str, list[str]]:
     if words and words[0].lower().endswith(WEIGHT_SUFFIXES):
         return words[0], list(words[1:])
     return "", list(words)
+
+
+def how_to_name_model(words: Sequence[str]) -> str:
+    """Say how to name a model, if the words of the command begin with something else."""
+    later = next((word for word in words if word.lower().endswith(WEIGHT_SUFFIXES)), None)
+    return f"name {later} before the images" if later else "name a checkpoint with --weights FILE"
 
 
 def sort_inputs(inputs: Sequence[str]) -> tuple[list[str] | None, str | None, int | None]:

@@ -65,6 +65,8 @@ def _train(args: argparse.Namespace) -> None:
     if given:
         flag = given[0].replace("_", "-")
         raise UserError(f"--{flag} needs --data; with --config-file, set the config's keys, such as SOLVER.MAX_ITER.")
+    if not (args.config_file or args.opts):
+        raise UserError("train needs data or a config: add --data FOLDER, or --config-file with a file or name.")
     keys = [] if args.weights is None else ["MODEL.WEIGHTS", "" if args.weights == SCRATCH else args.weights]
     keys += [] if args.output is None else ["OUTPUT_DIR", args.output]
     cfg = load_config(args.config_file, [*keys, *args.opts])

@@ -49,6 +49,13 @@ def test_unknown_command(capsys, word, expected):
     assert error.count("\n") == 1 and word in error and expected in error
 
 
+def test_a_training_of_nothing(capfd):
+    assert cli.main(["train"]) == 2
+    assert capfd.readouterr().err == (
+        "error: train needs data or a config: add --data FOLDER, or --config-file with a file or name.\n"
+    )
+
+
 def test_unknown_option(capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["env", "--foo"])

@@ -36,6 +36,7 @@ def test_kinds_of_inputs(inputs, expected):
     ("words", "expected"),
     [
         (["a.jpg"], "--weights FILE, or try --example"),
+        (["a.jpg", "model.PTH"], "name model.PTH before the images"),
         (["--weights", "a.pth"], "needs an input"),
         (["--weights", "a.pth", "a.jpg", "b.mp4"], "b.mp4: expected it to be the only input"),
         (["--weights", "nowhere.pth", "a.jpg"], "nowhere.pth: file not found"),

@@ -214,7 +214,7 @@ def _guess_folder(folder: Path, source: Source) -> str:
     if labels is not None:
         return f"{labels} (there is none)"
     images = sum(is_image_name(path) for each in _folders(folder) for path in each.iterdir())
-    return f"no annotations in a known format, but {images} images" if images else "no annotations in a known format"
+    return "no annotations in a known format" + (f", but {images} image{'s' * (images > 1)}" if images else "")
 
 
 def _expected() -> str:

@@ -119,5 +119,6 @@ def _expand(pattern: str) -> list[Path]:
     if images:
         return images
     if any(sign in pattern for sign in "*?["):
-        raise UserError(f"Input {pattern!r}: no image matches ({len(matches)} other files do).")
+        others = f", only other files such as {matches[0]}" if matches else ""
+        raise UserError(f"Input {pattern!r}: no image matches{others}.")
     raise UserError(f"Input {pattern}: no such file or folder.")

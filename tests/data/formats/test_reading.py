@@ -384,7 +384,7 @@ def test_folders_without_or_with_several_formats(source, tmp_path):
     with pytest.raises(UserError, match="no annotations in a known format; expected"):
         read(tmp_path / "empty")
     save_image(tmp_path / "empty" / "a.png")
-    with pytest.raises(UserError, match="no annotations in a known format, but 1 images"):
+    with pytest.raises(UserError, match="no annotations in a known format, but 1 image;"):
         read(tmp_path / "empty")
     source("cvat"), source("labelme")
     with pytest.raises(UserError, match=r"several formats, LabelMe JSON \(.*labelme.json\) and CVAT XML"):
