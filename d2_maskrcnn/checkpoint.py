@@ -16,6 +16,7 @@ from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.distributed import gather, run_together, unwrap
 from d2_maskrcnn.errors import UserError, doing, import_extra
 from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, make_folder, plain_values
+from d2_maskrcnn.weights.channels import adapt_first_convolution
 from d2_maskrcnn.weights.checkpoint_files import (
     LAST_CHECKPOINT,
     check_training_state,
@@ -231,7 +232,10 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         model_state = self.model.state_dict()
         shapes = {name: tuple(value.shape) for name, value in model_state.items()}
         converted = convert_names(checkpoint.pop("model"), shapes)
-        report = compare(self._loading or "checkpoint", converted, shapes)
+        path = self._loading or "checkpoint"
+        adapted, how = adapt_first_convolution(path, converted.state, shapes)
+        converted = dataclasses.replace(converted, state={**converted.state, **adapted})
+        report = dataclasses.replace(compare(path, converted, shapes), adapted=how)
         check_same_model(report, converted, shapes)
         fitting = {name: torch.as_tensor(converted.state[name]) for name in report.loaded}
         report = dataclasses.replace(report, bad_values=check_values(report.path, fitting, model_state))
@@ -248,6 +252,8 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
             )  # fmt: skip
         elif report.wrong_shape or not (report.is_complete or report.is_backbone_only):
             self.logger.warning("%s", report.summary())
+        if report.adapted:
+            console.info("%s: %s", report.path, report.adapted)
         if report.bad_values:
             self.logger.warning(
                 "%s: training from these values will probably fail: %s", report.path, report.describe_bad_values()

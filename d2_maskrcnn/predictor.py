@@ -13,6 +13,7 @@ from torch import nn
 
 from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.data.image_sources import describe, list_images, load_image, load_images, source_name
+from d2_maskrcnn.data.raw_images import apply_resize, raw_channels, to_rgb
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import MAX_TILED_PIXELS
 from d2_maskrcnn.model_loading import category_ids, class_indices, load_model, open_checkpoint
@@ -46,10 +47,14 @@ class Resizer:
         self._shortest, self._longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
         self._resize = T.ResizeShortestEdge([self._shortest, self._shortest], self._longest)
         self._flip = cfg.INPUT.FORMAT == "RGB"
+        self.raw_channels = raw_channels(cfg)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Convert (H, W, 3) uint8 BGR to (3, H', W') uint8 in the model's channel order."""
-        resized = self._resize.get_transform(image).apply_image(image)
+        """Convert (H, W, 3) uint8 BGR to (3, H', W') uint8 in the model's channel order.
+
+        With ``INPUT.FORMAT`` ``RAW`` both are float32 of the model's channels.
+        """
+        resized = apply_resize(self._resize.get_transform(image), image)
         return np.ascontiguousarray((resized[:, :, ::-1] if self._flip else resized).transpose(2, 0, 1))
 
     def pixels(self, size: tuple[int, int]) -> int:
@@ -83,6 +88,7 @@ class Predictor:
         class_names: from the checkpoint, else from the config's test dataset; empty if neither has them.
         device: where the model is.
         dtype: of the model's convolutions.
+        raw_channels: number of the images' channels if ``INPUT.FORMAT`` is ``RAW``; 0 for 8-bit color images.
 
     Raises:
         UserError: the weights are missing or belong to another model, the device cannot be used, a class or precision
@@ -148,6 +154,7 @@ class Predictor:
         self._classes = class_indices(classes, self.class_names, count)
         self._max_pixels = MAX_TILED_PIXELS if self._tiling else None
         self._resizer = Resizer(self.cfg)
+        self.raw_channels = self._resizer.raw_channels
         self._inference: Callable[..., list[Instances]] = self.model.inference  # type: ignore[assignment]
         self._padding = max(getattr(getattr(self.model, "backbone", None), "size_divisibility", 0), 1)
         self._budget = CPU_BATCH_PIXELS if self.device.type == "cpu" else MAX_BATCH_PIXELS
@@ -158,7 +165,8 @@ class Predictor:
 
         Args:
             source: one image: a path, an ``http(s)://`` URL, a ``PIL.Image``, an (H, W, 3) or (H, W) uint8 array, or a
-                (3, H, W) uint8 tensor; or several: a list or iterator of these, a folder, or a glob pattern.
+                (3, H, W) uint8 tensor; or several: a list or iterator of these, a folder, or a glob pattern. If
+                ``INPUT.FORMAT`` is ``RAW``, arrays and tensors have the model's channels and any type of numbers.
             bgr: whether arrays and tensors are BGR, as from OpenCV, instead of RGB.
             batch_size: most images per forward pass, where there are several. Only images of the same padded size
                 share a pass, so the results are those of one image at a time. Default: as many as are faster together.
@@ -172,7 +180,7 @@ class Predictor:
         if isinstance(source, (str, Path)) and (paths := list_images(source)) is not None:
             return self._iterate(paths, bgr, batch_size)
         if isinstance(source, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
-            image = load_image(source, bgr, self._max_pixels)
+            image = load_image(source, bgr, self._max_pixels, self.raw_channels)
             return next(self._detect([(image, source_name(source))], 1, MAX_BATCH_PIXELS))
         if isinstance(source, Iterable):
             return self._iterate(source, bgr, batch_size)
@@ -185,7 +193,7 @@ class Predictor:
         budget = MAX_BATCH_PIXELS if batch_size else self._budget
         window: list[tuple[np.ndarray, str]] = []
         pixels = 0
-        for image, name in load_images(sources, bgr, self._max_pixels, ahead=min(most, DEFAULT_BATCH)):
+        for image, name in load_images(sources, bgr, self._max_pixels, min(most, DEFAULT_BATCH), self.raw_channels):
             window.append((image, name))
             pixels += image.shape[0] * image.shape[1]
             fits = min(most, budget // self._resizer.pixels(image.shape[:2]))  # images like this one in a batch
@@ -196,14 +204,18 @@ class Predictor:
         yield from self._detect(window, most, budget)
 
     def _detect(self, images: list[tuple[np.ndarray, str]], batch_size: int, max_pixels: int) -> Iterator[Results]:
-        inputs = [self.prepare(image[:, :, ::-1]) for image, _ in images]
+        raw = self.raw_channels > 0
+        inputs = [self.prepare(image if raw else image[:, :, ::-1]) for image, _ in images]
         sizes = [(image.shape[0], image.shape[1]) for image, _ in images]
         results = self.predict(inputs, sizes, batch_size, max_pixels)
         for (image, name), detections in zip(images, results, strict=True):
-            yield Results(image, detections, self.class_names, name, self.category_ids)
+            yield Results(to_rgb(image) if raw else image, detections, self.class_names, name, self.category_ids)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """Convert (H, W, 3) uint8 BGR to an input of :meth:`predict`; with tiles it stays as it is."""
+        """Convert (H, W, 3) uint8 BGR to an input of :meth:`predict`; with tiles it stays as it is.
+
+        If :attr:`raw_channels` is not 0, the image is (H, W, raw_channels) float32.
+        """
         return image if self._tiling else self._resizer(image)
 
     def plan(self, inputs: Sequence[np.ndarray], batch_size: int = DEFAULT_BATCH) -> Iterator[list[int]]:

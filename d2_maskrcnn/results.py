@@ -24,7 +24,7 @@ class Results:
     """The detections of one image, in pixels of that image.
 
     Args:
-        image: (H, W, 3) uint8, RGB.
+        image: (H, W, 3) uint8, RGB; of other images as :func:`~d2_maskrcnn.data.raw_images.to_rgb` shows them.
         detections: in the frame of ``image``.
         class_names: names of the model's classes; classes without a name are named by their number.
         path: file of the image, "" if it came from memory.

@@ -14,6 +14,7 @@ import torch
 
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data.formats.predictions import MIN_SCORE
+from d2_maskrcnn.data.raw_images import raw_channels
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import MAX_TILED_PIXELS
 from d2_maskrcnn.model_loading import class_indices, open_checkpoint
@@ -90,12 +91,17 @@ def _process_images(args: argparse.Namespace, cfg: CfgNode, content: Content) ->
         csv=CsvRows(args.save_csv) if args.save_csv else None,
         window=Window(TITLE, wait=True) if args.show else None,
     )
-    run_images(ImageSource(paths, MAX_TILED_PIXELS if cfg.D2_MASKRCNN.INFERENCE.TILE else None), work, sinks)
+    max_pixels = MAX_TILED_PIXELS if cfg.D2_MASKRCNN.INFERENCE.TILE else None
+    run_images(ImageSource(paths, max_pixels, raw_channels(cfg)), work, sinks)
 
 
 def _process_video(args: argparse.Namespace, cfg: CfgNode, content: Content) -> None:
     from d2_maskrcnn.video.sinks.video_file import VideoWriter  # needs PyAV, an extra
 
+    if channels := raw_channels(cfg):
+        raise UserError(
+            f"Videos have 8-bit colors, this model takes images of {channels} channels (INPUT.FORMAT RAW): give images."
+        )
     if args.save_as or args.rank:
         raise UserError("--save-as and --rank are for images: write the frames of the video as images first.")
     source = _open_source(args)

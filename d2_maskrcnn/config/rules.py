@@ -117,8 +117,8 @@ PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 
 _TREE: dict[str, Any] = {
     "MODEL": {
-        "PIXEL_MEAN": each(number(-1e4, 1e4), 3, 3),
-        "PIXEL_STD": each(number(1e-6, 1e4), 3, 3),
+        "PIXEL_MEAN": each(number(-1e6, 1e6)),
+        "PIXEL_STD": each(number(1e-6, 1e6)),
         "BACKBONE": {"FREEZE_AT": number(0, 5, "stages")},
         "FPN": {"IN_FEATURES": NAMES, "OUT_CHANNELS": WIDTH, "NORM": NORM, "FUSE_TYPE": choice("sum", "avg")},
         "RESNETS": {
@@ -168,7 +168,7 @@ _TREE: dict[str, Any] = {
             "TYPE": choice("relative", "relative_range", "absolute", "absolute_range"),
             "SIZE": each(number(1e-6, 20000), 2, 2),
         },
-        "FORMAT": choice("BGR", "RGB"),
+        "FORMAT": choice("BGR", "RGB", "RAW"),
         "MASK_FORMAT": choice("polygon", "bitmask"),
     },
     "DATASETS": {

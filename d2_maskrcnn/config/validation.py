@@ -93,6 +93,16 @@ def check_each_value(cfg: CfgNode) -> None:
     for key, value in leaves(cfg):
         if key in defaults:  # other keys belong to the user's own code
             check_value(key, value, defaults[key])
+    _check_channels(cfg)
+
+
+def _check_channels(cfg: CfgNode) -> None:
+    mean, std, layout = len(cfg.MODEL.PIXEL_MEAN), len(cfg.MODEL.PIXEL_STD), cfg.INPUT.FORMAT
+    if mean != std or (layout != "RAW" and mean != 3):
+        raise UserError(
+            f"MODEL.PIXEL_MEAN has {mean} values, MODEL.PIXEL_STD {std} and INPUT.FORMAT is {layout!r}; expected one "
+            "value per channel in both, 3 for 'BGR' and 'RGB', any number for 'RAW' (channels as the files store them)."
+        )
 
 
 @functools.lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ from d2_maskrcnn.data.conversion import Conversion, convert
 from d2_maskrcnn.data.loader import ResumableTrainLoader, build_resumable_train_loader
 from d2_maskrcnn.data.mapper import MaskRCNNMapper, build_checked_test_loader, dataset_records
 from d2_maskrcnn.data.own_data import register_own_data
+from d2_maskrcnn.data.raw_images import channel_statistics
 from d2_maskrcnn.data.splitting import split
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ResumableTrainLoader",
     "build_checked_test_loader",
     "build_resumable_train_loader",
+    "channel_statistics",
     "check",
     "check_coco_json",
     "check_datasets",

@@ -12,6 +12,7 @@ import torch
 
 from d2_maskrcnn.config.validation import check_value
 from d2_maskrcnn.data.mapper import MaskRCNNMapper, Record
+from d2_maskrcnn.data.raw_images import raw_channels
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
@@ -38,7 +39,11 @@ def build_train_mapper(cfg: CfgNode) -> MaskRCNNMapper:
             "<= MAX_SCALE."
         )
     size = node.IMAGE_SIZE
-    augmentations = [T.ResizeScale(node.MIN_SCALE, node.MAX_SCALE, size, size), T.FixedSizeCrop((size, size))]
+    padding = float(np.mean(cfg.MODEL.PIXEL_MEAN)) if raw_channels(cfg) else 128.0
+    augmentations = [
+        T.ResizeScale(node.MIN_SCALE, node.MAX_SCALE, size, size),
+        T.FixedSizeCrop((size, size), pad_value=padding),
+    ]
     if cfg.INPUT.RANDOM_FLIP != "none":
         horizontal = cfg.INPUT.RANDOM_FLIP == "horizontal"
         augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=not horizontal))

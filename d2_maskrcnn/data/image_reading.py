@@ -20,6 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from d2_maskrcnn.data.raw_images import RAW, is_unknown_tiff, read_stored, tiff_size, to_rgb
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import FORMATS, QUARTER_TURNS, Source, load_upright, open_image, orientation
 
@@ -45,8 +46,37 @@ def read_image(source: Source, channels: str = "RGB", max_pixels: int | None = N
     """
     if channels not in ("RGB", "BGR"):
         raise ValueError(f"channels {channels!r}; expected 'RGB' or 'BGR'")
-    with open_image(source, max_pixels) as image:
-        return pillow_to_array(image, channels)
+    try:
+        with open_image(source, max_pixels) as image:
+            return pillow_to_array(image, channels)
+    except UserError as error:
+        if not is_unknown_tiff(source, error):
+            raise
+        hint = "; if it is a TIFF of several channels, INPUT.FORMAT RAW reads it"
+        raise UserError(f"{error}{hint}") from error.__cause__
+
+
+def read_display(source: Source, image_format: str = "RGB") -> np.ndarray:
+    """Decode an image for people.
+
+    Args:
+        image_format: the config's ``INPUT.FORMAT``. Images of ``RAW``, and TIFFs that cannot be converted to 8 bits,
+            are shown by :func:`~d2_maskrcnn.data.raw_images.to_rgb`, others as :func:`read_image` reads them.
+
+    Returns:
+        (H, W, 3) uint8 RGB, of the upright image.
+
+    Raises:
+        UserError: as in :func:`read_image`.
+    """
+    if image_format != RAW:
+        try:
+            with open_image(source) as image:
+                return pillow_to_array(image)
+        except UserError as error:
+            if not is_unknown_tiff(source, error):
+                raise
+    return to_rgb(read_stored(source))
 
 
 def pillow_to_array(image: Image.Image, channels: str = "RGB") -> np.ndarray:
@@ -96,6 +126,15 @@ def image_size(source: Source) -> tuple[int, int]:
     Raises:
         UserError: as in :func:`read_image`, as far as the header shows it.
     """
+    try:
+        return _size_in_header(source)
+    except UserError as error:
+        if not is_unknown_tiff(source, error):
+            raise
+        return tiff_size(source)
+
+
+def _size_in_header(source: Source) -> tuple[int, int]:
     with open_image(source) as image:
         if isinstance(image, TiffImageFile):  # whose ``size`` is upright or not depending on Pillow's version
             width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
@@ -127,14 +166,27 @@ def summarize_image(source: Source, side: int = 16) -> ImageSummary:
         UserError: as in :func:`read_image`, also for a file that ends too early.
     """
     width, height = image_size(source)
+    try:
+        return _summarize(source, width, height, side)
+    except UserError as error:
+        if not is_unknown_tiff(source, error):
+            raise
+        return ImageSummary((width, height), (width, height), _thumbnail(Image.fromarray(read_display(source)), side))
+
+
+def _summarize(source: Source, width: int, height: int, side: int) -> ImageSummary:
     with open_image(source) as image:
         turned = (image.size[0], image.size[1]) == (height, width) != (width, height)
         image.draft("L", (4 * side, 4 * side))
-        pixels = Image.fromarray(pillow_to_array(image)).convert("L")
+        pixels = Image.fromarray(pillow_to_array(image))
         if image.format == "PNG" and (pixels.height, pixels.width) == (width, height) != (height, width):
             width, height, turned = height, width, True  # its orientation is stored behind the pixels
     stored = (height, width) if turned else (width, height)
-    return ImageSummary((width, height), stored, np.asarray(pixels.resize((side, side), Image.Resampling.BOX)))
+    return ImageSummary((width, height), stored, _thumbnail(pixels, side))
+
+
+def _thumbnail(pixels: Image.Image, side: int) -> np.ndarray:
+    return np.asarray(pixels.convert("L").resize((side, side), Image.Resampling.BOX))
 
 
 def size_mismatch(name: str, actual: tuple[int, int], expected: tuple[int, ...]) -> str:

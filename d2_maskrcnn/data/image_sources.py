@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from d2_maskrcnn.data.image_reading import is_image_name, pillow_to_array, read_image
+from d2_maskrcnn.data.raw_images import check_raw, read_raw
 from d2_maskrcnn.errors import UserError, one_line
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ MAX_DOWNLOAD = 256 * 2**20  # bytes of an image
 READERS = 1  # thread: Pillow's warnings are switched off for the whole process while an image is opened
 
 
-def load_image(source: Any, bgr: bool = False, max_pixels: int | None = None) -> np.ndarray:
+def load_image(source: Any, bgr: bool = False, max_pixels: int | None = None, raw_channels: int = 0) -> np.ndarray:
     """Load one image.
 
     Args:
@@ -31,16 +32,22 @@ def load_image(source: Any, bgr: bool = False, max_pixels: int | None = None) ->
             uint8 tensor.
         bgr: whether arrays and tensors are BGR, as from OpenCV, instead of RGB.
         max_pixels: limit of files and URLs; see :func:`~d2_maskrcnn.data.image_reading.read_image`.
+        raw_channels: if not 0, the image has this number of channels, which are not converted: arrays are (H, W, C),
+            or (H, W) for one channel, of any type, tensors (C, H, W); ``bgr`` has no effect.
 
     Returns:
-        (H, W, 3) uint8 RGB.
+        (H, W, 3) uint8 RGB; (H, W, C) float32 with ``raw_channels``.
 
     Raises:
         UserError: ``source`` is no image, or it cannot be read.
     """
     if isinstance(source, (str, Path)):
         content = download_image(str(source)) if _is_url(source) else Path(source).expanduser()
-        return read_image(content, max_pixels=max_pixels)
+        return (
+            read_raw(content, raw_channels, max_pixels) if raw_channels else read_image(content, max_pixels=max_pixels)
+        )
+    if raw_channels:
+        return _raw_from_memory(source, raw_channels)
     if isinstance(source, Image.Image):
         return pillow_to_array(source)
     if isinstance(source, torch.Tensor):
@@ -57,19 +64,28 @@ def load_image(source: Any, bgr: bool = False, max_pixels: int | None = None) ->
     return np.ascontiguousarray(source[:, :, ::-1] if bgr else source)
 
 
+def _raw_from_memory(source: Any, channels: int) -> np.ndarray:
+    if isinstance(source, torch.Tensor):
+        source = source.detach().cpu().numpy()
+        source = source.transpose(1, 2, 0) if source.ndim == 3 else source
+    if not isinstance(source, (np.ndarray, Image.Image)):
+        raise UserError(f"Expected an image, got {describe(source)}.")
+    return check_raw(np.asarray(source), channels, "The image")
+
+
 def load_images(
-    sources: Iterable[Any], bgr: bool = False, max_pixels: int | None = None, ahead: int = 2
+    sources: Iterable[Any], bgr: bool = False, max_pixels: int | None = None, ahead: int = 2, raw_channels: int = 0
 ) -> Iterator[tuple[np.ndarray, str]]:
     """Load images in order, in a thread, while the caller works on the ones before.
 
     A file or URL that cannot be read is reported in the log and skipped.
 
     Args:
-        sources: see :func:`load_image`, as for ``bgr`` and ``max_pixels``.
+        sources: see :func:`load_image`, as for ``bgr``, ``max_pixels`` and ``raw_channels``.
         ahead: number of images that are loaded before they are requested.
 
     Yields:
-        (H, W, 3) uint8 RGB, and the path or URL ("" for images from memory).
+        The image as :func:`load_image` returns it, and the path or URL ("" for images from memory).
 
     Raises:
         UserError: an object in memory is not an image.
@@ -77,7 +93,7 @@ def load_images(
     with ThreadPoolExecutor(READERS) as pool:
         queue: deque[tuple[Any, Future[np.ndarray]]] = deque()
         for source in sources:
-            queue.append((source, pool.submit(load_image, source, bgr, max_pixels)))
+            queue.append((source, pool.submit(load_image, source, bgr, max_pixels, raw_channels)))
             if len(queue) > ahead:
                 yield from _finished(*queue.popleft())
         while queue:

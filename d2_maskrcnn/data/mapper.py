@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from d2_maskrcnn.data.image_reading import read_image, size_mismatch
+from d2_maskrcnn.data.raw_images import RawInput, check_augmentations, raw_channels, read_raw
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import check_polygon
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
@@ -35,7 +36,26 @@ class MaskRCNNMapper(DatasetMapper):
     Construct it as ``MaskRCNNMapper(cfg, is_train=True)``. Differences: images are decoded by
     :func:`~d2_maskrcnn.data.image_reading.read_image`, errors name the image, and images without objects have empty
     ``gt_masks``. Boxes, classes and masks are mapped; keypoints, proposals and semantic labels are not.
+
+    Args:
+        raw_channels: number of channels of images that are read by
+            :func:`~d2_maskrcnn.data.raw_images.read_raw`; 0 for 8-bit color images.
+
+    Raises:
+        UserError: an augmentation does not fit the images' channels.
     """
+
+    @configurable
+    def __init__(self, is_train: bool, *, raw_channels: int = 0, **options: Any) -> None:
+        super().__init__(is_train, **options)
+        self.raw_channels = raw_channels
+        if raw_channels:
+            check_augmentations(self.augmentations.augs)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        """Return the constructor's arguments; see :class:`DatasetMapper`."""
+        return {**super().from_config(cfg, is_train), "raw_channels": raw_channels(cfg)}
 
     def __call__(self, dataset_dict: Record) -> Record:
         """Read and augment one image.
@@ -44,7 +64,8 @@ class MaskRCNNMapper(DatasetMapper):
             dataset_dict: a record in Detectron2's standard format; not modified.
 
         Returns:
-            The record without ``annotations``, with ``image`` (C, H, W) uint8 in ``INPUT.FORMAT`` and, in training,
+            The record without ``annotations``, with ``image`` (C, H, W) in ``INPUT.FORMAT`` (uint8; float32 for
+            ``RAW``) and, in training,
             ``instances`` (``gt_boxes``, ``gt_classes``, ``gt_masks``) in the augmented image's frame, without crowds.
 
         Raises:
@@ -52,7 +73,7 @@ class MaskRCNNMapper(DatasetMapper):
         """
         record = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         annotations = dataset_dict.get("annotations")
-        augmented = T.AugInput(self._read(record))
+        augmented = (RawInput if self.raw_channels else T.AugInput)(self._read(record))
         transforms = self.augmentations(augmented)
         record["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())  # (C, H, W)
         if self.is_train and annotations is not None:
@@ -64,7 +85,9 @@ class MaskRCNNMapper(DatasetMapper):
         """Read the image of ``record`` in ``INPUT.FORMAT`` and add its size to the record if it is missing."""
         name = str(record["file_name"])
         path = PathManager.get_local_path(name)
-        if self.image_format in ("RGB", "BGR"):
+        if self.raw_channels:
+            image = read_raw(path, self.raw_channels)
+        elif self.image_format in ("RGB", "BGR"):
             image = read_image(path, self.image_format)
         else:
             image = utils.convert_PIL_to_numpy(Image.fromarray(read_image(path)), self.image_format)

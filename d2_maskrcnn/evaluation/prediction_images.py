@@ -12,7 +12,7 @@ from torch import nn
 
 from d2_maskrcnn.data import MaskRCNNMapper, dataset_records
 from d2_maskrcnn.data.ground_truth import ground_truth_detections
-from d2_maskrcnn.data.image_reading import read_image
+from d2_maskrcnn.data.image_reading import read_display
 from d2_maskrcnn.errors import warn_on_failure
 from d2_maskrcnn.evaluation.outcomes import compare
 from d2_maskrcnn.structures.detections import Detections
@@ -74,7 +74,9 @@ def draw_predictions(
     for record, name in zip(records, names, strict=True):
         with warn_on_failure(f"Drawing predictions on {record['file_name']}"):
             panels = _draw_panels(
-                read_image(record["file_name"], "BGR"), *predict_record(cfg, model, record, threshold), class_names
+                read_display(record["file_name"], cfg.INPUT.FORMAT)[:, :, ::-1],
+                *predict_record(cfg, model, record, threshold),
+                class_names,
             )
             axis = 1 if 2 * panels[0].shape[1] <= JPEG_MAX_SIDE else 0
             path = folder / f"{name}.jpg"

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from d2_maskrcnn.data.image_reading import read_image
+from d2_maskrcnn.data.raw_images import read_raw
 from d2_maskrcnn.image_files import MAX_TILED_PIXELS
 from d2_maskrcnn.predictor import Predictor
 from d2_maskrcnn.structures.detections import Detections
@@ -43,7 +44,8 @@ class TiledModel(nn.Module):
         return [{"instances": self._detect(str(item["file_name"]))} for item in batched_inputs]
 
     def _detect(self, file_name: str) -> Instances:
-        image = read_image(PathManager.get_local_path(file_name), "BGR", MAX_TILED_PIXELS)
+        path, channels = PathManager.get_local_path(file_name), self.predictor.raw_channels
+        image = read_raw(path, channels, MAX_TILED_PIXELS) if channels else read_image(path, "BGR", MAX_TILED_PIXELS)
         (detections,) = self.predictor.predict([self.predictor.prepare(image)], [(image.shape[0], image.shape[1])])
         return _as_instances(detections)
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
 
+from d2_maskrcnn.data.raw_images import apply_resize
 from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.modeling.roi_heads.inference import postprocess
 from detectron2.config import CfgNode
@@ -61,9 +61,9 @@ class TestTimeAugmentation(nn.Module):
         """Yield (view (C, h, w), whether it is mirrored)."""
         array = image.permute(1, 2, 0).cpu().numpy()  # (H, W, C)
         for size in self.sizes:
-            view = T.ResizeShortestEdge(size, self.max_size).get_transform(array).apply_image(array)
+            view = apply_resize(T.ResizeShortestEdge(size, self.max_size).get_transform(array), array)
             for flipped in (False, True) if self.flip else (False,):
-                pixels = cv2.flip(view, 1) if flipped else view
+                pixels = view[:, ::-1] if flipped else view
                 yield torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), flipped
 
     def _detect(self, view: torch.Tensor, flipped: bool, size: tuple[int, int]) -> Instances:

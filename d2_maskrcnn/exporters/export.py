@@ -101,11 +101,12 @@ def quantize(source: Path, format: str, path: Path, folder: str | Path) -> Agree
     paths = list_images(str(folder))
     if paths is None:
         raise UserError(f"calibrate {folder}: expected a folder of images.")
-    images = [load_image(each) for each in paths[:CALIBRATION_IMAGES]]
     reference = Predictor(source, threshold=None)
+    raw = reference.raw_channels
+    images = [load_image(each, raw_channels=raw) for each in paths[:CALIBRATION_IMAGES]]
     model, resizer = reference.model, Resizer(reference.cfg)
     assert isinstance(model, ExportedModel)
-    inputs = [model.inputs([resizer(image[:, :, ::-1])]) for image in images]
+    inputs = [model.inputs([resizer(image if raw else image[:, :, ::-1])]) for image in images]
     QUANTIZERS[format](source, path, inputs, replace(model.info, precision="int8"))
     return compare(Predictor(path, threshold=None), reference, images[:COMPARED_IMAGES])
 

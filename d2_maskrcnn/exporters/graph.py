@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.ops import nms, roi_align
 
+from d2_maskrcnn.data.raw_images import RAW
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
 from d2_maskrcnn.modeling.backbone.fpn import FPN
@@ -83,6 +84,7 @@ class DetectorGraph(nn.Module):
             if isinstance(module, ConvNorm):
                 module.fold_norm()
                 module.winograd = False  # runtimes have their own convolutions
+        self.raw = network.input_format == RAW
         self.register_buffer("mean", network.pixel_mean.clone())
         self.register_buffer("std", network.pixel_std.clone())
         network = network.to(memory_format=torch.contiguous_format).float()
@@ -107,8 +109,8 @@ class DetectorGraph(nn.Module):
         """Detect objects.
 
         Args:
-            images: (N, 3, H, W) uint8 or float in [0, 255], channels in the order of ``INPUT.FORMAT``; smaller images
-                are in the top left corner.
+            images: (N, C, H, W) uint8 or float, channels in the order of ``INPUT.FORMAT``; smaller images are in the
+                top left corner.
             sizes: (N, 2) int64, height and width of each image.
 
         Returns:
@@ -128,7 +130,7 @@ class DetectorGraph(nn.Module):
         return (*detections, masks, *pasted)
 
     def _normalize(self, images: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-        """Return (N, 3, H', W') with zeros outside each image, H' and W' such that the backbone accepts them."""
+        """Return (N, C, H', W') with zeros outside each image, H' and W' such that the backbone accepts them."""
         height, width = images.shape[2:]
         inside_y = torch.arange(height, device=images.device) < sizes[:, :1]  # (N, H)
         inside_x = torch.arange(width, device=images.device) < sizes[:, 1:]  # (N, W)

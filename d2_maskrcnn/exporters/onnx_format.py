@@ -59,7 +59,8 @@ def trace(
         batch: the number of images; None for any. size: (H, W) of the images; None for any.
     """
     height, width = size or (96, 160)
-    images = torch.zeros((batch or 2, 3, height, width), dtype=torch.uint8)
+    dtype = torch.float32 if detector.raw else torch.uint8
+    images = torch.zeros((batch or 2, len(detector.mean), height, width), dtype=dtype)
     sizes = torch.tensor([[height, width]]).expand(batch or 2, -1).contiguous()
     shapes: dict[str, dict[int, Any]] = {"images": {}, "sizes": {}}
     if batch is None:

@@ -10,7 +10,7 @@ from d2_maskrcnn.data.checking import CheckedPart, CheckReport
 from d2_maskrcnn.data.flaws.flaw import SEVERITIES, Flaw
 from d2_maskrcnn.data.flaws.repairs import REPAIRS
 from d2_maskrcnn.data.flaws.schema import is_box
-from d2_maskrcnn.data.image_reading import read_image
+from d2_maskrcnn.data.image_reading import read_display
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.conclusions import about_data
 from d2_maskrcnn.inspection.data import DataFindings, inspect_table
@@ -93,7 +93,7 @@ def _example(part: CheckedPart, entries: str, entry: Entry) -> list[tuple[np.nda
     if root is None or not isinstance(name, str):
         return []
     try:
-        pixels = read_image(root / name)
+        pixels = read_display(root / name)
     except UserError:
         return []
     annotations = [entry] if entries == "annotations" else _annotations_of(part, entry)

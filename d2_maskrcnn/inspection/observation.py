@@ -13,7 +13,8 @@ from torch import nn
 from d2_maskrcnn.data import MaskRCNNMapper
 from d2_maskrcnn.data.coco.records import Record
 from d2_maskrcnn.data.ground_truth import GroundTruth, ground_truth_of
-from d2_maskrcnn.data.image_reading import read_image
+from d2_maskrcnn.data.image_reading import read_display
+from d2_maskrcnn.data.raw_images import RAW, to_rgb
 from d2_maskrcnn.errors import UserError, did_you_mean
 from d2_maskrcnn.modeling.intermediates import Intermediates, record_outputs, trace_inference, trace_losses
 from d2_maskrcnn.visualization.scene import Layer, Scene
@@ -116,7 +117,7 @@ def observe(
         training, problem = _trace_training(any_model, sample)
     return Observation(
         path=str(record["file_name"]),
-        original=read_image(str(record["file_name"])),
+        original=read_display(str(record["file_name"]), cfg.INPUT.FORMAT),
         image=as_rgb(sample["image"], cfg.INPUT.FORMAT),
         output_size=(record["height"], record["width"]),
         intermediates=intermediates,
@@ -177,6 +178,8 @@ def read_sample(cfg: CfgNode, record: Record) -> Record:
 
 
 def as_rgb(image: torch.Tensor, image_format: str) -> np.ndarray:
-    """Convert (C, H, W) uint8 in the config's ``INPUT.FORMAT`` to (H, W, 3) uint8 RGB."""
+    """Convert (C, H, W) in the config's ``INPUT.FORMAT`` to (H, W, 3) uint8 RGB; see :func:`to_rgb` for ``RAW``."""
     pixels = image.permute(1, 2, 0).numpy()
+    if image_format == RAW:
+        return to_rgb(pixels)
     return np.asarray(detection_utils.convert_image_to_rgb(pixels, image_format), dtype=np.uint8)

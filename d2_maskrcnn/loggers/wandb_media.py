@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from d2_maskrcnn.data.image_reading import read_image
+from d2_maskrcnn.data.image_reading import read_display
 from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.errors import warn_on_failure
 from d2_maskrcnn.evaluation.outcomes import compare
@@ -73,18 +73,23 @@ def prediction_images(wandb: Any, cfg: CfgNode, model: nn.Module) -> dict[str, A
     for record, name in zip(records, unique_names([record["file_name"] for record in records]), strict=True):
         with warn_on_failure(f"Predicting on {record['file_name']}"):
             samples[name] = (record["file_name"], *predict_record(cfg, model, record, node.SCORE_THRESHOLD))
-    return {f"predictions/{name}": _image(wandb, *sample, labels) for name, sample in samples.items()}
+    return {f"predictions/{name}": _image(wandb, cfg.INPUT.FORMAT, *sample, labels) for name, sample in samples.items()}
 
 
 def _image(
-    wandb: Any, file_name: str, ground_truth: Detections, predictions: Detections, labels: dict[int, str]
+    wandb: Any,
+    image_format: str,
+    file_name: str,
+    ground_truth: Detections,
+    predictions: Detections,
+    labels: dict[int, str],
 ) -> Any:
     outcomes, unmatched = compare(ground_truth, predictions)
     gt_tags = ["FN" if index in unmatched else "" for index in range(len(ground_truth))]
     tags = ["" if outcome == "TP" else outcome for outcome, _ in outcomes]
     overlays = {"ground_truth": (ground_truth, gt_tags), "predictions": (predictions, tags)}
     return wandb.Image(
-        np.ascontiguousarray(read_image(file_name, "RGB")),
+        read_display(file_name, image_format),
         caption=file_name,
         boxes={group: _boxes(*overlay, labels) for group, overlay in overlays.items()},
         masks={group: _masks(detections, labels) for group, (detections, _) in overlays.items()},

@@ -33,14 +33,14 @@ class MaskRCNN(nn.Module):
 
     The inputs are a list with a dict per image:
 
-    * ``image``: (3, H, W), uint8 or float in [0, 255], channels in the order of ``INPUT.FORMAT``.
+    * ``image``: (C, H, W), uint8 or float, channels in the order of ``INPUT.FORMAT``.
     * ``height``, ``width`` (optional): size of the output image in pixels; the size of ``image`` by default.
     * ``instances`` (for the losses): Instances of image size (H, W) with ``gt_boxes`` (XYXY in pixels of ``image``),
       ``gt_classes`` and, with a mask head, ``gt_masks`` (PolygonMasks or BitMasks).
 
     Args:
         pixel_mean, pixel_std: one value per channel, in the order of ``input_format``.
-        input_format: ``BGR`` or ``RGB``; not used here, but by the code that reads images.
+        input_format: ``BGR``, ``RGB`` or ``RAW``; not used here, but by the code that reads images.
         vis_period: not used, but part of Detectron2's interface.
         channels_last: whether the convolutions' weights and activations are stored in NHWC order.
         winograd: whether 3x3 convolutions use :mod:`d2_maskrcnn.ops.winograd` in inference where it is faster.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from d2_maskrcnn.data.raw_images import raw_channels
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.meta_arch import MaskRCNN
 from d2_maskrcnn.modeling.precision import has_native_bfloat16
@@ -24,11 +25,13 @@ class ExportedModel(nn.Module):
     Args:
         session: the open file. info: its metadata.
         score_threshold: detections must exceed it; it has no effect below the threshold in the file.
+        raw_channels: number of channels of the images if they are float32; 0 for 8-bit colors.
     """
 
-    def __init__(self, session: Session, info: FileInfo, score_threshold: float = 0.0) -> None:
+    def __init__(self, session: Session, info: FileInfo, score_threshold: float = 0.0, raw_channels: int = 0) -> None:
         super().__init__()
         self.session, self.info, self.score_threshold = session, info, score_threshold
+        self.channels, self.dtype = raw_channels or 3, np.float32 if raw_channels else np.uint8
         self.eval()
 
     @property
@@ -69,13 +72,13 @@ class ExportedModel(nn.Module):
         """
         if detected_instances is not None:
             raise UserError("An exported file cannot predict masks of given boxes: use the checkpoint instead.")
-        images = [np.asarray(item["image"].cpu(), dtype=np.uint8) for item in batched_inputs]
+        images = [np.asarray(item["image"].cpu(), dtype=self.dtype) for item in batched_inputs]
         step = self.info.batch or max(len(images), 1)
         detections = [each for i in range(0, len(images), step) for each in self._detect(images[i : i + step])]
         return MaskRCNN.postprocess(detections, batched_inputs) if do_postprocess else detections
 
     def _detect(self, images: list[np.ndarray]) -> Iterator[Instances]:
-        """Detect objects in one batch of (3, h, w) images, each in its own frame."""
+        """Detect objects in one batch of (C, h, w) images, each in its own frame."""
         inputs = self.inputs(images)
         sizes = inputs["sizes"]
         outputs = dict(zip(self.info.outputs, self.session.run(inputs["images"], sizes), strict=True))
@@ -84,11 +87,11 @@ class ExportedModel(nn.Module):
             yield _instances(outputs, chosen, (image.shape[1], image.shape[2]), sizes[index])
 
     def inputs(self, images: list[np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the file's inputs for one batch of (3, h, w) uint8 images."""
+        """Return the file's inputs for one batch of (C, h, w) images."""
         fitted = [self._fit(image) for image in images]
         count = self.info.batch or len(images)
         height, width = self.info.size or (max(i.shape[1] for i in fitted), max(i.shape[2] for i in fitted))
-        batch = np.zeros((count, 3, height, width), np.uint8)
+        batch = np.zeros((count, self.channels, height, width), self.dtype)
         sizes = np.zeros((count, 2), np.int64)  # images that fill up a batch have no pixels, so no detections either
         for index, image in enumerate(fitted):
             batch[index, :, : image.shape[1], : image.shape[2]] = image
@@ -103,7 +106,8 @@ class ExportedModel(nn.Module):
         if scale >= 1:
             return image
         size = (max(int(image.shape[2] * scale), 1), max(int(image.shape[1] * scale), 1))
-        return cv2.resize(image.transpose(1, 2, 0), size, interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
+        planes = [cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in image]
+        return np.stack(planes)
 
 
 def _instances(
@@ -157,4 +161,4 @@ def load_exported(cfg: CfgNode, device: torch.device) -> tuple[ExportedModel, Fi
             f"{path} takes {info.channels} images, INPUT.FORMAT is {cfg.INPUT.FORMAT}: use the config that the model "
             "was exported with."
         )
-    return ExportedModel(session, info, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST), info
+    return ExportedModel(session, info, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, raw_channels(cfg)), info

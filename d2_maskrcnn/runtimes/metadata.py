@@ -31,7 +31,7 @@ class FileInfo:
 
     Attributes:
         config: the model's config as YAML. class_names: may be empty.
-        channels: order of the channels, ``BGR`` or ``RGB``.
+        channels: order of the channels, ``BGR`` or ``RGB``; ``RAW`` for images of other channels or more bits.
         shortest_edge, longest_edge: images are resized so that their shorter side has ``shortest_edge`` pixels, but
             their longer side not more than ``longest_edge``, with Pillow's bilinear filter.
         batch, size: the number of images and their (height, width) if the file takes no others; else None.
@@ -64,7 +64,10 @@ class FileInfo:
             "filter": "bilinear, antialiased (PIL.Image.BILINEAR)",
         }
         outputs = {name: OUTPUTS[name] for name in self.outputs}
-        described = {"format_version": FORMAT_VERSION, "inputs": INPUTS, "resize": resize, **values, "outputs": outputs}
+        inputs = dict(INPUTS)
+        if self.channels == "RAW":
+            inputs["images"] = INPUTS["images"].replace("(N, 3, H, W) uint8", "(N, C, H, W) float32")
+        described = {"format_version": FORMAT_VERSION, "inputs": inputs, "resize": resize, **values, "outputs": outputs}
         return json.dumps(described, indent=1)
 
     @classmethod

@@ -32,7 +32,7 @@ class Session(ABC):
 
     @abstractmethod
     def run(self, images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
-        """Return the file's outputs, in order. Args: images (N, 3, H, W) uint8; sizes (N, 2) int64."""
+        """Return the file's outputs, in order. Args: images (N, C, H, W) uint8 or float32; sizes (N, 2) int64."""
 
     def set_precision(self, name: str) -> None:
         """Compute in one of :attr:`precisions` from now on."""

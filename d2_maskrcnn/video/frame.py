@@ -25,7 +25,9 @@ class Frame:
         uncertainty: of the model about this frame, in [0, 1]; see
             :func:`~d2_maskrcnn.data.formats.predictions.uncertainty`.
         records: detections as JSON-compatible dicts, when a sink needs them.
-        network_input: (3, H', W') uint8, resized for the model; released after the model stage.
+        raw: (H, W, C) float32, what the model gets in place of ``image`` if its ``INPUT.FORMAT`` is ``RAW``; released
+            once it is resized.
+        network_input: (C, H', W'), resized for the model; released after the model stage.
         problem: why this frame could not be processed; "" if it was.
     """
 
@@ -40,6 +42,7 @@ class Frame:
     label_scores: np.ndarray | None = None
     uncertainty: float = 0.0
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    raw: np.ndarray | None = field(default=None, repr=False)
     network_input: Any = field(default=None, repr=False)
     problem: str = ""
 

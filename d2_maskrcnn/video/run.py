@@ -95,7 +95,8 @@ class Work:
 
     def _resize(self, frames: list[Frame]) -> list[Frame]:
         for frame in frames:
-            frame.network_input = self.resizer(frame.image)
+            frame.network_input = self.resizer(frame.image if frame.raw is None else frame.raw)
+            frame.raw = None
         return frames
 
     def _detect(self, frames: list[Frame]) -> list[Frame]:

@@ -46,6 +46,7 @@ class LoadReport:
         wrong_shape: tensors with a name of the model but another shape.
         note: config values that these weights need.
         bad_values: loaded tensors with NaN, infinite or impossible values, each with the reason.
+        adapted: how the first convolution was adapted to the images' channels, or "".
     """
 
     path: str
@@ -57,6 +58,7 @@ class LoadReport:
     wrong_shape: list[WrongShape]
     note: str = ""
     bad_values: list[str] = field(default_factory=list)
+    adapted: str = ""
 
     @property
     def is_complete(self) -> bool:
@@ -78,6 +80,8 @@ class LoadReport:
             lines.extend(f"    {w.name}: {w.in_file} in the file, {w.in_model} in the model" for w in self.wrong_shape)
         if self.unexpected:
             lines.append(_line("in the file only, ignored", self.unexpected))
+        if self.adapted:
+            lines.append(f"  {self.adapted}")
         if self.note:
             lines.append(f"  note: {self.note}")
         return "\n".join(lines)
@@ -213,6 +217,11 @@ def check_evaluable(report: LoadReport) -> None:
             "of another shape); use the weights of a complete detector, and the config that they were trained with, "
             "such as the config.yaml beside a checkpoint."
         )
+    if report.adapted:
+        raise UserError(
+            f"{report.path} cannot be evaluated: it contains the weights of a model for images of 3 channels, and "
+            "MODEL.PIXEL_MEAN has another number of values; train a model from these weights first."
+        )
     if report.bad_values:
         raise UserError(
             f"{report.path} cannot be evaluated: {report.describe_bad_values()}; use an earlier checkpoint."
@@ -225,8 +234,8 @@ def check_resumable(report: LoadReport) -> None:
     Raises:
         UserError: it does not.
     """
-    if not report.is_complete:
-        example = [*report.missing, *(wrong.name for wrong in report.wrong_shape)][0]
+    if not report.is_complete or report.adapted:
+        example = [*report.missing, *(wrong.name for wrong in report.wrong_shape), report.adapted][0]
         raise UserError(
             f"Cannot resume from {report.path}: it was written by another model ({len(report.missing)} tensors "
             f"missing, {len(report.wrong_shape)} of another shape, e.g. {example}); use the config it was trained "

@@ -79,8 +79,8 @@ def test_switches_are_true_or_false(key):
         ("SOLVER.BASE_LR", "None", "is None; expected a number"),
         ("SOLVER.LR_SCHEDULER_NAME", "Foo", "expected one of 'WarmupMultiStepLR', 'WarmupCosineLR'"),
         ("SOLVER.STEPS", (30, 20), "in increasing order"),
-        ("MODEL.PIXEL_STD", [1.0, 0.0, 1.0], "a list of 3 numbers"),
-        ("MODEL.PIXEL_MEAN", [1.0], "a list of 3 numbers"),
+        ("MODEL.PIXEL_STD", [1.0, 0.0, 1.0], "a list of 1 or more numbers"),
+        ("MODEL.PIXEL_MEAN", [], "a list of 1 or more numbers"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", [32], "a list of lists of numbers"),
         ("MODEL.ANCHOR_GENERATOR.SIZES", [[-1]], "each 1 to 100,000 pixels"),
         ("INPUT.MIN_SIZE_TRAIN", (), "a list of 1 or more numbers"),
@@ -101,6 +101,18 @@ def test_a_config_made_in_python_is_checked(tiny_cfg):
     cfg.defrost()
     cfg.SOLVER.IMS_PER_BATCH = -5
     with pytest.raises(UserError, match=r"^SOLVER\.IMS_PER_BATCH is -5"):
+        check_values(cfg)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "mean", "std"), [("BGR", 1, 1), ("RAW", 1, 3), ("RGB", 4, 4), ("RAW", 3, 2), ("RGB", 3, 4)]
+)
+def test_channels_of_the_config_agree(tiny_cfg, image_format, mean, std):
+    cfg = tiny_cfg("INPUT.FORMAT", "RAW", "MODEL.PIXEL_MEAN", [5.0], "MODEL.PIXEL_STD", [2.0]).clone()
+    check_values(cfg)
+    cfg.defrost()
+    cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = image_format, [1.0] * mean, [1.0] * std
+    with pytest.raises(UserError, match=f"PIXEL_MEAN has {mean} values, MODEL.PIXEL_STD {std} and .*'{image_format}'"):
         check_values(cfg)
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 from PIL import Image
 
 from d2_maskrcnn.data.image_reading import is_image_name, read_image
 from d2_maskrcnn.data.image_sources import download_image
+from d2_maskrcnn.data.raw_images import read_raw, to_rgb
 from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.image_files import FORMAT_NAMES
 from d2_maskrcnn.video.frame import Frame
@@ -88,14 +90,16 @@ class ImageSource:
     Args:
         paths: the files and addresses.
         max_pixels: limit of an image's size; see :func:`~d2_maskrcnn.data.image_reading.read_image`.
+        raw_channels: if not 0, the frames have the images' channels in ``raw``; see
+            :func:`~d2_maskrcnn.data.raw_images.read_raw`.
 
     Attributes:
         broken: the messages about unreadable files, after the iteration.
     """
 
-    def __init__(self, paths: Sequence[Path | str], max_pixels: int | None = None) -> None:
+    def __init__(self, paths: Sequence[Path | str], max_pixels: int | None = None, raw_channels: int = 0) -> None:
         self.paths = list(paths)
-        self.max_pixels = max_pixels
+        self.max_pixels, self.raw_channels = max_pixels, raw_channels
         self.broken: list[str] = []
 
     def __len__(self) -> int:
@@ -105,12 +109,13 @@ class ImageSource:
         for path, image_id in zip(self.paths, image_ids([str(path) for path in self.paths]), strict=True):
             try:
                 content = path if isinstance(path, Path) else download_image(path)
-                image = read_image(content, "BGR", self.max_pixels)
+                raw = read_raw(content, self.raw_channels, self.max_pixels) if self.raw_channels else None
+                image = read_image(content, "BGR", self.max_pixels) if raw is None else to_rgb(raw)[:, :, ::-1]
             except UserError as error:
                 logger.error("%s", one_line(error))
                 self.broken.append(str(error))
                 continue
-            yield Frame(image, image_id, name=str(path))
+            yield Frame(np.ascontiguousarray(image), image_id, name=str(path), raw=raw)
 
 
 def _expand(pattern: str) -> list[Path]:

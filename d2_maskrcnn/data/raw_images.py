@@ -1,0 +1,292 @@
+"""Read images of any number of channels and bits with their values unchanged, and show them as 8-bit RGB.
+
+A config with ``INPUT.FORMAT: RAW`` gives the model all channels of a file, in the file's order, as many as
+``MODEL.PIXEL_MEAN`` has values:
+
+* PNG and PPM of 8 and 16 bits, and TIFF of integers or floating point with one channel or with 8-bit colors, need no
+  further package; other TIFFs (several channels of 16 bits, pages as channels, ImageJ, OME) need tifffile;
+* an alpha channel counts as a channel; palettes become 3 channels, bilevel images one of 0 and 255;
+* the image is turned upright as its EXIF orientation says;
+* values are float32, which represents integers of up to 24 bits exactly; values that are not finite become 0.
+"""
+
+import io
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from d2_maskrcnn.errors import UserError, import_extra
+from d2_maskrcnn.image_files import MAX_PIXELS, QUARTER_TURNS, Source, load_upright, open_image, orientation
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+
+RAW = "RAW"  # INPUT.FORMAT of images whose channels are not converted
+SHOWN_PERCENTILES = (0.5, 99.5)  # of a channel, shown as black and as full brightness
+SHOWN_SAMPLES = 2**20  # pixels of which the percentiles are computed
+_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def raw_channels(cfg: CfgNode) -> int:
+    """Return the number of channels if a config's ``INPUT.FORMAT`` is ``RAW``; 0 for 8-bit color images."""
+    return len(cfg.MODEL.PIXEL_MEAN) if cfg.INPUT.FORMAT == RAW else 0
+
+
+def read_raw(source: Source, channels: int, max_pixels: int | None = None) -> np.ndarray:
+    """Read the channels of an image file; the module's docstring describes what is read.
+
+    Args:
+        source: path of a file, or the content of one.
+        channels: the number that the file must have.
+        max_pixels: see :func:`~d2_maskrcnn.data.image_reading.read_image`.
+
+    Returns:
+        (H, W, channels) float32 in the file's own units, of the upright image.
+
+    Raises:
+        UserError: as in :func:`~d2_maskrcnn.data.image_reading.read_image`; tifffile is needed and not installed; or
+            the file has another number of channels.
+    """
+    return check_raw(read_stored(source, max_pixels), channels, _name(source))
+
+
+def check_raw(image: np.ndarray, channels: int, name: str) -> np.ndarray:
+    """Return an image (H, W, C), or (H, W) for one channel, of any type of real numbers as (H, W, channels) float32.
+
+    Raises:
+        UserError: it has another number of channels, no pixels, or no real numbers.
+    """
+    image = image[:, :, None] if image.ndim == 2 else image
+    if image.ndim != 3 or 0 in image.shape or image.dtype.kind not in "buif":
+        raise UserError(f"{name}: expected an (H, W, {channels}) image, got {image.dtype} of shape {image.shape}.")
+    if image.shape[2] != channels:
+        raise UserError(
+            f"{name} has {image.shape[2]} channels, the model takes {channels} (MODEL.PIXEL_MEAN has one value per "
+            "channel): remove the image, or convert it."
+        )
+    return np.nan_to_num(image.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def read_stored(source: Source, max_pixels: int | None = None) -> np.ndarray:
+    """Read an image file as (H, W, C) in the file's own type; see :func:`read_raw`."""
+    try:
+        with open_image(source, max_pixels) as image:
+            if _is_exact(image):
+                return _as_array(load_upright(image))
+            if image.format != "TIFF":
+                return _decode_wide(source, orientation(image) or 1)
+    except UserError as error:
+        if not is_unknown_tiff(source, error):
+            raise
+    return _TiffFile(source).read(max_pixels)
+
+
+def _is_exact(image: Image.Image) -> bool:
+    """Return whether Pillow decodes all values of an opened file; it reduces colors of 16 bits to 8."""
+    if isinstance(image, TiffImageFile):
+        bits = image.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))
+        return getattr(image, "n_frames", 1) == 1 and (len(bits) == 1 or set(bits) == {8})
+    if len(image.getbands()) == 1:
+        return True
+    tiles = getattr(image, "tile", [])  # codec, box, offset, arguments
+    arguments = tiles[0][3] if tiles else ""
+    wide_ppm = image.format == "PPM" and isinstance(arguments, tuple) and arguments[-1] > 255
+    return not (wide_ppm or (isinstance(arguments, str) and ";16" in arguments) or image.format == "JPEG2000")
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGB")
+    pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def _decode_wide(source: Source, turn: int) -> np.ndarray:
+    """Decode colors of 16 bits, by OpenCV."""
+    data = np.frombuffer(source, np.uint8) if isinstance(source, bytes) else np.fromfile(source, np.uint8)
+    try:
+        pixels: Any = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise UserError(f"{_name(source)}: not a readable image, corrupt or truncated; copy it again")
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    order = [2, 1, 0, *range(3, pixels.shape[2])] if pixels.shape[2] > 2 else [0]
+    return _turned(pixels[:, :, order], turn)
+
+
+def _turned(image: np.ndarray, turn: int) -> np.ndarray:
+    """Apply an EXIF orientation (1 to 8) to an array (H, W, ...)."""
+    turned = image.swapaxes(0, 1) if turn in QUARTER_TURNS else image
+    if turn in (2, 3, 6, 7):
+        turned = turned[:, ::-1]
+    return turned[::-1] if turn in (3, 4, 7, 8) else turned
+
+
+def is_unknown_tiff(source: Source, error: UserError) -> bool:
+    """Return whether ``error`` of ``open_image`` says that Pillow does not know the layout of a TIFF file."""
+    if not isinstance(error.__cause__, Image.UnidentifiedImageError):
+        return False
+    if isinstance(source, bytes):
+        return source.startswith(_TIFF_SIGNATURES)
+    with open(source, "rb") as file:
+        return file.read(4) in _TIFF_SIGNATURES
+
+
+def tiff_size(source: Source) -> tuple[int, int]:
+    """Return (width, height) in pixels of the upright image in a TIFF file that Pillow cannot open.
+
+    Raises:
+        UserError: tifffile is not installed, or cannot read the file.
+    """
+    return _TiffFile(source).size
+
+
+class _TiffFile:
+    """Read the first series of a TIFF file by tifffile: one image, whose pages may be its channels."""
+
+    def __init__(self, source: Source) -> None:
+        self.name, self.source = _name(source), source
+        try:
+            self._tifffile = import_extra("tifffile", "tiff")
+        except UserError as error:
+            raise UserError(f"{self.name}: a TIFF that Pillow cannot read. {error}") from error
+        self._use(lambda series: self._describe(series))
+
+    def _use(self, action: Any) -> Any:
+        source = io.BytesIO(self.source) if isinstance(self.source, bytes) else os.fspath(self.source)
+        try:
+            with self._tifffile.TiffFile(source) as file:
+                return action(file.series[0])
+        except UserError:
+            raise
+        # tifffile and its decoders raise anything from ValueError to struct.error on damaged files.
+        except Exception as error:
+            needed = ' (pip install "d2_maskrcnn[tiff]")' if "imagecodecs" in str(error) else "; copy it again"
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{self.name}: not a readable TIFF: {reason:.200}{needed}") from error
+
+    def _describe(self, series: Any) -> None:
+        """Find the axes Y and X and, if there is one, that of the channels."""
+        axes = str(series.axes)
+        others = [index for index, axis in enumerate(axes) if axis not in "YX" and series.shape[index] != 1]
+        if axes.count("Y") != 1 or axes.count("X") != 1 or len(others) > 1:
+            raise UserError(
+                f"{self.name}: a TIFF with the axes {axes} of the sizes {tuple(series.shape)}; expected one image of "
+                "height, width and channels: save each image as a file of its own."
+            )
+        self._order = [axes.index("Y"), axes.index("X"), *others]
+        height, width, *channels = (int(series.shape[index]) for index in self._order)
+        self.shape = (height, width, *(channels or [1]))
+        tag = series.pages[0].keyframe.tags.get(ExifTags.Base.Orientation)
+        self._turn = int(tag.value) if tag is not None else 1
+        self.size = (height, width) if self._turn in QUARTER_TURNS else (width, height)
+
+    def read(self, max_pixels: int | None = None) -> np.ndarray:
+        """Return the upright image, (H, W, C)."""
+        limit = MAX_PIXELS if max_pixels is None else max_pixels
+        height, width, channels = self.shape
+        if height * width > limit or height * width * channels > 3 * limit:
+            raise UserError(
+                f"{self.name}: {width}x{height} pixels of {channels} channels, more than the limit of "
+                f"{limit / 1e6:.0f} megapixels of 3 channels; cut it into several images"
+            )
+        pixels = self._use(lambda series: series.asarray())
+        rest = [axis for axis in range(pixels.ndim) if axis not in self._order]
+        return _turned(pixels.transpose([*self._order, *rest]).reshape(self.shape), self._turn)
+
+
+def _name(source: Source) -> str:
+    return "the image data" if isinstance(source, bytes) else os.fspath(source)
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """Show an image of any number of channels and bits as 8-bit RGB, for people.
+
+    The first three channels are shown as red, green and blue, the only one as gray, two as red and green. Each is
+    stretched linearly so that ``SHOWN_PERCENTILES`` of its values become 0 and 255.
+
+    Args:
+        image: (H, W, C) of any type of real numbers, C >= 1.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    height, width, channels = image.shape
+    shown = np.zeros((height, width, 3), np.uint8)
+    step = max(1, height * width // SHOWN_SAMPLES)
+    for index in range(min(channels, 3)):
+        values = image[:, :, index].astype(np.float32)
+        low, high = np.percentile(values.reshape(-1)[::step], SHOWN_PERCENTILES)
+        shown[:, :, index] = np.clip((values - low) * (255 / max(high - low, 1e-6)) + 0.5, 0, 255)
+    return shown[:, :, [0, 0, 0]] if channels == 1 else shown
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (H, W, C) float32 with Pillow's antialiased bilinear filter, which 8-bit images are resized with."""
+    planes = [Image.fromarray(np.ascontiguousarray(image[:, :, index])) for index in range(image.shape[2])]
+    return np.stack([np.asarray(each.resize((width, height), Image.Resampling.BILINEAR)) for each in planes], axis=2)
+
+
+def apply_resize(transform: T.Transform, image: np.ndarray) -> np.ndarray:
+    """Apply a resizing transform to (H, W, C), uint8 or float32; Detectron2's has no antialiasing for float32."""
+    if image.dtype != np.float32 or not isinstance(transform, T.ResizeTransform):
+        return transform.apply_image(image)
+    return resize(image, transform.new_h, transform.new_w)
+
+
+class RawInput(T.AugInput):
+    """The input of augmentations whose image is float32 with any number of channels."""
+
+    def transform(self, tfm: T.Transform) -> None:
+        """Apply a transform to the image."""
+        if isinstance(tfm, T.TransformList):
+            for each in tfm.transforms:
+                self.transform(each)
+        else:
+            self.image = apply_resize(tfm, self.image)
+
+
+def check_augmentations(augmentations: Any) -> None:
+    """Refuse augmentations that are defined for RGB colors only.
+
+    Raises:
+        UserError: one is.
+    """
+    for each in augmentations:
+        inner = getattr(each, "aug", each)  # of RandomApply
+        if isinstance(inner, (T.RandomSaturation, T.RandomLighting)):
+            raise UserError(
+                f"{type(inner).__name__} changes RGB colors, but INPUT.FORMAT is {RAW}: remove it from the "
+                "augmentations (flips, crops, resizing, RandomBrightness and RandomContrast work with any channels)."
+            )
+
+
+def channel_statistics(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[float], list[float]]:
+    """Compute ``MODEL.PIXEL_MEAN`` and ``MODEL.PIXEL_STD`` for ``INPUT.FORMAT: RAW``.
+
+    Args:
+        paths: the training images, all with the same number of channels.
+
+    Returns:
+        Mean and standard deviation of each channel over all pixels, in the files' units, with 6 digits.
+
+    Raises:
+        UserError: there is no image, or see :func:`read_raw`.
+    """
+    count, total, squares = 0, np.zeros(0), np.zeros(0)
+    for path in paths:
+        stored = read_stored(path)
+        if not count:
+            total, squares = np.zeros(stored.shape[2]), np.zeros(stored.shape[2])
+        pixels = check_raw(stored, len(total), os.fspath(path)).reshape(-1, len(total)).astype(np.float64)
+        count, total, squares = count + len(pixels), total + pixels.sum(0), squares + (pixels**2).sum(0)
+    if not count:
+        raise UserError("There are no images to compute the mean and the standard deviation of.")
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 1e-12))
+    return [float(f"{value:.6g}") for value in mean], [float(f"{value:.6g}") for value in deviation]
