@@ -1,7 +1,7 @@
-"""Run ``python -m d2_maskrcnn.inspection``, which is ``d2-maskrcnn inspect``."""
+"""Run ``d2-maskrcnn inspect`` under its earlier name, ``python -m d2_maskrcnn.inspection``."""
 
+import runpy
 import sys
 
-from d2_maskrcnn.cli.main import run_module
-
-sys.exit(run_module("d2_maskrcnn.cli.inspect", program="python -m d2_maskrcnn.inspection"))
+sys.argv.insert(1, "inspect")
+runpy.run_module("d2_maskrcnn", run_name="__main__", alter_sys=True)  # by name: no package imports the command line

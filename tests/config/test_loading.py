@@ -79,28 +79,6 @@ def test_values_from_base_file_and_command_line(tmp_path):
     assert tuple(cfg.DATASETS.TRAIN) == ("a", "b")
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("SOLVER: [1\n", r"line \d+, column \d+: not valid YAML"),
-        ("- 1\n", "expected a map of keys"),
-        ("SOLVER: {BASE_LRR: 1.0}\n", r"unknown key SOLVER.BASE_LRR. Did you mean SOLVER.BASE_LR\?"),
-        ("BASE_LR: 1.0\n", r"unknown key BASE_LR. Did you mean SOLVER.BASE_LR\?"),
-        ("SOLVER: {MAX_ITER: many}\n", "SOLVER.MAX_ITER is 'many'; expected an integer, such as 40000"),
-        ("SOLVER: 3\n", "SOLVER is a group of keys"),
-        ("_BASE_: nowhere.yaml\n", "nowhere.yaml .named as _BASE_ by .*: file not found"),
-        ("_BASE_: config.yaml\n", "leads back to the file itself"),
-        ("VERSION: 1\n", "only version 2 is supported"),
-    ],
-)
-def test_mistakes_in_a_file(tmp_path, text, expected):
-    path = tmp_path / "config.yaml"
-    path.write_text(text)
-    with pytest.raises(UserError, match=expected) as error:
-        load_config(str(path))
-    assert str(tmp_path) in str(error.value)
-
-
 def test_several_bases_are_merged_in_their_order(tmp_path):
     (tmp_path / "a.yaml").write_text("SOLVER: {MAX_ITER: 1, IMS_PER_BATCH: 2}\n")
     (tmp_path / "b.yaml").write_text("SOLVER: {MAX_ITER: 3}\n")
@@ -129,6 +107,15 @@ def test_only_local_files_are_read(tmp_path, address):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("SOLVER: [1\n", r"line \d+, column \d+: not valid YAML"),
+        ("- 1\n", "expected a map of keys"),
+        ("SOLVER: {BASE_LRR: 1.0}\n", r"unknown key SOLVER.BASE_LRR. Did you mean SOLVER.BASE_LR\?"),
+        ("BASE_LR: 1.0\n", r"unknown key BASE_LR. Did you mean SOLVER.BASE_LR\?"),
+        ("SOLVER: {MAX_ITER: many}\n", "SOLVER.MAX_ITER is 'many'; expected an integer, such as 40000"),
+        ("SOLVER: 3\n", "SOLVER is a group of keys"),
+        ("_BASE_: nowhere.yaml\n", "nowhere.yaml .named as _BASE_ by .*: file not found"),
+        ("_BASE_: config.yaml\n", "leads back to the file itself"),
+        ("VERSION: 1\n", "only version 2 is supported"),
         ("_BASE_: 3\n", "expected the path of a YAML file"),
         ("_BASE_: [[a]]\n", "expected the path of a YAML file"),
         ("_BASE_: /dev/zero\n", "/dev/zero .* is not a file"),
@@ -152,12 +139,13 @@ def test_only_local_files_are_read(tmp_path, address):
         ("DATASETS: {TRAIN: a}\n", "DATASETS.TRAIN is 'a'; expected a list"),
     ],
 )
-def test_files_made_to_break_the_reader(tmp_path, text, expected):
+def test_mistakes_in_a_file(tmp_path, text, expected):
     path = tmp_path / "config.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=expected) as error:
         load_config(str(path))
-    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
+    message = str(error.value)
+    assert str(tmp_path) in message and "\n" not in message and len(message) < 1000
 
 
 def test_aliases_that_expand_to_very_many_values(tmp_path):

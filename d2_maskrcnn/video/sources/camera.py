@@ -1,4 +1,7 @@
-"""Read frames from a camera through OpenCV."""
+"""Read frames from a camera through OpenCV, which numbers cameras alike on all systems.
+
+PyAV, which reads files and streams, needs a driver and a device name for each operating system.
+"""
 
 import time
 from collections.abc import Iterator
