@@ -228,3 +228,17 @@ def test_weights_of_color_images_are_adapted(trained, tmp_path, tiny_cfg, caplog
     MaskRCNNCheckpointer(model, str(tmp_path)).save("raw")
     with pytest.raises(UserError, match=f"images of {trained.channels} channels, but MODEL.PIXEL_MEAN has 3 values"):
         MaskRCNNCheckpointer(color).load(str(tmp_path / "raw.pth"))
+
+
+@pytest.mark.parametrize("trained", [5], indirect=True)
+def test_server(trained, weights):
+    from d2_maskrcnn.serve import Settings, create_app
+    from tests.serve.conftest import serve
+
+    predictor = Predictor(weights, device="cpu", threshold=0.1)
+    content = (trained.folder / "0.tif").read_bytes()
+    with serve(create_app(predictor, Settings())) as client:
+        answer = client.post("/predict?threshold=0.1", files={"file": ("0.tif", content)}).json()
+        drawn = client.post("/predict", files={"file": ("0.tif", content)}, headers={"Accept": "image/png"})
+    assert len(answer["annotations"]) == len(predictor(trained.folder / "0.tif")) > 0
+    assert drawn.content[1:4] == b"PNG"

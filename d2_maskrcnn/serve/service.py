@@ -13,6 +13,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from d2_maskrcnn.data.image_reading import read_image
+from d2_maskrcnn.data.raw_images import read_raw, to_rgb
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.predictor import Predictor
 from d2_maskrcnn.serve.admission import Admission
@@ -61,8 +62,9 @@ class Service:
 
     def start(self) -> None:
         """Process one black image, since the first takes longer, and start."""
-        side = 64
-        self.predictor.predict([self.predictor.prepare(np.zeros((side, side, 3), np.uint8))], [(side, side)])
+        side, raw = 64, self.predictor.raw_channels
+        black = np.zeros((side, side, raw or 3), np.float32 if raw else np.uint8)
+        self.predictor.predict([self.predictor.prepare(black)], [(side, side)])
         self.batcher.start()
 
     def close(self) -> None:
@@ -113,10 +115,13 @@ class Service:
     def _read(self, upload: Upload, result: "Future[Detections]") -> None:
         image = self._decode(upload)
         if not result.cancelled():
-            self.batcher.submit(Job(self.predictor.prepare(image[:, :, ::-1]), image.shape[:2], result))
+            pixels = image if self.predictor.raw_channels else image[:, :, ::-1]
+            self.batcher.submit(Job(self.predictor.prepare(pixels), image.shape[:2], result))
 
     def _decode(self, upload: Upload) -> np.ndarray:
         try:
+            if raw := self.predictor.raw_channels:
+                return read_raw(upload.content, raw, self.settings.max_pixels)
             return read_image(upload.content, max_pixels=self.settings.max_pixels)
         except UserError as error:
             raise UserError(f"{upload.name:.100}: {error}" if upload.name else str(error)) from error
@@ -126,7 +131,9 @@ class Service:
         if options.kind is None:
             return coco_json(self.predictor, [upload.name for upload in uploads], chosen)
         # Decoded again: waiting for the model, an image takes much more memory than its file.
-        return annotated_image(self.predictor, self._decode(uploads[0]), chosen[0], options.kind)
+        image = self._decode(uploads[0])
+        shown = to_rgb(image) if self.predictor.raw_channels else image
+        return annotated_image(self.predictor, shown, chosen[0], options.kind)
 
 
 async def _unless_disconnected(request: Request, work: Awaitable[T]) -> T:
