@@ -67,7 +67,7 @@ def _add_data_and_model(node: CfgNode) -> None:
     node.INFERENCE.TILE = 0
     node.INFERENCE.OVERLAP = 0.2
     # Compute wide 3x3 convolutions by Winograd's algorithm where that is faster (x86 CPUs, float32). Its rounding error
-    # is about three times that of a direct convolution: 2e-6 of a layer's output.
+    # is about three times that of a direct convolution: 2e-6 of a layer's output. In evaluation mode; see also SOLVER.
     node.INFERENCE.WINOGRAD = True
 
     node.RESNETS = CfgNode()
@@ -89,6 +89,9 @@ def _add_solver(node: CfgNode) -> None:
     # dtype of the forward pass with SOLVER.AMP.ENABLED: "float16", "bfloat16" or "auto" (float16 on CUDA, bfloat16 on
     # CPUs, which support no other).
     node.SOLVER.AMP_DTYPE = "auto"
+    # As INFERENCE.WINOGRAD, for the forward and backward pass in training mode. The rounding error of the gradients is
+    # 2e-6 as well.
+    node.SOLVER.WINOGRAD = True
     # Batch size that SOLVER.BASE_LR was chosen for. Another IMS_PER_BATCH scales the rate linearly (SGD) or by the
     # square root (AdamW). 0 does not scale.
     node.SOLVER.REFERENCE_BATCH = 0

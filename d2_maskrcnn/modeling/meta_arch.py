@@ -43,7 +43,8 @@ class MaskRCNN(nn.Module):
         input_format: ``BGR``, ``RGB`` or ``RAW``; not used here, but by the code that reads images.
         vis_period: not used, but part of Detectron2's interface.
         channels_last: whether the convolutions' weights and activations are stored in NHWC order.
-        winograd: whether 3x3 convolutions use :mod:`d2_maskrcnn.ops.winograd` in inference where it is faster.
+        winograd, winograd_in_training: whether 3x3 convolutions use :mod:`d2_maskrcnn.ops.winograd` where it is
+            faster, in evaluation mode and in training mode.
 
     Raises:
         UserError: ``pixel_mean`` and ``pixel_std`` differ in length.
@@ -65,6 +66,7 @@ class MaskRCNN(nn.Module):
         vis_period: int = 0,
         channels_last: bool = False,
         winograd: bool = True,
+        winograd_in_training: bool = True,
     ) -> None:
         super().__init__()
         if len(pixel_mean) != len(pixel_std):
@@ -84,7 +86,7 @@ class MaskRCNN(nn.Module):
         self.to(memory_format=self.memory_format)
         for module in self.modules():
             if isinstance(module, ConvNorm):
-                module.winograd = winograd
+                module.winograd, module.winograd_in_training = winograd, winograd_in_training
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
@@ -104,6 +106,7 @@ class MaskRCNN(nn.Module):
             "input_format": cfg.INPUT.FORMAT,
             "channels_last": plugin_node(cfg).CHANNELS_LAST,
             "winograd": plugin_node(cfg).INFERENCE.WINOGRAD,
+            "winograd_in_training": plugin_node(cfg).SOLVER.WINOGRAD,
         }
 
     @property

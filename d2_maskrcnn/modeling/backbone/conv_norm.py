@@ -1,9 +1,8 @@
 """Convolution with normalization and ReLU; a constant normalization is folded into the convolution's weights.
 
 Frozen batch norm, and batch norm in evaluation mode, compute ``y = x * scale + shift`` with constants. Therefore
-``norm(conv(x, w)) = conv(x, w * scale) + shift``, which saves a pass over the activations. Folding is used where the
-weights need no gradient: in inference, and in training for frozen layers. Parameters and buffers keep the names of a
-separate norm.
+``norm(conv(x, w)) = conv(x, w * scale) + shift``, which saves a pass over the activations, and another one over their
+gradients. Parameters and buffers keep the names of a separate norm.
 """
 
 from typing import Any
@@ -33,11 +32,13 @@ class ConvNorm(nn.Conv2d):
         keep_folded: whether folded weights are cached between calls. None caches them only on accelerators, where
             launching a few small kernels per layer costs more than the memory; on a CPU, folding a whole ResNet-101
             takes less than 1% of its time.
-        winograd: whether 3x3 convolutions use :mod:`d2_maskrcnn.ops.winograd` where it is faster.
+        winograd, winograd_in_training: whether 3x3 convolutions use :mod:`d2_maskrcnn.ops.winograd` where it is
+            faster, in evaluation mode and in training mode.
     """
 
     keep_folded: bool | None = None
     winograd: bool = True
+    winograd_in_training: bool = True
 
     def __init__(
         self,
@@ -78,7 +79,8 @@ class ConvNorm(nn.Conv2d):
 
     def _convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         plain = self.stride == self.dilation == (1, 1) and self.groups == 1
-        if self.winograd and plain and winograd.is_faster(x, weight):
+        enabled = self.winograd_in_training if self.training else self.winograd
+        if enabled and plain and winograd.is_faster(x, weight):
             return winograd.conv3x3(x, weight, bias)
         return self._conv_forward(x, weight, bias)
 
@@ -94,17 +96,18 @@ class ConvNorm(nn.Conv2d):
     def _folded(self) -> _Folded | None:
         """Return weight (out, in/groups, k, k) and bias (out,) with the norm folded in; None if it cannot be.
 
-        The cache is valid while its sources are the same tensors with the same version counters, which every in-place
-        change raises (loading weights, an optimizer step).
+        Where they need gradients they are computed in every call. Otherwise they are cached. The cache is valid while
+        its sources are the same tensors with the same version counters, which every in-place change raises (loading
+        weights, an optimizer step).
         """
         if not _is_fixed_affine(self.norm):
             return None
         norm = self.norm
         tensors = (self.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            return None
         keep = self.weight.device.type != "cpu" if self.keep_folded is None else self.keep_folded
-        if not keep or any(t.is_inference() for t in tensors):  # inference tensors have no version counter
+        needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+        # Inference tensors have no version counter.
+        if not keep or needs_gradient or any(t.is_inference() for t in tensors):
             return self._fold()
         sources = tuple((t, t._version) for t in tensors)
         if self._cache is None or not _same(self._cache[0], sources):
