@@ -6,17 +6,18 @@ own. On an installed Detectron2 the names remain Detectron2's.
 
 from d2_maskrcnn._bootstrap import engine_info
 from d2_maskrcnn.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7, build_maskrcnn_resnet_fpn_backbone
-from d2_maskrcnn.modeling.backbone.resnet import Bottleneck, ResNet, Stem, build_resnet, make_stage
+from d2_maskrcnn.modeling.backbone.resnet import BasicBlock, Bottleneck, ResNet, Stem, build_resnet, make_stage
 from d2_maskrcnn.modeling.box_coding import BoxCoder
 from d2_maskrcnn.modeling.matcher import Matcher
 from d2_maskrcnn.modeling.meta_arch import MaskRCNN
 from d2_maskrcnn.modeling.roi_heads.base import ROIHeads
 from d2_maskrcnn.modeling.roi_heads.box_head import BoxPredictor, MaskRCNNBoxHead
-from d2_maskrcnn.modeling.roi_heads.inference import fast_rcnn_inference
+from d2_maskrcnn.modeling.roi_heads.inference import fast_rcnn_inference, fast_rcnn_inference_single_image
 from d2_maskrcnn.modeling.roi_heads.mask_head import BaseMaskHead, MaskRCNNMaskHead, mask_rcnn_inference, mask_rcnn_loss
 from d2_maskrcnn.modeling.roi_heads.standard import StandardROIHeads, select_foreground_proposals
 from d2_maskrcnn.modeling.roi_heads.targets import add_ground_truth_to_proposals
 from d2_maskrcnn.modeling.rpn.anchor_generator import MaskRCNNAnchorGenerator
+from d2_maskrcnn.modeling.rpn.proposals import find_top_rpn_proposals
 from d2_maskrcnn.modeling.rpn.rpn import MaskRCNNRPN, MaskRCNNRPNHead
 from d2_maskrcnn.modeling.sampling import sample_labels
 from d2_maskrcnn.ops import ROIPooler
@@ -39,6 +40,7 @@ REGISTERED = (
 # Detectron2's names of parts that are in no registry.
 PARTS = {
     "BaseMaskRCNNHead": BaseMaskHead,
+    "BasicBlock": BasicBlock,
     "BasicStem": Stem,
     "BottleneckBlock": Bottleneck,
     "Box2BoxTransform": BoxCoder,
@@ -55,6 +57,8 @@ PARTS = {
     "cat": cat,
     "fast_rcnn_inference": fast_rcnn_inference,
     "make_stage": make_stage,
+    "fast_rcnn_inference_single_image": fast_rcnn_inference_single_image,
+    "find_top_rpn_proposals": find_top_rpn_proposals,
     "mask_rcnn_inference": mask_rcnn_inference,
     "mask_rcnn_loss": mask_rcnn_loss,
     "select_foreground_proposals": select_foreground_proposals,

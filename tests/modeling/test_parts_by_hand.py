@@ -4,14 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from detectron2.config import get_cfg
 from detectron2.layers import CNNBlockBase, ShapeSpec
-from detectron2.modeling import FPN, GeneralizedRCNN, ResNet, StandardROIHeads
+from detectron2.modeling import FPN, GeneralizedRCNN, ResNet, StandardROIHeads, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, make_stage
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.proposal_generator.proposal_utils import add_ground_truth_to_proposals, find_top_rpn_proposals
 from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
 from detectron2.modeling.roi_heads import (
     FastRCNNConvFCHead,
@@ -20,6 +22,8 @@ from detectron2.modeling.roi_heads import (
     select_foreground_proposals,
 )
 from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.analysis import flop_count_operators
 from detectron2.utils.events import EventStorage
 
 LEVELS = ["p2", "p3", "p4", "p5"]
@@ -127,6 +131,67 @@ def test_a_whole_model(narrow):
     losses, detections = losses_and_detections(heads(), narrow)
     assert losses.keys() == {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"}
     assert len(detections) == 5 and detections.pred_masks.shape[1:] == detections.image_size
+
+
+def test_no_images():
+    box_predictor = FastRCNNOutputLayers(4, box2box_transform=Box2BoxTransform(weights=(10, 10, 5, 5)), num_classes=3)
+    predictions = [torch.zeros(0, 4, requires_grad=True), torch.zeros(0, 4, requires_grad=True)]
+    losses = box_predictor.losses(predictions, [])
+    sum(losses.values()).backward()
+    assert [loss.item() for loss in losses.values()] == [0, 0]
+    assert all(tensor.grad is not None for tensor in predictions)
+    assert box_predictor.inference(predictions, []) == ([], [])
+
+
+@pytest.mark.parametrize(("depth", "channels"), [(18, 64), (34, 64), (50, 256)])
+def test_default_stages(depth, channels):
+    stages = ResNet.make_default_stages(depth, norm="BN")
+    shallow = ResNet(BasicStem(), stages, out_features=["res2", "res3"])
+    features = shallow(torch.zeros(1, 3, 64, 64))
+    assert [tuple(feature.shape) for feature in features.values()] == [(1, channels, 16, 16), (1, 2 * channels, 8, 8)]
+    assert not hasattr(shallow, "res4")
+
+
+def test_initial_weights_do_not_depend_on_which_stages_are_used():
+    cfg = get_cfg()
+    for out_features in (["res4"], ["res2"], ["res5"]):
+        cfg.MODEL.RESNETS.OUT_FEATURES = out_features
+        torch.manual_seed(0)
+        build_backbone(cfg)
+        assert torch.rand(1).item() == pytest.approx(0.29391467571258545)
+
+
+def test_anchors_of_lists_that_are_not_nested():
+    generator = DefaultAnchorGenerator(sizes=[32, 64], aspect_ratios=[0.25, 1, 4], strides=[4])
+    (anchors,) = generator([torch.zeros(1, 1, 1, 2)])
+    assert generator.num_anchors == [6]
+    assert anchors.tensor[[0, 7]].tolist() == [[-30, -6, 34, 10], [-10, -10 - 4, 22, 18]]
+
+
+def test_proposals_of_boxes():
+    boxes = torch.tensor([[[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 3.9], [5.0, 5.0, 20.0, 9.0]]])
+    logits = torch.tensor([[1.0, 2.0, float("inf")]])
+    (proposals,) = find_top_rpn_proposals([boxes], [logits], [(10, 10)], 0.5, 1000, 1000, 0, False)
+    assert proposals.objectness_logits.tolist() == [2.0]
+    with pytest.raises(FloatingPointError):
+        find_top_rpn_proposals([boxes], [logits], [(10, 10)], 0.5, 1000, 1000, 0, True)
+
+
+def test_ground_truth_among_proposals():
+    proposals = Instances((10, 10), proposal_boxes=Boxes(torch.zeros(0, 4)), objectness_logits=torch.zeros(0))
+    gt = Boxes(torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+    (extended,) = add_ground_truth_to_proposals([gt], [proposals])
+    assert extended.proposal_boxes.tensor.tolist() == [[0, 0, 1, 1]]
+    proposals.custom = torch.zeros(0)
+    with pytest.raises(AssertionError):
+        add_ground_truth_to_proposals([gt], [proposals])
+    target = Instances((10, 10), gt_boxes=gt, custom=torch.tensor([3.0]), other=torch.tensor([5.0]))
+    assert add_ground_truth_to_proposals([target], [proposals])[0].custom.tolist() == [3.0]
+
+
+def test_operations_of_a_whole_model_are_counted():
+    inputs = [{"image": torch.zeros(3, 64, 64)}]
+    assert 0.001 < flop_count_operators(model(heads()), inputs)["conv"] < 0.1
 
 
 def test_classifier_and_stages():

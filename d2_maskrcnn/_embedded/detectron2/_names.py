@@ -16,21 +16,20 @@ from typing import Any
 
 import yaml
 
+from detectron2._errors import NotInEngineError, not_in_engine
+
 __all__ = ["NotInEngineError", "lookup", "not_in_engine", "provide"]
 
 _provided: dict[str, Any] = {}
-
-
-class NotInEngineError(RuntimeError):
-    """Raised when a program uses a part of Detectron2 that this engine does not have."""
-
-
-def not_in_engine(name: str, part: str) -> NotInEngineError:
-    """Return the error for ``name``, which belongs to the missing ``part``, such as "rotated boxes"."""
-    return NotInEngineError(
-        f"{name}: the embedded engine of d2_maskrcnn has no {part}; install Detectron2 to use it "
-        "(https://detectron2.readthedocs.io/tutorials/install.html)"
+# Programs also import the names of these packages from the modules of Detectron2 that import them.
+_SHARED = tuple(
+    f"detectron2.{name}"
+    for name in (
+        *("structures", "layers", "config", "data", "data.samplers", "data.transforms", "data.detection_utils"),
+        *("evaluation", "solver", "modeling", "engine"),
+        *("utils.events", "utils.comm", "utils.logger", "utils.env", "utils.memory"),
     )
+)
 
 
 def provide(**objects: Any) -> None:
@@ -39,7 +38,7 @@ def provide(**objects: Any) -> None:
 
 
 def lookup(module: str) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a module: names that a plugin provides, then placeholders for missing ones."""
+    """Return the ``__getattr__`` of a module: a plugin's names, placeholders of missing ones, then shared names."""
 
     def find(name: str) -> Any:
         if not name.startswith("__"):
@@ -49,6 +48,9 @@ def lookup(module: str) -> Callable[[str], Any]:
             part = names.get(module, {}).get(name) or _part_of_tree(module, trees)
             if part is not None:
                 return _placeholder(f"{module}.{name}", part)
+            for shared in () if module in _SHARED else filter(None, map(sys.modules.get, _SHARED)):
+                if name in getattr(shared, "__all__", ()) and name in vars(shared):
+                    return vars(shared)[name]
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return find

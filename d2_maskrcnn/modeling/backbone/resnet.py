@@ -18,7 +18,7 @@ from detectron2.layers import CNNBlockBase, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import Backbone
 
 BLOCKS_PER_STAGE = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-STAGE_NAMES = ("res2", "res3", "res4", "res5")
+_BASIC_BLOCKS_PER_STAGE = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
 class Stem(CNNBlockBase):
@@ -32,6 +32,24 @@ class Stem(CNNBlockBase):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, in, H, W) to (N, out, H/4, W/4)."""
         return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
+
+
+class BasicBlock(CNNBlockBase):
+    """Apply two 3x3 convolutions, the first with the stride, and add a shortcut: the block of ResNet-18 and -34."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm: str = "BN") -> None:
+        super().__init__(in_channels, out_channels, stride)
+        self.shortcut = None
+        if in_channels != out_channels:
+            self.shortcut = ConvNorm(in_channels, out_channels, 1, stride=stride, norm=norm)
+        self.conv1 = ConvNorm(in_channels, out_channels, 3, stride=stride, norm=norm, relu=True)
+        self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm, relu=True)
+        _initialize(self.conv1, self.conv2, self.shortcut)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (N, in, H, W) to (N, out, H/stride, W/stride)."""
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return self.conv2(self.conv1(x), residual=shortcut)
 
 
 class Bottleneck(CNNBlockBase):
@@ -65,15 +83,19 @@ class Bottleneck(CNNBlockBase):
             width, width, 3, stride=second, dilation=dilation, groups=num_groups, norm=norm, relu=True
         )
         self.conv3 = ConvNorm(width, out_channels, 1, norm=norm, relu=True)
-        # Block by block and in this order, a seed gives the same initial weights as in Detectron2.
-        for conv in (self.conv1, self.conv2, self.conv3, self.shortcut):
-            if conv is not None:
-                c2_msra_fill(conv)
+        _initialize(self.conv1, self.conv2, self.conv3, self.shortcut)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, in, H, W) to (N, out, H/stride, W/stride)."""
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return self.conv3(self.conv2(self.conv1(x)), residual=shortcut)
+
+
+def _initialize(*convs: ConvNorm | None) -> None:
+    # Block by block and with the shortcut last, a seed gives the same initial weights as in Detectron2.
+    for conv in convs:
+        if conv is not None:
+            c2_msra_fill(conv)
 
 
 def make_stage(
@@ -100,6 +122,33 @@ def make_stage(
     return blocks
 
 
+def make_default_stages(depth: int, block_class: Any = None, **kwargs: Any) -> list[list[CNNBlockBase]]:
+    """Build the four stages of ResNet-18, -34, -50, -101 or -152, for a stem of 64 channels.
+
+    Args:
+        block_class: of the blocks; by default :class:`BasicBlock` below depth 50, and :class:`Bottleneck` from 50 on.
+        **kwargs: further arguments of the blocks, such as ``norm``.
+
+    Raises:
+        ValueError: another depth.
+    """
+    numbers = {**_BASIC_BLOCKS_PER_STAGE, **BLOCKS_PER_STAGE}
+    if depth not in numbers:
+        raise ValueError(f"there is no ResNet of depth {depth}: expected one of {', '.join(map(str, numbers))}")
+    basic = depth in _BASIC_BLOCKS_PER_STAGE
+    stages, channels = [], 64
+    for index, number in enumerate(numbers[depth]):
+        width = 64 * 2**index
+        options = {**kwargs, "stride_per_block": [1 if index == 0 else 2] + [1] * (number - 1)}
+        if not basic:
+            options.setdefault("bottleneck_channels", width)
+        out_channels = width if basic else 4 * width
+        block = block_class or (BasicBlock if basic else Bottleneck)
+        stages.append(make_stage(block, number, in_channels=channels, out_channels=out_channels, **options))
+        channels = out_channels
+    return stages
+
+
 class ResNet(Backbone):
     """Apply the stem and the stages ``res2``, ``res3``, ... as far as they are needed for ``out_features``.
 
@@ -114,6 +163,7 @@ class ResNet(Backbone):
     """
 
     make_stage = staticmethod(make_stage)
+    make_default_stages = staticmethod(make_default_stages)
 
     def __init__(
         self,
@@ -215,12 +265,10 @@ def _start_as_identities(resnet: ResNet) -> None:
 
 
 def _stages(node: CfgNode, depth: int, norm: str) -> list[list[CNNBlockBase]]:
-    """Build the stages up to the last one of ``node.OUT_FEATURES``; :class:`ResNet` refuses other names."""
+    """Build all stages, also unused ones: a seed then gives the same initial weights as in Detectron2."""
     stages, channels = [], node.STEM_OUT_CHANNELS
-    needed = max((STAGE_NAMES.index(name) + 1 for name in node.OUT_FEATURES if name in STAGE_NAMES), default=0)
-    for index, name in enumerate(STAGE_NAMES[:needed]):
-        dilation = node.RES5_DILATION if name == "res5" else 1
-        number = BLOCKS_PER_STAGE[depth][index]
+    for index, number in enumerate(BLOCKS_PER_STAGE[depth]):
+        dilation = node.RES5_DILATION if index == 3 else 1
         out_channels = node.RES2_OUT_CHANNELS * 2**index
         stages.append(
             make_stage(

@@ -167,9 +167,11 @@ class BoxPredictor(nn.Module):
 
         Args:
             predictions: what :meth:`forward` returns. proposals: per image ``proposal_boxes`` and ``gt_classes``, and
-                ``gt_boxes`` if the image has ground truth.
+                ``gt_boxes`` if the image has ground truth; no image gives losses of 0.
         """
         logits, deltas = (at_least_float32(x) for x in predictions)
+        if not proposals:
+            return {"loss_cls": logits.sum() * 0.0, "loss_box_reg": deltas.sum() * 0.0}
         classes = torch.cat([item.gt_classes for item in proposals])  # (M,)
         if self.training and has_event_storage():
             put_scalars(classification_accuracy(logits, classes, self.num_classes))
@@ -204,6 +206,8 @@ class BoxPredictor(nn.Module):
         self, predictions: tuple[torch.Tensor, torch.Tensor], proposals: list[Instances]
     ) -> list[torch.Tensor]:
         """Return the refined boxes (R, 4K), or (R, 4) if class-agnostic, of each image, not clipped."""
+        if not proposals:
+            return []
         boxes = torch.cat([item.proposal_boxes.tensor for item in proposals])
         decoded = self.box2box_transform.decode(at_least_float32(predictions[1]), boxes)
         return list(decoded.split([len(item) for item in proposals]))

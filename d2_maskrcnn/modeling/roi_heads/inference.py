@@ -109,6 +109,21 @@ def fast_rcnn_inference(
     return selection.detections, selection.regions()
 
 
+def fast_rcnn_inference_single_image(
+    boxes: torch.Tensor,
+    scores: torch.Tensor,
+    image_shape: tuple[int, int],
+    score_thresh: float,
+    nms_thresh: float,
+    topk_per_image: int,
+) -> tuple[Instances, torch.Tensor]:
+    """Select the detections of one image; see :func:`fast_rcnn_inference`."""
+    detections, regions = fast_rcnn_inference(
+        [boxes], [scores], [image_shape], score_thresh, nms_thresh, topk_per_image
+    )
+    return detections[0], regions[0]
+
+
 def _candidates(probs: torch.Tensor, boxes: torch.Tensor, image_size: tuple[int, int], thresh: float) -> Instances:
     """Select the pairs of region and class above the score threshold. Args: probs (R, K + 1), boxes (R, K or 1, 4)."""
     scores = probs[:, :-1]  # (R, K)

@@ -10,19 +10,35 @@ _GT_LOGIT = 23.0259
 
 
 def append_gt(proposals: Instances, target: Instances) -> Instances:
-    """Append an image's ground-truth boxes to its proposals, with the highest objectness."""
-    logits = proposals.objectness_logits
+    """Append an image's ground-truth boxes to its proposals, with the highest objectness.
+
+    Raises:
+        AssertionError: the proposals have further fields that ``target`` lacks. (Detectron2 raises it as well.)
+    """
+    own = {"proposal_boxes", "objectness_logits"}
+    further = [name for name in proposals.get_fields() if name not in own]
+    missing = [name for name in further if not target.has(name)]
+    if missing:
+        raise AssertionError(f"the ground truth has no {', '.join(missing)}, which the proposals have")
     gt = Instances(
         proposals.image_size,
         proposal_boxes=target.gt_boxes,
-        objectness_logits=logits.new_full((len(target),), _GT_LOGIT),
+        objectness_logits=proposals.objectness_logits.new_full((len(target),), _GT_LOGIT),
+        **{name: target.get(name) for name in further},
     )
     return Instances.cat([proposals, gt])
 
 
-def add_ground_truth_to_proposals(gt: list[Instances], proposals: list[Instances]) -> list[Instances]:
-    """Append each image's ground-truth boxes to its proposals, see :func:`append_gt`; Detectron2's name of it."""
-    return [append_gt(item, target) for item, target in zip(proposals, gt, strict=True)]
+def add_ground_truth_to_proposals(gt: list[Instances] | list[Boxes], proposals: list[Instances]) -> list[Instances]:
+    """Append each image's ground-truth boxes to its proposals, see :func:`append_gt`; Detectron2's name of it.
+
+    Args:
+        gt: per image Instances with ``gt_boxes``, or the boxes alone.
+    """
+    targets = [
+        Instances(p.image_size, gt_boxes=g) if isinstance(g, Boxes) else g for g, p in zip(gt, proposals, strict=True)
+    ]
+    return [append_gt(item, target) for item, target in zip(proposals, targets, strict=True)]
 
 
 def proposal_classes(

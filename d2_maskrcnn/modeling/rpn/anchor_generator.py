@@ -3,6 +3,7 @@
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,8 +44,9 @@ class MaskRCNNAnchorGenerator(nn.Module):
     The anchors of the last few input sizes are cached.
 
     Args:
-        sizes: per level the square roots of the anchors' areas, in pixels; a single list serves all levels.
-        aspect_ratios: per level height / width; a single list serves all levels.
+        sizes: per level the square roots of the anchors' areas, in pixels; a single list, nested or not, serves all
+            levels.
+        aspect_ratios: per level height / width, in the same form.
         strides: per level the pixels from one position to the next.
         offset: shift of the first anchor's center, as a fraction of the stride, in [0, 1).
 
@@ -58,10 +60,10 @@ class MaskRCNNAnchorGenerator(nn.Module):
     def __init__(
         self,
         *,
-        sizes: Sequence[Sequence[float]],
-        aspect_ratios: Sequence[Sequence[float]],
+        sizes: Sequence[Any],
+        aspect_ratios: Sequence[Any],
         strides: Sequence[int],
-        offset: float = 0.0,
+        offset: float = 0.5,
     ) -> None:
         super().__init__()
         if not 0.0 <= offset < 1.0:
@@ -112,14 +114,15 @@ class MaskRCNNAnchorGenerator(nn.Module):
         stride, device = self.strides[index], feature.device
         height, width = feature.shape[-2:]
         start = self.offset * stride
-        xs = torch.arange(start, width * stride, step=stride, dtype=torch.float32, device=device)
-        ys = torch.arange(start, height * stride, step=stride, dtype=torch.float32, device=device)
+        xs, ys = (start + stride * torch.arange(n, dtype=torch.float32, device=device) for n in (width, height))
         y, x = torch.meshgrid(ys, xs, indexing="ij")  # each (Hi, Wi)
         centers = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
         return Boxes((centers + self._cells[index].to(device)).reshape(-1, 4))
 
-    def _per_level(self, values: Sequence[Sequence[float]], key: str) -> list[Sequence[float]]:
+    def _per_level(self, values: Sequence[Any], key: str) -> list[Sequence[float]]:
         levels = len(self.strides)
+        if values and isinstance(values[0], (int, float)):
+            values = [values]
         if len(values) not in (1, levels) or any(len(level) == 0 for level in values):
             raise UserError(
                 f"MODEL.ANCHOR_GENERATOR.{key} has {len(values)} lists for {levels} feature levels: expected a single "

@@ -76,6 +76,38 @@ def select_proposals(
         FloatingPointError: a box or logit is infinite or NaN in training.
     """
     selection = refine_top_anchors(anchors, logits, deltas, coder, settings.pre_nms_topk)
+    return _suppress(selection, image_sizes, settings, training)
+
+
+@torch.no_grad()
+def find_top_rpn_proposals(
+    proposals: list[torch.Tensor],
+    pred_objectness_logits: list[torch.Tensor],
+    image_sizes: list[tuple[int, int]],
+    nms_thresh: float,
+    pre_nms_topk: int,
+    post_nms_topk: int,
+    min_box_size: float,
+    training: bool,
+) -> list[Instances]:
+    """Select the proposals of each image from decoded boxes, under Detectron2's name and arguments.
+
+    Args:
+        proposals: per level (N, Ri, 4), not clipped. pred_objectness_logits: per level (N, Ri).
+        nms_thresh, pre_nms_topk, post_nms_topk, min_box_size: see :class:`ProposalSettings`.
+        image_sizes, training: see :func:`select_proposals`, also for the errors.
+    """
+    tops = [logits.topk(min(pre_nms_topk, logits.shape[1]), dim=1) for logits in pred_objectness_logits]
+    boxes = [x.gather(1, top.indices[:, :, None].expand(-1, -1, 4)) for x, top in zip(proposals, tops, strict=True)]
+    selection = ProposalSelection([top.indices for top in tops], [top.values for top in tops], boxes)
+    settings = ProposalSettings(pre_nms_topk, post_nms_topk, nms_thresh, min_box_size)
+    return _suppress(selection, image_sizes, settings, training).proposals
+
+
+def _suppress(
+    selection: ProposalSelection, image_sizes: list[tuple[int, int]], settings: ProposalSettings, training: bool
+) -> ProposalSelection:
+    """Clip the refined boxes, drop non-finite and small ones, and suppress those that overlap better ones."""
     boxes, scores = torch.cat(selection.boxes, dim=1), torch.cat(selection.logits, dim=1)  # (N, K, 4), (N, K)
     levels = selection.levels()
     finite = boxes.isfinite().all(dim=2) & scores.isfinite()  # (N, K)

@@ -73,10 +73,13 @@ def multilevel_roi_align(
     _check_settings(size, sampling_ratio)
     if not boxes:  # no images
         return features[0].new_zeros((0, features[0].shape[1], *size))
+    boxes_per_image = [image_boxes.shape[0] for image_boxes in boxes]
+    if torch.jit.is_tracing():  # which replaces sizes by tensors
+        boxes_per_image = [int(number) for number in boxes_per_image]
     return torch.ops.d2_maskrcnn.multilevel_roi_align(
         list(features),
         torch.cat(list(boxes)),
-        [image_boxes.shape[0] for image_boxes in boxes],
+        boxes_per_image,
         list(size),
         [float(scale) for scale in scales],
         sampling_ratio,

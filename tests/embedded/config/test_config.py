@@ -1,6 +1,7 @@
 import pytest
 
-from detectron2.config import CfgNode, get_cfg, global_cfg, set_global_cfg, try_get_key
+from detectron2.config import CfgNode, downgrade_config, get_cfg, global_cfg, set_global_cfg, upgrade_config
+from detectron2.config.config import try_get_key
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_base_may_be_absolute_or_in_the_home_folder(write, tmp_path, monkeypatch
         ("_BASE_: a.yaml\n", ValueError, "is circular"),
         ("_BASE_: 5\n", ValueError, "file name or a list of file names, got 5"),
         ("_BASE_: [3]\n", ValueError, "got 3"),
-        ("VERSION: 1\n", ValueError, "VERSION 1"),
+        ("VERSION: -1\n", ValueError, "VERSION -1"),
         ("VERSION: 3\n", ValueError, "VERSION 3"),
     ],
 )
@@ -84,8 +85,34 @@ def test_section_cannot_replace_an_inherited_value(write):
 
 
 def test_nothing_is_read_unsafely(write):
-    with pytest.raises(ValueError, match="cannot run code"):
-        get_cfg().merge_from_file(write("a.yaml", ""), allow_unsafe=True)
+    cfg = get_cfg()
+    cfg.merge_from_file(write("a.yaml", "SEED: 3\n"), allow_unsafe=True)
+    assert cfg.SEED == 3
+    with pytest.raises(ValueError, match="not valid YAML"):
+        cfg.merge_from_file(write("b.yaml", "OUTPUT_DIR: !!python/object/apply:os.getcwd []\n"), allow_unsafe=True)
+
+
+def test_older_key_names(write):
+    cfg = get_cfg()
+    cfg.OF_THE_USER = 1
+    assert upgrade_config(cfg) == cfg
+    for version in (0, 1):
+        older = downgrade_config(cfg, to_version=version)
+        assert version == older.VERSION and older.MODEL.WEIGHT == "" and "WEIGHTS" not in older.MODEL
+        assert ("RPN_HEAD" in older.MODEL) == (version == 0)
+        assert upgrade_config(older) == cfg
+    cfg.merge_from_file(write("a.yaml", "MODEL: {WEIGHT: a.pth}\nTEST: {AUG_ON: True}\n"))
+    cfg.merge_from_file(write("b.yaml", "VERSION: 0\nMODEL: {RPN_HEAD: {NAME: Other}}\n"))
+    assert (cfg.MODEL.WEIGHTS, cfg.TEST.AUG.ENABLED, cfg.MODEL.RPN.HEAD_NAME, cfg.VERSION) == (
+        "a.pth",
+        True,
+        "Other",
+        2,
+    )
+    with pytest.raises(ValueError, match="version 2 to version 1"):
+        upgrade_config(cfg, 1)
+    with pytest.raises(ValueError, match="version 2 to version 3"):
+        downgrade_config(cfg, 3)
 
 
 @pytest.mark.parametrize(

@@ -86,13 +86,20 @@ def test_what_a_transform_is_given_stays_as_it_is():
     assert points.tolist() == square()
 
 
+def test_masks_of_another_size_than_the_image_are_kept_with_a_warning(caplog):
+    instances = utils.annotations_to_instances([annotation(square_mask())], (21, 30), "bitmask")
+    assert instances.gt_masks.tensor.shape == (1, 20, 30)
+    assert "(20, 30)" in caplog.text and "(21, 30)" in caplog.text
+
+
 def test_bad_segmentations_are_refused():
     with pytest.raises(ValueError, match="int"):
         utils.transform_instance_annotations(annotation(3), T.NoOpTransform(), SIZE)
     with pytest.raises(ValueError, match=r"\(20, 30\).*\(21, 30\)"):
         utils.transform_instance_annotations(annotation(SEGMENTATIONS["compressed"]), T.NoOpTransform(), (21, 30))
-    with pytest.raises(ValueError, match=r"\(20, 30\).*\(21, 30\)"):
-        utils.annotations_to_instances([annotation(square_mask())], (21, 30), "bitmask")
+    with pytest.raises(ValueError, match=r"\(20, 30\) and \(3, 4\)"):
+        different = [annotation(square_mask()), annotation(np.zeros((3, 4)))]
+        utils.annotations_to_instances(different, SIZE, "bitmask")
     with pytest.raises(ValueError, match="int"):
         utils.annotations_to_instances([annotation(3)], SIZE, "bitmask")
     with pytest.raises(ValueError, match=r"INPUT\.MASK_FORMAT 'bitmask'"):

@@ -181,12 +181,18 @@ def test_a_crop_cuts_polygons():
     assert T.CropTransform(11, 11, 5, 5).apply_polygons([square]) == []
 
 
+def test_relative_crops_beyond_the_image_are_refused_when_they_are_used():
+    crop = T.RandomCrop("relative", (0.5, 1.5))
+    assert str(crop) == "RandomCrop(crop_type='relative', crop_size=(0.5, 1.5))"
+    with pytest.raises(ValueError, match=r"1\.5"):
+        crop.get_crop_size((10, 10))
+
+
 @pytest.mark.parametrize(
     ("crop_type", "size", "message"),
     [
         ("relative", (), r"\(\)"),
         ("any", (0.5, 0.5), "'any'"),
-        ("relative", (0.5, 1.5), "1.5"),
         ("absolute", (0, 5), r"\(0, 5\)"),
         ("absolute_range", (9, 5), r"\(9, 5\)"),
     ],

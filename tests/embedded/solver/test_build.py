@@ -155,3 +155,12 @@ def test_unknown_clip_type_is_named():
 def test_groups_with_equal_settings_are_merged():
     groups = [{"params": [1], "lr": 0.1}, {"params": [2], "lr": 0.2}, {"params": [3], "lr": 0.1}]
     assert reduce_param_groups(groups) == [{"params": [1, 3], "lr": 0.1}, {"params": [2], "lr": 0.2}]
+
+
+def test_a_parameter_in_several_groups_takes_the_settings_of_the_last():
+    groups = [{"params": ["a", "b"], "lr": 1.0, "weight_decay": 0.1}, {"params": ["b"], "lr": 2.0}]
+    assert reduce_param_groups(groups) == [
+        {"params": ["a"], "lr": 1.0, "weight_decay": 0.1},
+        {"params": ["b"], "lr": 2.0, "weight_decay": 0.1},
+    ]
+    assert reduce_param_groups([]) == []

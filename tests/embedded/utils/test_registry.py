@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from detectron2.utils.registry import Registry, locate
+from detectron2.utils.registry import Registry, _convert_target_to_string, locate
 from detectron2.utils.serialize import PicklableWrapper
 
 
@@ -60,3 +60,14 @@ def test_wrapper_makes_a_closure_picklable():
     again = pickle.loads(pickle.dumps(wrapped))
     assert wrapped(1) == again(1) == 4
     assert again.__name__ == "<lambda>"
+
+
+@pytest.mark.parametrize("target", [len, dict, torch.optim.SGD, Registry, Registry.get])
+def test_shortest_name(target):
+    assert locate(_convert_target_to_string(target)) is target
+
+
+def test_name_of_an_object_that_its_package_exports():
+    from detectron2.data.transforms import RandomCrop
+
+    assert _convert_target_to_string(RandomCrop) == "detectron2.data.transforms.RandomCrop"

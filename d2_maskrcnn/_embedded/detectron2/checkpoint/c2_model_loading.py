@@ -1,6 +1,7 @@
 """Match the tensors of a weight file with those of a model."""
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,6 +65,10 @@ def _match(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> dict[str,
         else:
             matches[found] = name
     return matches
+
+
+def _longest_common_prefix_str(names: list[str]) -> str:
+    return os.path.commonprefix(names)  # noqa: RUF071 - of names, not of paths
 
 
 def _suffixes(name: str) -> list[str]:

@@ -4,14 +4,12 @@ from typing import IO, Any
 
 from fvcore.common.config import CfgNode as _CfgNode
 
+from detectron2.config.compat import LATEST_VERSION, guess_version, rename_old_keys
 from detectron2.config.configurable import configurable
 from detectron2.config.yaml_files import BASE_KEY, load_yaml_with_base
 from detectron2.utils.file_io import PathManager
 
 __all__ = ["CfgNode", "configurable", "get_cfg", "global_cfg", "set_global_cfg", "try_get_key"]
-
-# Version of the key names. Files of version 1 (before Detectron2 0.1) have other names.
-CONFIG_VERSION = 2
 
 
 class CfgNode(_CfgNode):
@@ -29,18 +27,17 @@ class CfgNode(_CfgNode):
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         """Return the nested dict in a YAML file, including what it inherits through ``_BASE_``.
 
+        Args:
+            allow_unsafe: without effect: only plain YAML is read, which cannot run code.
+
         Raises:
             FileNotFoundError: the file, or one that it inherits from, does not exist.
-            ValueError: it is not plain YAML, inherits from itself, or ``allow_unsafe`` is set.
+            ValueError: it is not plain YAML, or inherits from itself.
         """
-        if allow_unsafe:
-            raise ValueError(
-                f"allow_unsafe=True for {filename!r} is not supported: only plain YAML is read, which cannot run code."
-            )
         return load_yaml_with_base(filename, cls._open_cfg)
 
-    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
-        """Override the values of this node by those of a YAML file.
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = True) -> None:
+        """Override the values of this node by those of a YAML file; see :meth:`load_yaml_with_base`.
 
         Raises:
             FileNotFoundError: the file, or one that it inherits from, does not exist.
@@ -48,7 +45,7 @@ class CfgNode(_CfgNode):
             ValueError: it is not plain YAML, a value has a wrong type, or its ``VERSION`` is not supported.
         """
         loaded = self.load_yaml_with_base(cfg_filename, allow_unsafe=allow_unsafe)
-        _check_version(loaded, self, cfg_filename)
+        _upgrade(loaded, self, cfg_filename)
         try:
             _check_sections(loaded, self, "")
             self.merge_from_other_cfg(type(self)(loaded))
@@ -87,11 +84,15 @@ class CfgNode(_CfgNode):
         return super().dump(*args, **kwargs)
 
 
-def _check_version(loaded: dict[str, Any], cfg: CfgNode, filename: str) -> None:
-    expected = cfg.get("VERSION", CONFIG_VERSION)
-    version = loaded.get("VERSION", expected)
-    if version != expected:
+def _upgrade(loaded: dict[str, Any], cfg: CfgNode, filename: str) -> None:
+    """Give the keys of an older version their present names, if ``cfg`` has the latest version."""
+    expected = cfg.get("VERSION", LATEST_VERSION)
+    version = loaded.get("VERSION", guess_version(loaded, filename) if expected == LATEST_VERSION else expected)
+    if version not in range(expected + 1) or version < expected != LATEST_VERSION:
         raise ValueError(f"Config file {filename!r} has VERSION {version!r}; this engine reads version {expected}.")
+    if version < expected:
+        rename_old_keys(loaded, version)
+        loaded["VERSION"] = expected
 
 
 def _check_sections(loaded: dict[str, Any], cfg: _CfgNode, prefix: str) -> None:

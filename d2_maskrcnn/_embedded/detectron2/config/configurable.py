@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -81,7 +82,9 @@ def _configurable_function(from_config: Callable[..., dict[str, Any]]) -> Callab
 
 
 def _called_with_cfg(*args: Any, **kwargs: Any) -> bool:
-    return isinstance(args[0] if args else kwargs.get("cfg"), _CfgNode)
+    cfg = args[0] if args else kwargs.get("cfg")
+    omegaconf = sys.modules.get("omegaconf")  # an optional package, whose configs serve as well
+    return isinstance(cfg, _CfgNode) or (omegaconf is not None and isinstance(cfg, omegaconf.DictConfig))
 
 
 def _explicit_arguments(from_config: Callable[..., dict[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ tuples; a list can replace them.
 from detectron2.config._defaults_heads import add_dense_head_defaults, add_roi_head_defaults
 from detectron2.config._defaults_model import model_defaults
 from detectron2.config._defaults_solver import solver_defaults, test_defaults
-from detectron2.config.config import CONFIG_VERSION
+from detectron2.config.compat import LATEST_VERSION
 from detectron2.config.config import CfgNode as CN
 
 
@@ -69,7 +69,7 @@ def _dataloader_defaults() -> CN:
 
 
 _C = CN()
-_C.VERSION = CONFIG_VERSION
+_C.VERSION = LATEST_VERSION
 
 _C.MODEL = model_defaults()
 add_roi_head_defaults(_C.MODEL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
 
 __all__ = ["annotations_to_instances", "box_to_xyxy", "decode_rle", "filter_empty_instances"]
+
+logger = logging.getLogger(__name__)
 
 
 def box_to_xyxy(annotation: dict[str, Any]) -> np.ndarray:
@@ -50,11 +53,14 @@ def _to_bitmap(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def _to_bit_masks(segmentations: list[Any], height: int, width: int) -> BitMasks:
-    masks = torch.empty((len(segmentations), height, width), dtype=torch.uint8)  # (N, H, W)
-    for mask, segmentation in zip(masks, segmentations, strict=True):
-        bitmap = _to_bitmap(segmentation, height, width)
-        if bitmap.shape != (height, width):
-            raise ValueError(f"a mask of shape {bitmap.shape} does not fit an image of (h, w) {(height, width)}.")
+    first = _to_bitmap(segmentations[0], height, width)
+    if first.shape != (height, width):  # Detectron2 keeps such masks
+        logger.warning("Masks of shape %s do not fit their image of (h, w) %s", first.shape, (height, width))
+    masks = torch.empty((len(segmentations), *first.shape), dtype=torch.uint8)  # (N, H, W)
+    for index, (mask, segmentation) in enumerate(zip(masks, segmentations, strict=True)):
+        bitmap = _to_bitmap(segmentation, height, width) if index > 0 else first
+        if bitmap.shape != first.shape:
+            raise ValueError(f"the masks of an image have different shapes: {first.shape} and {bitmap.shape}.")
         # By PyTorch: decoded masks are in column order, and NumPy is many times slower at reordering them.
         mask.copy_(torch.from_numpy(bitmap))
     return BitMasks(masks.view(torch.bool))  # all values are 0 or 1

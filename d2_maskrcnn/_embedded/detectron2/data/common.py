@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy as copy_module
 import itertools
 import logging
@@ -17,7 +18,13 @@ from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 from detectron2._names import lookup
 from detectron2.utils.serialize import PicklableWrapper
 
-__all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset", "ToIterableDataset"]
+__all__ = [
+    "AspectRatioGroupedDataset",
+    "DatasetFromList",
+    "MapDataset",
+    "ToIterableDataset",
+    "set_default_dataset_from_list_serialize_method",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +87,7 @@ class _SerializedList:
     """A list stored as one byte tensor and one tensor of offsets.
 
     Worker processes copy a list of Python objects page by page as reference counts change. A tensor has a single
-    reference
-    count: forked workers keep sharing its memory, and spawned ones receive it through shared memory.
+    reference count: forked workers keep sharing its memory, and spawned ones receive it through shared memory.
     """
 
     def __init__(self, elements: list[Any]) -> None:
@@ -99,6 +105,20 @@ class _SerializedList:
         return pickle.loads(self._bytes[start : int(self._ends[index])].numpy().data)
 
 
+_default_serialization: Callable[[list[Any]], Any] = _SerializedList
+
+
+@contextlib.contextmanager
+def set_default_dataset_from_list_serialize_method(func: Callable[[list[Any]], Any]) -> Iterator[None]:
+    """Let ``func`` convert the lists of every :class:`DatasetFromList` that is created in the ``with`` block."""
+    global _default_serialization
+    before, _default_serialization = _default_serialization, func
+    try:
+        yield
+    finally:
+        _default_serialization = before
+
+
 class DatasetFromList(Dataset):
     """A dataset of the elements of a list.
 
@@ -113,10 +133,8 @@ class DatasetFromList(Dataset):
     def __init__(self, lst: list[Any], copy: bool = True, serialize: bool | Callable[[list[Any]], Any] = True) -> None:
         self._copy = copy
         self._serialize = bool(serialize)
-        if callable(serialize):
-            self._lst = serialize(lst)
-        else:
-            self._lst = _SerializedList(lst) if serialize else lst
+        convert = serialize if callable(serialize) else _default_serialization
+        self._lst: Any = convert(lst) if serialize else lst
 
     def __len__(self) -> int:
         return len(self._lst)
@@ -197,13 +215,14 @@ class AspectRatioGroupedDataset(IterableDataset):
         self.dataset = dataset
         self.batch_size = batch_size
 
+        self._buckets: list[list[dict[str, Any]]] = [[], []]  # tall or square images, wide images
+
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        waiting: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for element in self.dataset:
-            wide = element["width"] > element["height"]
-            waiting[wide].append(element)
-            if len(waiting[wide]) == self.batch_size:
-                batch, waiting[wide] = waiting[wide], []
+            wide = int(element["width"] > element["height"])
+            self._buckets[wide].append(element)
+            if len(self._buckets[wide]) == self.batch_size:
+                batch, self._buckets[wide] = self._buckets[wide], []
                 yield batch
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from detectron2._errors import InvalidArgumentError
 from detectron2._names import lookup
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
@@ -160,9 +161,13 @@ def gen_crop_transform_with_instance(
     x0, y0, x1, y1 = box_to_xyxy(instance)[0]
     center = np.array([(y0 + y1) / 2, (x0 + x1) / 2])
     if (crop > image).any():
-        raise ValueError(f"a crop of (h, w) {tuple(crop_size)} is larger than the image, {tuple(image_size)}.")
+        raise InvalidArgumentError(
+            f"a crop of (h, w) {tuple(crop_size)} is larger than the image, {tuple(image_size)}."
+        )
     if (center < 0).any() or (center > image).any():
-        raise ValueError(f"the box {instance['bbox']} has its center outside the image of (h, w) {tuple(image_size)}.")
+        raise InvalidArgumentError(
+            f"the box {instance['bbox']} has its center outside the image of (h, w) {tuple(image_size)}."
+        )
     lowest = np.maximum(np.floor(center).astype(int) - crop, 0)
     highest = np.minimum(np.maximum(image - crop, 0), np.ceil(center).astype(int))
     top = np.random.randint(lowest[0], highest[0] + 1)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from detectron2._names import lookup
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -93,3 +94,6 @@ def _check_image(image: Any) -> None:
         raise ValueError(f"{expected}, got an array of shape {image.shape}")
     if not np.issubdtype(image.dtype, np.number) or (np.issubdtype(image.dtype, np.floating) and not image.max() > 1):
         raise ValueError(f"{expected}, got {image.dtype} with values from {image.min()} to {image.max()}")
+
+
+__getattr__ = lookup(__name__)

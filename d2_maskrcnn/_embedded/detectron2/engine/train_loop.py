@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from detectron2._names import lookup
 from detectron2.engine.trainer_base import HookBase, TrainerBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -186,3 +187,6 @@ class AMPTrainer(SimpleTrainer):
         super().load_state_dict(state_dict)
         if scaler_state := state_dict.get("grad_scaler"):  # empty for an inactive scaler
             self.grad_scaler.load_state_dict(scaler_state)
+
+
+__getattr__ = lookup(__name__)

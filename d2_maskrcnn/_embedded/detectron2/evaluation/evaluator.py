@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from detectron2._names import lookup
 from detectron2.utils import comm
 
 __all__ = ["DatasetEvaluator", "DatasetEvaluators", "inference_context", "inference_on_dataset"]
@@ -204,3 +205,6 @@ def inference_context(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+__getattr__ = lookup(__name__)

@@ -6,7 +6,11 @@ from detectron2._names import lookup
 from detectron2.config import CfgNode
 from detectron2.solver.gradient_clipping import maybe_add_gradient_clipping
 from detectron2.solver.lr_scheduler import build_lr_scheduler
-from detectron2.solver.parameter_groups import get_default_optimizer_params, reduce_param_groups
+from detectron2.solver.parameter_groups import (
+    _expand_param_groups,  # noqa: F401 - Detectron2's module has it, too
+    get_default_optimizer_params,
+    reduce_param_groups,
+)
 
 __all__ = [
     "build_lr_scheduler",

@@ -56,7 +56,7 @@ def get_default_optimizer_params(
     overrides = _add_bias_settings(overrides or {}, base_lr, bias_lr_factor, weight_decay_bias)
     defaults = _without_none({"lr": base_lr, "weight_decay": weight_decay})
 
-    groups: dict[tuple[tuple[str, float], ...], ParamGroup] = {}
+    groups: list[ParamGroup] = []
     for module, full_name, parameter in _trainable_parameters(model):
         settings = dict(defaults)
         if isinstance(module, NORM_TYPES) and weight_decay_norm is not None:
@@ -64,18 +64,26 @@ def get_default_optimizer_params(
         if lr_factor_func is not None:
             settings["lr"] *= lr_factor_func(full_name)
         settings.update(overrides.get(full_name.rpartition(".")[2], {}))
-        key = tuple(sorted(settings.items()))
-        groups.setdefault(key, {"params": [], **settings})["params"].append(parameter)
-    return list(groups.values())
+        groups.append({"params": [parameter], **settings})
+    return reduce_param_groups(groups)
+
+
+def _expand_param_groups(params: list[ParamGroup]) -> list[ParamGroup]:
+    """Return one group per parameter; if a parameter is in several groups, the settings of the last have precedence."""
+    expanded: dict[Any, ParamGroup] = {}
+    for group in params:
+        settings = {name: value for name, value in group.items() if name != "params"}
+        for parameter in group["params"]:
+            expanded.setdefault(parameter, {"params": [parameter]}).update(settings)
+    return list(expanded.values())
 
 
 def reduce_param_groups(params: list[ParamGroup]) -> list[ParamGroup]:
     """Merge the parameter groups with equal settings; optimizers are faster with fewer groups."""
     merged: dict[frozenset[tuple[str, Any]], ParamGroup] = {}
-    for group in params:
+    for group in _expand_param_groups(params):
         settings = {name: value for name, value in group.items() if name != "params"}
-        target = merged.setdefault(frozenset(settings.items()), {"params": [], **settings})
-        target["params"].extend(group["params"])
+        merged.setdefault(frozenset(settings.items()), {**settings, "params": []})["params"] += group["params"]
     return list(merged.values())
 
 

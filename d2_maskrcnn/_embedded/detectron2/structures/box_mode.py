@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from detectron2._errors import InvalidArgumentError
+
 RawBox = TypeVar("RawBox", list, tuple, np.ndarray, torch.Tensor)
 
 
@@ -54,18 +56,18 @@ class BoxMode(IntEnum):
 def _as_matrix(box: Any) -> torch.Tensor:
     if isinstance(box, (list, tuple)):
         if len(box) not in (4, 5):
-            raise ValueError(f"A box is 4 or 5 numbers, got {len(box)}: {box!r}")
+            raise InvalidArgumentError(f"A box is 4 or 5 numbers, got {len(box)}: {box!r}")
         return torch.tensor(box)[None]
     boxes = torch.from_numpy(box) if isinstance(box, np.ndarray) else box
     if boxes.dim() not in (1, 2) or boxes.shape[-1] not in (4, 5):
-        raise ValueError(f"Boxes need the shape (N, 4) or (N, 5), got {tuple(boxes.shape)}")
+        raise InvalidArgumentError(f"Boxes need the shape (N, 4) or (N, 5), got {tuple(boxes.shape)}")
     return boxes.reshape(-1, boxes.shape[-1])
 
 
 def _check_width(boxes: torch.Tensor, mode: BoxMode) -> None:
     expected = 5 if mode == BoxMode.XYWHA_ABS else 4
     if boxes.shape[1] != expected:
-        raise ValueError(f"A box of mode {mode.name} is {expected} numbers, got {boxes.shape[1]}")
+        raise InvalidArgumentError(f"A box of mode {mode.name} is {expected} numbers, got {boxes.shape[1]}")
 
 
 def _convert(boxes: torch.Tensor, from_mode: BoxMode, to_mode: BoxMode) -> torch.Tensor:

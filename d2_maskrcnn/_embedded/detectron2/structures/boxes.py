@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from detectron2._errors import InvalidArgumentError
 from detectron2._names import lookup
 from detectron2.structures.box_mode import BoxMode
 
@@ -31,7 +32,7 @@ class Boxes:
         if tensor.numel() == 0:
             tensor = tensor.reshape(-1, 4)  # not a new tensor: `.sum().backward()` must work without boxes
         if tensor.dim() != 2 or tensor.shape[1] != 4:
-            raise ValueError(f"Boxes need a tensor of shape (N, 4), got {tuple(tensor.shape)}")
+            raise InvalidArgumentError(f"Boxes need a tensor of shape (N, 4), got {tuple(tensor.shape)}")
         self.tensor = tensor
 
     def clone(self) -> "Boxes":
@@ -56,7 +57,7 @@ class Boxes:
             ValueError: a coordinate is infinite or NaN.
         """
         if not torch.isfinite(self.tensor).all():
-            raise ValueError("Boxes.clip: a coordinate is infinite or NaN")
+            raise InvalidArgumentError("Boxes.clip: a coordinate is infinite or NaN")
         height, width = box_size
         xs = self.tensor[:, 0::2].clamp(min=0, max=width)  # (N, 2): x0, x1
         ys = self.tensor[:, 1::2].clamp(min=0, max=height)  # (N, 2): y0, y1
@@ -149,7 +150,9 @@ def matched_pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> torch.Tensor:
         ValueError: the batches differ in length.
     """
     if len(boxes1) != len(boxes2):
-        raise ValueError(f"matched_pairwise_iou: the batches have different lengths, {len(boxes1)} and {len(boxes2)}")
+        raise InvalidArgumentError(
+            f"matched_pairwise_iou: the batches have different lengths, {len(boxes1)} and {len(boxes2)}"
+        )
     first, second = boxes1.tensor, boxes2.tensor
     sides = torch.min(first[:, 2:], second[:, 2:]) - torch.max(first[:, :2], second[:, :2])  # (N, 2)
     shared = sides.clamp_(min=0).prod(dim=1)

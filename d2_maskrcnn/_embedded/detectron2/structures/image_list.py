@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from detectron2._errors import InvalidArgumentError
+
 
 class ImageList:
     """Batch of N images that are padded at the right and bottom to a common size.
@@ -66,18 +68,20 @@ class ImageList:
 
 def _check_images(tensors: Sequence[torch.Tensor]) -> None:
     if isinstance(tensors, torch.Tensor) or len(tensors) == 0:
-        raise ValueError("ImageList.from_tensors needs a list of at least one image")
+        raise InvalidArgumentError("ImageList.from_tensors needs a list of at least one image")
     for t in tensors:
         if t.dim() not in (2, 3) or t.shape[:-2] != tensors[0].shape[:-2]:
             shapes = [tuple(t.shape) for t in tensors]
-            raise ValueError(f"Images must be (C, H, W) with equal numbers of channels, or (H, W), got {shapes}")
+            raise InvalidArgumentError(
+                f"Images must be (C, H, W) with equal numbers of channels, or (H, W), got {shapes}"
+            )
 
 
 def _padded_size(image_sizes: list[tuple[int, int]], divisibility: int, square_size: int) -> tuple[int, int]:
     largest = [max(size[axis] for size in image_sizes) for axis in (0, 1)]
     if square_size > 0:
         if max(largest) > square_size:
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"An image of (height, width) up to {tuple(largest)} does not fit square_size {square_size}"
             )
         largest = [square_size, square_size]

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from detectron2._errors import InvalidArgumentError
+
 
 class Instances:
     """N instances of an image, with any number of fields (boxes, classes, scores, masks, ...).
@@ -56,7 +58,7 @@ class Instances:
             raise AttributeError(f"{name!r} is a property of Instances and cannot be a field")
         others = [other for other in self._fields if other != name]
         if others and len(value) != len(self._fields[others[0]]):
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"Field {name!r} has {len(value)} entries, but these Instances have {len(self._fields[others[0]])}"
             )
         self._fields[name] = value
@@ -116,15 +118,15 @@ class Instances:
                 concatenated.
         """
         if len(instance_lists) == 0:
-            raise ValueError("Instances.cat needs at least one Instances")
+            raise InvalidArgumentError("Instances.cat needs at least one Instances")
         first = instance_lists[0]
         for other in instance_lists[1:]:
             if other.image_size != first.image_size:
-                raise ValueError(
+                raise InvalidArgumentError(
                     f"Instances.cat of images of different sizes: {first.image_size} and {other.image_size}"
                 )
             if other.get_fields().keys() != first.get_fields().keys():
-                raise ValueError(
+                raise InvalidArgumentError(
                     f"Instances.cat of different fields: {sorted(first._fields)} and {sorted(other._fields)}"
                 )
         joined = Instances(first.image_size)
@@ -158,4 +160,4 @@ def _join(values: list[Any]) -> Any:
         return type(first)(itertools.chain(*values))
     if hasattr(type(first), "cat"):
         return type(first).cat(values)
-    raise ValueError(f"Instances.cat cannot concatenate fields of type {type(first).__name__}")
+    raise InvalidArgumentError(f"Instances.cat cannot concatenate fields of type {type(first).__name__}")

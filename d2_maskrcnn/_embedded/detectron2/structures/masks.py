@@ -6,6 +6,7 @@ from typing import Any, Union
 import numpy as np
 import torch
 
+from detectron2._errors import InvalidArgumentError
 from detectron2.layers.roi_align import roi_align
 from detectron2.structures.boxes import Boxes
 from detectron2.structures.polygons import (
@@ -47,7 +48,7 @@ class BitMasks:
         if not isinstance(tensor, torch.Tensor):
             tensor = torch.as_tensor(np.asarray(tensor))
         if tensor.dim() != 3:
-            raise ValueError(f"BitMasks need a tensor of shape (N, H, W), got {tuple(tensor.shape)}")
+            raise InvalidArgumentError(f"BitMasks need a tensor of shape (N, H, W), got {tuple(tensor.shape)}")
         self.tensor = tensor.to(torch.bool)
         self.image_size = (int(tensor.shape[1]), int(tensor.shape[2]))
 
@@ -113,7 +114,7 @@ class BitMasks:
     def cat(bitmasks_list: list["BitMasks"]) -> "BitMasks":
         """Concatenate the masks of a non-empty list."""
         if len(bitmasks_list) == 0:
-            raise ValueError("BitMasks.cat needs at least one BitMasks")
+            raise InvalidArgumentError("BitMasks.cat needs at least one BitMasks")
         return BitMasks(torch.cat([masks.tensor for masks in bitmasks_list], dim=0))
 
     def __getitem__(self, item: int | slice | torch.Tensor | Any) -> "BitMasks":
@@ -178,7 +179,7 @@ class PolygonMasks:
             ValueError: the nesting is different, or a polygon has an odd number of values or fewer than three points.
         """
         if not isinstance(polygons, (list, tuple)):
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"PolygonMasks need a list of lists of polygons, one per instance, got {type(polygons).__name__}"
             )
         self.polygons = [check_polygons(instance) for instance in polygons]
@@ -235,7 +236,7 @@ class PolygonMasks:
     def cat(polymasks_list: list["PolygonMasks"]) -> "PolygonMasks":
         """Concatenate the instances of a non-empty list."""
         if len(polymasks_list) == 0:
-            raise ValueError("PolygonMasks.cat needs at least one PolygonMasks")
+            raise InvalidArgumentError("PolygonMasks.cat needs at least one PolygonMasks")
         return PolygonMasks([instance for masks in polymasks_list for instance in masks.polygons])
 
     def __getitem__(self, item: int | slice | list[int] | torch.Tensor | np.ndarray) -> "PolygonMasks":
@@ -272,7 +273,7 @@ class ROIMasks:
 
     def __init__(self, tensor: torch.Tensor) -> None:
         if tensor.dim() != 3:
-            raise ValueError(f"ROIMasks need a tensor of shape (N, M, M), got {tuple(tensor.shape)}")
+            raise InvalidArgumentError(f"ROIMasks need a tensor of shape (N, M, M), got {tuple(tensor.shape)}")
         self.tensor = tensor
 
     def to(self, device: torch.device) -> "ROIMasks":

@@ -10,6 +10,8 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import torch
 
+from detectron2._errors import InvalidArgumentError
+
 # Least side in pixels that a box is scaled from, so that the scale stays finite.
 _MIN_SIDE = 0.1
 
@@ -59,15 +61,17 @@ def check_polygons(instance: Any) -> list[np.ndarray]:
         ValueError: they are not a list, or a polygon has an odd number of values or fewer than three points.
     """
     if not isinstance(instance, (list, tuple)):
-        raise ValueError(f"PolygonMasks need a list of polygons per instance, got {type(instance).__name__}")
+        raise InvalidArgumentError(f"PolygonMasks need a list of polygons per instance, got {type(instance).__name__}")
     arrays = [np.asarray(p.cpu() if isinstance(p, torch.Tensor) else p, dtype=np.float64).reshape(-1) for p in instance]
     for array in arrays:
         if len(array) % 2 or len(array) < 6:
-            raise ValueError(f"A polygon needs an even number of at least 6 values, got {len(array)}: {array.tolist()}")
+            raise InvalidArgumentError(
+                f"A polygon needs an even number of at least 6 values, got {len(array)}: {array.tolist()}"
+            )
     return arrays
 
 
 def check_one_box_each(boxes: torch.Tensor, count: int) -> None:
     """Raise ValueError unless there are ``count`` boxes."""
     if len(boxes) != count:
-        raise ValueError(f"crop_and_resize needs one box per mask, got {len(boxes)} boxes for {count} masks")
+        raise InvalidArgumentError(f"crop_and_resize needs one box per mask, got {len(boxes)} boxes for {count} masks")

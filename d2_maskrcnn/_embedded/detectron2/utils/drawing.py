@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,7 @@ import matplotlib.colors as mplc
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle, PathPatch, Polygon, Rectangle
-from matplotlib.path import Path
+from matplotlib.patches import Circle, Polygon, Rectangle
 
 from detectron2.utils.colormap import random_color
 from detectron2.utils.generic_mask import GenericMask
@@ -54,7 +54,7 @@ class VisImage:
             img.clip(0, 255).astype("uint8"), extent=(0, self.width, self.height, 0), interpolation="nearest"
         )
 
-    def save(self, filepath: str | Path) -> None:
+    def save(self, filepath: str | os.PathLike[str]) -> None:
         """Write the image; the suffix is the format (png, jpg, pdf, svg, ...)."""
         self.fig.savefig(filepath)
 
@@ -182,25 +182,24 @@ class DrawingMixin:
         alpha: float = 0.5,
         area_threshold: float | None = 10,
     ) -> VisImage:
-        """Draw an (H, W) mask with its holes.
+        """Draw an (H, W) mask.
 
         Args:
             color: None for a random one. text: drawn in the largest component.
-            area_threshold: components with fewer pixels are omitted.
+            edge_color: of the contours; masks with holes are drawn without contours.
+            area_threshold: components with fewer pixels are omitted, unless the mask has holes.
         """
         color = random_color(rgb=True, maximum=1) if color is None else color
         mask = GenericMask(np.asarray(binary_mask), self.output.height, self.output.width)
-        rings = [p.reshape(-1, 2) for p in mask.polygons]
-        rings = [r for r in rings if mask.has_holes or _ring_area(r) >= (area_threshold or 0)]
+        rings = [polygon.reshape(-1, 2) for polygon in mask.polygons]
+        if mask.has_holes:
+            self.draw_soft_mask(mask.mask, color, alpha=alpha)
+        else:
+            rings = [ring for ring in rings if _ring_area(ring) >= (area_threshold or 0)]
+            for ring in rings:
+                self.draw_polygon(ring, color, edge_color, alpha)
         if not rings:
             return self.output
-        codes = np.concatenate([_ring_codes(len(ring)) for ring in rings])
-        path = Path(np.concatenate([np.vstack((ring, ring[:1])) for ring in rings]), codes)
-        edge = (*mplc.to_rgb(color if edge_color is None else edge_color), 1)
-        width = max(self._default_font_size / 15 * self.output.scale, 1)
-        self.output.ax.add_patch(
-            PathPatch(path, facecolor=(*mplc.to_rgb(color), alpha), edgecolor=edge, linewidth=width)
-        )
         if text is not None:
             lighter = self._change_color_brightness(color, brightness_factor=0.7)
             self._draw_text_in_mask(np.asarray(binary_mask), text, lighter)
@@ -268,8 +267,3 @@ class DrawingMixin:
 def _ring_area(ring: np.ndarray) -> float:
     x, y = ring[:, 0], ring[:, 1]
     return abs(float(x @ np.roll(y, 1) - y @ np.roll(x, 1))) / 2
-
-
-def _ring_codes(count: int) -> np.ndarray:
-    """Return matplotlib's path codes of a closed ring of ``count`` points, the first one repeated at the end."""
-    return np.array([Path.MOVETO] + [Path.LINETO] * (count - 1) + [Path.CLOSEPOLY], dtype=Path.code_type)

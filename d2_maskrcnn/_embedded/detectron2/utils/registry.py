@@ -46,6 +46,19 @@ def locate(name: str) -> Any:
     raise ImportError(f"Cannot locate {name!r}: there is no module {parts[0]!r}")
 
 
+def _convert_target_to_string(target: Any) -> str:
+    """Return the shortest dotted name from which :func:`locate` returns ``target``, a class or function."""
+    parts = target.__module__.split(".")
+    for count in range(1, len(parts)):
+        name = ".".join([*parts[:count], target.__qualname__])
+        try:
+            if locate(name) is target:
+                return name
+        except ImportError:
+            continue
+    return f"{target.__module__}.{target.__qualname__}"
+
+
 def _follow(found: Any, attributes: list[str], name: str) -> Any:
     for attribute in attributes:
         if not hasattr(found, attribute):

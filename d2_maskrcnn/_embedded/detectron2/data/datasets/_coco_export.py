@@ -44,7 +44,7 @@ def _compress(segmentation: Any, height: int, width: int) -> Any:
 def _area(segmentation: Any, box: list[float]) -> float:
     """Return the area in pixels of the polygons, of the encoded mask or, without a segmentation, of the XYWH box."""
     if segmentation is None:
-        return float(box[2] * box[3])
+        return float(box[2] * box[3])  # of rotated boxes as well
     if isinstance(segmentation, dict):
         return float(mask_util.area(segmentation))
     return float(PolygonMasks([segmentation]).area()[0])
@@ -52,8 +52,9 @@ def _area(segmentation: Any, box: list[float]) -> float:
 
 def _convert_annotation(anno: dict[str, Any], record: dict[str, Any], to_dataset_id: dict[int, int]) -> dict[str, Any]:
     """Return a COCO annotation without its ids."""
-    box = [float(value) for value in anno["bbox"]]
-    box = [float(value) for value in BoxMode.convert(box, BoxMode(anno["bbox_mode"]), BoxMode.XYWH_ABS)]
+    box, mode = [float(value) for value in anno["bbox"]], BoxMode(anno["bbox_mode"])
+    if mode != BoxMode.XYWHA_ABS:  # rotated boxes are written as they are
+        box = [float(value) for value in BoxMode.convert(box, mode, BoxMode.XYWH_ABS)]
     segmentation = anno.get("segmentation")
     if segmentation is not None:
         segmentation = _compress(segmentation, record["height"], record["width"])

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from fvcore.transforms.transform import Transform, TransformList
 
+from detectron2._errors import InvalidArgumentError
+
 __all__ = [
     "AugInput",
     "Augmentation",
@@ -31,7 +33,7 @@ def check_image(image: Any) -> None:
     if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
         raise TypeError(f"an image must be uint8 or floating point, got {image.dtype}.")
     if image.ndim not in (2, 3):
-        raise ValueError(f"an image must have shape (H, W) or (H, W, C), got {image.shape}.")
+        raise InvalidArgumentError(f"an image must have shape (H, W) or (H, W, C), got {image.shape}.")
 
 
 class Augmentation:

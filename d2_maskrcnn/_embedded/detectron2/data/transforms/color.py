@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from fvcore.transforms.transform import BlendTransform, Transform
 
+from detectron2._errors import InvalidArgumentError
 from detectron2.data.transforms.augmentation import Augmentation
 
 __all__ = ["RandomBrightness", "RandomContrast", "RandomLighting", "RandomSaturation"]
@@ -87,4 +88,4 @@ class RandomLighting(Augmentation):
 
 def _check_rgb(image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"expected an RGB image of shape (H, W, 3), got {image.shape}.")
+        raise InvalidArgumentError(f"expected an RGB image of shape (H, W, 3), got {image.shape}.")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from fvcore.transforms.transform import CropTransform, PadTransform, Transform, TransformList
 
+from detectron2._errors import InvalidArgumentError
 from detectron2.data.transforms.augmentation import Augmentation
 from detectron2.data.transforms.transform import ExtentTransform
 
@@ -32,13 +33,11 @@ class RandomCrop(Augmentation):
 
     def __init__(self, crop_type: str, crop_size: Sequence[float]) -> None:
         if crop_type not in CROP_TYPES:
-            raise ValueError(f"crop_type must be one of {', '.join(CROP_TYPES)}, got {crop_type!r}.")
+            raise InvalidArgumentError(f"crop_type must be one of {', '.join(CROP_TYPES)}, got {crop_type!r}.")
         if len(crop_size) != 2 or min(crop_size) <= 0:
-            raise ValueError(f"crop_size must be two positive numbers, got {crop_size}.")
-        if crop_type.startswith("relative") and max(crop_size) > 1:
-            raise ValueError(f"crop_size of a {crop_type} crop must be in (0, 1], got {crop_size}.")
+            raise InvalidArgumentError(f"crop_size must be two positive numbers, got {crop_size}.")
         if crop_type == "absolute_range" and crop_size[0] > crop_size[1]:
-            raise ValueError(f"crop_size of an absolute_range crop is (min, max), got {crop_size}.")
+            raise InvalidArgumentError(f"crop_size of an absolute_range crop is (min, max), got {crop_size}.")
         self.crop_type = crop_type
         self.crop_size = crop_size
 
@@ -51,8 +50,14 @@ class RandomCrop(Augmentation):
         return CropTransform(x0, y0, crop_w, crop_h)
 
     def get_crop_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (h, w) of the rectangle in pixels, for an image of (h, w); random for the two ranges."""
+        """Return the (h, w) of the rectangle in pixels, for an image of (h, w); random for the two ranges.
+
+        Raises:
+            ValueError: a share of a relative crop exceeds 1.
+        """
         h, w = image_size
+        if self.crop_type.startswith("relative") and max(self.crop_size) > 1:
+            raise InvalidArgumentError(f"crop_size of a {self.crop_type} crop must be in (0, 1], got {self.crop_size}.")
         if self.crop_type == "absolute":
             return min(int(self.crop_size[0]), h), min(int(self.crop_size[1]), w)
         if self.crop_type == "absolute_range":

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from fvcore.transforms.transform import HFlipTransform, NoOpTransform, Transform, VFlipTransform
 
+from detectron2._errors import InvalidArgumentError
 from detectron2.data.transforms.augmentation import Augmentation, as_augmentation
 from detectron2.data.transforms.transform import RotationTransform
 
@@ -27,7 +28,7 @@ class RandomApply(Augmentation):
 
     def __init__(self, tfm_or_aug: Augmentation | Transform, prob: float = 0.5) -> None:
         if not 0 <= prob <= 1:
-            raise ValueError(f"prob must be in [0, 1], got {prob}.")
+            raise InvalidArgumentError(f"prob must be in [0, 1], got {prob}.")
         self.aug = as_augmentation(tfm_or_aug)
         self.prob = prob
 
@@ -62,7 +63,7 @@ class RandomFlip(Augmentation):
 
     def __init__(self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False) -> None:
         if horizontal == vertical:
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"RandomFlip needs one direction, got horizontal={horizontal}, vertical={vertical}; use two for both."
             )
         self.prob = prob
@@ -101,7 +102,7 @@ class RandomRotation(Augmentation):
         interp: int | None = None,
     ) -> None:
         if sample_style not in ("range", "choice"):
-            raise ValueError(f"sample_style must be 'range' or 'choice', got {sample_style!r}.")
+            raise InvalidArgumentError(f"sample_style must be 'range' or 'choice', got {sample_style!r}.")
         self.is_range = sample_style == "range"
         if isinstance(angle, int | float):
             angle = (angle, angle)
@@ -109,7 +110,7 @@ class RandomRotation(Augmentation):
             center = (center, center)
         for what, values in (("angle", angle), ("center", center)):
             if self.is_range and values is not None and len(values) != 2:
-                raise ValueError(f"sample_style 'range' needs two values (min, max) of {what}, got {values}.")
+                raise InvalidArgumentError(f"sample_style 'range' needs two values (min, max) of {what}, got {values}.")
         self.angle = angle
         self.expand = expand
         self.center = center

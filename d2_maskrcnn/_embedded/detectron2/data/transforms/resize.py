@@ -9,6 +9,7 @@ import numpy as np
 from fvcore.transforms.transform import NoOpTransform, Transform
 from PIL import Image
 
+from detectron2._errors import InvalidArgumentError
 from detectron2.data.transforms.augmentation import Augmentation
 from detectron2.data.transforms.transform import ResizeTransform
 
@@ -79,17 +80,17 @@ class ResizeShortestEdge(Augmentation):
         interp: int = BILINEAR,
     ) -> None:
         if sample_style not in ("range", "choice"):
-            raise ValueError(f"sample_style must be 'range' or 'choice', got {sample_style!r}.")
+            raise InvalidArgumentError(f"sample_style must be 'range' or 'choice', got {sample_style!r}.")
         self.is_range = sample_style == "range"
         if isinstance(short_edge_length, int):
             # Twice also for "choice": Detectron2 chooses from two equal lengths, which uses up one random number.
             short_edge_length = (short_edge_length, short_edge_length)
         if self.is_range and len(short_edge_length) != 2:
-            raise ValueError(
+            raise InvalidArgumentError(
                 f"sample_style 'range' needs two short_edge_length values (min, max), got {short_edge_length}."
             )
         if len(short_edge_length) == 0:
-            raise ValueError("short_edge_length is empty; expected at least one length.")
+            raise InvalidArgumentError("short_edge_length is empty; expected at least one length.")
         self.short_edge_length = short_edge_length
         self.max_size = max_size
         self.sample_style = sample_style

@@ -10,6 +10,7 @@ import torch
 from fvcore.transforms.transform import CropTransform, NoOpTransform, Transform, TransformList
 from PIL import Image
 
+from detectron2._errors import InvalidArgumentError
 from detectron2._names import lookup
 
 __all__ = ["ColorTransform", "ExtentTransform", "PILColorTransform", "ResizeTransform", "RotationTransform"]
@@ -47,7 +48,9 @@ def _resize_with_torch(array: np.ndarray, new_h: int, new_w: int, interp: int) -
         ValueError: the interpolation is not nearest, bilinear or bicubic.
     """
     if interp not in _TORCH_MODES:
-        raise ValueError(f"interpolation {interp} works on uint8 images only; use nearest, bilinear or bicubic.")
+        raise InvalidArgumentError(
+            f"interpolation {interp} works on uint8 images only; use nearest, bilinear or bicubic."
+        )
     mode = _TORCH_MODES[Image.Resampling(interp)]
     floating = array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float32)
     planes = torch.from_numpy(np.ascontiguousarray(floating)).reshape(*array.shape[:2], -1)  # (H, W, C)
@@ -85,7 +88,9 @@ class ResizeTransform(Transform):
             ValueError: the image has another size than (h, w).
         """
         if img.shape[:2] != (self.h, self.w):
-            raise ValueError(f"this transform resizes images of (h, w) {(self.h, self.w)}, got one of {img.shape[:2]}.")
+            raise InvalidArgumentError(
+                f"this transform resizes images of (h, w) {(self.h, self.w)}, got one of {img.shape[:2]}."
+            )
         if (self.new_h, self.new_w) == (self.h, self.w):
             return img
         interp = self.interp if interp is None else interp
@@ -101,7 +106,7 @@ class ResizeTransform(Transform):
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         """Take the label at the center of each new pixel; labels may have any type."""
         if segmentation.shape[:2] != (self.h, self.w):
-            raise ValueError(f"expected labels of (h, w) {(self.h, self.w)}, got {segmentation.shape[:2]}.")
+            raise InvalidArgumentError(f"expected labels of (h, w) {(self.h, self.w)}, got {segmentation.shape[:2]}.")
         if segmentation.dtype == np.uint8:
             return self.apply_image(segmentation, interp=Image.Resampling.NEAREST)
         rows = ((np.arange(self.new_h) + 0.5) * (self.h / self.new_h)).astype(np.intp)
@@ -125,7 +130,7 @@ class ColorTransform(Transform):
 
     def __init__(self, op: Callable[[Any], Any]) -> None:
         if not callable(op):
-            raise ValueError(f"op must be a function, got {op!r}")
+            raise InvalidArgumentError(f"op must be a function, got {op!r}")
         super().__init__()
         self.op = op
 
@@ -256,7 +261,9 @@ class RotationTransform(Transform):
         import cv2
 
         if img.shape[:2] != (self.h, self.w):
-            raise ValueError(f"this transform rotates images of (h, w) {(self.h, self.w)}, got one of {img.shape[:2]}.")
+            raise InvalidArgumentError(
+                f"this transform rotates images of (h, w) {(self.h, self.w)}, got one of {img.shape[:2]}."
+            )
         if img.size == 0 or self.angle % 360 == 0:
             return img
         flags = self.interp if interp is None else interp

@@ -1,5 +1,6 @@
 """Hooks of a training."""
 
+from detectron2._names import lookup
 from detectron2.engine.hooks.profilers import AutogradProfiler, TorchMemoryStats, TorchProfiler
 from detectron2.engine.hooks.progress import CallbackHook, IterationTimer, PeriodicWriter
 from detectron2.engine.hooks.results import BestCheckpointer, EvalHook, PeriodicCheckpointer
@@ -20,3 +21,6 @@ __all__ = [
     "TorchMemoryStats",
     "TorchProfiler",
 ]
+
+
+__getattr__ = lookup(__name__)
