@@ -83,3 +83,13 @@ def test_an_unknown_module_is_an_import_error():
 def test_modules_are_not_replaced():
     assert importlib.import_module("detectron2.structures.masks").__spec__.origin.endswith("masks.py")
     assert pickle.loads(pickle.dumps(Boxes([[0, 0, 1, 1]]))).tensor.tolist() == [[0, 0, 1, 1]]
+
+
+def test_names_that_other_modules_import():
+    from detectron2 import data, structures
+    from detectron2.engine.defaults import build_detection_train_loader
+    from detectron2.modeling.roi_heads.fast_rcnn import Instances
+
+    assert build_detection_train_loader is data.build_detection_train_loader
+    assert Instances is structures.Instances
+    assert not hasattr(data, "Instances")

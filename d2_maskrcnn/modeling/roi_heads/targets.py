@@ -35,9 +35,9 @@ def add_ground_truth_to_proposals(gt: list[Instances] | list[Boxes], proposals: 
     Args:
         gt: per image Instances with ``gt_boxes``, or the boxes alone.
     """
-    targets = [
-        Instances(p.image_size, gt_boxes=g) if isinstance(g, Boxes) else g for g, p in zip(gt, proposals, strict=True)
-    ]
+    targets: list[Instances] = []
+    for given, item in zip(gt, proposals, strict=True):
+        targets.append(Instances(item.image_size, gt_boxes=given) if isinstance(given, Boxes) else given)
     return [append_gt(item, target) for item, target in zip(proposals, targets, strict=True)]
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable, MutableMapping
-from typing import Any, TypeVar
+from typing import Any
 
 from fvcore.common.config import CfgNode as _CfgNode
 
@@ -13,7 +13,7 @@ __all__ = ["downgrade_config", "guess_version", "upgrade_config"]
 logger = logging.getLogger(__name__)
 
 LATEST_VERSION = 2
-Tree = TypeVar("Tree", bound=MutableMapping[str, Any])
+Tree = MutableMapping[str, Any]
 
 # Version -> {name in that version: name in the next one}.
 _RENAMED = {
@@ -76,7 +76,7 @@ def downgrade_config(cfg: _CfgNode, to_version: int) -> _CfgNode:
     return downgraded
 
 
-def guess_version(loaded: MutableMapping[str, Any], filename: str) -> int:
+def guess_version(loaded: Tree, filename: str) -> int:
     """Return the version of a config that does not state it, by the keys that only version 1 has."""
     if not any(_parent(loaded, old) is not None for old in _RENAMED[1]):
         return LATEST_VERSION
@@ -90,7 +90,7 @@ def rename_old_keys(loaded: dict[str, Any], version: int) -> None:
         _rename(loaded, _RENAMED[old].items())
 
 
-def _rename(tree: MutableMapping[str, Any], names: Iterable[tuple[str, str]]) -> None:
+def _rename(tree: Tree, names: Iterable[tuple[str, str]]) -> None:
     """Move values from their old to their new dotted names; sections that become empty are removed."""
     for old, new in names:
         parent = _parent(tree, old)
