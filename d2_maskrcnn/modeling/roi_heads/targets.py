@@ -1,5 +1,7 @@
 """Training targets of the ROI heads: the ground truth that each sampled proposal is compared with."""
 
+from collections.abc import Sequence
+
 import torch
 
 from d2_maskrcnn.errors import UserError
@@ -29,7 +31,7 @@ def append_gt(proposals: Instances, target: Instances) -> Instances:
     return Instances.cat([proposals, gt])
 
 
-def add_ground_truth_to_proposals(gt: list[Instances] | list[Boxes], proposals: list[Instances]) -> list[Instances]:
+def add_ground_truth_to_proposals(gt: Sequence[Instances | Boxes], proposals: list[Instances]) -> list[Instances]:
     """Append each image's ground-truth boxes to its proposals, see :func:`append_gt`; Detectron2's name of it.
 
     Args:
