@@ -52,9 +52,7 @@ def train(setup: str, data: Path, weights: Path, iterations: int) -> list[float]
     """Train in this process and return the total loss of each iteration."""
     import torch
 
-    from d2_maskrcnn.config.loading import load_config
-    from detectron2 import model_zoo
-    from detectron2.config import get_cfg
+    import d2_maskrcnn  # noqa: F401 - chooses the engine
     from detectron2.data.datasets import register_coco_instances
     from detectron2.engine import DefaultTrainer
     from detectron2.utils.env import seed_all_rng
@@ -69,14 +67,7 @@ def train(setup: str, data: Path, weights: Path, iterations: int) -> list[float]
 
     torch.set_num_threads(2 if setup == "zoo-threads" else 1)
     register_coco_instances("shapes", {}, str(data / "annotations/instances_train.json"), str(data / "train"))
-    if setup == "own":
-        cfg = load_config(str(REPO / "configs/quickstart.yaml"), [])
-        cfg.defrost()
-    else:
-        cfg = get_cfg()
-        cfg.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml"))
-        cfg.merge_from_list([part for item in NARROW.items() for part in item])
-        cfg.MODEL.WEIGHTS = str(weights)
+    cfg = _config(setup, weights)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("shapes",), ()
     cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.CHECKPOINT_PERIOD = iterations, (), 10**9
     cfg.SEED = 1
@@ -89,6 +80,20 @@ def train(setup: str, data: Path, weights: Path, iterations: int) -> list[float]
         trainer.resume_or_load(resume=False)
         trainer.train()
     return [value for value, _ in trainer.storage.history("total_loss").values()]
+
+
+def _config(setup: str, weights: Path) -> Any:
+    from d2_maskrcnn.config.loading import load_config
+    from detectron2 import model_zoo
+    from detectron2.config import get_cfg
+
+    if setup == "own":
+        return load_config(str(REPO / "configs/quickstart.yaml"), [])
+    cfg = get_cfg()
+    cfg.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x.yaml"))
+    cfg.merge_from_list([part for item in NARROW.items() for part in item])
+    cfg.MODEL.WEIGHTS = str(weights)
+    return cfg
 
 
 def _keep_double_precision() -> None:

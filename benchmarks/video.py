@@ -187,8 +187,8 @@ def write_4k(path: Path, frames: int) -> None:
         container.mux(stream.encode(None))
 
 
-def main() -> None:
-    """Run the chosen parts and print their results."""
+def parse_args() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=["drawing", "pipeline", "memory"])
     parser.add_argument("--config-file", default="configs/mrcnn_R101.yaml")
@@ -200,7 +200,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the pipeline")
     parser.add_argument("--memory-frames", type=int, default=1000)
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[])
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the chosen parts and print their results."""
+    args = parse_args()
     print(f"engine: {d2_maskrcnn.engine_info()}, {torch.get_num_threads()} threads")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

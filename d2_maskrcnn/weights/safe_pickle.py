@@ -3,6 +3,7 @@
 A pickle is a program: ``GLOBAL`` imports any name, and ``REDUCE`` calls it. Here nothing is ever imported. The few
 names that published weight files use stand for functions of this module, which record and check a dtype, a shape and
 bytes; every other name is refused. ``torch.load`` does not read the model zoo's files, which are plain pickles.
+The limits on memory and nesting are needed as well: allowed calls alone can expand 1 MB to 7 GB, or overflow the stack.
 """
 
 import math

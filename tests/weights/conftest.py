@@ -93,3 +93,15 @@ def msra_file(tmp_path, msra_blobs):
         return path
 
     return write
+
+
+@pytest.fixture
+def write_pickle(tmp_path):
+    """``write_pickle(content)``: write bytes, or the pickle of an object, to a file."""
+
+    def write(content, protocol=2):
+        path = tmp_path / "weights.pkl"
+        path.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content, protocol))
+        return path
+
+    return write
