@@ -1,6 +1,14 @@
-"""Open image files by an allow-list of formats, within limits, and turn them upright.
+"""Open image files by an allow-list of formats, within limits, and convert them to upright 8-bit RGB.
 
-Both engines read images through it.
+This plugin and the embedded engine read images through it. How pixels become 8-bit RGB:
+
+* orientation: the image is turned upright as its EXIF or XMP orientation says (HEIC: as its container says);
+* animations and multi-page files: the first frame;
+* alpha and transparent palette entries: composited on white, as image viewers show them;
+* grayscale and bilevel: the value in all three channels; palettes and CMYK: converted by Pillow, without ICC profiles;
+* 16 bits per channel: scaled from 0..65535 to 0..255 and rounded (a 32-bit integer image without a value above 255 is
+  taken as 8-bit);
+* floating point: 0..1 is scaled to 0..255, or taken as 0..255 if any value is above 1; NaN becomes 0.
 """
 
 import contextlib
@@ -8,8 +16,9 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -27,6 +36,7 @@ FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000"
 FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF or HEIC"
 MAX_PIXELS = 178_000_000  # Pillow's own default limit is 179 million; decoded to RGB these are 534 MB
 MAX_TILED_PIXELS = 357_000_000  # for images that are processed by tiles; Pillow decodes no more
+STRIP_PIXELS = 4_000_000  # converted at a time, so that a large image needs little more than its own memory
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -126,3 +136,62 @@ def turn_upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation of a loaded image. Pillow has applied and removed a TIFF's while loading."""
     method = _UPRIGHT.get(orientation(image))  # type: ignore[arg-type]  # None is not a key
     return image if method is None else image.transpose(method)
+
+
+def to_pixels(image: Image.Image, channels: str = "RGB") -> np.ndarray:
+    """Convert a loaded image of any mode as the module's docstring says, a strip of rows at a time.
+
+    Args:
+        channels: their order, "RGB" or "BGR".
+
+    Returns:
+        (H, W, 3) uint8, C-contiguous and writable.
+    """
+    convert = _converter(image)
+    width, height = image.size
+    rows = max(1, STRIP_PIXELS // width)
+    if rows >= height:
+        return _packed(convert(image), channels).copy()
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        pixels[top : top + rows] = _packed(convert(strip), channels)
+    return pixels
+
+
+def _packed(image: Image.Image, channels: str) -> np.ndarray:
+    """Return an RGB image's pixels as a read-only (H, W, 3) uint8 array; Pillow swaps channels as it packs them."""
+    return np.frombuffer(image.tobytes("raw", channels), dtype=np.uint8).reshape(image.height, image.width, 3)
+
+
+def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """Return what converts (a strip of) the image to mode RGB."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        scale = _scale(image)
+        return lambda strip: _from_wide(strip, scale)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return _on_white
+    return lambda strip: strip.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    layer = image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
+    if layer.getchannel("A").getextrema() == (255, 255):  # opaque
+        return layer.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+
+def _from_wide(image: Image.Image, scale: float) -> Image.Image:
+    """Scale a grayscale image of more than 8 bits to 0..255; Pillow's own conversion would clip it."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0)
+    return Image.fromarray(np.clip(np.floor(values * scale + 0.5), 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _scale(image: Image.Image) -> float:
+    """Return the factor from the values of a grayscale image of more than 8 bits to 0..255."""
+    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # Pillow opens some 16-bit images as "I"
+        return 1 / 257
+    highest = float(np.fmax.reduce(np.asarray(image), axis=None))  # fmax ignores NaN
+    if image.mode == "F":
+        return 1.0 if highest > 1 else 255.0
+    return 1 / 257 if highest > 255 else 1.0

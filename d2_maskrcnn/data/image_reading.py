@@ -1,18 +1,9 @@
 """Decode image files in one way for training, evaluation, prediction, inspection and the demo.
 
-How pixels become 8-bit RGB:
-
-* orientation: the image is turned upright as its EXIF or XMP orientation says (HEIC: as its container says);
-* animations and multi-page files: the first frame;
-* alpha and transparent palette entries: composited on white, as image viewers show them;
-* grayscale and bilevel: the value in all three channels; palettes and CMYK: converted by Pillow, without ICC profiles;
-* 16 bits per channel: scaled from 0..65535 to 0..255 and rounded (a 32-bit integer image without a value above 255 is
-  taken as 8-bit);
-* floating point: 0..1 is scaled to 0..255, or taken as 0..255 if any value is above 1; NaN becomes 0.
+How pixels become 8-bit RGB is described in :mod:`d2_maskrcnn.image_files`.
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,14 +13,13 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from d2_maskrcnn.data.raw_images import RAW, is_unknown_tiff, read_stored, tiff_size, to_rgb
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.image_files import FORMATS, QUARTER_TURNS, Source, load_upright, open_image, orientation
+from d2_maskrcnn.image_files import FORMATS, QUARTER_TURNS, Source, load_upright, open_image, orientation, to_pixels
 
 COLOR = 2**32  # added to the numbers of colors, to distinguish them from gray values
-STRIP_PIXELS = 4_000_000  # converted at a time, so that a large image needs little more than its own memory
 
 
 def read_image(source: Source, channels: str = "RGB", max_pixels: int | None = None) -> np.ndarray:
-    """Decode an image into uint8 pixels; the module's docstring describes the conversions.
+    """Decode an image into uint8 pixels; see :func:`d2_maskrcnn.image_files.to_pixels`.
 
     Args:
         source: path of a file, or the content of one.
@@ -81,7 +71,7 @@ def read_display(source: Source, image_format: str = "RGB") -> np.ndarray:
 
 def pillow_to_array(image: Image.Image, channels: str = "RGB") -> np.ndarray:
     """Convert an image of any mode that Pillow has opened or made; see :func:`read_image`."""
-    return _to_array(load_upright(image), channels)
+    return to_pixels(load_upright(image), channels)
 
 
 def read_labels(source: Source) -> np.ndarray:
@@ -198,55 +188,3 @@ def size_mismatch(name: str, actual: tuple[int, int], expected: tuple[int, ...])
 def is_image_name(path: str | os.PathLike[str]) -> bool:
     """Return whether a file name has the suffix of one of ``FORMATS``."""
     return Image.registered_extensions().get(Path(path).suffix.lower()) in FORMATS
-
-
-def _to_array(image: Image.Image, channels: str) -> np.ndarray:
-    """Convert a loaded image of any mode, a strip of rows at a time: (H, W, 3) uint8."""
-    convert = _converter(image)
-    width, height = image.size
-    rows = max(1, STRIP_PIXELS // width)
-    if rows >= height:
-        return _packed(convert(image), channels).copy()
-    pixels = np.empty((height, width, 3), dtype=np.uint8)
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(top + rows, height)))
-        pixels[top : top + rows] = _packed(convert(strip), channels)
-    return pixels
-
-
-def _packed(image: Image.Image, channels: str) -> np.ndarray:
-    """Return an RGB image's pixels as a read-only (H, W, 3) uint8 array; Pillow swaps channels as it packs them."""
-    return np.frombuffer(image.tobytes("raw", channels), dtype=np.uint8).reshape(image.height, image.width, 3)
-
-
-def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
-    """Return what converts (a strip of) the image to mode RGB."""
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        scale = _scale(image)
-        return lambda strip: _from_wide(strip, scale)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        return _on_white
-    return lambda strip: strip.convert("RGB")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    layer = image.convert("LA" if image.mode == "La" else image.mode).convert("RGBA")
-    if layer.getchannel("A").getextrema() == (255, 255):  # opaque
-        return layer.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-
-
-def _from_wide(image: Image.Image, scale: float) -> Image.Image:
-    """Scale a grayscale image of more than 8 bits to 0..255; Pillow's own conversion would clip it."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0)
-    return Image.fromarray(np.clip(np.floor(values * scale + 0.5), 0, 255).astype(np.uint8)).convert("RGB")
-
-
-def _scale(image: Image.Image) -> float:
-    """Return the factor from the values of a grayscale image of more than 8 bits to 0..255."""
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # Pillow opens some 16-bit images as "I"
-        return 1 / 257
-    highest = float(np.fmax.reduce(np.asarray(image), axis=None))  # fmax ignores NaN
-    if image.mode == "F":
-        return 1.0 if highest > 1 else 255.0
-    return 1 / 257 if highest > 255 else 1.0

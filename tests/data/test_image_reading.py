@@ -7,7 +7,6 @@ import pytest
 from PIL import Image, ImageOps
 
 from d2_maskrcnn import UserError, image_files
-from d2_maskrcnn.data import image_reading
 from d2_maskrcnn.data.image_reading import image_size, is_image_name, read_image
 
 RGB = np.zeros((20, 30, 3), np.uint8)
@@ -169,7 +168,7 @@ def test_strips_equal_the_whole(tmp_path, mode, monkeypatch):
     else:
         Image.fromarray(noise).convert("RGB" if mode in ("P", "CMYK") else "RGBA").convert(mode).save(path)
     whole = read_image(path)
-    monkeypatch.setattr(image_reading, "STRIP_PIXELS", 150)
+    monkeypatch.setattr(image_files, "STRIP_PIXELS", 150)
     assert (read_image(path) == whole).all()
 
 

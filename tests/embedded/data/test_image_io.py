@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from d2_maskrcnn.data import image_reading
 from detectron2.data.detection_utils import convert_image_to_rgb, convert_PIL_to_numpy, read_image
 
 EXIF_ORIENTATION = 0x0112
@@ -105,9 +106,28 @@ def test_16_bit_images_keep_their_bits_where_no_format_is_asked_for(tmp_path):
     values = np.arange(0, 60000, 1000, dtype=np.uint16).reshape(6, 10)
     Image.fromarray(values).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(read_image(tmp_path / "deep.png").astype(np.uint16), values)
-    np.testing.assert_array_equal(read_image(tmp_path / "deep.png", "L")[:, :, 0], values >> 8)
+    rounded = np.round(values / 257)
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png", "L")[:, :, 0], rounded)
     wide = Image.fromarray(values.astype(np.int32))  # mode "I", as older versions of Pillow open such files
-    np.testing.assert_array_equal(convert_PIL_to_numpy(wide, "L")[:, :, 0], values >> 8)
+    np.testing.assert_array_equal(convert_PIL_to_numpy(wide, "L")[:, :, 0], rounded)
+
+
+@pytest.mark.parametrize("kind", ["cut-out", "floating point", "gray with alpha", "16 bits"])
+def test_training_and_prediction_read_the_same_pixels(tmp_path, kind):
+    ramp = np.tile(np.linspace(0, 1, 20, dtype=np.float32), (10, 1))
+    levels = (ramp * 255).astype(np.uint8)
+    image = {
+        "cut-out": Image.fromarray(np.dstack([levels, levels, levels, 255 - levels])),
+        "floating point": Image.fromarray(ramp),
+        "gray with alpha": Image.merge("LA", (Image.fromarray(levels), Image.fromarray(255 - levels))),
+        "16 bits": Image.fromarray((ramp * 65535).astype(np.uint16)),
+    }[kind]
+    path = tmp_path / ("a.tif" if kind == "floating point" else "a.png")
+    image.save(path)
+    pixels = read_image(path, "BGR")
+    np.testing.assert_array_equal(pixels, image_reading.read_image(path, "BGR"))
+    assert pixels.min() == 0 or kind != "floating point"
+    assert pixels.max() == 255
 
 
 def encoded(image, kind):

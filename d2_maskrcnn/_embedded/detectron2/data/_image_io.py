@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.image_files import load_upright, open_image, turn_upright
+from d2_maskrcnn.image_files import load_upright, open_image, to_pixels, turn_upright
 from detectron2.utils.file_io import PathManager
 
 __all__ = ["apply_exif_orientation", "convert_PIL_to_numpy", "convert_image_to_rgb", "read_image"]
@@ -19,41 +19,20 @@ YUV = "YUV-BT.601"
 RGB_TO_YUV = ((0.299, 0.587, 0.114), (-0.14713, -0.28886, 0.436), (0.615, -0.51499, -0.10001))
 YUV_TO_RGB = ((1.0, 0.0, 1.13983), (1.0, -0.39465, -0.58060), (1.0, 2.03211, 0.0))
 
-_WIDE_MODES = ("I", "F")  # and "I;16...": more than 8 bits per value
-
 
 def apply_exif_orientation(image: Image.Image) -> Image.Image:
     """Rotate the image upright by its EXIF orientation; without readable EXIF data, return it unchanged."""
     return turn_upright(image)
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Reduce an image of 16 bits per value to the upper 8 bits; return other images unchanged.
-
-    Pillow's own conversion clips at 255, which gives a white image. An image of mode "I" is taken to have 16 bits if a
-    value exceeds 255: some versions of Pillow open 16-bit grayscale PNGs as such.
-    """
-    if not (image.mode.startswith("I;16") or image.mode == "I"):
-        return image
-    values = np.asarray(image).astype(np.int64)
-    if image.mode == "I" and values.max(initial=0) <= 255:
-        return image
-    return Image.fromarray(np.clip(values >> 8, 0, 255).astype(np.uint8))
-
-
-def _to_bgr(image: Image.Image) -> np.ndarray:
-    # Pillow swaps the bands into contiguous memory, which the next transform would otherwise have to do.
-    red, green, blue = image.convert("RGB").split()
-    return np.array(Image.merge("RGB", (blue, green, red)))
-
-
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
     """Convert a PIL image to an array.
 
     Args:
-        image: of any mode. If the format requires it, 16 bits are reduced to 8 and transparency is dropped.
-        format: ``"BGR"``, ``"YUV-BT.601"`` or one of PIL's modes (``"RGB"``, ``"L"``, ...); None keeps the image's
-            mode.
+        image: of any mode.
+        format: ``"BGR"``, ``"RGB"`` and ``"YUV-BT.601"`` are converted by :func:`d2_maskrcnn.image_files.to_pixels`,
+            like the images that the plugin trains on: transparency is composited on white. Any other of PIL's modes
+            (``"L"``, ...) is converted by PIL, after more than 8 bits are reduced to 8. None keeps the image's mode.
 
     Returns:
         (H, W, C) array: uint8 in [0, 255], float for YUV. ``"L"`` has C = 1; None may give (H, W).
@@ -63,14 +42,18 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
     """
     if format is None:
         return np.array(image)
-    if not (format in _WIDE_MODES or format.startswith("I;16")):
-        image = _to_8_bits(image)
-    if format == "BGR":
-        return _to_bgr(image)
+    if format in ("BGR", "RGB"):
+        return to_pixels(image, format)
     if format == YUV:
-        return np.dot(np.asarray(image.convert("RGB")) / 255.0, np.array(RGB_TO_YUV).T)
+        return np.dot(to_pixels(image) / 255.0, np.array(RGB_TO_YUV).T)
+    if _is_wide(image.mode) and not _is_wide(format):  # PIL's own conversion clips at 255
+        image = Image.fromarray(to_pixels(image))
     array = np.array(image.convert(format))  # not `asarray`, whose result is read-only
     return array[:, :, None] if format == "L" else array
+
+
+def _is_wide(mode: str) -> bool:
+    return mode in ("I", "F") or mode.startswith("I;16")
 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
