@@ -111,6 +111,8 @@ class Predictor:
     ) -> None:
         if isinstance(model, CfgNode):
             cfg = model.clone()
+        elif not isinstance(model, (str, Path)) or not str(model).strip():
+            raise UserError(f"model {model!r:.100}: expected a checkpoint, an exported file, or a config.")
         else:
             cfg, content = open_checkpoint(str(model), config, overrides)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -182,7 +184,7 @@ class Predictor:
         if isinstance(source, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
             image = load_image(source, bgr, self._max_pixels, self.raw_channels)
             return next(self._detect([(image, source_name(source))], 1, MAX_BATCH_PIXELS))
-        if isinstance(source, Iterable):
+        if isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray, memoryview)):
             return self._iterate(source, bgr, batch_size)
         raise UserError(f"Expected an image, a path, a URL or a list of these, got {describe(source)}.")
 

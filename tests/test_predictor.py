@@ -124,6 +124,8 @@ def test_unreadable_files_of_a_list_are_skipped(predictor, image, tmp_path, capl
         (np.zeros((4, 4, 4), np.uint8), r"shape \(4, 4, 4\)"),
         (np.zeros((0, 4, 3), np.uint8), "with pixels"),
         ("missing.jpg", "no such file"),
+        ("", "name of the image is empty"),
+        (b"abc", "got bytes"),
     ],
 )
 def test_bad_images(predictor, source, message):
@@ -147,6 +149,12 @@ def test_bad_images(predictor, source, message):
 def test_bad_arguments(weights, arguments, message):
     with pytest.raises(UserError, match=message):
         Predictor(weights, **arguments)
+
+
+@pytest.mark.parametrize("model", ["", b"abc", None])
+def test_no_model(model):
+    with pytest.raises(UserError, match="expected a checkpoint, an exported file, or a config"):
+        Predictor(model)
 
 
 def test_the_weights_are_read_once(weights, monkeypatch):

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL", help="checkpoint to export")
     add("--format", choices=FORMATS, default="onnx", help="onnx (.onnx), openvino (.xml and .bin) or torch (.pt2)")
     add("--output", type=Path, metavar="FILE", help="file to write (default: MODEL's name with the format's suffix)")
+    add("--overwrite", action="store_true", help="replace an existing file")
     add("--half", action="store_true", help="store weights as float16")
     add("--int8", action="store_true", help="compute in int8 on CPUs; needs --calibrate")
     add(
@@ -66,5 +67,6 @@ def run(args: argparse.Namespace) -> None:
         size=tuple(args.size) if args.size else None,
         batch=args.batch,
         paste=args.pasted_masks,
+        overwrite=args.overwrite,
     )
     print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")

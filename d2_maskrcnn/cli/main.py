@@ -98,7 +98,12 @@ def _run_module(name: str, words: list[str], program: str) -> None:
         args = build_parser(module, program).parse_args(words)
         for each in getattr(module, "IMPORTS", ()):
             importlib.import_module(each)
-    module.run(args)
+    try:
+        module.run(args)
+    except UserError as error:
+        if "set overwrite" not in str(error):
+            raise
+        raise UserError(str(error).replace("set overwrite", "add --overwrite")) from error
 
 
 def build_parser(module: ModuleType, program: str) -> argparse.ArgumentParser:

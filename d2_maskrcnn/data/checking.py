@@ -203,7 +203,7 @@ def fix(report: CheckReport, folder: str | os.PathLike[str], overwrite: bool = F
         if path.resolve() in sources:
             raise UserError(f"{path}: is one of the files that were checked; name another folder for the repaired copy")
         if path.exists() and not overwrite:
-            raise UserError(f"{path}: exists already; name another folder, or allow to overwrite it")
+            raise UserError(f"{path}: exists already; name another folder, or set overwrite")
     return [_fix_part(part, path) for part, path in zip(report.parts, paths, strict=True)]
 
 

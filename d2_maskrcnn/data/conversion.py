@@ -113,6 +113,8 @@ def convert(
         first = f": {dataset.dropped[0].where}: {dataset.dropped[0].reason}" if dataset.dropped else ""
         raise UserError(f"{dataset.source}: no image that can be used{first} ({len(dataset.dropped)} entries dropped)")
     target = Output(Path(output).expanduser(), copy_images)
+    if to == dataset.format:
+        _refuse_inside(target.folder, Path(dataset.source))
     before = len(dataset.dropped)
     TARGETS[to](dataset, target, notes)
     files = target.write(_source_files(dataset), overwrite, progress)
@@ -131,6 +133,19 @@ def convert(
         dict(notes),
         dict(Counter(image.split for image in dataset.images)),
     )
+
+
+def _refuse_inside(output: Path, source: Path) -> None:
+    """Refuse to write where the next conversion of the same source would read.
+
+    Raises:
+        UserError: ``output`` is the folder ``source`` or inside it.
+    """
+    if source.is_dir() and source.resolve() in (output.resolve(), *output.resolve().parents):
+        raise UserError(
+            f"{output}: inside the source {source}, where it would be read as a part of the dataset; choose an output "
+            "folder outside of it"
+        )
 
 
 def load(

@@ -115,6 +115,8 @@ def list_images(source: str | Path) -> list[Path] | None:
     Raises:
         UserError: there are none.
     """
+    if not str(source).strip():
+        raise UserError("The name of the image is empty; expected a path, a URL, a folder or a glob pattern.")
     if _is_url(source):
         return None
     path = Path(source).expanduser()

@@ -46,6 +46,7 @@ def export(
     size: tuple[int, int] | None = None,
     batch: int | None = None,
     paste: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """Export a trained model: the whole detector in one file that runs without this package.
 
@@ -62,6 +63,7 @@ def export(
         size: (height, width) in pixels if the file is to take images of one size only, for runtimes that need it.
         batch: the number of images if the file is to take this number only.
         paste: whether the file also returns the masks pasted at the size of its input images.
+        overwrite: whether an existing file is replaced.
 
     Returns:
         the file.
@@ -74,7 +76,7 @@ def export(
     if (batch is not None and batch < 1) or (size is not None and min(size) < 1):
         raise UserError(f"batch {batch}, size {size}: expected numbers of at least 1.")
     predictor = _load(model, config, overrides)
-    path = _output(output, predictor.cfg.MODEL.WEIGHTS, format)
+    path = _output(output, predictor.cfg.MODEL.WEIGHTS, format, overwrite)
     info = replace(describe(predictor, paste), batch=batch, size=size, precision="float16" if half else "float32")
     if calibrate is not None:
         if half or format not in QUANTIZERS:
@@ -119,13 +121,15 @@ def _load(model: Any, config: str | Path | None, overrides: Sequence[Any]) -> Pr
     return model
 
 
-def _output(output: str | Path | None, weights: str, format: str) -> Path:
+def _output(output: str | Path | None, weights: str, format: str, overwrite: bool) -> Path:
     suffix = next(suffix for suffix, name in SUFFIXES.items() if name == format)
     path = Path(output) if output is not None else Path(Path(weights).name).with_suffix(suffix)
     if path.suffix.lower() != suffix:
         raise UserError(f"{path}: expected a name that ends with {suffix} for the format {format}.")
     if not path.parent.is_dir():
         raise UserError(f"{path}: the folder {path.parent} does not exist; create it first.")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path}: exists already; name another file, or set overwrite.")
     return path
 
 

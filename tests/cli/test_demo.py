@@ -141,7 +141,10 @@ def test_model_processes_give_the_same_detections(run_demo, make_video, tmp_path
         ),
         (["--input", "{images}", "--output", "{images}"], "would replace the input"),
         (["--input", "{images}", "--output", "{images}/a.jpg"], "need a folder"),
-        (["--input", "{images}", "--save-json", "{folder}/old"], "already exists: overwrite"),
+        (
+            ["--input", "{images}", "--save-json", "{folder}/old"],
+            "already exists: choose another name",
+        ),
         (["--input", "{images}", "--save-json", "{folder}/new.json"], "new.images.json already exists"),
         (["--input", "{images}", "--save-json", "{images}/a.jpg", "--overwrite"], "would replace the input"),
         (["--input", "{images}", "--save-csv", "{weights}", "--overwrite"], "would replace the input"),
@@ -262,7 +265,7 @@ def test_a_full_disk(run_demo, make_video, tmp_path, option):
 def test_outputs_are_replaced_with_overwrite(run_demo, make_video, tmp_path):
     target = tmp_path / "v.mp4"
     target.write_bytes(b"precious")
-    with pytest.raises(UserError, match="already exists: overwrite"):
+    with pytest.raises(UserError, match="already exists: choose another name"):
         run_demo("--video-input", make_video(), "--output", target)
     assert target.read_bytes() == b"precious"
     run_demo("--video-input", make_video(), "--output", target, "--overwrite")

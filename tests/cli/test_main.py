@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from d2_maskrcnn import example
 from d2_maskrcnn._version import __version__
 from d2_maskrcnn.cli import convert, export, predict
 from d2_maskrcnn.cli import main as cli
@@ -47,6 +48,13 @@ def test_unknown_command(capsys, word, expected):
     assert cli.main([word]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and word in error and expected in error
+
+
+def test_overwriting_is_named_by_its_flag(capsys, tmp_path):
+    (tmp_path / "a.onnx").write_text("mine")
+    weights = str(example.WEIGHTS)
+    assert cli.main(["export", weights, "--output", str(tmp_path / "a.onnx")]) == 2
+    assert "a.onnx: exists already; name another file, or add --overwrite" in capsys.readouterr().err
 
 
 def test_a_training_of_nothing(capfd):

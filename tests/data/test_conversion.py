@@ -110,7 +110,9 @@ def test_nothing_is_overwritten(tmp_path):
     os.rename(source / "labelme.json", source / "a.json")
     for folder in (source, tmp_path / "link", tmp_path / "out" / ".." / "labelme"):
         with pytest.raises(UserError, match="belongs to the source, which is never changed"):
-            convert(source, "labelme", folder, overwrite=True)
+            convert(source / "a.json", "labelme", folder, overwrite=True)
+        with pytest.raises(UserError, match=r"inside the source .* would be read as a part of the dataset"):
+            convert(source, "labelme", folder / "new", overwrite=True)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="a file; expected a folder"):
         convert(source, "coco", tmp_path / "file")
@@ -169,7 +171,7 @@ def test_index_masks_of_many_and_overlapping_objects(tmp_path):
     ]
     path.write_text(json.dumps(data))
     done = convert(source, "voc", tmp_path / "many")
-    assert not done.dropped
+    assert not done.dropped and not done.notes
     assert len(read(tmp_path / "many").annotations) == len(squares) == 300
     whole = {"id": 999, "image_id": 3, "category_id": 6, "segmentation": [[0, 0, 40, 0, 40, 30, 0, 30]]}
     data["annotations"].append(whole)
@@ -177,6 +179,27 @@ def test_index_masks_of_many_and_overlapping_objects(tmp_path):
     done = convert(source, "voc", tmp_path / "hidden")
     assert [each.reason for each in done.dropped] == ["hidden by smaller objects, which VOC cannot express"]
     assert done.annotations == 300
+    data["annotations"] = [whole, data["annotations"][0], {**data["annotations"][0], "id": 5}]
+    data["annotations"][0]["segmentation"] = [[0, 0, 4, 0, 4, 4, 0, 4]]
+    data["annotations"][1]["segmentation"] = [[0, 0, 2, 0, 2, 2, 0, 2]]
+    data["annotations"][2]["segmentation"] = [[20, 20, 24, 20, 24, 24, 20, 24]]
+    path.write_text(json.dumps(data))
+    done = convert(source, "voc", tmp_path / "cut")
+    assert list(done.notes.values()) == [1] and "on average 25.0% of their pixels" in done.table()
+
+
+@pytest.mark.parametrize(("to", "name"), [("labelme", "__ignore__"), ("voc", "_background_")])
+def test_objects_of_classes_with_reserved_names_are_listed(tmp_path, to, name):
+    source = make_source(tmp_path / "coco", "coco")
+    path = source / "coco.json"
+    data = json.loads(path.read_text())
+    lost = data["categories"][0]["id"]
+    data["categories"][0]["name"] = name
+    path.write_text(json.dumps(data))
+    count = sum(each["category_id"] == lost for each in data["annotations"])
+    done = convert(source, to, tmp_path / "out")
+    assert len(done.dropped) == count > 0 and all(name in each.reason for each in done.dropped)
+    assert done.annotations == len(read(done.output).annotations) == len(data["annotations"]) - count
 
 
 def test_registered_datasets(tmp_path):

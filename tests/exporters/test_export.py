@@ -138,6 +138,10 @@ def test_bad_arguments(eager, exported, tmp_path):
         export(exported("onnx"), "torch")
     with pytest.raises(UserError, match="size"):
         export(eager, "onnx", tmp_path / "a.onnx", size=(0, 5))
+    (tmp_path / "a.onnx").write_text("mine")
+    with pytest.raises(UserError, match=r"a\.onnx: exists already; name another file, or set overwrite"):
+        export(eager, "onnx", tmp_path / "a.onnx")
+    assert (tmp_path / "a.onnx").read_text() == "mine"
 
 
 def test_damaged_files_are_refused(exported, tmp_path):

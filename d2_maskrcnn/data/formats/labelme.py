@@ -20,7 +20,7 @@ from d2_maskrcnn.data.json_files import recognize_json
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import Window, encode_rle
 
-_NO_OBJECTS = ("__ignore__", "_background_")
+NO_OBJECTS = ("__ignore__", "_background_")
 _SPLITS = ("train", "val", "valid", "test")
 
 
@@ -72,12 +72,12 @@ def _labels(root: Path, files: list[tuple[Path, list[Any]]]) -> list[str]:
     """Return the labels in the order of LabelMe's ``labels.txt``, if there is one, then those it lacks by name."""
     used = {each["label"] for _, found in files for each in found if _is_object(each)}
     listed = read_lines(root / "labels.txt") if (root / "labels.txt").is_file() else []
-    return [label for label in dict.fromkeys([*listed, *sorted(used)]) if label and label not in _NO_OBJECTS]
+    return [label for label in dict.fromkeys([*listed, *sorted(used)]) if label and label not in NO_OBJECTS]
 
 
 def _is_object(shape: Any) -> bool:
     label = shape.get("label") if isinstance(shape, dict) else None
-    return isinstance(label, str) and bool(label.strip()) and label not in _NO_OBJECTS
+    return isinstance(label, str) and bool(label.strip()) and label not in NO_OBJECTS
 
 
 def _drop_shapes(dataset: Dataset, path: Path, found: list[Any]) -> None:
@@ -114,7 +114,7 @@ def _groups(dataset: Dataset, path: Path, found: list[Any]) -> Iterator[list[tup
     groups: dict[Any, list[tuple[int, dict[str, Any]]]] = {}
     for index, shape in enumerate(found):
         if not _is_object(shape):
-            if not isinstance(shape, dict) or shape.get("label") not in _NO_OBJECTS:
+            if not isinstance(shape, dict) or shape.get("label") not in NO_OBJECTS:
                 dataset.drop("annotation", f"{path}: shape {index}", "a shape without a label")
             continue
         group = shape.get("group_id")

@@ -24,7 +24,7 @@ VOC_CLASSES = (
 VOID = 255
 _VOID_COLOR = COLOR + (224 << 16) + (224 << 8) + 192
 _DENSE = 2**17  # numbers up to which an index mask needs no renumbering; colors have larger ones
-_NO_OBJECTS = ("background", "_background_", "__ignore__", "ignored")
+NO_OBJECTS = ("background", "_background_", "__ignore__", "ignored")
 
 
 def read(source: Source) -> Dataset:
@@ -51,7 +51,7 @@ def _read_folder(root: Path, source: Source) -> Dataset:
     images = add_images(dataset, references, folders)
     names = _class_names(root)
     for name in names if names is not VOC_CLASSES else ():
-        if name not in _NO_OBJECTS:
+        if name not in NO_OBJECTS:
             dataset.add_category(name)
     for index, path in enumerate(masks):
         if index in images:
@@ -118,7 +118,7 @@ def _add_objects(
             if value in (VOID, _VOID_COLOR):
                 continue  # void pixels, which are no object
             name = _class_name(value, palette, names, by_color)
-        if name is None or name in _NO_OBJECTS:
+        if name is None or name in NO_OBJECTS:
             dataset.drop("annotation", where, "a class without a name", value)
             continue
         category = dataset.add_category(name)

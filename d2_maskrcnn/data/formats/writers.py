@@ -8,6 +8,7 @@ import base64
 import io
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,12 +18,11 @@ import yaml
 from PIL import Image
 
 from d2_maskrcnn.data.coco.writing import to_coco
-from d2_maskrcnn.data.formats import shapes
+from d2_maskrcnn.data.formats import labelme, shapes
 from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile
 from d2_maskrcnn.data.formats.output import Output, target_names
-from d2_maskrcnn.data.formats.voc import VOID, voc_palette
+from d2_maskrcnn.data.formats.voc import NO_OBJECTS, VOID, voc_palette
 
-HIDDEN = "objects of which other objects hide a part, because each pixel of an index mask has one object"
 _LABELME_VERSION = "5.5.0"
 
 
@@ -82,8 +82,21 @@ def _yolo_folders(splits: list[str]) -> dict[str, str]:
     return {"train": folders.get("train", first), "val": folders.get("val", first), **folders}
 
 
+def _without_reserved(dataset: Dataset, names: Sequence[str], tool: str) -> Dataset:
+    """Return the dataset without the objects of classes whose names mean "no object" in a format; drop these."""
+    reserved = {each.id: each.name for each in dataset.categories if each.name in names}
+    for each in dataset.annotations:
+        if each.category_id in reserved:
+            reason = f"a class called {reserved[each.category_id]}, which is no object in {tool}: rename it"
+            dataset.drop("annotation", each.where, reason)
+    categories = [each for each in dataset.categories if each.id not in reserved]
+    annotations = [each for each in dataset.annotations if each.category_id not in reserved]
+    return replace(dataset, categories=categories, annotations=annotations)
+
+
 def write_labelme(dataset: Dataset, output: Output, notes: Counter[str]) -> None:
     """Add an image and a JSON file of the same name each, in a folder per split, and ``labels.txt``."""
+    dataset = _without_reserved(dataset, labelme.NO_OBJECTS, "LabelMe")
     categories = {category.id: category.name for category in dataset.categories}
     names, of_images = target_names(dataset), dataset.annotations_of_images()
     for image in dataset.images:
@@ -129,18 +142,23 @@ def write_voc(dataset: Dataset, output: Output, notes: Counter[str]) -> None:
     ``class_names.txt`` is LabelMe's form, ``labelmap.txt`` CVAT's. Crowds become void. Where objects overlap, the
     smaller one is on top.
     """
+    dataset = _without_reserved(dataset, NO_OBJECTS, "Pascal VOC")
+    hidden: list[float] = []
     classes = {category.id: index for index, category in enumerate(dataset.categories, start=1)}
     flat, of_images = _flat_names(dataset), dataset.annotations_of_images()
     lists: dict[str, list[str]] = {split or "default": [] for split in dataset.splits()}
     for image in dataset.images:
         stem, _, suffix = flat[image.id].rpartition(".")
-        objects, kinds = _index_masks(dataset, image, of_images[image.id], classes, notes)
+        objects, kinds = _index_masks(dataset, image, of_images[image.id], classes, hidden)
         output.images[f"JPEGImages/{stem}.{suffix}"] = image
         output.add(f"SegmentationObject/{stem}.png", _index_png(objects))
         output.add(f"SegmentationClass/{stem}.png", _index_png(kinds))
         lists[image.split or "default"].append(stem)
     for split, stems in lists.items():
         output.add(f"ImageSets/Segmentation/{split}.txt", "".join(f"{stem}\n" for stem in stems))
+    if hidden:
+        share = f"on average {np.mean(hidden):.1%} of their pixels"
+        notes[f"objects cut by smaller ones, because a pixel has one object in Pascal VOC: {share}"] = len(hidden)
     lines = ["__ignore__", "_background_", *(category.name for category in dataset.categories)]
     output.add("class_names.txt", "".join(f"{line}\n" for line in lines))
     colors = [*zip(["background", *lines[2:]], voc_palette().tolist(), strict=False), ("ignored", voc_palette()[VOID])]
@@ -159,9 +177,12 @@ def _flat_names(dataset: Dataset) -> dict[int, str]:
 
 
 def _index_masks(
-    dataset: Dataset, image: ImageFile, annotations: list[Annotation], classes: dict[int, int], notes: Counter[str]
+    dataset: Dataset, image: ImageFile, annotations: list[Annotation], classes: dict[int, int], hidden: list[float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the numbers of the objects and of their classes, (H, W) int64 each."""
+    """Return the numbers of the objects and of their classes, (H, W) int64 each.
+
+    ``hidden`` gets the share of the pixels, in (0, 1), of each object that others hide a part of.
+    """
     objects = np.zeros((image.height, image.width), dtype=np.int64)
     kinds = np.zeros_like(objects)
     sizes: dict[int, int] = {}
@@ -182,7 +203,7 @@ def _index_masks(
         if number in sizes and left[number] == 0:
             dataset.drop("annotation", annotation.where, "hidden by smaller objects, which VOC cannot express")
         elif number in sizes and left[number] < sizes[number]:
-            notes[HIDDEN] += 1
+            hidden.append(1 - left[number] / sizes[number])
     return objects, kinds
 
 

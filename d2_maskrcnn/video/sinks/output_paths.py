@@ -36,7 +36,7 @@ def check_target(path: Path, overwrite: bool, label: str, inputs: Inputs | None 
     if inputs and path.exists() and (same := inputs.get(_identity(path))):
         raise UserError(f"{label} {path} would replace the input {same}: choose another file or folder.")
     if path.exists() and not overwrite:
-        raise UserError(f"{label} {path} already exists: overwrite it explicitly, or choose another name.")
+        raise UserError(f"{label} {path} already exists: choose another name, or set overwrite.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
