@@ -13,13 +13,13 @@ from d2_maskrcnn._version import __version__
 from d2_maskrcnn.errors import UserError, opencv_required
 
 if TYPE_CHECKING:
-    from d2_maskrcnn.checkpoint import save_weights
     from d2_maskrcnn.config.keys import add_d2_maskrcnn_config
     from d2_maskrcnn.config.loading import load_config
     from d2_maskrcnn.engine.run import Training, evaluate, train
     from d2_maskrcnn.exporters import export
     from d2_maskrcnn.predictor import Predictor
     from d2_maskrcnn.results import Results
+    from d2_maskrcnn.weights.checkpoint_files import save_weights
 
 # Public name: the module that defines it.
 _LAZY = {
@@ -30,7 +30,7 @@ _LAZY = {
     "evaluate": "d2_maskrcnn.engine.run",
     "export": "d2_maskrcnn.exporters",
     "load_config": "d2_maskrcnn.config.loading",
-    "save_weights": "d2_maskrcnn.checkpoint",
+    "save_weights": "d2_maskrcnn.weights.checkpoint_files",
     "train": "d2_maskrcnn.engine.run",
 }
 _SUBPACKAGES = ("config", "data", "example", "inspection", "modeling")

@@ -58,8 +58,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         model: the model; a ``DistributedDataParallel`` or ``DataParallel`` wrapper is removed.
         save_dir: folder of the checkpoints.
         save_to_disk: whether this process writes; default: only the main process.
-        class_names: class names in the order of the model's outputs, stored in the metadata.
-        category_ids: the dataset's category id of each class, stored in the metadata.
+        class_names, category_ids: of the classes, in the order of the model's outputs, stored in the metadata.
         config: the model's config as YAML, stored in the metadata, so that the file can be used without others.
         safetensors: whether ``model_final`` and ``model_best`` are also written as safetensors, weights alone.
         engine: description of the engine for the metadata; default: :func:`d2_maskrcnn.engine_info`.
@@ -161,9 +160,7 @@ class MaskRCNNCheckpointer(DetectionCheckpointer):
         Raises:
             UserError: see :meth:`load`; or none of the checkpoints can be read.
         """
-        if not resume:
-            return self.load(path, checkpointables=[])
-        seen = gather(self.has_checkpoint())
+        seen = gather(self.has_checkpoint()) if resume else [False]
         if len(set(seen)) > 1:
             raise UserError(
                 f"Only processes {[rank for rank, has in enumerate(seen) if has]} of {len(seen)} see a checkpoint in "
@@ -301,22 +298,3 @@ def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -
         safetensors=plugin_node(cfg).SAFETENSORS,
         **checkpointables,
     )
-
-
-def save_weights(weights: str, path: str | os.PathLike[str]) -> None:
-    """Copy the weights of a checkpoint, with its metadata but without the training state, to a safetensors file.
-
-    Args:
-        weights: weight file or address in any format that can be read.
-        path: the new file; its name ends with ``.safetensors``.
-
-    Raises:
-        UserError: ``weights`` cannot be read, the name has another ending, safetensors is not installed, or the file
-            cannot be written.
-    """
-    target = Path(path)
-    if target.suffix != ".safetensors":
-        raise UserError(f"{target}: expected a file name that ends with .safetensors.")
-    checkpoint = read_weights(fetch_weights(weights), copy_states=())
-    state = {name: torch.as_tensor(value) for name, value in checkpoint["model"].items()}
-    write_safetensors(state, make_folder(target.parent) / target.name, stored_metadata(checkpoint))

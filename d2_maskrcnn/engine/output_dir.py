@@ -12,6 +12,7 @@ from typing import IO
 from d2_maskrcnn.distributed import run_together
 from d2_maskrcnn.engine.launch import launcher_pid
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.weights.checkpoint_files import existing_training
 from detectron2.utils import comm
 
 try:
@@ -40,6 +41,18 @@ def check_output_dir(folder: str) -> None:
         raise UserError(f"OUTPUT_DIR {path} cannot be created ({error.strerror}); choose another folder.") from error
     if not os.access(path, os.W_OK):
         raise UserError(f"OUTPUT_DIR {path} is not writable; change its permissions or choose another folder.")
+
+
+def refuse_overwriting(folder: str) -> None:
+    """Refuse a new training in a folder that contains one.
+
+    Raises:
+        UserError: it does; the message names a checkpoint.
+    """
+    if existing := existing_training(folder):
+        raise UserError(
+            f"OUTPUT_DIR {folder} already contains a training ({existing}): resume it, or choose another OUTPUT_DIR."
+        )
 
 
 def lock_output_dir(folder: str) -> None:

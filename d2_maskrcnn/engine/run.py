@@ -17,7 +17,7 @@ from d2_maskrcnn.distributed import run_together
 from d2_maskrcnn.engine.console import console, duration, logging_to, show_platform, show_results
 from d2_maskrcnn.engine.hooks.best_checkpoint import BEST_NAME
 from d2_maskrcnn.engine.hooks.early_stopping import FINAL_NAME
-from d2_maskrcnn.engine.output_dir import check_output_dir, locked_output_dir
+from d2_maskrcnn.engine.output_dir import check_output_dir, locked_output_dir, refuse_overwriting
 from d2_maskrcnn.engine.plan_file import SCRATCH, TrainingOptions, describe_data, write_plan
 from d2_maskrcnn.engine.planning import summarize
 from d2_maskrcnn.engine.setup import prepared
@@ -29,7 +29,7 @@ from d2_maskrcnn.evaluation.tiled import TiledModel
 from d2_maskrcnn.model_loading import load_model, open_checkpoint
 from d2_maskrcnn.modeling.precision import set_precision
 from d2_maskrcnn.runtimes import ExportedModel, is_exported
-from d2_maskrcnn.weights.checkpoint_files import existing_training, stored_class_names, stored_metrics
+from d2_maskrcnn.weights.checkpoint_files import stored_class_names, stored_metrics
 from d2_maskrcnn.weights.download import is_remote
 from d2_maskrcnn.weights.readers import read_weights
 from detectron2.config import CfgNode
@@ -113,7 +113,8 @@ def train_planned(options: TrainingOptions, resume: bool = False, report_hooks: 
     folder = options.output_dir()
     check_output_dir(folder)
     with locked_output_dir(folder), logging_to(folder):
-        _refuse_overwriting(folder, resume)
+        if not resume:
+            refuse_overwriting(folder)
         show_platform()
         plan = Path(folder) / PLAN_NAME
         if resume and plan.is_file():
@@ -159,14 +160,6 @@ def train_config(
             "  predictions/ and inference/: images with predictions, figures and detections of the validation data"
         )
         return result
-
-
-def _refuse_overwriting(folder: str, resume: bool) -> None:
-    existing = existing_training(folder)
-    if existing and not resume:
-        raise UserError(
-            f"OUTPUT_DIR {folder} already contains a training ({existing}): resume it, or choose another OUTPUT_DIR."
-        )
 
 
 def _show_run(trainer: Trainer) -> None:

@@ -22,7 +22,7 @@ from d2_maskrcnn.engine.hooks.ema import UpdateAverage, WeightAverage, with_aver
 from d2_maskrcnn.engine.hooks.evaluation import Evaluate, EvaluateAtEnd, ResumablePreciseBN, finite_numbers
 from d2_maskrcnn.engine.hooks.reports import DrawPredictions, Tolerant, WriteEvents
 from d2_maskrcnn.engine.optimizer import build_optimizer, scale_learning_rate
-from d2_maskrcnn.engine.output_dir import locked_output_dir
+from d2_maskrcnn.engine.output_dir import locked_output_dir, refuse_overwriting
 from d2_maskrcnn.engine.resume import (
     apply_hyperparameters,
     describe_checkpoint,
@@ -35,7 +35,7 @@ from d2_maskrcnn.engine.resume import (
 )
 from d2_maskrcnn.engine.signals import anyone_stopped, stop_on_signals
 from d2_maskrcnn.engine.train_step import TrainStep, amp_dtype, choose_seed
-from d2_maskrcnn.errors import EXIT_INTERRUPTED, UserError, output_is_closed
+from d2_maskrcnn.errors import EXIT_INTERRUPTED, output_is_closed
 from d2_maskrcnn.evaluation.evaluator import build_evaluator
 from d2_maskrcnn.evaluation.tta import TestTimeAugmentation
 from d2_maskrcnn.evaluation.validation_loss import validation_losses
@@ -74,21 +74,14 @@ class Trainer(DefaultTrainer):
         self.stop_requested = self.resumed = False
         self._resumed_run: Any = None  # run_description of the resumed checkpoint
         self.last_results: dict[str, Any] | None = None  # of the latest evaluation, as :meth:`test` returns them
-
         torch.manual_seed(self.seed)  # checkpoints contain the seed, so the initial weights can be reproduced
         self.initial_seed: int | None = self.seed
         model = self.build_model(self.cfg)
         optimizer = self.build_optimizer(self.cfg, model)
         self.train_loader = build_resumable_train_loader(self.cfg, self.seed)
-        self.train_step = TrainStep(
-            distribute(model),
-            self.train_loader,
-            optimizer,
-            seed=self.seed,
-            amp_dtype=amp_dtype(self.cfg),
-            accumulate=self.cfg.D2_MASKRCNN.SOLVER.ACCUMULATE,
-            max_grad_norm=self.cfg.D2_MASKRCNN.SOLVER.MAX_GRAD_NORM,
-        )
+        node = self.cfg.D2_MASKRCNN.SOLVER
+        options = {"accumulate": node.ACCUMULATE, "max_grad_norm": node.MAX_GRAD_NORM, "amp_dtype": amp_dtype(self.cfg)}
+        self.train_step = TrainStep(distribute(model), self.train_loader, optimizer, seed=self.seed, **options)
         compat.set_train_step(self, self.train_step)
         self.scheduler = self.build_lr_scheduler(self.cfg, optimizer)
         self.average = WeightAverage.from_config(self.cfg, model)
@@ -126,7 +119,7 @@ class Trainer(DefaultTrainer):
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             Tolerant(ShowProgress(cfg, self.images_in_epoch)) if is_active() else None,
-            self._build_precise_bn_hook() if cfg.TEST.PRECISE_BN.ENABLED else None,
+            ResumablePreciseBN(cfg, self.model) if cfg.TEST.PRECISE_BN.ENABLED else None,
             UpdateAverage(self.average) if self.average else None,
             Evaluate(self.evaluate) if evaluates else None,
             self.early_stopping,  # before the best checkpoint, which contains its state
@@ -138,10 +131,7 @@ class Trainer(DefaultTrainer):
 
     def _build_report_hooks(self) -> list[HookBase]:
         if self.cfg.D2_MASKRCNN.INSPECT.ENABLED and not self.report_hooks:
-            logger.info(
-                "D2_MASKRCNN.INSPECT.ENABLED is True, but the trainer got no hook for it: pass "
-                "report_hooks=d2_maskrcnn.inspection.training.inspection_hooks(cfg) to Trainer"
-            )
+            logger.info("D2_MASKRCNN.INSPECT.ENABLED has no effect: Trainer was given no report_hooks for it")
         wandb = [WandbHook(self.wandb_run, self.best_checkpoint)] if self.wandb_run else []
         reports: list[HookBase] = [DrawPredictions(), *wandb, *self.report_hooks]
         writers = WriteEvents(self.build_writers(), period=self.cfg.D2_MASKRCNN.LOG_PERIOD)
@@ -149,13 +139,7 @@ class Trainer(DefaultTrainer):
 
     def build_writers(self) -> list[EventWriter]:
         """Build the W&B writer, if enabled, and Detectron2's: terminal, ``metrics.json``, TensorBoard."""
-        own = [WandbWriter(self.wandb_run)] if self.wandb_run else []
-        return [*own, *super().build_writers()]
-
-    def _build_precise_bn_hook(self) -> HookBase:
-        loader = build_resumable_train_loader(self.cfg, self.seed)
-        node = self.cfg.TEST
-        return ResumablePreciseBN(node.EVAL_PERIOD, self.model, loader, node.PRECISE_BN.NUM_ITER)
+        return [*([WandbWriter(self.wandb_run)] if self.wandb_run else []), *super().build_writers()]
 
     def evaluate(self) -> dict[str, Any]:
         """Compute COCO's AP and the validation losses, also of the averaged weights; every process must call it."""
@@ -214,17 +198,14 @@ class Trainer(DefaultTrainer):
         Raises:
             UserError: ``OUTPUT_DIR`` contains a training that would be overwritten without ``resume``.
         """
-        if not resume and self.checkpointer.has_checkpoint():
-            raise UserError(
-                f"OUTPUT_DIR {self.cfg.OUTPUT_DIR} already contains a training "
-                f"({self.checkpointer.get_checkpoint_file()}): resume it, or choose another OUTPUT_DIR."
-            )
+        if not resume:
+            refuse_overwriting(self.cfg.OUTPUT_DIR)
         continues = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
         self.resumed = resume
         if continues and comm.is_main_process():
-            now = {**describe_config(self.cfg.dump()), **self.run_description}
-            log_changes(describe_checkpoint(self.checkpointer.loaded_metadata, self._resumed_run), now)
+            before = describe_checkpoint(self.checkpointer.loaded_metadata, self._resumed_run)
+            log_changes(before, {**describe_config(self.cfg.dump()), **self.run_description})
         if self.average is not None and self.average.updates == 0:
             self.average.restart()  # from the loaded weights instead of the initial ones
         self.train_step.seed = self.seed  # the checkpoint's, if one was loaded

@@ -1,7 +1,8 @@
-"""Find the checkpoint that a training resumes from, and check the training state in it before it is used."""
+"""Find the checkpoint to resume from, check the training state in it, read its metadata, and copy its weights."""
 
 import logging
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 import torch
 
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.weights.atomic import make_folder
+from d2_maskrcnn.weights.download import fetch_weights
 from d2_maskrcnn.weights.formats import check_whole
+from d2_maskrcnn.weights.readers import read_weights
+from d2_maskrcnn.weights.safetensors_files import write_safetensors
 
 LAST_CHECKPOINT = "last_checkpoint"
 _MOMENTS = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # of SGD and AdamW, shaped as their parameter
@@ -21,9 +26,12 @@ logger = logging.getLogger(__name__)
 
 
 def find_checkpoints(folder: str | Path) -> list[str]:
-    """Return the checkpoints to resume from, best first: the one named in ``last_checkpoint``, then newest first."""
+    """Return the checkpoints to resume from, best first: the one named in ``last_checkpoint``, then newest first.
+
+    A symbolic link is followed, also out of the folder. Saving replaces the link, never the file behind it.
+    """
     folder = Path(folder or ".")
-    others = [path for path in folder.glob("model_*.pth") if _PERIODIC.fullmatch(path.name)]
+    others = [path for path in folder.glob("model_*.pth") if _PERIODIC.fullmatch(path.name) and path.is_file()]
     newest_first = sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
     names = dict.fromkeys([*_read_tag(folder / LAST_CHECKPOINT), *(path.name for path in newest_first)])
     return [str(folder / name) for name in names]
@@ -193,3 +201,22 @@ def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
             is_counter = key == "step" or (isinstance(value, torch.Tensor) and value.dim() == 0 and key not in _MOMENTS)
             if isinstance(value, torch.Tensor) and not is_counter and value.shape != parameter.shape:
                 raise ValueError(f"{key} has shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}")
+
+
+def save_weights(weights: str, path: str | os.PathLike[str]) -> None:
+    """Copy the weights of a checkpoint, with its metadata but without the training state, to a safetensors file.
+
+    Args:
+        weights: weight file or address in any format that can be read.
+        path: the new file; its name ends with ``.safetensors``.
+
+    Raises:
+        UserError: ``weights`` cannot be read, the name has another ending, safetensors is not installed, or the file
+            cannot be written.
+    """
+    target = Path(path)
+    if target.suffix != ".safetensors":
+        raise UserError(f"{target}: expected a file name that ends with .safetensors.")
+    checkpoint = read_weights(fetch_weights(weights), copy_states=())
+    state = {name: torch.as_tensor(value) for name, value in checkpoint["model"].items()}
+    write_safetensors(state, make_folder(target.parent) / target.name, stored_metadata(checkpoint))

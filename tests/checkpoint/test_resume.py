@@ -45,6 +45,20 @@ def test_resuming_uses_the_last(run):
     assert resumed(run) == 3
 
 
+def test_links_are_followed_and_replaced(run, tmp_path):
+    """A checkpoint on another disk is read; saving replaces the link and keeps the file. Broken links are ignored."""
+    outside = tmp_path / "model_final.pth"
+    (run / "model_0000003.pth").rename(outside)
+    (run / "model_0000003.pth").symlink_to(outside)
+    (run / "model_final.pth").symlink_to(tmp_path / "nowhere.pth")
+    before = outside.read_bytes()
+    assert resumed(run) == 3
+    (run / "last_checkpoint").unlink()
+    assert resumed(run) == 3
+    MaskRCNNCheckpointer(Heads(2), str(run), state=State(4)).save("model_0000003", iteration=4)
+    assert not (run / "model_0000003.pth").is_symlink() and outside.read_bytes() == before
+
+
 def test_resuming_uses_the_tagged_checkpoint(run):
     (run / "last_checkpoint").write_text("model_0000002.pth")
     assert resumed(run) == 2

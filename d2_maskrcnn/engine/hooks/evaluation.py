@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from d2_maskrcnn.data.loader import ResumableTrainLoader
+from d2_maskrcnn.data import build_resumable_train_loader
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -66,21 +67,20 @@ class ResumablePreciseBN(HookBase):
     """Detectron2's ``PreciseBN`` on batches that depend only on (seed, iteration), so that training can be resumed.
 
     Args:
-        period: number of iterations between two updates; 0 updates in the last iteration only.
+        cfg: ``TEST.EVAL_PERIOD`` is the number of iterations between two updates, 0 for the last iteration only;
+            ``TEST.PRECISE_BN.NUM_ITER`` the number of batches of the training data that are averaged.
         model: its batch normalization layers get new statistics.
-        loader: training batches; a loader of its own, since it is moved to the current iteration.
-        num_iter: number of batches to average over.
     """
 
     trainer: Any
 
-    def __init__(self, period: int, model: nn.Module, loader: ResumableTrainLoader, num_iter: int) -> None:
-        self.period, self.model, self.loader, self.num_iter = period, model, loader, num_iter
+    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
+        self.period, self.num_iter, self.model = cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER, model
+        self.loader = build_resumable_train_loader(cfg, seed=0)  # of its own, since it is moved to the iteration
 
     def after_step(self) -> None:
         """Update the statistics if it is time."""
-        done = self.trainer.iter + 1
-        if done != self.trainer.max_iter and not (self.period > 0 and done % self.period == 0):
+        if not evaluation_is_due(self.trainer):
             return
         self.loader.set_seed(self.trainer.seed)
         self.loader.set_start_iter(self.trainer.iter)
