@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.config.loading import check_components, load_config, parse_config
 from d2_maskrcnn.config.validation import check_each_value, usable_device
 from d2_maskrcnn.errors import UserError, did_you_mean
-from d2_maskrcnn.runtimes import is_exported, load_exported, read_info
+from d2_maskrcnn.modeling.precision import set_precision
+from d2_maskrcnn.runtimes import ExportedModel, is_exported, load_exported, read_info
 from d2_maskrcnn.weights.checkpoint_files import stored_category_ids, stored_class_names, stored_metadata
 from d2_maskrcnn.weights.download import fetch_weights
 from d2_maskrcnn.weights.readers import read_weights
@@ -73,8 +75,7 @@ def load_model(
 ) -> tuple[nn.Module, list[str]]:
     """Build the model of a config in evaluation mode and load ``MODEL.WEIGHTS`` into it.
 
-    An exported file (``.onnx``, OpenVINO's ``.xml``, ``.pt2``) is opened instead, as an
-    :class:`~d2_maskrcnn.runtimes.ExportedModel`.
+    An exported file (``.onnx``, OpenVINO's ``.xml``, ``.pt2``) becomes :class:`~d2_maskrcnn.runtimes.ExportedModel`.
 
     Args:
         cfg: the config; not changed.
@@ -97,10 +98,7 @@ def load_model(
     if is_exported(path):
         exported, info = load_exported(cfg, place)
         return exported, info.class_names
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.DEVICE = str(place)
-    model = build_model(cfg).eval()
+    model = _build(cfg, str(place))
     if not path:
         logger.warning("MODEL.WEIGHTS is empty: the model has random weights.")
     checkpointer = MaskRCNNCheckpointer(model)
@@ -109,6 +107,18 @@ def load_model(
         checkpointer.check_evaluable()
     model.category_ids = stored_category_ids(checkpoint)  # type: ignore[assignment]
     return model, class_names(cfg, checkpoint)
+
+
+def _build(cfg: CfgNode, device: str) -> nn.Module:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    return build_model(cfg).eval()
+
+
+def apply_precision(model: nn.Module, precision: str) -> torch.dtype:
+    """Choose the precision of a model in evaluation mode, or of an exported one; see :func:`set_precision`."""
+    return model.set_precision(precision) if isinstance(model, ExportedModel) else set_precision(model, precision)
 
 
 def class_names(cfg: CfgNode, checkpoint: Mapping[str, Any]) -> list[str]:

@@ -16,10 +16,8 @@ from d2_maskrcnn.data.image_sources import describe, list_images, load_image, lo
 from d2_maskrcnn.data.raw_images import apply_resize, raw_channels, to_rgb
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import MAX_TILED_PIXELS
-from d2_maskrcnn.model_loading import category_ids, class_indices, load_model, open_checkpoint
-from d2_maskrcnn.modeling.precision import set_precision
+from d2_maskrcnn.model_loading import apply_precision, category_ids, class_indices, load_model, open_checkpoint
 from d2_maskrcnn.results import Results
-from d2_maskrcnn.runtimes import ExportedModel
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.tiling import detect_by_tiles, tiling_of
 from detectron2.config import CfgNode
@@ -126,15 +124,9 @@ class Predictor:
         cfg.freeze()
         self.cfg = cfg
         self.model, self.class_names = load_model(cfg, device, content=content)
-        precision = precision or node.PRECISION
-        if isinstance(self.model, ExportedModel):
-            self.dtype = self.model.set_precision(precision)
-        else:
-            self.dtype = set_precision(self.model, precision)
+        self.dtype = apply_precision(self.model, precision or node.PRECISION)
         if not self.class_names:
-            logger.warning(
-                "Neither MODEL.WEIGHTS nor DATASETS.TEST names the model's classes; they are shown as numbers."
-            )
+            logger.warning("Neither MODEL.WEIGHTS nor DATASETS.TEST names the classes; they are shown as numbers.")
         self._prepare_calls(classes)
 
     @classmethod

@@ -26,9 +26,8 @@ from d2_maskrcnn.errors import UserError, warn_on_failure
 from d2_maskrcnn.evaluation.evaluator import write_results
 from d2_maskrcnn.evaluation.prediction_images import draw_test_sets
 from d2_maskrcnn.evaluation.tiled import TiledModel
-from d2_maskrcnn.model_loading import load_model, open_checkpoint
-from d2_maskrcnn.modeling.precision import set_precision
-from d2_maskrcnn.runtimes import ExportedModel, is_exported
+from d2_maskrcnn.model_loading import apply_precision, load_model, open_checkpoint
+from d2_maskrcnn.runtimes import is_exported
 from d2_maskrcnn.weights.checkpoint_files import stored_class_names, stored_metrics
 from d2_maskrcnn.weights.download import is_remote
 from d2_maskrcnn.weights.readers import read_weights
@@ -238,6 +237,8 @@ def _use_test_data(cfg: CfgNode, data: str | Path, names: list[str]) -> None:
 
 
 def _trained_model(cfg: CfgNode, resume: bool) -> nn.Module:
+    if is_exported(cfg.MODEL.WEIGHTS) and not resume:
+        return load_model(cfg)[0]
     model = Trainer.build_model(cfg)
     checkpointer = build_checkpointer(cfg, model)
     if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
@@ -247,15 +248,7 @@ def _trained_model(cfg: CfgNode, resume: bool) -> nn.Module:
         )
     checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
     checkpointer.check_evaluable()
-    set_precision(model.eval(), cfg.D2_MASKRCNN.INFERENCE.PRECISION)
-    return model
-
-
-def _exported_model(cfg: CfgNode) -> ExportedModel:
-    model = load_model(cfg)[0]
-    assert isinstance(model, ExportedModel)
-    model.set_precision(cfg.D2_MASKRCNN.INFERENCE.PRECISION)
-    return model
+    return model.eval()
 
 
 def evaluate_config(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
@@ -270,7 +263,8 @@ def evaluate_config(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     Raises:
         UserError: there are no weights, or they do not fill the whole model.
     """
-    model = _exported_model(cfg) if is_exported(cfg.MODEL.WEIGHTS) and not resume else _trained_model(cfg, resume)
+    model = _trained_model(cfg, resume)
+    apply_precision(model, cfg.D2_MASKRCNN.INFERENCE.PRECISION)
     tested = TiledModel(cfg, model) if cfg.D2_MASKRCNN.INFERENCE.TILE else model
     results = Trainer.test(cfg, tested)
     if cfg.TEST.AUG.ENABLED:
