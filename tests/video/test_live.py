@@ -111,12 +111,11 @@ def test_a_stream_that_ends(serve, stream):
 def test_a_stalled_stream_is_reconnected(serve, stream, caplog):
     """The first connection reads the stream's format, the second stalls in the middle, the third continues."""
     source = VideoSource(serve((stream, 0), (stream[: len(stream) // 2], 30), (stream, 0)), timeout=1, reconnects=1)
-    frames, begin = [], time.monotonic()
+    frames = []
     with pytest.raises(UserError, match="gave up"):
         for frame in source:
             frames.append(frame)
-    assert time.monotonic() - begin < 15
-    assert "reconnecting" in caplog.text
+    assert "no data arrived in time); reconnecting" in caplog.text
     assert len(frames) > 70  # about half of the stream, then all of it
     assert [f.index for f in frames] == list(range(len(frames)))
     assert all(a.time <= b.time for a, b in itertools.pairwise(frames))

@@ -155,28 +155,33 @@ def test_an_interrupt_does_not_wait_for_a_stalled_source():
 
 
 def test_a_live_source_drops_stale_frames():
-    """A camera of 100 frames per second and a model of 10."""
-    last = threading.Event()
+    """A camera takes ten frames while the model processes one; it would wait in vain if it were blocked."""
+    allowed, taken = threading.Semaphore(1), threading.Semaphore(0)  # tens of frames
+    newest, lags = [0], []
 
     def camera():
-        for _ in range(100):
-            time.sleep(0.01)
-            yield time.monotonic()
-        last.set()
+        for number in range(200):
+            if number % 10 == 0:
+                assert allowed.acquire(timeout=30)
+            newest[0] = number
+            time.sleep(0.001)  # lets the other threads run
+            yield number
+            if number % 10 == 9 and number > 9:
+                taken.release()
+        taken.release(200)
 
     def model(items):
-        time.sleep(0.1)
+        lags.append(newest[0] - items[0])
+        allowed.release()
+        assert taken.acquire(timeout=30)
         return items
 
     stages = [Stage("prepare", lambda i: i, droppable=True), Stage("model", model, droppable=True)]
-    ages = []
     with Pipeline(camera(), stages, live=True) as pipeline:
-        for taken_at in pipeline:
-            ages.append(time.monotonic() - taken_at)
-        assert pipeline.dropped > 50
-    assert last.is_set()  # the camera was never blocked
-    assert 5 <= len(ages) <= 20
-    assert sorted(ages)[len(ages) // 2] < 0.45  # two or three times the model's duration: the queue does not grow
+        numbers = list(pipeline)
+        assert pipeline.dropped == 200 - len(numbers)
+    assert numbers == sorted(numbers) and len(numbers) < 30
+    assert max(lags) <= 25  # the frames of two or three times the model's duration: the queue does not grow
 
 
 def test_channel():
