@@ -23,6 +23,8 @@ from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import Instances
 from detectron2.utils.events import has_event_storage
 
+REGIONS_AT_A_TIME = 32  # that are upsampled together on a CPU, without gradients
+
 
 class BaseMaskHead(nn.Module):
     """Compute losses or masks from the logits of a subclass's :meth:`layers`.
@@ -115,8 +117,13 @@ class MaskRCNNMaskHead(BaseMaskHead):
         """Map pooled features (M, C, P, P) to logits (M, K or 1, S, S)."""
         for name in self.convs:
             x = self.get_submodule(name)(x)
-        x = F.relu_(self.deconv(x))
-        logits: torch.Tensor = self.predictor(x)
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return self._upsample(x)
+        # Part by part: the upsampled features of all regions would be the peak of the model's memory.
+        return torch.cat([self._upsample(part) for part in x.split(REGIONS_AT_A_TIME)])
+
+    def _upsample(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.predictor(F.relu_(self.deconv(x)))
         return logits
 
 

@@ -24,6 +24,15 @@ def test_shapes(number, num_classes):
     assert number == 0 or 0 <= probabilities.min() <= probabilities.max() <= 1
 
 
+def test_regions_are_independent_of_their_number():
+    model, x = head(), torch.randn(70, 4, 14, 14)
+    with torch.no_grad():
+        together = model(x)
+        alone = torch.cat([model(each[None]) for each in x])
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(together, model(x).detach())
+
+
 def test_the_mask_of_the_class():
     model, x = head(), torch.randn(3, 4, 14, 14)
     logits = model(x)
