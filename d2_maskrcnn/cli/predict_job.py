@@ -21,8 +21,8 @@ from d2_maskrcnn.model_loading import class_indices, open_checkpoint
 from d2_maskrcnn.predictor import TRACKING_SCORE, Predictor, Resizer
 from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.run import Sinks, VideoLike, Work, run_images, run_video
+from d2_maskrcnn.video.sinks.annotated_images import ImageFiles
 from d2_maskrcnn.video.sinks.annotation_files import AnnotationFiles
-from d2_maskrcnn.video.sinks.image_files import ImageFiles
 from d2_maskrcnn.video.sinks.output_paths import Inputs, check_target, identify
 from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines, images_file
 from d2_maskrcnn.video.sinks.window import Window, check_display

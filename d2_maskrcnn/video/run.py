@@ -21,8 +21,8 @@ from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.tracking import Tracker
 from d2_maskrcnn.video.frame import Frame, VideoInfo
 from d2_maskrcnn.video.pipeline import Pipeline, Stage
+from d2_maskrcnn.video.sinks.annotated_images import ImageFiles
 from d2_maskrcnn.video.sinks.annotation_files import AnnotationFiles
-from d2_maskrcnn.video.sinks.image_files import ImageFiles
 from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines
 from d2_maskrcnn.video.sinks.window import Window
 from d2_maskrcnn.video.sources.images import ImageSource

@@ -11,7 +11,7 @@ from d2_maskrcnn.cli.main import main
 from d2_maskrcnn.data import convert
 from d2_maskrcnn.data.coco.checks import check_coco_json
 from d2_maskrcnn.data.formats import read
-from d2_maskrcnn.data.formats.image_files import safe_name
+from d2_maskrcnn.data.formats.image_references import safe_name
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from tests.data.formats.conftest import is_cat_and_dog, make_source, pixels_of, save_image

@@ -11,7 +11,7 @@ from d2_maskrcnn.data.flaws.flaw import shorten
 from d2_maskrcnn.data.flaws.images import candidate_folders
 from d2_maskrcnn.data.flaws.schema import CATEGORY_RULES, IMAGE_RULES, first_fault, is_id
 from d2_maskrcnn.data.formats.dataset import Annotation, Category, Dataset, common_folder, merge
-from d2_maskrcnn.data.formats.image_files import Reference, add_images
+from d2_maskrcnn.data.formats.image_references import Reference, add_images
 from d2_maskrcnn.data.formats.recognition import Source
 
 _LEADING = re.compile(r"^(instances|annotations|person_keypoints)_")

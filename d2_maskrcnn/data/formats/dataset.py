@@ -43,7 +43,7 @@ class ImageFile:
         declared_size: (width, height) that the annotation file gives; None if it gives none.
         source_id: id in the annotation file, in which splits may use the same ids.
         embedded_in: the LabelMe file that contains the image, if there is no file at ``path``; see
-            :func:`~d2_maskrcnn.data.formats.image_files.embedded_image`.
+            :func:`~d2_maskrcnn.data.formats.image_references.embedded_image`.
     """
 
     id: int

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from d2_maskrcnn.data.formats.dataset import Annotation, Category, Dataset, common_folder
-from d2_maskrcnn.data.formats.image_files import Reference, add_images
+from d2_maskrcnn.data.formats.image_references import Reference, add_images
 from d2_maskrcnn.structures.masks import Rle
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode

@@ -12,7 +12,7 @@ from typing import Any
 from d2_maskrcnn.data.formats import shapes
 from d2_maskrcnn.data.formats.brush import decode_brush
 from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile, Segmentation, merge
-from d2_maskrcnn.data.formats.image_files import Reference, add_images, find_image
+from d2_maskrcnn.data.formats.image_references import Reference, add_images, find_image
 from d2_maskrcnn.data.formats.recognition import Source
 from d2_maskrcnn.data.formats.xml_files import read_xml
 from d2_maskrcnn.errors import UserError

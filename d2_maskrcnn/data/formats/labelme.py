@@ -13,7 +13,7 @@ import numpy as np
 
 from d2_maskrcnn.data.formats import shapes
 from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile, Segmentation
-from d2_maskrcnn.data.formats.image_files import Reference, add_images, decode_base64, read_lines
+from d2_maskrcnn.data.formats.image_references import Reference, add_images, decode_base64, read_lines
 from d2_maskrcnn.data.formats.recognition import Source
 from d2_maskrcnn.data.image_reading import read_labels
 from d2_maskrcnn.data.json_files import recognize_json

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile
-from d2_maskrcnn.data.formats.image_files import Reference, add_images
+from d2_maskrcnn.data.formats.image_references import Reference, add_images
 from d2_maskrcnn.data.formats.mask_layouts import mask_files
 from d2_maskrcnn.data.formats.recognition import Source
 from d2_maskrcnn.data.formats.voc import objects_of

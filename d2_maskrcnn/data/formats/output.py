@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from d2_maskrcnn.data.formats.dataset import Dataset, ImageFile
-from d2_maskrcnn.data.formats.image_files import embedded_image
+from d2_maskrcnn.data.formats.image_references import embedded_image
 from d2_maskrcnn.errors import UserError
 
 

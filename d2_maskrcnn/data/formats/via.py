@@ -15,7 +15,7 @@ import numpy as np
 
 from d2_maskrcnn.data.formats import shapes
 from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile, merge
-from d2_maskrcnn.data.formats.image_files import Reference, add_images
+from d2_maskrcnn.data.formats.image_references import Reference, add_images
 from d2_maskrcnn.data.formats.recognition import Source
 from d2_maskrcnn.data.json_files import as_dict, as_list
 from d2_maskrcnn.errors import UserError

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile, merge
-from d2_maskrcnn.data.formats.image_files import Reference, add_images, read_lines
+from d2_maskrcnn.data.formats.image_references import Reference, add_images, read_lines
 from d2_maskrcnn.data.formats.recognition import Source
 from d2_maskrcnn.data.image_reading import COLOR, is_image_name, palette_of, read_labels
 from d2_maskrcnn.errors import UserError

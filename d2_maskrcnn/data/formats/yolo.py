@@ -11,7 +11,7 @@ import yaml
 
 from d2_maskrcnn.data.formats import shapes
 from d2_maskrcnn.data.formats.dataset import Annotation, Category, Dataset, ImageFile
-from d2_maskrcnn.data.formats.image_files import Reference, add_images, read_lines
+from d2_maskrcnn.data.formats.image_references import Reference, add_images, read_lines
 from d2_maskrcnn.data.formats.recognition import Source
 from d2_maskrcnn.data.image_reading import is_image_name
 from d2_maskrcnn.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 from d2_maskrcnn.data.conversion import TARGETS
 from d2_maskrcnn.data.formats.cleaning import clean
 from d2_maskrcnn.data.formats.dataset import Dataset, ImageFile, common_folder
-from d2_maskrcnn.data.formats.image_files import Reference, add_images
+from d2_maskrcnn.data.formats.image_references import Reference, add_images
 from d2_maskrcnn.data.formats.output import Output
 from d2_maskrcnn.data.formats.predictions import add_predictions, prediction_dataset
 from d2_maskrcnn.errors import UserError, escape_formula

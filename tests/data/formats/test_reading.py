@@ -13,7 +13,7 @@ from d2_maskrcnn import UserError
 from d2_maskrcnn.data.formats import read, recognize
 from d2_maskrcnn.data.formats.brush import decode_brush, encode_brush
 from d2_maskrcnn.data.formats.cleaning import BOX_AS_RECTANGLE, clean
-from d2_maskrcnn.data.formats.image_files import embedded_image
+from d2_maskrcnn.data.formats.image_references import embedded_image
 from tests.data.formats.conftest import CAT, DOG, FILES, is_cat_and_dog, pixels_of, save_image, save_mask
 
 NAMES = {"via_1": "via", "via_2": "via", "via_3": "via", "label_studio": "label-studio"}
