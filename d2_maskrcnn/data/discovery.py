@@ -2,27 +2,23 @@
 
 import json
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from d2_maskrcnn.data.coco.checks import check_coco_json
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.conversion import convert
-from d2_maskrcnn.data.flaws.coco_table import CocoTable
-from d2_maskrcnn.data.formats import FORMATS, recognize
+from d2_maskrcnn.data.flaws.schema import is_id
+from d2_maskrcnn.data.formats import FORMATS, read, recognize
+from d2_maskrcnn.data.formats.dataset import usual_split
 from d2_maskrcnn.data.own_data import guess_image_folder
-from d2_maskrcnn.data.splitting import assign_parts
+from d2_maskrcnn.data.splitting import split
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.weights.atomic import atomic_write_text
+from d2_maskrcnn.weights.atomic import write_output
 
 VAL_SHARE = 0.2  # of the images, where validation data is split off
 MAX_VAL = 1000  # images
-_ROLE = re.compile(r"(?:^|[^a-z])(train|valid|val|dev|test)")
-_ROLES = {"valid": "val", "dev": "val"}
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +124,7 @@ def _coco_files(path: Path) -> list[Path]:
 def _by_role(files: Sequence[Path]) -> dict[str, list[Path]]:
     roles: dict[str, list[Path]] = {"train": [], "val": [], "test": [], "": []}
     for file in files:
-        match = _ROLE.search(file.stem.lower()) or _ROLE.search(file.parent.name.lower())
-        name = match.group(1) if match else ""
-        roles[_ROLES.get(name, name)].append(file)
+        roles[usual_split(file)].append(file)
     return roles
 
 
@@ -152,31 +146,22 @@ def _images(json_file: Path) -> Path:
 
 
 def _split_off(json_file: Path, folder: Path, seed: int) -> FoundData:
-    """Write two JSON files with the entries of one, whose ids they keep."""
+    """Write two JSON files with the entries of one; those that cannot be used are left to the check of the training."""
     root = _images(json_file)
-    check_coco_json(json_file, root)
-    data = read_coco_json(json_file)
-    if len(data["images"]) < 2:
-        raise UserError(f"{json_file}: {len(data['images'])} images; expected at least 2, to train and to evaluate on")
-    share = min(VAL_SHARE, MAX_VAL / len(data["images"]))
-    part_of = assign_parts(
-        _class_counts(CocoTable(data)), np.arange(len(data["images"])), np.array([1 - share, share]), seed
-    )
-    folder.mkdir(parents=True, exist_ok=True)
+    dataset, data = read(json_file, root), read_coco_json(json_file, annotations_required=False)
+    count = len(dataset.images)
+    if count < 2:
+        raise UserError(f"{json_file}: {count} images; expected at least 2, to train and to evaluate on")
+    share = min(VAL_SHARE, MAX_VAL / count)
+    chosen = {image.id for image in split(dataset, [1 - share, share], seed)[1].images}
     paths = [folder / "train.json", folder / "val.json"]
-    for number, path in enumerate(paths):
-        images = [image for image, part in zip(data["images"], part_of.tolist(), strict=True) if part == number]
-        ids = {image["id"] for image in images}
-        objects = [each for each in data["annotations"] if each["image_id"] in ids]
-        atomic_write_text(path, json.dumps({**data, "images": images, "annotations": objects}))
-    count = int(part_of.sum())
-    note = f"{count} of the {len(part_of)} images of {json_file}, chosen at random with seed {seed}"
+    for path, is_val in zip(paths, (False, True), strict=True):
+        images = [each for each in data["images"] if _refers_to(each, "id", chosen) == is_val]
+        objects = [each for each in data["annotations"] if _refers_to(each, "image_id", chosen) == is_val]
+        write_output(path, json.dumps({**data, "images": images, "annotations": objects}))
+    note = f"{len(chosen)} of the {count} images of {json_file}, chosen at random with seed {seed}"
     return FoundData(paths[0], root, paths[1], root, note)
 
 
-def _class_counts(table: CocoTable) -> np.ndarray:
-    """Count the objects of each image and category: (images, categories) int64."""
-    counts = np.zeros((len(table.images), len(table.categories)), dtype=np.int64)
-    order = np.sort(table.category_ids)
-    np.add.at(counts, (table.image_index, np.searchsorted(order, table.category_of)), 1)
-    return counts
+def _refers_to(entry: Any, key: str, images: set[int]) -> bool:
+    return isinstance(entry, dict) and is_id(entry.get(key)) and entry[key] in images

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.coco.records import register_coco_json
-from d2_maskrcnn.data.flaws.images import candidate_folders, is_inside
-from d2_maskrcnn.data.formats.dataset import common_folder
+from d2_maskrcnn.data.formats.image_references import nearest_image_folder
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -139,32 +138,21 @@ def find_path(path: str, key: str) -> Path:
 def guess_image_folder(json_file: Path, key: str) -> Path:
     """Find the folder near a JSON that its ``file_name`` entries are relative to.
 
-    The candidates are :func:`~d2_maskrcnn.data.flaws.images.candidate_folders`. If all entries are absolute, it is the
-    innermost folder that contains all images, wherever that is.
+    See :func:`~d2_maskrcnn.data.formats.image_references.nearest_image_folder`.
 
     Args:
         json_file: an existing COCO JSON file.
         key: the config key that would name the folder, for the message.
 
     Raises:
-        UserError: no candidate contains the first few images.
+        UserError: no folder contains any of the first images.
     """
     images = read_coco_json(json_file, annotations_required=False)["images"]
-    listed = [image.get("file_name") for image in images if isinstance(image, dict)]
-    absolute = [name for name in listed if isinstance(name, str) and os.path.isabs(name)]
-    if absolute and len(absolute) == len(listed):
-        common = common_folder(absolute)
-        if common.is_dir():
-            return common
-    names = listed[:5]
-    for folder in candidate_folders(json_file):
-        if names and all(isinstance(name, str) and _is_file_in(folder, name) for name in names):
-            return folder
+    names = [image.get("file_name") for image in images if isinstance(image, dict)]
+    folder, hits = nearest_image_folder(json_file, names)
+    if hits or (names and all(isinstance(name, str) and os.path.isabs(name) for name in names) and folder.is_dir()):
+        return folder
     raise UserError(
         f"{json_file}: no folder near it contains its images ({', '.join(map(str, names[:2])) or 'none listed'}): "
         f"name the folder with {key}"
     )
-
-
-def _is_file_in(folder: Path, name: str) -> bool:
-    return "\0" not in name and is_inside(folder, name) and os.path.isfile(folder / name)

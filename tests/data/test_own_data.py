@@ -103,7 +103,8 @@ def test_folder_of_the_images_is_found_from_the_json(coco_folder, place):
 
 
 def test_folder_of_the_images_is_not_found(coco_folder):
-    (coco_folder.images / "1.jpg").unlink()
+    for image in coco_folder.images.iterdir():
+        image.unlink()
     with pytest.raises(UserError, match=r"0\.jpg, 1\.jpg.*: name the folder with D2_MASKRCNN\.DATA\.TRAIN_IMAGES$"):
         register_own_data(cfg_with(TRAIN_JSON=coco_folder.json_file))
 

@@ -8,8 +8,8 @@ from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.flaws.coco_table import CocoTable
 from d2_maskrcnn.data.flaws.flaw import summarize
 from d2_maskrcnn.data.flaws.ids import check_ids
-from d2_maskrcnn.data.flaws.images import is_inside
 from d2_maskrcnn.data.flaws.schema import check_structure
+from d2_maskrcnn.data.formats.image_references import is_inside
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import segmentation_to_rle
 from detectron2.data import DatasetCatalog, MetadataCatalog

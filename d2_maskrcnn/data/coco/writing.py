@@ -8,9 +8,9 @@ from typing import Any
 
 from pycocotools import mask as mask_util
 
-from d2_maskrcnn.data.flaws.images import candidate_folders
 from d2_maskrcnn.data.flaws.schema import is_id
 from d2_maskrcnn.data.formats.dataset import Annotation, Dataset, ImageFile, bounding_box, common_folder
+from d2_maskrcnn.data.formats.image_references import candidate_folders
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import segmentation_to_rle
 from d2_maskrcnn.weights.atomic import write_output

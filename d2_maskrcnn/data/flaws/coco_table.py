@@ -73,8 +73,9 @@ class CocoTable:
         index = index_in(self.category_ids, self.category_of[~self.is_crowd])
         return np.bincount(index[index >= 0], minlength=len(self.categories))
 
-    def annotation_flaw(
+    def flaw(
         self,
+        entries: str,
         kind: str,
         bad: Sequence[int] | np.ndarray,
         what: str,
@@ -83,46 +84,35 @@ class CocoTable:
         severity: Severity = "error",
         structural: bool = False,
     ) -> Iterable[Flaw]:
-        """Yield a :class:`Flaw` about annotations of this table, or nothing if there are none.
+        """Yield a :class:`Flaw` about entries of this table, or nothing if there are none.
 
         Args:
-            bad: their indices, or (A,) bool.
-            describe: returns an annotation's id and value; by default its id and the name of its image.
+            entries: the list that they are in.
+            bad: their indices, or a bool for each entry.
+            describe: returns an entry's id and value; by default its name.
         """
-        rows, describe = self.annotation_rows, describe or self.name
+        names: dict[str, tuple[np.ndarray, Callable[[int], str]]] = {
+            "annotations": (self.annotation_rows, self.name),
+            "images": (self.image_rows, lambda index: self.images[index]["file_name"]),
+            "categories": (self.category_rows, lambda index: repr(self.categories[index]["name"])),
+        }
+        rows, name = names[entries]
+        place: dict[str, Any] = {"entries": entries, "positions": rows}
         yield from flaw(
-            kind, _indices(bad), what, describe, remedy, severity=severity, positions=rows, structural=structural
+            kind, _indices(bad), what, describe or name, remedy, severity=severity, structural=structural, **place
         )
 
-    def image_flaw(
-        self,
-        kind: str,
-        bad: Sequence[int] | np.ndarray,
-        what: str,
-        remedy: str,
-        describe: Callable[[int], str] | None = None,
-        severity: Severity = "error",
-    ) -> Iterable[Flaw]:
-        """Yield a :class:`Flaw` about images of this table, by default named by ``file_name``; see above."""
-        rows, describe = self.image_rows, describe or (lambda index: self.images[index]["file_name"])
-        yield from flaw(
-            kind, _indices(bad), what, describe, remedy, severity=severity, entries="images", positions=rows
-        )
+    def annotation_flaw(self, *values: Any, **options: Any) -> Iterable[Flaw]:
+        """Yield a flaw of annotations, by default named by id and image; see :meth:`flaw`."""
+        return self.flaw("annotations", *values, **options)
 
-    def category_flaw(
-        self,
-        kind: str,
-        bad: Sequence[int] | np.ndarray,
-        what: str,
-        remedy: str,
-        describe: Callable[[int], str] | None = None,
-        severity: Severity = "error",
-    ) -> Iterable[Flaw]:
-        """Yield a :class:`Flaw` about categories of this table, by default named by ``name``; see above."""
-        rows, describe = self.category_rows, describe or (lambda index: repr(self.categories[index]["name"]))
-        yield from flaw(
-            kind, _indices(bad), what, describe, remedy, severity=severity, entries="categories", positions=rows
-        )
+    def image_flaw(self, *values: Any, **options: Any) -> Iterable[Flaw]:
+        """Yield a flaw of images, by default named by ``file_name``; see :meth:`flaw`."""
+        return self.flaw("images", *values, **options)
+
+    def category_flaw(self, *values: Any, **options: Any) -> Iterable[Flaw]:
+        """Yield a flaw of categories, by default named by ``name``; see :meth:`flaw`."""
+        return self.flaw("categories", *values, **options)
 
 
 def _indices(bad: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from d2_maskrcnn.data.flaws.coco_table import CocoTable
 from d2_maskrcnn.data.flaws.flaw import Flaw
+from d2_maskrcnn.data.formats.image_references import is_inside
 from d2_maskrcnn.data.image_reading import (
     ImageSummary,
     image_size,
@@ -110,24 +111,6 @@ def similar_names(name: str) -> list[tuple[str, str]]:
     """Return names that other programs write differently, each with the difference."""
     pairs = ((name.replace("\\", "/"), "has backslashes"), (unquote(name), "is URL-encoded"))
     return [(other, reason) for other, reason in pairs if other != name]
-
-
-def is_inside(root: str | os.PathLike[str], name: str) -> bool:
-    """Return whether ``name``, relative to ``root`` or absolute, stays inside of it; links are not followed."""
-    folder = os.path.abspath(root)
-    path = os.path.abspath(os.path.join(folder, name))
-    return path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def candidate_folders(json_file: Path) -> list[Path]:
-    """Return where the images of a COCO JSON file can be, the most likely folder first.
-
-    These are the JSON's folder, ``images`` and the split's folder in it (``instances_train.json`` -> ``train``), then
-    the same in its parent.
-    """
-    here, above = json_file.parent, json_file.parent.parent
-    split = json_file.stem.removeprefix("instances_")
-    return [here, here / "images", here / split, above, above / split, above / "images", above / "images" / split]
 
 
 def _missing(root: Path, names: list[str]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Load a dataset to check: a file or folder of any format, a registered dataset, or a dataset in memory."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -10,13 +10,12 @@ from typing import Any
 from d2_maskrcnn.data.coco.reader import check_coco, read_coco_json
 from d2_maskrcnn.data.coco.writing import to_coco
 from d2_maskrcnn.data.flaws.flaw import EXAMPLES, Flaw
-from d2_maskrcnn.data.flaws.images import candidate_folders, is_inside
 from d2_maskrcnn.data.formats import read, recognize
-from d2_maskrcnn.data.formats.dataset import Dataset, Dropped, common_folder
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import BoxMode
+from d2_maskrcnn.data.formats.dataset import Dataset, Dropped, usual_split
+from d2_maskrcnn.data.formats.detectron2_catalog import is_registered, read_registered
+from d2_maskrcnn.data.formats.image_references import nearest_image_folder
+from detectron2.data import MetadataCatalog
 
-_PROBED = 50  # images that are looked up to choose their folder
 _PLURALS = {"file": "files", "image": "images", "annotation": "annotations", "category": "categories"}
 
 
@@ -54,7 +53,7 @@ def load_contents(source: str | Path | Dataset, image_root: Path | None = None) 
     """
     if isinstance(source, Dataset):
         return _from_dataset(source)
-    if str(source) in DatasetCatalog.list() and not Path(source).exists():
+    if is_registered(str(source)) and not Path(source).exists():
         return [_from_catalog(str(source))]
     found = recognize(source)
     if found.format != "coco":
@@ -62,25 +61,10 @@ def load_contents(source: str | Path | Dataset, image_root: Path | None = None) 
     contents = []
     for path in found.files:
         data = check_coco(path, found.document(path), annotations_required=False)
-        contents.append(Content(str(path), data, image_root or _image_root(path, data), _split_of(path), [path]))
+        names = [image.get("file_name") for image in data["images"] if isinstance(image, dict)]
+        root = image_root or nearest_image_folder(path, names)[0]
+        contents.append(Content(str(path), data, root, usual_split(path), [path]))
     return contents
-
-
-def _image_root(path: Path, data: dict[str, Any]) -> Path:
-    """Return the folder near a COCO JSON that contains most of its first images."""
-    listed = [image.get("file_name") for image in data["images"] if isinstance(image, dict)]
-    names = [name for name in listed if isinstance(name, str) and name and "\0" not in name]
-    if names and all(map(os.path.isabs, names)):
-        return common_folder(names)
-    folders = candidate_folders(path)
-    probed = names[:_PROBED]
-    hits = [sum(is_inside(folder, name) and os.path.isfile(folder / name) for name in probed) for folder in folders]
-    return folders[hits.index(max(hits))]
-
-
-def _split_of(path: Path) -> str:
-    words = path.stem.lower() if path.stem != "_annotations.coco" else path.parent.name.lower()
-    return next((split for split in ("train", "val", "test") if split in words), "")
 
 
 def _from_dataset(dataset: Dataset) -> list[Content]:
@@ -109,44 +93,8 @@ def _from_catalog(name: str) -> Content:
         path = Path(metadata.json_file)
         root = metadata.get("image_root")
         data = read_coco_json(path, annotations_required=False)
-        return Content(name, data, Path(root) if root else None, _split_of(Path(name)), [path])
-    records = DatasetCatalog.get(name)
-    names = list(MetadataCatalog.get(name).get("thing_classes") or [])
-    annotations = list(_annotations(records))
-    classes = range(max([len(names), *(each["category_id"] + 1 for each in annotations)], default=0))
-    data = {
-        "images": [
-            {"id": index + 1, "file_name": os.path.abspath(record["file_name"]), "width": record.get("width"),
-             "height": record.get("height")}
-            for index, record in enumerate(records)
-        ],
-        "annotations": annotations,
-        "categories": [{"id": i, "name": names[i] if i < len(names) else f"class {i}"} for i in classes],
-    }  # fmt: skip
-    files = [image["file_name"] for image in data["images"]]
-    root = common_folder(files) if files else None
-    for image in data["images"]:
-        image["file_name"] = os.path.relpath(image["file_name"], root)
-    return Content(name, data, root, _split_of(Path(name)))
-
-
-def _annotations(records: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Convert the annotations of records in Detectron2's standard format to COCO's."""
-    number = 0
-    for index, record in enumerate(records):
-        for annotation in record.get("annotations", []):
-            number += 1
-            mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
-            box = [float(side) for side in BoxMode.convert(list(annotation["bbox"]), mode, BoxMode.XYWH_ABS)]
-            yield {
-                "id": number,
-                "image_id": index + 1,
-                "category_id": int(annotation["category_id"]),
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": int(annotation.get("iscrowd", 0)),
-                "segmentation": annotation.get("segmentation"),
-            }
+        return Content(name, data, Path(root) if root else None, usual_split(Path(name)), [path])
+    return _from_dataset(read_registered(name))[0]
 
 
 def check_dropped(dropped: list[Dropped]) -> Iterator[Flaw]:

@@ -102,9 +102,7 @@ def check_segmentations(table: CocoTable, measured: Segmentations) -> Iterator[F
             by_kind.setdefault(fault.kind, []).append(index)
 
     def describe(index: int) -> str:
-        fault = measured.faults[index]
-        assert fault is not None
-        return f"{table.name(index)}: {fault.text}"
+        return f"{table.name(index)}: {measured.faults[index].text}"  # type: ignore[union-attr]
 
     for kind, (what, remedy) in _FAULTS.items():
         yield from table.annotation_flaw(kind, by_kind.get(kind, []), what, remedy, describe)
@@ -133,11 +131,7 @@ def check_rle_support(table: CocoTable) -> Iterator[Flaw]:
     """Yield RLEs of single objects, which ``INPUT.MASK_FORMAT`` polygon does not support."""
     yield from table.annotation_flaw(
         "rle-unsupported",
-        [
-            i
-            for i, a in enumerate(table.annotations)
-            if isinstance(a.get("segmentation"), dict) and not table.is_crowd[i]
-        ],
+        np.array([isinstance(each.get("segmentation"), dict) for each in table.annotations], bool) & ~table.is_crowd,
         "annotations with an RLE as 'segmentation', which INPUT.MASK_FORMAT polygon does not support",
         "set INPUT.MASK_FORMAT to bitmask",
         structural=True,
@@ -211,11 +205,7 @@ def _measure_polygons(
         normalized &= ~((np.maximum(x + width, y + height) <= TOLERANCE) & (np.maximum(width, height) > 0.5))
         tests = (
             ("polygon-not-finite", ~(np.isfinite(low) & np.isfinite(high)), "coordinates that are not finite numbers"),
-            (
-                "polygon-far-beyond",
-                (low < -sides) | (high > 2 * sides),
-                "points outside of the image by more than its size",
-            ),
+            ("polygon-far-beyond", (low < -sides) | (high > 2 * sides), "points far outside of the image"),
             ("polygon-outside", (low >= sides) | (high <= 0), "polygons outside of the image"),
             ("polygon-no-area", low >= high, "polygons without area"),
             ("polygon-normalized", normalized[:, None], "coordinates from 0 to 1"),

@@ -9,10 +9,11 @@ import numpy as np
 import shapely
 from pycocotools import mask as mask_util
 
-from d2_maskrcnn.data.flaws.images import is_inside, similar_names
+from d2_maskrcnn.data.flaws.images import similar_names
 from d2_maskrcnn.data.flaws.masks import segmentation_fault
 from d2_maskrcnn.data.flaws.schema import is_box, is_number
 from d2_maskrcnn.data.formats.dataset import bounding_box
+from d2_maskrcnn.data.formats.image_references import is_inside
 from d2_maskrcnn.data.image_reading import image_size
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import segmentation_to_rle
@@ -23,12 +24,7 @@ if TYPE_CHECKING:
 
 Repair = Callable[["Work", str, int], str]  # returns what was done, {} standing for the list's name; "" for nothing
 
-_NEW_IDS = "{} given new ids"
-_NAMED = "{} named by their id"
 _SIZED = "{} given the size of their file"
-_MEASURED = "boxes and areas computed from the masks"
-_AREAS = "areas computed"
-_UNUSABLE = "unusable {} dropped"
 
 
 def _drop(action: str) -> Repair:
@@ -39,12 +35,12 @@ def _drop(action: str) -> Repair:
     return repair
 
 
-_drop_unusable = _drop(_UNUSABLE)
+_drop_unusable = _drop("unusable {} dropped")
 
 
 def _renumber(work: "Work", entries: str, position: int) -> str:
     work.entry(entries, position)["id"] = work.new_id(entries)
-    return _NEW_IDS
+    return "{} given new ids"
 
 
 def _set_no_crowd(work: "Work", entries: str, position: int) -> str:
@@ -60,7 +56,7 @@ def _delete_ignore(work: "Work", entries: str, position: int) -> str:
 def _name_category(work: "Work", entries: str, position: int) -> str:
     category = work.entry(entries, position)
     category["name"] = f"category {category.get('id')}"
-    return _NAMED
+    return "{} named by their id"
 
 
 def _drop_second(name: str) -> Repair:
@@ -160,7 +156,7 @@ def _measure(work: "Work", entries: str, position: int) -> str:
     if min(box[2:]) <= 0:
         return ""
     annotation["bbox"], annotation["area"] = box, area or box[2] * box[3]
-    return _MEASURED
+    return "boxes and areas computed from the masks"
 
 
 def _measure_or_drop(work: "Work", entries: str, position: int) -> str:
@@ -180,7 +176,7 @@ def _set_area(work: "Work", entries: str, position: int) -> str:
     if not area > 0 or annotation.get("area") == area:
         return ""
     annotation["area"] = area
-    return _AREAS
+    return "areas computed"
 
 
 def _from_corners(work: "Work", entries: str, position: int) -> str:
@@ -269,66 +265,38 @@ def _drop_if_missing(work: "Work", entries: str, position: int) -> str:
     return _drop("missing {} dropped")(work, entries, position) if missing else ""
 
 
-# Kind of flaw -> its repair. Kinds that are not here need a decision.
-REPAIRS: dict[str, Repair] = {
-    "not-an-object": _drop_unusable,
-    "file-name-missing": _drop_unusable,
-    "file-name-invalid": _drop_unusable,
-    "image-id-missing": _drop_unusable,
-    "image-id-invalid": _drop_unusable,
-    "category-id-missing": _drop_unusable,
-    "category-id-invalid": _drop_unusable,
-    "image-unknown": _drop("{} of unknown images dropped"),
-    "category-unknown": _drop("{} of unknown categories dropped"),
-    "id-missing": _renumber,
-    "id-invalid": _renumber,
-    "annotation-id-repeated": _renumber,
-    "annotation-id-zero": _renumber,
-    "image-id-repeated": _drop_second("file_name"),
-    "category-id-repeated": _drop_second("name"),
-    "image-repeated": _merge("file_name", "image_id"),
-    "category-name-repeated": _merge("name", "category_id"),
-    "name-missing": _name_category,
-    "name-invalid": _name_category,
-    "category-unnamed": _name_category,
-    "width-missing": _read_size,
-    "width-invalid": _read_size,
-    "height-missing": _read_size,
-    "height-invalid": _read_size,
-    "image-size": _correct_size,
-    "image-missing": _find_file,
-    "image-outside-folder": _drop_if_missing,
-    "image-unreadable": _drop("unreadable {} dropped"),
-    "image-truncated": _drop("unreadable {} dropped"),
-    "image-too-large": _drop("{} of too many pixels dropped"),
-    "bbox-missing": _measure_or_drop,
-    "bbox-invalid": _measure_or_drop,
-    "box-not-finite": _measure_or_drop,
-    "box-no-area": _measure_or_drop,
-    "box-outside": _measure_or_drop,
-    "box-far-beyond": _measure_or_drop,
-    "box-differs": _measure,
-    "box-corners": _from_corners,
-    "box-normalized": _box_to_pixels,
-    "box-beyond": _clip_box,
-    "area-missing": _set_area,
-    "area-invalid": _set_area,
-    "area-impossible": _set_area,
-    "area-doubtful": _set_area,
-    "iscrowd-missing": _set_no_crowd,
-    "iscrowd-invalid": _set_no_crowd,
-    "ignore-invalid": _delete_ignore,
-    "segmentation-missing": _drop("{} without a mask dropped"),
-    "segmentation-invalid": _keep_good_polygons,
-    "polygon-points": _keep_good_polygons,
-    "polygon-not-finite": _keep_good_polygons,
-    "polygon-no-area": _keep_good_polygons,
-    "polygon-normalized": _polygons_to_pixels,
-    "polygon-far-beyond": _drop_unusable,
-    "polygon-outside": _drop_unusable,
-    "polygon-beyond": _clip_polygons,
-    "rle-size": _drop_unusable,
-    "rle-runs": _drop_unusable,
-    "rle-empty": _drop_unusable,
-    "annotation-repeated": _drop("repeated {} dropped"),
+# Repair -> kinds of flaws. Kinds that are not here need a decision.
+_KINDS: dict[Repair, str] = {
+    _drop_unusable: (
+        "not-an-object file-name-missing file-name-invalid image-id-missing image-id-invalid category-id-missing "
+        "category-id-invalid polygon-far-beyond polygon-outside rle-size rle-runs rle-empty"
+    ),
+    _drop("{} of unknown images dropped"): "image-unknown",
+    _drop("{} of unknown categories dropped"): "category-unknown",
+    _renumber: "id-missing id-invalid annotation-id-repeated annotation-id-zero",
+    _drop_second("file_name"): "image-id-repeated",
+    _drop_second("name"): "category-id-repeated",
+    _merge("file_name", "image_id"): "image-repeated",
+    _merge("name", "category_id"): "category-name-repeated",
+    _name_category: "name-missing name-invalid category-unnamed",
+    _read_size: "width-missing width-invalid height-missing height-invalid",
+    _correct_size: "image-size",
+    _find_file: "image-missing",
+    _drop_if_missing: "image-outside-folder",
+    _drop("unreadable {} dropped"): "image-unreadable image-truncated",
+    _drop("{} of too many pixels dropped"): "image-too-large",
+    _measure_or_drop: "bbox-missing bbox-invalid box-not-finite box-no-area box-outside box-far-beyond",
+    _measure: "box-differs",
+    _from_corners: "box-corners",
+    _box_to_pixels: "box-normalized",
+    _clip_box: "box-beyond",
+    _set_area: "area-missing area-invalid area-impossible area-doubtful",
+    _set_no_crowd: "iscrowd-missing iscrowd-invalid",
+    _delete_ignore: "ignore-invalid",
+    _drop("{} without a mask dropped"): "segmentation-missing",
+    _keep_good_polygons: "segmentation-invalid polygon-points polygon-not-finite polygon-no-area",
+    _polygons_to_pixels: "polygon-normalized",
+    _clip_polygons: "polygon-beyond",
+    _drop("repeated {} dropped"): "annotation-repeated",
 }
+REPAIRS = {kind: repair for repair, kinds in _KINDS.items() for kind in kinds.split()}

@@ -1,6 +1,5 @@
 """Read COCO JSON of any tool: COCO's own layout, Roboflow's folders, and the exports of CVAT and Label Studio."""
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,14 +7,12 @@ from typing import Any
 
 from d2_maskrcnn.data.coco.reader import check_coco
 from d2_maskrcnn.data.flaws.flaw import shorten
-from d2_maskrcnn.data.flaws.images import candidate_folders
 from d2_maskrcnn.data.flaws.schema import CATEGORY_RULES, IMAGE_RULES, first_fault, is_id
-from d2_maskrcnn.data.formats.dataset import Annotation, Category, Dataset, common_folder, merge
-from d2_maskrcnn.data.formats.image_references import Reference, add_images
+from d2_maskrcnn.data.formats.dataset import Annotation, Category, Dataset, merge, usual_split
+from d2_maskrcnn.data.formats.image_references import Reference, add_images, candidate_folders, nearest_image_folder
 from d2_maskrcnn.data.formats.recognition import Source
 
 _LEADING = re.compile(r"^(instances|annotations|person_keypoints)_")
-_SPLIT = re.compile(r"(^|[^a-z])(train|valid|val|test)", re.IGNORECASE)
 
 
 def read(source: Source) -> Dataset:
@@ -37,10 +34,9 @@ def _split(path: Path, alone: bool) -> str:
     A file that is the only one has no split, unless its name is that of a usual one.
     """
     if path.name == "_annotations.coco.json":
-        name = path.parent.name
-        return {"valid": "val"}.get(name, name if name in ("train", "test", "val") else "")
+        return usual_split(Path(path.parent.name))
     name = _LEADING.sub("", path.stem)
-    return "" if name == "default" or (alone and not _SPLIT.search(name)) else name
+    return "" if name == "default" or (alone and not usual_split(Path(name))) else name
 
 
 def _read_file(path: Path, data: dict[str, Any], split: str, image_root: Path | None) -> Dataset:
@@ -59,7 +55,8 @@ def _read_file(path: Path, data: dict[str, Any], split: str, image_root: Path | 
         )
         for entry in entries
     ]
-    add_images(dataset, references, [image_root] if image_root else _folders(path, references))
+    near = [nearest_image_folder(path, [each.file_name for each in references])[0], *candidate_folders(path)]
+    add_images(dataset, references, [image_root] if image_root else near)
     known = {image.id for image in dataset.images}
     listed = {entry["id"] for entry in entries}
     categories = {category.id for category in dataset.categories}
@@ -76,14 +73,6 @@ def _read_file(path: Path, data: dict[str, Any], split: str, image_root: Path | 
         else:
             dataset.annotations.append(_annotation(entry, where))
     return dataset
-
-
-def _folders(path: Path, references: list[Reference]) -> list[Path]:
-    """Return where the images can be; if all names are absolute, also the folder that contains all of them."""
-    names = [each.file_name for each in references]
-    if names and all(map(os.path.isabs, names)):
-        return [common_folder(names), *candidate_folders(path)]
-    return candidate_folders(path)
 
 
 def _sound(dataset: Dataset, entries: list[Any], kind: str, rules: tuple[Any, ...]) -> Iterator[dict[str, Any]]:

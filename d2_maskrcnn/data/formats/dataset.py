@@ -7,6 +7,7 @@ y down; pixel i covers [i, i + 1].
 
 import contextlib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import segmentation_to_rle
 
 Segmentation = list[list[float]] | dict[str, Any]
+
+_SPLIT = re.compile(r"(?:^|[^a-z])(train|valid|val|dev|test)")
 
 
 @dataclass(slots=True)
@@ -217,3 +220,17 @@ def _append(joined: Dataset, part: Dataset, number_of: dict[str, int]) -> None:
 def common_folder(files: Iterable[str | Path]) -> Path:
     """Return the innermost folder that contains all files; there is at least one, and their paths are absolute."""
     return Path(os.path.commonpath([os.path.dirname(file) for file in files]))
+
+
+def usual_split(path: Path) -> str:
+    """Return the split that the name of an annotation file, or else of its folder, tells.
+
+    >>> usual_split(Path("a/instances_train2017.json")), usual_split(Path("valid/_annotations.coco.json"))
+    ('train', 'val')
+
+    Returns:
+        "train", "val" or "test"; "" for other names.
+    """
+    match = _SPLIT.search(path.stem.lower()) or _SPLIT.search(path.parent.name.lower())
+    name = match.group(1) if match else ""
+    return {"valid": "val", "dev": "val"}.get(name, name)

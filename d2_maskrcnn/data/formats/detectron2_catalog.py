@@ -55,7 +55,8 @@ def _add(dataset: Dataset, image_id: int, entry: dict[str, Any], where: str) -> 
         dataset.drop("annotation", where, "unknown category_id", index)
         return
     category = dataset.categories[index].id if dataset.categories else dataset.add_category(str(index))
-    box = [float(side) for side in BoxMode.convert(list(entry["bbox"]), entry["bbox_mode"], BoxMode.XYWH_ABS)]
+    mode = entry.get("bbox_mode", BoxMode.XYWH_ABS)
+    box = [float(side) for side in BoxMode.convert(list(entry["bbox"]), mode, BoxMode.XYWH_ABS)]
     segmentation: list[Any] | Rle = entry.get("segmentation") or []
     if isinstance(segmentation, list):
         segmentation = [[float(value) for value in polygon] for polygon in segmentation]

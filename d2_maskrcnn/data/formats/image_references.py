@@ -10,8 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
-from d2_maskrcnn.data.flaws.images import is_inside
-from d2_maskrcnn.data.formats.dataset import Dataset, ImageFile
+from d2_maskrcnn.data.formats.dataset import Dataset, ImageFile, common_folder
 from d2_maskrcnn.data.image_reading import image_size
 from d2_maskrcnn.data.json_files import read_json
 from d2_maskrcnn.errors import UserError
@@ -112,6 +111,42 @@ def find_image(file_name: str, folders: Sequence[Path]) -> tuple[Path, str] | No
             if os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
                 return Path(os.path.abspath(path)), str(name)
     return None
+
+
+def is_inside(root: str | os.PathLike[str], name: str) -> bool:
+    """Return whether ``name``, relative to ``root`` or absolute, stays inside of it; links are not followed."""
+    folder = os.path.abspath(root)
+    path = os.path.abspath(os.path.join(folder, name))
+    return path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def candidate_folders(json_file: Path) -> list[Path]:
+    """Return where the images of a COCO JSON file can be, the most likely folder first.
+
+    These are the JSON's folder, ``images`` and the split's folder in it (``instances_train.json`` -> ``train``), then
+    the same in its parent.
+    """
+    here, above = json_file.parent, json_file.parent.parent
+    split = json_file.stem.removeprefix("instances_")
+    return [here, here / "images", here / split, above, above / split, above / "images", above / "images" / split]
+
+
+def nearest_image_folder(json_file: Path, names: Sequence[Any]) -> tuple[Path, int]:
+    """Find the folder near a COCO JSON that its ``file_name`` entries are relative to.
+
+    Args:
+        json_file: the file.
+        names: the entries, unchecked. If all are absolute, the folder is the innermost one that contains all images.
+
+    Returns:
+        The one of :func:`candidate_folders` that contains most of the first images, and how many of these it contains.
+    """
+    usable = [name for name in names if isinstance(name, str) and name and "\0" not in name]
+    probed, folders = usable[:_PROBED], candidate_folders(json_file)
+    if usable and all(map(os.path.isabs, usable)):
+        folders = [common_folder(usable)]
+    hits = [sum(is_inside(folder, name) and os.path.isfile(folder / name) for name in probed) for folder in folders]
+    return folders[hits.index(max(hits))], max(hits)
 
 
 def safe_name(name: str) -> str | None:

@@ -176,8 +176,8 @@ def test_warnings(coco_folder, caplog, changes, expected):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"segmentation": [[2.0, 3.0, 1e9, 3.0, 12.0, 11.0]]}, "points outside of the image by more than its size"),
-        ({"segmentation": [[2.0, 3.0, 1e308, -1e308, 12.0, 11.0]]}, "points outside of the image by more than"),
+        ({"segmentation": [[2.0, 3.0, 1e9, 3.0, 12.0, 11.0]]}, "points far outside of the image"),
+        ({"segmentation": [[2.0, 3.0, 1e308, -1e308, 12.0, 11.0]]}, "points far outside of the image"),
         ({"segmentation": [[2.0, 3.0, 12.0, 3.0, 12.0, 10**400]]}, "coordinates that are not numbers"),
         ({"segmentation": [["2", "3", "12", "3", "12", "11"]]}, "coordinates that are not numbers"),
         ({"segmentation": [[True, 3, 12, 3, 12, 11]]}, "coordinates that are not numbers"),
