@@ -6,7 +6,8 @@
 
 The datasets: *shapes*, 40 small images of ``datasets/prepare_shapes.py``; *nuclei*, 60 drawn images with PNG masks,
 which are converted; *balloon*, 74 photographs (``--balloon FOLDER`` with VIA's files), scaled to 192 pixels and split
-anew, 60 : 40, because 13 validation images give a noisy AP. Nothing of the plan is overridden.
+anew, 60 : 40, because 13 validation images give a noisy AP. Nothing of the plan is overridden. A training that was
+interrupted continues when it is run again.
 """
 
 import argparse
@@ -118,12 +119,13 @@ def run(args: argparse.Namespace) -> None:
     name = args.run if args.run == "planned" else f"tuned, rate {args.rate:g}"
     output = planned if args.run == "planned" else args.work / f"{args.data}_tuned_{args.rate:g}"
     output, start = output.with_name(f"{output.name}_{args.seed}"), time.monotonic()
+    common: dict[str, Any] = {"weights": args.weights, "output": output, "resume": True}
     if args.run == "planned":
         size = None if SIZES[args.data] == 128 else SIZES[args.data]
-        result = d2_maskrcnn.train(data, weights=args.weights, image_size=size, output=output, overrides=options)
+        result = d2_maskrcnn.train(data, image_size=size, overrides=options, **common)
     else:
         overrides = [*tuned_overrides(args, planned.with_name(f"{planned.name}_{args.seed}") / "plan.yaml"), *options]
-        result = d2_maskrcnn.train(config="quickstart", weights=args.weights, output=output, overrides=overrides)
+        result = d2_maskrcnn.train(config="quickstart", overrides=overrides, **common)
     file = args.work / "results.json"
     results = json.loads(file.read_text()) if file.is_file() else []
     aps = {key: round(result.metrics[f"{key}/AP"], 1) for key in ("bbox", "segm")}

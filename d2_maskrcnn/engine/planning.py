@@ -190,7 +190,9 @@ class _Planner:
             f"{self.get('SOLVER.WARMUP_ITERS'):,} iterations, "
             + (f"lower after {steps}" if is_stepped else f"then {self.get('SOLVER.LR_SCHEDULER_NAME')}"),
         )
-        often = f"every {_short(period / per_epoch)} epochs ({period:,} iterations)" if period else "at the end"
+        epochs = _short(period / per_epoch)
+        every = "every epoch" if epochs == "1" else f"every {epochs} epochs"
+        often = f"{every} ({period:,} iterations)" if period else "at the end"
         stops = f"; stops after {patience} evaluations without a better one" if patience and period else ""
         self.say("evaluation", f"{often}; the best {name} is kept{stops}")
         self.say("checkpoints", f"every {self.get('SOLVER.CHECKPOINT_PERIOD'):,} iterations")
