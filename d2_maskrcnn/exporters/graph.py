@@ -8,16 +8,16 @@ group, P proposals of an image at most, M proposals of all images, K classes, D 
 """
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torchvision.ops import nms, roi_align
+from torchvision.ops import roi_align
 
 from d2_maskrcnn.data.raw_images import RAW
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.exporters.operations import DROPPED, KEPT, Suppress, cell_centers, clip, paste, suppress
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
 from d2_maskrcnn.modeling.backbone.fpn import FPN
 from d2_maskrcnn.modeling.meta_arch import MaskRCNN
@@ -27,32 +27,6 @@ from d2_maskrcnn.modeling.roi_heads.roi_heads import MaskRCNNROIHeads
 from d2_maskrcnn.modeling.rpn.anchor_generator import MaskRCNNAnchorGenerator
 from d2_maskrcnn.modeling.rpn.rpn import MaskRCNNRPN
 from d2_maskrcnn.ops import ROIPooler
-from d2_maskrcnn.structures.masks import MASK_THRESHOLD
-
-DROPPED = -1e30  # score of a box that is not a candidate, far below every logit
-_KEPT = DROPPED / 2  # scores above this are of candidates
-_GROUP_DISTANCE = 2.0**20  # pixels between the boxes of two groups, in float64
-
-# (boxes (G, R, 4), scores (G, R), IoU threshold, boxes to keep per group) -> scores, DROPPED where suppressed
-Suppress = Callable[[torch.Tensor, torch.Tensor, float, int], torch.Tensor]
-
-
-def suppress(boxes: torch.Tensor, scores: torch.Tensor, threshold: float, limit: int) -> torch.Tensor:
-    """Apply non-maximum suppression to each group of boxes, by torchvision's operator.
-
-    Args:
-        boxes: (G, R, 4) XYXY, in [0, 2**20) pixels. scores: (G, R); ``DROPPED`` for boxes that are no candidates.
-        threshold: IoU in [0, 1] above which the lower-scored of two boxes is dropped.
-        limit: not used: later steps keep the best boxes anyway. Other implementations stop at this number per group.
-
-    Returns:
-        (G, R): the scores of the boxes that remain, ``DROPPED`` for the others.
-    """
-    group, index = (scores > _KEPT).nonzero(as_tuple=True)
-    chosen = scores[group, index]
-    apart = boxes[group, index].double() + (group * _GROUP_DISTANCE).double()[:, None]
-    kept = nms(apart, chosen.double(), threshold)
-    return torch.full_like(scores, DROPPED).index_put((group[kept], index[kept]), chosen[kept])
 
 
 class DetectorGraph(nn.Module):
@@ -172,7 +146,7 @@ class DetectorGraph(nn.Module):
             boxes.flatten(0, 1), scores.flatten(0, 1), settings.nms_thresh, settings.post_nms_topk
         ).unflatten(0, (-1, len(top)))
         best, index = scores.flatten(1).topk(min(settings.post_nms_topk, len(top) * settings.pre_nms_topk))  # (N, P)
-        image, slot = (best > _KEPT).nonzero(as_tuple=True)
+        image, slot = (best > KEPT).nonzero(as_tuple=True)
         return boxes.flatten(1, 2)[image, index[image, slot]], image, slot
 
     def _top_anchors(self, level: int, logits: torch.Tensor, deltas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,7 +163,9 @@ class DetectorGraph(nn.Module):
         deltas = deltas.float().permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))  # (N, Ri, 4)
         best, index = F.pad(flat, (0, count), value=DROPPED).topk(count)  # (N, k)
         index = index.clamp(max=flat.shape[1] - 1)
-        centers = _centers(logits.shape[2], logits.shape[3], generator.strides[level], generator.offset)  # (Hi*Wi, 4)
+        centers = cell_centers(
+            logits.shape[2], logits.shape[3], generator.strides[level], generator.offset
+        )  # (Hi*Wi, 4)
         anchors = cells[index % len(cells)] + centers.to(cells.device)[index // len(cells)]
         chosen = deltas.gather(1, index[..., None].expand(-1, -1, 4))
         return self.rpn.box_coder.decode(chosen, anchors), best
@@ -235,7 +211,7 @@ class DetectorGraph(nn.Module):
         best, index = scores.reshape(-1, classes * count).topk(limit)  # (N, limit)
         top = boxes.gather(1, index[..., None].expand(-1, -1, 4))
         not_empty = (top[..., 2:] > top[..., :2]).all(-1)
-        image, rank = ((best > _KEPT) & not_empty).nonzero(as_tuple=True)
+        image, rank = ((best > KEPT) & not_empty).nonzero(as_tuple=True)
         return top[image, rank], best[image, rank], index[image, rank] // count, image
 
     def _box_features(self, x: torch.Tensor) -> torch.Tensor:
@@ -310,38 +286,3 @@ def check_components(model: nn.Module) -> MaskRCNN:
             )
     assert isinstance(model, MaskRCNN)
     return model
-
-
-def clip(boxes: torch.Tensor, limits: torch.Tensor) -> torch.Tensor:
-    """Limit boxes (..., 4) to [0, limits], where limits (..., 4) are width, height, width, height; NaN stays NaN."""
-    return torch.minimum(boxes.clamp(min=0), limits)
-
-
-def _centers(height: int, width: int, stride: int, offset: float) -> torch.Tensor:
-    """Return x, y, x, y of each position of a level in pixels of the images, row by row: (height * width, 4)."""
-    y, x = torch.arange(height)[:, None], torch.arange(width)[None, :]
-    y, x = y + torch.zeros_like(x), x + torch.zeros_like(y)  # expand() would forbid exporters a height or width of 1
-    x, y = (x.flatten() + offset) * stride, (y.flatten() + offset) * stride
-    return torch.stack((x, y, x, y), dim=-1).float()
-
-
-def paste(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Paste masks into images, as :func:`d2_maskrcnn.structures.masks.paste_masks` does, by two matrix products.
-
-    Args:
-        masks: (D, S, S) probabilities. boxes: (D, 4) XYXY.
-
-    Returns:
-        (D, height, width) bool.
-    """
-    side = masks.shape[-1]
-    rows = _hat_weights(boxes[:, 1], boxes[:, 3], height, side)  # (D, height, S)
-    columns = _hat_weights(boxes[:, 0], boxes[:, 2], width, side)  # (D, width, S)
-    return rows @ masks @ columns.transpose(1, 2) >= MASK_THRESHOLD
-
-
-def _hat_weights(start: torch.Tensor, end: torch.Tensor, size: int, side: int) -> torch.Tensor:
-    """Return the weight of each of ``side`` values over [start, end] at each pixel center: (D, size, side)."""
-    pixels = torch.arange(size, device=start.device) + 0.5
-    position = (pixels - start[:, None]) / (end - start)[:, None] * side - 0.5  # (D, size)
-    return (1 - (position[..., None] - torch.arange(side, device=start.device)).abs()).clamp(min=0)

@@ -16,7 +16,8 @@ import torch
 from torch.export import Dim
 
 from d2_maskrcnn.errors import import_extra
-from d2_maskrcnn.exporters import graph
+from d2_maskrcnn.exporters import operations
+from d2_maskrcnn.exporters.graph import DetectorGraph
 from d2_maskrcnn.runtimes.metadata import METADATA_KEY, FileInfo
 from d2_maskrcnn.weights.atomic import atomic_write_bytes
 
@@ -25,8 +26,8 @@ OPSET = 18
 
 @torch.library.custom_op("d2_maskrcnn::suppress", mutates_args=())
 def suppress(boxes: torch.Tensor, scores: torch.Tensor, threshold: float, limit: int) -> torch.Tensor:
-    """Mark the place of ``NonMaxSuppression`` in the exported graph; see :func:`graph.suppress`."""
-    return graph.suppress(boxes, scores, threshold, limit)
+    """Mark the place of ``NonMaxSuppression`` in the exported graph; see :func:`operations.suppress`."""
+    return operations.suppress(boxes, scores, threshold, limit)
 
 
 @suppress.register_fake
@@ -43,16 +44,14 @@ def _suppress_nodes(boxes: Any, scores: Any, threshold: float, limit: int) -> An
         op.Unsqueeze(scores, op.Constant(value_ints=[1])),
         op.Constant(value_ints=[limit]),
         op.Constant(value_floats=[threshold]),
-        op.Constant(value_floats=[graph.DROPPED / 2]),
+        op.Constant(value_floats=[operations.DROPPED / 2]),
     )  # (boxes that remain, 3): group, 0, index
     places = op.Gather(selected, op.Constant(value_ints=[0, 2]), axis=1)
-    dropped = op.Expand(op.Constant(value_float=graph.DROPPED), op.Shape(scores))
+    dropped = op.Expand(op.Constant(value_float=operations.DROPPED), op.Shape(scores))
     return op.ScatterND(dropped, places, op.GatherND(scores, places))
 
 
-def trace(
-    detector: graph.DetectorGraph, batch: int | None, size: tuple[int, int] | None
-) -> torch.export.ExportedProgram:
+def trace(detector: DetectorGraph, batch: int | None, size: tuple[int, int] | None) -> torch.export.ExportedProgram:
     """Trace the detector.
 
     Args:
@@ -87,7 +86,7 @@ def write_onnx(
     """
     onnx = import_extra("onnx", "onnx")
     import_extra("onnxscript", "onnx")
-    detector = graph.DetectorGraph(model, suppress, dtype, paste)
+    detector = DetectorGraph(model, suppress, dtype, paste)
     with _quiet():
         program = torch.onnx.export(
             trace(detector, info.batch, info.size),

@@ -16,20 +16,12 @@ import numpy as np
 
 from d2_maskrcnn.errors import import_extra
 from d2_maskrcnn.exporters.onnx_format import set_metadata
-from d2_maskrcnn.exporters.openvino_format import save_openvino
+from d2_maskrcnn.exporters.openvino_format import PREDICTORS, save_openvino
 from d2_maskrcnn.runtimes.metadata import FileInfo
 from d2_maskrcnn.weights.atomic import atomic_write_bytes
 
 # Parts of the names of weights that stay in float.
-SENSITIVE = (
-    "stem.conv1",
-    "objectness_logits",
-    "anchor_deltas",
-    "cls_score",
-    "bbox_pred",
-    "deconv",
-    "mask_head.predictor",
-)
+SENSITIVE = (*PREDICTORS, "stem.conv1", "deconv", "mask_head.predictor")
 LAYERS = ("Conv", "Gemm")
 
 Inputs = dict[str, np.ndarray]
@@ -124,7 +116,7 @@ def quantize_openvino(source: Path, path: Path, inputs: Sequence[Inputs], info: 
             subset_size=len(inputs),
             ignored_scope=nncf.IgnoredScope(names=kept, validate=False),
         )
-    save_openvino(quantized, path, info.to_json(), half=False)
+    save_openvino(quantized, path, info.to_json())
 
 
 @contextlib.contextmanager

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from d2_maskrcnn import UserError
-from d2_maskrcnn.exporters.graph import DROPPED, DetectorGraph, paste, suppress
-from d2_maskrcnn.structures.masks import paste_masks
+from d2_maskrcnn.exporters.graph import DetectorGraph
 
 
 @pytest.mark.parametrize("variant", ["plain", "options", "batchnorm", "boxes_only"])
@@ -43,25 +42,6 @@ def test_images_without_pixels_have_no_detections(narrow, narrow_batch):
     images, sizes = narrow_batch
     image = DetectorGraph(narrow.model("plain"))(images, sizes * torch.tensor([[1], [0], [1]]))[3]
     assert set(image.tolist()) == {0, 2}
-
-
-def test_suppress_treats_groups_separately():
-    boxes = torch.tensor(
-        [[[0.0, 0, 10, 10], [0, 0, 10, 9], [20, 0, 30, 10]], [[0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 1, 1]]]
-    )
-    scores = torch.tensor([[0.9, 0.8, 0.7], [DROPPED, 0.5, 0.6]])
-    expected = torch.tensor([[0.9, DROPPED, 0.7], [DROPPED, 0.5, 0.6]])
-    assert suppress(boxes, scores, 0.5, 3).equal(expected)
-
-
-def test_paste_equals_paste_masks():
-    generator = torch.Generator().manual_seed(0)
-    masks = torch.rand(40, 28, 28, generator=generator)
-    corner = torch.rand(40, 2, generator=generator) * 60 - 10
-    boxes = torch.cat((corner, corner + 1 + torch.rand(40, 2, generator=generator) * 60), dim=1)
-    pasted = paste(masks, boxes, 60, 80)
-    assert (pasted != paste_masks(masks, boxes, 60, 80)).float().mean() < 1e-4
-    assert pasted.any()
 
 
 def test_other_components_are_refused(narrow):
