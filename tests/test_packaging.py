@@ -46,7 +46,8 @@ def test_help_of_the_installed_command(installed, tmp_path):
 
 def test_example_and_configs_by_name_in_an_empty_folder(installed, tmp_path):
     code = (
-        "import d2_maskrcnn\nfrom d2_maskrcnn.cli.main import main\n"
+        "import d2_maskrcnn, importlib.metadata\nfrom d2_maskrcnn.cli.main import main\n"
+        "assert d2_maskrcnn.engine_info().version == importlib.metadata.version('detectron2')\n"
         "assert main(['predict', '--example', '--output', 'out']) == 0\n"
         "import sys; assert not {'scipy', 'pandas', 'tensorboard'} & set(sys.modules), 'slow imports'\n"
         f"for name in {config_names()}: d2_maskrcnn.load_config(name)\n"

@@ -1,4 +1,5 @@
 import importlib
+import importlib.metadata
 import pickle
 
 import pytest
@@ -93,3 +94,7 @@ def test_names_that_other_modules_import():
     assert build_detection_train_loader is data.build_detection_train_loader
     assert Instances is structures.Instances
     assert not hasattr(data, "Instances")
+
+
+def test_programs_that_look_for_an_installed_package_find_it():
+    assert importlib.metadata.version("detectron2") == detectron2.__version__

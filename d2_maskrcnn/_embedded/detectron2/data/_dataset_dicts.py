@@ -105,8 +105,7 @@ def get_detection_dataset_dicts(
     Args:
         names: one name or several.
         filter_empty: whether images without annotations other than crowd regions are removed.
-        min_keypoints: must be 0; this engine does not support keypoints.
-        proposal_files: must be empty; this engine does not support precomputed proposals.
+        min_keypoints, proposal_files: must be 0 and empty.
         check_consistency: whether the datasets must have the same classes; the number of instances per class is logged.
 
     Returns:
@@ -121,13 +120,10 @@ def get_detection_dataset_dicts(
     if not names:
         raise ValueError("no dataset name given: set DATASETS.TRAIN or DATASETS.TEST, such as ('coco_2017_train',).")
     if min_keypoints or proposal_files:
-        raise ValueError(
-            "this engine supports neither keypoints (min_keypoints) nor precomputed proposals (proposal_files)."
-        )
+        raise ValueError("this engine has neither keypoints (min_keypoints) nor given proposals (proposal_files).")
     loaded = [_load(name) for name in names]
     if any(isinstance(records, Dataset) for records in loaded):
         return loaded[0] if len(loaded) == 1 else ConcatDataset(loaded)
-
     joined = list(itertools.chain.from_iterable(loaded))
     has_annotations = "annotations" in joined[0]
     if filter_empty and has_annotations:

@@ -116,44 +116,49 @@ def build_batch_data_loader(
     seed: int | None = None,
     **kwargs: Any,
 ) -> Any:
-    """Return an iterable of training batches. For a given sampler, their order is the same for any number of workers.
+    """Return an iterable of training batches, whose order is the same for any number of workers.
 
     Args:
-        dataset: with indices, or iterable.
-        sampler: yields indices; None for an iterable dataset.
-        total_batch_size: of all processes together.
+        dataset: with indices, or iterable. sampler: yields indices; None for an iterable dataset.
+        total_batch_size: of all processes together. single_gpu_batch_size: of this process, instead.
         aspect_ratio_grouping: whether a batch has only wide or only tall images; elements are dicts with ``width`` and
             ``height`` then.
-        num_workers: worker processes; 0 loads in this one.
+        num_workers, prefetch_factor, persistent_workers, pin_memory, **kwargs: see ``torch.utils.data.DataLoader``.
         collate_fn: makes a batch of a list of elements; None keeps the list.
         drop_last: whether an incomplete last batch is skipped.
-        single_gpu_batch_size: of this process, instead of ``total_batch_size``.
-        prefetch_factor: batches that each worker loads ahead.
-        persistent_workers, pin_memory: see ``torch.utils.data.DataLoader``.
         seed: of the workers' random generators; None for one from PyTorch's global generator.
-        **kwargs: further arguments of ``DataLoader``.
 
     Raises:
         ValueError: the batch size is not a multiple of the number of processes, a dataset with indices has no sampler,
             or an iterable one has one.
     """
     size = single_gpu_batch_size or _per_process(total_batch_size)
+    source = _in_order(dataset, sampler, 1 if aspect_ratio_grouping else size)
+    options = {"num_workers": num_workers, "persistent_workers": persistent_workers, "pin_memory": pin_memory}
+    options |= {**_worker_options(num_workers, prefetch_factor, seed), **kwargs}
+    if not aspect_ratio_grouping:
+        return DataLoader(source, size, drop_last=drop_last, collate_fn=collate_fn or trivial_batch_collator, **options)
+    grouped = AspectRatioGroupedDataset(DataLoader(source, 1, collate_fn=_only_element, **options), size)
+    return MapDataset(grouped, collate_fn) if collate_fn else grouped
+
+
+def _in_order(dataset: Any, sampler: Sampler | None, chunk: int) -> IterableDataset:
+    """Return the elements in the order of the sampler; each worker loads ``chunk`` of them at a time.
+
+    The loader's round over workers then restores the order.
+    """
     iterable = isinstance(dataset, IterableDataset)
     if iterable == (sampler is not None):
         raise ValueError(f"{'an iterable dataset takes no' if iterable else 'a dataset with indices needs a'} sampler")
-    if sampler is not None:
-        # The chunks are what a worker loads at a time, so that the loader's round over workers restores the order.
-        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=1 if aspect_ratio_grouping else size)
-    options: dict[str, Any] = {"num_workers": num_workers, "worker_init_fn": worker_init_reset_seed}
-    options |= {"persistent_workers": persistent_workers, "pin_memory": pin_memory}
-    options["prefetch_factor"] = prefetch_factor if num_workers else None
-    options["generator"] = None if seed is None else torch.Generator().manual_seed(seed)
-    options |= kwargs
-    if not aspect_ratio_grouping:
-        collate = collate_fn or trivial_batch_collator
-        return DataLoader(dataset, size, drop_last=drop_last, collate_fn=collate, **options)
-    grouped = AspectRatioGroupedDataset(DataLoader(dataset, 1, collate_fn=_only_element, **options), size)
-    return MapDataset(grouped, collate_fn) if collate_fn else grouped
+    return dataset if sampler is None else ToIterableDataset(dataset, sampler, shard_chunk_size=chunk)
+
+
+def _worker_options(num_workers: int, prefetch_factor: int | None, seed: int | None) -> dict[str, Any]:
+    return {
+        "worker_init_fn": worker_init_reset_seed,
+        "prefetch_factor": prefetch_factor if num_workers else None,
+        "generator": None if seed is None else torch.Generator().manual_seed(seed),
+    }
 
 
 def _train_arguments(

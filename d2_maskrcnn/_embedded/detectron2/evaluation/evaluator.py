@@ -168,13 +168,7 @@ def inference_on_dataset(
         _call(callbacks, "on_start")
         for index, inputs in enumerate(data_loader):
             clock.lap("data")
-            _call(callbacks, "before_inference")
-            outputs = model(inputs)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()  # kernels run asynchronously: their time would count as the evaluator's
-            _call(callbacks, "after_inference")
-            clock.lap("compute")
-            evaluator.process(inputs, outputs)
+            evaluator.process(inputs, _infer(model, inputs, callbacks, clock))
             clock.lap("eval")
             clock.finish_batch(index)
             clock.log_progress(index)
@@ -182,6 +176,16 @@ def inference_on_dataset(
     clock.log_total()
     results = evaluator.evaluate()
     return {} if results is None else results
+
+
+def _infer(model: Callable[[Any], Any], inputs: Any, callbacks: Callbacks, clock: _Clock) -> Any:
+    _call(callbacks, "before_inference")
+    outputs = model(inputs)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # kernels run asynchronously: their time would count as the evaluator's
+    _call(callbacks, "after_inference")
+    clock.lap("compute")
+    return outputs
 
 
 def _as_one(evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None) -> DatasetEvaluator:

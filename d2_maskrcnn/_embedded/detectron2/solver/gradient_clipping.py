@@ -1,5 +1,6 @@
 """Optimizers that clip the gradient of each parameter before a step."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -25,17 +26,22 @@ def _create_clipper(cfg: CfgNode) -> Clipper:
 
 
 def _with_clipping(optimizer_class: type[torch.optim.Optimizer], clip: Clipper) -> type[torch.optim.Optimizer]:
-    class OptimizerWithGradientClip(optimizer_class):  # type: ignore[misc, valid-type]
-        def step(self, closure: Callable[[], float] | None = None) -> float | None:
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        clip(parameter)
-            return super().step(closure)
+    """Derive a class whose optimizers clip gradients before each step."""
 
-    name = f"{optimizer_class.__name__}WithGradientClip"
-    OptimizerWithGradientClip.__name__ = OptimizerWithGradientClip.__qualname__ = name
-    return OptimizerWithGradientClip
+    def create(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
+        optimizer_class.__init__(self, *args, **kwargs)
+        _clip_before_steps(self, clip)
+
+    return type(f"{optimizer_class.__name__}WithGradientClip", (optimizer_class,), {"__init__": create})
+
+
+def _clip_before_steps(optimizer: torch.optim.Optimizer, clip: Clipper) -> None:
+    def clip_all(stepping: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = itertools.chain.from_iterable(group["params"] for group in stepping.param_groups)
+        for parameter in (each for each in parameters if each.grad is not None):
+            clip(parameter)
+
+    optimizer.register_step_pre_hook(clip_all)
 
 
 def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: OptimizerOrClass) -> OptimizerOrClass:
@@ -48,10 +54,11 @@ def maybe_add_gradient_clipping(cfg: CfgNode, optimizer: OptimizerOrClass) -> Op
     Raises:
         ValueError: ``CLIP_TYPE`` is neither ``value`` nor ``norm``.
     """
-    if not cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+    node = cfg.SOLVER.CLIP_GRADIENTS
+    if not node.ENABLED:
         return optimizer
-    clip = _create_clipper(cfg.SOLVER.CLIP_GRADIENTS)
-    if isinstance(optimizer, torch.optim.Optimizer):
-        optimizer.__class__ = _with_clipping(type(optimizer), clip)  # type: ignore[assignment]
-        return optimizer
-    return cast(OptimizerOrClass, _with_clipping(optimizer, clip))
+    clip = _create_clipper(node)
+    if isinstance(optimizer, type):
+        return cast(OptimizerOrClass, _with_clipping(optimizer, clip))
+    _clip_before_steps(optimizer, clip)
+    return optimizer

@@ -30,32 +30,24 @@ def get_default_optimizer_params(
 ) -> list[ParamGroup]:
     """Group the trainable parameters of ``model`` by their hyperparameters, for a PyTorch optimizer.
 
-    Values that are None are left to the optimizer's defaults. A parameter that several modules share occurs once.
-    Settings for biases have precedence over those for normalization layers.
+    None leaves a value to the optimizer's default. A parameter that several modules share occurs once. Settings for
+    biases have precedence over those for normalization layers.
 
     Args:
         model: its parameters with ``requires_grad`` are grouped.
-        base_lr: learning rate of all groups.
-        weight_decay: weight decay of all groups.
-        weight_decay_norm: weight decay of the parameters of normalization layers.
-        bias_lr_factor: factor of ``base_lr`` for parameters named ``bias``.
-        weight_decay_bias: weight decay of parameters named ``bias``.
+        base_lr, weight_decay: of all groups. weight_decay_norm: of the parameters of normalization layers.
+        bias_lr_factor, weight_decay_bias: factor of ``base_lr`` and weight decay of parameters named ``bias``.
         lr_factor_func: full parameter name -> factor of ``base_lr`` (layer-wise learning rates).
         overrides: last part of a parameter's name -> settings that have precedence over all others,
             e.g. ``{"embedding": {"lr": 0.01, "weight_decay": 0.1}}``.
 
     Raises:
         ValueError: a factor is given without ``base_lr``, or both ``overrides["bias"]`` and a setting for biases.
-
-    >>> groups = get_default_optimizer_params(torch.nn.BatchNorm1d(3), weight_decay=0.1, weight_decay_bias=0.0)
-    >>> [(group["weight_decay"], len(group["params"])) for group in groups]
-    [(0.1, 1), (0.0, 1)]
     """
     if lr_factor_func is not None and base_lr is None:
         raise ValueError("lr_factor_func needs base_lr")
     overrides = _add_bias_settings(overrides or {}, base_lr, bias_lr_factor, weight_decay_bias)
     defaults = _without_none({"lr": base_lr, "weight_decay": weight_decay})
-
     groups: list[ParamGroup] = []
     for module, full_name, parameter in _trainable_parameters(model):
         settings = dict(defaults)

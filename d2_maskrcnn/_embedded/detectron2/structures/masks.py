@@ -179,9 +179,7 @@ class PolygonMasks:
             ValueError: the nesting is different, or a polygon has an odd number of values or fewer than three points.
         """
         if not isinstance(polygons, (list, tuple)):
-            raise InvalidArgumentError(
-                f"PolygonMasks need a list of lists of polygons, one per instance, got {type(polygons).__name__}"
-            )
+            raise InvalidArgumentError(f"PolygonMasks need a list of lists of polygons, got {type(polygons).__name__}")
         self.polygons = [check_polygons(instance) for instance in polygons]
 
     @property

@@ -18,7 +18,7 @@ from detectron2.utils.file_io import PathManager
 
 __all__ = ["ColorMode", "SegmentDrawingMixin", "read_labels"]
 
-_OFF_WHITE = (1.0, 1.0, 240.0 / 255)
+_PALE_EDGE = (1.0, 1.0, 240.0 / 255)
 
 
 @unique
@@ -44,7 +44,7 @@ class SegmentDrawingMixin(DrawingMixin):
         area_threshold: float | None = None,
         alpha: float = 0.8,
         draw_text: bool = True,
-        edge_color: Sequence[float] = _OFF_WHITE,
+        edge_color: Sequence[float] = _PALE_EDGE,
     ) -> VisImage:
         """Draw a map of classes: (H, W) integers, indices of ``stuff_classes``; other values are not drawn.
 
@@ -93,7 +93,7 @@ class SegmentDrawingMixin(DrawingMixin):
                 self.draw_binary_mask(
                     mask,
                     color=color,
-                    edge_color=None if thing else _OFF_WHITE,
+                    edge_color=None if thing else _PALE_EDGE,
                     text=text if score is None else f"{text} {score:.0%}",
                     alpha=alpha,
                     area_threshold=area_threshold,

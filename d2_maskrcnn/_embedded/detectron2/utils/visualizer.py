@@ -151,18 +151,19 @@ class Visualizer(SegmentDrawingMixin):
         count = counts.pop() if counts else 0
         colors = assigned_colors or [random_color(rgb=True, maximum=1) for _ in range(count)]
         for index in self._large_first(count, corners, shapes):
-            box = None if corners is None else corners[index]
-            shape = None if shapes is None else shapes[index]
-            if box is not None:
-                self.draw_box(box, edge_color=colors[index])
-            if shape is not None:
-                for polygon in shape.polygons:
-                    self.draw_polygon(polygon.reshape(-1, 2), colors[index], alpha=alpha)
+            box, shape = (None if items is None else items[index] for items in (corners, shapes))
+            self._overlay_instance(box, shape, colors[index], alpha)
             if labels is not None:
                 self._label(labels[index], colors[index], box, shape)
         for person in [] if points is None else points:
             self.draw_and_connect_keypoints(person)
         return self.output
+
+    def _overlay_instance(self, box: Any, shape: GenericMask | None, color: Any, alpha: float) -> None:
+        if box is not None:
+            self.draw_box(box, edge_color=color)
+        for polygon in [] if shape is None else shape.polygons:
+            self.draw_polygon(polygon.reshape(-1, 2), color, alpha=alpha)
 
     def overlay_rotated_instances(
         self, boxes: Any = None, labels: Sequence[str] | None = None, assigned_colors: Sequence[Any] | None = None

@@ -140,11 +140,9 @@ def load_coco_json(
     """Read a file in COCO's instance annotation format.
 
     Args:
-        json_file: its path.
-        image_root: folder of the images, to which ``file_name`` entries are relative.
-        dataset_name: if given, categories get the contiguous ids 0, 1, ... in the order of their ids, and
-            ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` are set in the metadata of this name. Otherwise
-            the ids of the file are kept.
+        json_file: its path. image_root: folder of the images, to which ``file_name`` entries are relative.
+        dataset_name: if given, categories get the contiguous ids 0, 1, ... in the order of their ids, and the metadata
+            of this name get ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``; None keeps the file's ids.
         extra_annotation_keys: further keys of the annotations to keep.
 
     Returns:
@@ -162,27 +160,25 @@ def load_coco_json(
     _check_ids(data, json_file)
     api = _index(data)
     id_map = _read_categories(api, dataset_name) if dataset_name is not None else None
-    keys = (*_KEPT_KEYS, *(extra_annotation_keys or ()))
-    records, without_mask = [], 0
+    keys, records, without_mask = (*_KEPT_KEYS, *(extra_annotation_keys or ())), [], 0
     for image_id in sorted(api.imgs):
         image = api.imgs[image_id]
         # `get`, since an access to a missing key of pycocotools' defaultdict would add it.
         annotations = [_read_annotation(a, id_map, keys, json_file) for a in api.imgToAnns.get(image_id, [])]
         kept = [annotation for annotation in annotations if annotation is not None]
         without_mask += len(annotations) - len(kept)
-        file_name = os.path.join(image_root, image["file_name"])
-        record = {"file_name": file_name, "height": image["height"], "width": image["width"], "image_id": image_id}
-        records.append({**record, "annotations": kept})
-    if without_mask:
-        logger.warning(
-            "%s: skipped %d annotations whose segmentation has no polygon of at least three points.",
-            json_file,
-            without_mask,
-        )
-    seconds = time.perf_counter() - started
-    level = logging.INFO if seconds > _SLOW_SECONDS else logging.DEBUG
-    logger.log(level, "Loaded %d images from %s in %.2f s.", len(records), json_file, seconds)
+        record = {"file_name": os.path.join(image_root, image["file_name"]), "image_id": image_id}
+        records.append({**record, "height": image["height"], "width": image["width"], "annotations": kept})
+    _log_reading(json_file, len(records), without_mask, time.perf_counter() - started)
     return records
+
+
+def _log_reading(json_file: str, images: int, without_mask: int, seconds: float) -> None:
+    if without_mask:
+        message = "%s: skipped %d annotations whose segmentation has no polygon of at least three points."
+        logger.warning(message, json_file, without_mask)
+    level = logging.INFO if seconds > _SLOW_SECONDS else logging.DEBUG
+    logger.log(level, "Loaded %d images from %s in %.2f s.", images, json_file, seconds)
 
 
 def register_coco_instances(name: str, metadata: dict[str, Any], json_file: str, image_root: str) -> None:

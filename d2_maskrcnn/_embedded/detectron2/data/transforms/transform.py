@@ -48,9 +48,7 @@ def _resize_with_torch(array: np.ndarray, new_h: int, new_w: int, interp: int) -
         ValueError: the interpolation is not nearest, bilinear or bicubic.
     """
     if interp not in _TORCH_MODES:
-        raise InvalidArgumentError(
-            f"interpolation {interp} works on uint8 images only; use nearest, bilinear or bicubic."
-        )
+        raise InvalidArgumentError(f"interpolation {interp} needs uint8 images; use nearest, bilinear or bicubic.")
     mode = _TORCH_MODES[Image.Resampling(interp)]
     floating = array if np.issubdtype(array.dtype, np.floating) else array.astype(np.float32)
     planes = torch.from_numpy(np.ascontiguousarray(floating)).reshape(*array.shape[:2], -1)  # (H, W, C)
@@ -88,9 +86,7 @@ class ResizeTransform(Transform):
             ValueError: the image has another size than (h, w).
         """
         if img.shape[:2] != (self.h, self.w):
-            raise InvalidArgumentError(
-                f"this transform resizes images of (h, w) {(self.h, self.w)}, got one of {img.shape[:2]}."
-            )
+            raise InvalidArgumentError(f"expected an image of (h, w) {(self.h, self.w)}, got one of {img.shape[:2]}.")
         if (self.new_h, self.new_w) == (self.h, self.w):
             return img
         interp = self.interp if interp is None else interp
