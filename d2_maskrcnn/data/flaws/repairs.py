@@ -137,8 +137,7 @@ def _to_rle(work: "Work", annotation: dict[str, Any]) -> dict[str, Any] | None:
     if isinstance(segmentation, list):
         decodable = all(map(_is_polygon, segmentation))
     else:
-        assert segmentation is not None
-        counts = segmentation["counts"]
+        counts = segmentation["counts"]  # type: ignore[index]  # segmentation_fault has checked it
         decodable = isinstance(counts, list) or int(rle_pixel_counts([counts])[0]) == size[0] * size[1]
     try:
         return segmentation_to_rle(segmentation, size[1], size[0]) if decodable else None
@@ -261,8 +260,7 @@ def _clip_polygons(work: "Work", entries: str, position: int) -> str:
 def _drop_if_missing(work: "Work", entries: str, position: int) -> str:
     """Drop an image outside of the image folder whose file does not exist; the copy names others by absolute paths."""
     image, root = work.entry(entries, position), work.content.image_root or Path()
-    missing = not os.path.isfile(root / image["file_name"])
-    return _drop("missing {} dropped")(work, entries, position) if missing else ""
+    return "" if os.path.isfile(root / image["file_name"]) else _drop("missing {} dropped")(work, entries, position)
 
 
 # Repair -> kinds of flaws. Kinds that are not here need a decision.
