@@ -21,7 +21,9 @@ STAGES = ("res2", "res3", "res4", "res5")
 def checkpoint(tmp_path_factory):
     """A checkpoint that stores its config and class names."""
     folder = tmp_path_factory.mktemp("model")
-    cfg = narrow_cfg("plain", MODEL__ROI_HEADS__NUM_CLASSES=4, INPUT__MIN_SIZE_TEST=64, INPUT__MAX_SIZE_TEST=160)
+    proposals = {"MODEL__RPN__PRE_NMS_TOPK_TEST": 1000, "MODEL__RPN__POST_NMS_TOPK_TEST": 1000}
+    sizes = {"INPUT__MIN_SIZE_TEST": 64, "INPUT__MAX_SIZE_TEST": 160}
+    cfg = narrow_cfg("plain", MODEL__ROI_HEADS__NUM_CLASSES=4, **proposals, **sizes)
     model = fill_weights(build_model(cfg))
     MaskRCNNCheckpointer(model, str(folder), class_names=NAMES, config=cfg.dump()).save("model")
     return folder / "model.pth"

@@ -9,8 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from d2_maskrcnn import Predictor, UserError, evaluate
+from d2_maskrcnn import Predictor, Results, UserError, evaluate
+from d2_maskrcnn.cli.main import main
 from d2_maskrcnn.exporters import FORMATS, export, quantize
+from d2_maskrcnn.exporters.agreement import compare
+from d2_maskrcnn.exporters.openvino_format import convert_onnx
+from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.masks import paste_masks
 from tests.exporters.conftest import NAMES
 
@@ -38,6 +42,26 @@ def test_few_and_no_detections(format, predictor, eager, make_images, assert_sam
     assert predictor(format)(image).masks.shape == (0, 64, 96)
     outputs = model.session.run(np.zeros((1, 3, 64, 96), np.uint8), np.zeros((1, 2), np.int64))  # no pixels
     assert [each.shape for each in outputs] == [(0, 4), (0,), (0,), (0,), (0, 28, 28)]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_most_and_the_fewest_proposals(format, predictor, eager, make_images, assert_same):
+    """Images as large as they are given: 320x320 pixels have 1,000 proposals; a single pixel has one per level."""
+    images = [image.transpose(2, 0, 1) for image in make_images((320, 320), (1, 1))]
+    inputs = [{"image": torch.from_numpy(np.ascontiguousarray(image))} for image in images]
+    with torch.no_grad():
+        model = eager.model
+        batch = model.preprocess_image(inputs)
+        counts = [len(each) for each in model.proposal_generator(batch, model.backbone(batch.tensor), None)[0]]
+        assert counts[0] == 1000
+        assert 1 <= counts[1] <= 5
+        expected, actual = model.inference(inputs), predictor(format).model.inference(inputs)
+    for index, image in enumerate(images):
+        results = [
+            Results(image.transpose(1, 2, 0), Detections.from_instances(each[index]["instances"], image.shape[1:]))
+            for each in (actual, expected)
+        ]
+        assert_same(*results)
 
 
 def test_score_threshold_of_the_predictor(exported, eager, make_images, assert_same):
@@ -105,19 +129,87 @@ def test_half_fixed_size_and_pasted_masks(eager, make_images, tmp_path):
     assert (pasted != expected_masks).mean() < 1e-3
 
 
-@pytest.mark.parametrize("format", ["onnx", "openvino"])
-def test_int8_agrees_with_float(format, exported, make_images, tmp_path):
-    (tmp_path / "images").mkdir()
-    for index, image in enumerate(make_images(*[(64, 96)] * 3)):
-        Image.fromarray(image).save(tmp_path / "images" / f"{index}.png")
-    path = tmp_path / ("a.onnx" if format == "onnx" else "a.xml")
-    result = quantize(exported("onnx"), format, path, tmp_path / "images")
-    assert result.images == 3
-    assert result.detections > 20
-    assert result.matched > 0.3  # the weights are random, so many boxes have almost the same score
-    assert result.score_difference < 0.1
-    assert "float32" in str(result)
+def save_images(folder, images):
+    folder.mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    return folder
+
+
+def test_openvino_half_rounds_the_weights_alone(exported, eager, make_images, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    path = tmp_path / "half.xml"
+    convert_onnx(exported("onnx"), path, half=True)
+    model = openvino.Core().read_model(str(path))
+    constants = [op for op in model.get_ordered_ops() if op.get_type_name() == "Constant"]
+    rounded = [op.get_friendly_name() for op in constants if op.get_element_type().get_type_name() == "f16"]
+    assert len(rounded) > 20
+    assert all(name.endswith(".weight") for name in rounded)
+    assert not any("bbox_pred" in name or "anchor_deltas" in name for name in rounded)
+    assert path.with_suffix(".bin").stat().st_size < 0.6 * exported("openvino").with_suffix(".bin").stat().st_size
+    (image,) = make_images((64, 96))
+    assert Predictor(path, threshold=None)(image).scores[:3] == pytest.approx(eager(image).scores[:3], abs=0.005)
+
+
+def test_int8_agrees_with_float(exported, make_images, tmp_path):
+    """With ranges of similar images most detections stay; with ranges that are 16 times too narrow, none does."""
+    images = make_images((64, 96))
+    similar = save_images(tmp_path / "similar", images)
+    for format, suffix in (("openvino", ".xml"), ("onnx", ".onnx")):
+        path = tmp_path / f"a{suffix}"
+        result = quantize(exported("onnx"), format, path, similar)
+        assert result.images == 1
+        assert result.detections > 10
+        assert result.matched > 0.7  # the weights are random, so some boxes have almost the same score
+        assert result.score_difference < 0.03
+        assert "float32" in str(result)
+        assert Predictor(path).model.info.precision == "int8"
+    quantize(exported("onnx"), "onnx", path, save_images(tmp_path / "flat", [image // 16 + 100 for image in images]))
+    broken = compare(*(Predictor(each, threshold=None) for each in (path, exported("onnx"))), images)
+    assert broken.matched < 0.3
+
+
+def test_command_writes_an_int8_file(checkpoint, make_images, tmp_path, capfd, caplog):
+    folder = save_images(tmp_path / "images", make_images((64, 96)))
+    path = tmp_path / "int8.onnx"
+    assert main(["export", str(checkpoint), "--int8", "--output", str(path)]) == 2
+    assert "add --calibrate FOLDER" in capfd.readouterr().err
+    assert main(["export", str(checkpoint), "--int8", "--calibrate", str(folder), "--output", str(path)]) == 0
+    assert f"{path}: " in capfd.readouterr().out
+    assert "1 images: " in caplog.text and " ms per image" in caplog.text
+    onnx = pytest.importorskip("onnx")
+    types = {node.op_type for node in onnx.load(path).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= types
     assert Predictor(path).model.info.precision == "int8"
+
+
+def test_video_takes_a_file(exported, make_images, tmp_path):
+    av = pytest.importorskip("av")
+    frames = make_images(*[(64, 96)] * 5)
+    with av.open(str(tmp_path / "in.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "10"})
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode())
+    words = [str(exported("onnx")), str(tmp_path / "in.mp4"), "--save-json", str(tmp_path / "tracks.jsonl")]
+    assert main(["predict", *words, "--output", str(tmp_path / "out.mp4")]) == 0
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 5
+    lines = [json.loads(line) for line in (tmp_path / "tracks.jsonl").read_text().splitlines()]
+    assert len(lines) == 5
+    tracks = [each for line in lines for each in line["detections"]]
+    assert {each["category"] for each in tracks} <= set(NAMES)
+    assert all("track_id" in each and "segmentation" in each for each in tracks)
+    assert tracks
+
+
+def test_eval_command_takes_a_file(exported, tiny_shapes, tmp_path, capfd):
+    words = ["--weights", str(exported("onnx")), "--data", str(tiny_shapes), "--output", str(tmp_path / "out")]
+    assert main(["eval", *words]) == 0
+    results = json.loads((tmp_path / "out" / "inference" / "results.json").read_text())
+    assert {"bbox", "segm"} <= set(results)
+    assert "masks" in capfd.readouterr().out
 
 
 def test_evaluation_takes_a_file(exported, eager, tiny_shapes, tmp_path):
