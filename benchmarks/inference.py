@@ -3,14 +3,18 @@
     python benchmarks/inference.py                # Detectron2's only if it is installed
     python benchmarks/inference.py --output benchmarks/results/inference.md
 
-One image of 800 x 1200 pixels, batch 1, float32, on the CPU, 80 classes, 1,000 proposals and 100 detections with
-masks of the whole image. Each model has its own process, which gives its peak memory; they alternate, one forward pass
-each, so that other programs affect all of them equally. The weights are random and scaled so that all models have
-1,000 proposals and 100 detections. Seconds depend on the machine and its load: compare the ratios. CPU seconds, summed
-over the threads, vary least.
+For AVX2 on a processor with AVX-512, prefix ``ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+MKL_ENABLE_INSTRUCTIONS=AVX2``.
+
+One image of 800 x 1200 pixels, batch 1, on the CPU, 80 classes, 1,000 proposals and 100 detections with masks of the
+whole image, in float32, and in bfloat16 where the processor computes in it natively. Each model has its own process,
+which gives its peak memory; they alternate, one forward pass each, so that other programs affect all of them equally.
+The weights are random and scaled so that all models have 1,000 proposals and 100 detections. Seconds depend on the
+machine and its load: compare the ratios. CPU seconds, summed over the threads, vary least.
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -35,9 +39,14 @@ from models import (
     make_image,
     make_run,
 )
+from stages import stage_table
 from torch import nn
 
 import d2_maskrcnn
+from d2_maskrcnn.modeling.precision import has_native_bfloat16, set_precision
+
+BFLOAT16 = ", bfloat16"  # suffix of a model's name
+IMPORTS = {"torchvision": "torchvision.models.detection", "d2_maskrcnn": "d2_maskrcnn.modeling"}
 
 
 def count(model: nn.Module, run: Callable[[], int]) -> tuple[int, int]:
@@ -64,17 +73,27 @@ def peak_gigabytes() -> float:
 def work(name: str) -> None:
     """Build a model, print a summary, then time a forward pass for each line on stdin."""
     torch.manual_seed(0)
-    model = build_torchvision() if name == "torchvision" else build_detectron2(ours=name == "d2_maskrcnn")
+    kind = name.removesuffix(BFLOAT16)
+    importlib.import_module(IMPORTS.get(kind, "detectron2.modeling"))
+    imported = peak_gigabytes()
+    model = build_torchvision() if kind == "torchvision" else build_detectron2(ours=kind == "d2_maskrcnn")
     run = make_run(model.eval(), make_image())
-    loaded = peak_gigabytes()
+    loaded = peak_gigabytes() - imported
     calibrate(model, run)
-    proposals, detections = count(model, run)
-    print(json.dumps({"proposals": proposals, "detections": detections, "loaded": loaded}), flush=True)
-    for _ in sys.stdin:
-        start, cpu_start = time.perf_counter(), time.process_time()
-        run()
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-        print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak": peak_gigabytes()}), flush=True)
+    if name.endswith(BFLOAT16) and kind == "d2_maskrcnn":
+        set_precision(model, "bfloat16")
+    with torch.autocast("cpu", torch.bfloat16, enabled=name.endswith(BFLOAT16) and kind == "torchvision"):
+        proposals, detections = count(model, run)
+        print(json.dumps({"proposals": proposals, "detections": detections, "loaded": loaded}), flush=True)
+        for line in sys.stdin:
+            if line.strip() == "stages":
+                print(json.dumps({"stages": stage_table(model, run)}), flush=True)
+                continue
+            start, cpu_start = time.perf_counter(), time.process_time()
+            run()
+            seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+            peak = peak_gigabytes() - imported
+            print(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak": peak}), flush=True)
 
 
 class Worker:
@@ -99,19 +118,27 @@ class Worker:
 
     def run(self) -> None:
         """Time one forward pass."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        result = self._read()
+        result = self._ask("")
         self.seconds.append(result["seconds"])
         self.cpu_seconds.append(result["cpu_seconds"])
         self.peak = result["peak"]
+
+    def stages(self) -> str:
+        """Return the table of the model's stages."""
+        table: str = self._ask("stages")["stages"]
+        return table
 
     def close(self) -> None:
         """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        return self._read()
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -125,16 +152,18 @@ def table(workers: list[Worker]) -> str:
     """Return the results as a Markdown table."""
     base = next(worker for worker in workers if worker.name == "torchvision")
     lines = [
-        "| model | median s | / torchvision's | median CPU s | / torchvision's | peak GB | / torchvision's "
-        "| memory before the first image, GB |",
+        "| model | median s | / torchvision's float32 | median CPU s | / torchvision's float32 | peak memory above the "
+        "imports', GB | / torchvision's | before the first image, GB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for worker in workers:
         seconds, base_seconds = statistics.median(worker.seconds), statistics.median(base.seconds)
         cpu, base_cpu = statistics.median(worker.cpu_seconds), statistics.median(base.cpu_seconds)
+        # Models in bfloat16 were calibrated in float32, which determines their peak.
+        peak = f"{worker.peak:.2f} | {worker.peak / base.peak:.2f}" if BFLOAT16 not in worker.name else "|"
         lines.append(
             f"| {worker.name} | {seconds:.2f} | {seconds / base_seconds:.2f} | {cpu:.2f} | {cpu / base_cpu:.2f} "
-            f"| {worker.peak:.2f} | {worker.peak / base.peak:.2f} | {worker.loaded:.2f} |"
+            f"| {peak} | {worker.loaded:.2f} |"
         )
     return "\n".join(lines)
 
@@ -142,28 +171,33 @@ def table(workers: list[Worker]) -> str:
 def report(rounds: int) -> str:
     """Measure all models and return the report."""
     names = ["d2_maskrcnn", "torchvision"]
-    engine = d2_maskrcnn.engine_info()
+    engine, capability = d2_maskrcnn.engine_info(), torch.backends.cpu.get_cpu_capability()
     if engine.name == "installed":
         names.append("detectron2")
+    if has_native_bfloat16():
+        names += [f"d2_maskrcnn{BFLOAT16}", f"torchvision{BFLOAT16}"]
     workers = [Worker(name) for name in names]
     for _ in range(rounds):
         for worker in workers:
             worker.run()
+    stages = {worker.name: worker.stages() for worker in workers if worker.name.startswith("d2_maskrcnn")}
     for worker in workers:
         worker.close()
+    sections = "".join(f"\nStages of {name}:\n\n{each}\n" for name, each in stages.items())
     return (
         f"# Inference, one {HEIGHT}x{WIDTH} image\n\n"
-        f"ResNet101-FPN Mask R-CNN, float32, batch 1, {PROPOSALS} proposals, {DETECTIONS} detections, {rounds} rounds "
-        f"alternating, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, engine: {engine.name} "
-        f"detectron2 {engine.version}, load average {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores. "
-        f"Made by `python benchmarks/inference.py`.\n\n{table(workers)}\n"
+        f"ResNet101-FPN Mask R-CNN, batch 1, {PROPOSALS} proposals, {DETECTIONS} detections, {rounds} rounds "
+        f"alternating, {torch.get_num_threads()} threads, {capability}, PyTorch {torch.__version__}, "
+        f"engine: {engine.name} detectron2 {engine.version}, load average {os.getloadavg()[1]:.1f} on "
+        f"{os.cpu_count()} cores. "
+        f"Made by `python benchmarks/inference.py`.\n\n{table(workers)}\n{sections}"
     )
 
 
 def main() -> None:
     """Run the benchmark, or one of its worker processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="forward passes of each model (default: 7)")
+    parser.add_argument("--rounds", type=int, default=5, help="forward passes of each model (default: 5)")
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args()
