@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torchvision.ops import nms
 
-from d2_maskrcnn.structures.masks import MASK_THRESHOLD
+from d2_maskrcnn.structures.mask_pasting import MASK_THRESHOLD
 
 DROPPED = -1e30  # score of a box that is not a candidate, far below every logit
 KEPT = DROPPED / 2  # scores above this are of candidates
@@ -50,7 +50,7 @@ def cell_centers(height: int, width: int, stride: int, offset: float) -> torch.T
 
 
 def paste(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Paste masks into images, as :func:`d2_maskrcnn.structures.masks.paste_masks` does, by two matrix products.
+    """Paste masks into images, as :func:`d2_maskrcnn.structures.mask_pasting.paste_masks` does, by two matrix products.
 
     Args:
         masks: (D, S, S) probabilities. boxes: (D, 4) XYXY.

@@ -12,12 +12,11 @@ import cv2
 import numpy as np
 import torch
 
+from d2_maskrcnn.structures.mask_pasting import MASK_THRESHOLD, paste_crop
 from d2_maskrcnn.structures.masks import (
-    MASK_THRESHOLD,
     Rle,
     encode_rle,
     mask_to_polygons,
-    paste_crop,
 )
 from d2_maskrcnn.structures.windows import Crop, Window
 

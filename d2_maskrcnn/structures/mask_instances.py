@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from d2_maskrcnn.structures.lazy_masks import BoxMasks
-from d2_maskrcnn.structures.masks import MASK_THRESHOLD, paste_masks
+from d2_maskrcnn.structures.mask_pasting import MASK_THRESHOLD, paste_masks
 from detectron2.structures import Instances
 
 

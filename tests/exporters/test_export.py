@@ -15,7 +15,7 @@ from d2_maskrcnn.exporters import FORMATS, export, quantize
 from d2_maskrcnn.exporters.agreement import compare
 from d2_maskrcnn.exporters.openvino_format import convert_onnx
 from d2_maskrcnn.structures.detections import Detections
-from d2_maskrcnn.structures.masks import paste_masks
+from d2_maskrcnn.structures.mask_pasting import paste_masks
 from tests.exporters.conftest import NAMES
 
 BATCHES = [[(64, 96)], [(100, 75), (64, 64)], [(33, 130), (200, 50), (64, 64)]]

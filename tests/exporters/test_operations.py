@@ -3,7 +3,7 @@
 import torch
 
 from d2_maskrcnn.exporters.operations import DROPPED, paste, suppress
-from d2_maskrcnn.structures.masks import paste_masks
+from d2_maskrcnn.structures.mask_pasting import paste_masks
 
 
 def test_suppress_treats_groups_separately():

@@ -9,7 +9,7 @@ import torch
 
 from d2_maskrcnn.modeling.box_coding import clip_boxes
 from d2_maskrcnn.structures.mask_instances import MaskInstances
-from d2_maskrcnn.structures.masks import MASK_THRESHOLD
+from d2_maskrcnn.structures.mask_pasting import MASK_THRESHOLD
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 
