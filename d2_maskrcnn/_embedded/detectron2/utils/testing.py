@@ -27,9 +27,9 @@ def get_model_no_weights(config_path: str) -> nn.Module:
 
 
 def random_boxes(num_boxes: int, max_coord: float = 100, device: str | torch.device = "cpu") -> torch.Tensor:
-    """Return (num_boxes, 4) XYXY boxes: corners in [0, max_coord / 2), sides of at least 0.01 up to max_coord / 2."""
-    corners, sides = torch.rand(2, num_boxes, 2, device=device) * (max_coord / 2)
-    return torch.cat((corners, corners + sides.clamp(min=0.01)), dim=1)
+    """Return (num_boxes, 4) random XYXY boxes: corners and sides from 1 to max_coord / 2, as regression needs them."""
+    values = (torch.rand(num_boxes, 4, device=device) * (max_coord / 2)).clamp(min=1)
+    return torch.cat((values[:, :2], values[:, :2] + values[:, 2:]), dim=1)
 
 
 def assert_instances_allclose(
