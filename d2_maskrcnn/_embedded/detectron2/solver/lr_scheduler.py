@@ -12,10 +12,7 @@ from typing import Any
 
 import torch
 from fvcore.common.param_scheduler import (
-    CompositeParamScheduler,
-    ConstantParamScheduler,
     CosineParamScheduler,
-    LinearParamScheduler,
     MultiStepParamScheduler,
     ParamScheduler,
     StepWithFixedGammaParamScheduler,
@@ -39,7 +36,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-class WarmupParamScheduler(CompositeParamScheduler):
+class WarmupParamScheduler(ParamScheduler):
     """Precede ``scheduler`` by a warm-up (Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.2).
 
     The warm-up starts at ``warmup_factor * scheduler(0)``. A linear one ends at the value with which ``scheduler``
@@ -65,19 +62,24 @@ class WarmupParamScheduler(CompositeParamScheduler):
         warmup_method: str = "linear",
         rescale_interval: bool = False,
     ) -> None:
-        first = warmup_factor * scheduler(0.0)
-        last = scheduler(0.0) if rescale_interval else scheduler(warmup_length)
-        if warmup_method == "linear":
-            warmup: ParamScheduler = LinearParamScheduler(first, last)
-        elif warmup_method == "constant":
-            warmup = ConstantParamScheduler(first)
-        else:
+        if warmup_method not in ("linear", "constant"):
             raise ValueError(f"Unknown warmup method {warmup_method!r}: expected 'linear' or 'constant'")
-        super().__init__(
-            [warmup, scheduler],
-            lengths=[warmup_length, 1 - warmup_length],
-            interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
-        )
+        self._scheduler, self._length, self._rescale = scheduler, warmup_length, rescale_interval
+        self._first = self._last = warmup_factor * scheduler(0.0)
+        if warmup_method == "linear":
+            self._last = scheduler(0.0) if rescale_interval else scheduler(warmup_length)
+
+    def __call__(self, where: float) -> float:
+        """Return the value at ``where``, the finished share of the training in [0, 1)."""
+        if where + self.WHERE_EPSILON < self._length:
+            share = where / self._length
+            return self._last * share + self._first * (1 - share)
+        if self._rescale:
+            # Rounded as fvcore's CompositeParamScheduler does, so that schedules equal Detectron2's to the last bit.
+            rest = 1 - self._length
+            end = self._length + rest
+            where = (where - (end - rest)) / (end - (end - rest))
+        return self._scheduler(where)
 
 
 class LRMultiplier(torch_schedulers.LRScheduler):
