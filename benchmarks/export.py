@@ -63,9 +63,9 @@ def sample(image: torch.Tensor) -> dict[str, np.ndarray]:
     return {"images": image[None].numpy(), "sizes": np.array([image.shape[1:]], np.int64)}
 
 
-def variants(folder: Path) -> dict[str, Callable[[], Any]]:
+def variants(folder: Path, size: tuple[int, int]) -> dict[str, Callable[[], Any]]:
     """Build all models; each function processes the image once."""
-    image = make_image()
+    image = make_image(*size)
     torch.manual_seed(0)
     model, torchvision = build_detectron2().eval(), build_torchvision().eval()
     for each in (model, torchvision):
@@ -84,10 +84,10 @@ def variants(folder: Path) -> dict[str, Callable[[], Any]]:
     return runs
 
 
-def report(rounds: int) -> str:
+def report(rounds: int, size: tuple[int, int]) -> str:
     """Measure all variants and return the report."""
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        runs = variants(Path(folder))
+        runs = variants(Path(folder), size)
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for index in range(rounds + 1):
             for name, run in runs.items():
@@ -99,7 +99,7 @@ def report(rounds: int) -> str:
     base = medians["torchvision, float32"]
     rows = [f"| {name} | {value:.2f} | {value / base:.2f} |" for name, value in medians.items()]
     return (
-        f"# Exported models, one {HEIGHT}x{WIDTH} image\n\n"
+        f"# Exported models, one {size[0]}x{size[1]} image\n\n"
         f"ResNet101-FPN Mask R-CNN, batch 1, {rounds} rounds alternating, {torch.get_num_threads()} threads, PyTorch "
         f"{torch.__version__}, {platform.machine()}, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores. "
         "Made by `python benchmarks/export.py`.\n\n"
@@ -111,9 +111,10 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="images per model (default: 5)")
+    parser.add_argument("--size", type=int, nargs=2, default=(HEIGHT, WIDTH), metavar=("H", "W"), help="of the image")
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     args = parser.parse_args()
-    text = report(args.rounds)
+    text = report(args.rounds, tuple(args.size))
     print(text)
     if args.output:
         args.output.write_text(text)
