@@ -19,16 +19,22 @@ needs_ray = pytest.mark.skipif(
     reason='needs Ray Data: pip install "d2_maskrcnn[ray]"',
 )
 
-# A job whose process is killed, without notice to Ray, when the first shard is complete.
+# A job whose process is killed, without notice to Ray, after the first shard and before the sixth.
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from d2_maskrcnn.integrations import ray
+
+class Stalling(ray.ShardWriter):
+    def __call__(self, shard):
+        if "-00005-" in shard["file"]:
+            time.sleep(600)  # until Ray ends the worker of the killed job
+        return super().__call__(shard)
 
 class Bar(ray.tqdm):
     def update(self, n=1):
         os.kill(os.getpid(), signal.SIGKILL)
 
-ray.tqdm = Bar
+ray.ShardWriter, ray.tqdm = Stalling, Bar
 ray.predict_images(sys.argv[1], sys.argv[2], sys.argv[3], shard_size=1, workers=1)
 """
 
