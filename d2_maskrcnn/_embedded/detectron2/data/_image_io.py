@@ -9,20 +9,15 @@ import torch
 from PIL import Image
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.image_files import load_upright, open_image, to_pixels, turn_upright
+from d2_maskrcnn.image_files import load_upright, open_image, to_pixels
 from detectron2.utils.file_io import PathManager
 
-__all__ = ["apply_exif_orientation", "convert_PIL_to_numpy", "convert_image_to_rgb", "read_image"]
+__all__ = ["convert_PIL_to_numpy", "convert_image_to_rgb", "read_image"]
 
 YUV = "YUV-BT.601"
 # ITU-R BT.601, analog form: rows Y, U, V; columns R, G, B in the same range.
 RGB_TO_YUV = ((0.299, 0.587, 0.114), (-0.14713, -0.28886, 0.436), (0.615, -0.51499, -0.10001))
 YUV_TO_RGB = ((1.0, 0.0, 1.13983), (1.0, -0.39465, -0.58060), (1.0, 2.03211, 0.0))
-
-
-def apply_exif_orientation(image: Image.Image) -> Image.Image:
-    """Rotate the image upright by its EXIF orientation; without readable EXIF data, return it unchanged."""
-    return turn_upright(image)
 
 
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
