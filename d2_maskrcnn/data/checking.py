@@ -10,7 +10,7 @@ from typing import Any
 
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data.coco.writing import write_coco_json
-from d2_maskrcnn.data.flaws.all_flaws import Findings, Purpose, find_flaws
+from d2_maskrcnn.data.flaws.find_flaws import Findings, Purpose, find_flaws
 from d2_maskrcnn.data.flaws.flaw import SEVERITIES, Flaw
 from d2_maskrcnn.data.flaws.loading import Content, check_dropped, load_contents
 from d2_maskrcnn.data.flaws.repair import repair

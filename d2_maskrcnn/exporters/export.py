@@ -15,7 +15,7 @@ from d2_maskrcnn._version import __version__
 from d2_maskrcnn.data.image_sources import list_images, load_image
 from d2_maskrcnn.errors import UserError, did_you_mean
 from d2_maskrcnn.exporters.agreement import Agreement, compare
-from d2_maskrcnn.exporters.graph import DetectorGraph
+from d2_maskrcnn.exporters.detector_graph import DetectorGraph
 from d2_maskrcnn.exporters.onnx_format import write_onnx
 from d2_maskrcnn.exporters.openvino_format import write_openvino
 from d2_maskrcnn.exporters.quantization import quantize_onnx, quantize_openvino

@@ -17,7 +17,7 @@ from torch.export import Dim
 
 from d2_maskrcnn.errors import import_extra
 from d2_maskrcnn.exporters import operations
-from d2_maskrcnn.exporters.graph import DetectorGraph
+from d2_maskrcnn.exporters.detector_graph import DetectorGraph
 from d2_maskrcnn.runtimes.metadata import METADATA_KEY, FileInfo
 from d2_maskrcnn.weights.atomic import atomic_write_bytes
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from d2_maskrcnn.exporters.graph import DetectorGraph
+from d2_maskrcnn.exporters.detector_graph import DetectorGraph
 from d2_maskrcnn.exporters.onnx_format import trace
 from d2_maskrcnn.runtimes.metadata import METADATA_KEY, FileInfo
 from d2_maskrcnn.weights.atomic import atomic_write_bytes

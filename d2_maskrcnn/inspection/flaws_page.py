@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from d2_maskrcnn.data.checking import CheckedPart, CheckReport
+from d2_maskrcnn.data.flaws.entry_repairs import REPAIRS
 from d2_maskrcnn.data.flaws.flaw import SEVERITIES, Flaw
-from d2_maskrcnn.data.flaws.repairs import REPAIRS
 from d2_maskrcnn.data.flaws.schema import is_box
 from d2_maskrcnn.data.image_reading import read_display
 from d2_maskrcnn.errors import UserError

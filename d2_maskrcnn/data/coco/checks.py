@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from d2_maskrcnn.data.coco.reader import is_plain_utf8, read_coco_json
-from d2_maskrcnn.data.flaws.all_flaws import Findings, Purpose, find_flaws
+from d2_maskrcnn.data.flaws.find_flaws import Findings, Purpose, find_flaws
 from d2_maskrcnn.data.flaws.flaw import summarize
 from d2_maskrcnn.data.flaws.train_and_val import category_names, check_shared_images, first_difference
 from d2_maskrcnn.data.own_data import is_built_in, is_own

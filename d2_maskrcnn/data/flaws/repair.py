@@ -5,10 +5,10 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from d2_maskrcnn.data.flaws.all_flaws import Findings, Purpose, find_flaws
+from d2_maskrcnn.data.flaws.entry_repairs import REPAIRS
+from d2_maskrcnn.data.flaws.find_flaws import Findings, Purpose, find_flaws
 from d2_maskrcnn.data.flaws.flaw import Flaw
 from d2_maskrcnn.data.flaws.loading import Content
-from d2_maskrcnn.data.flaws.repairs import REPAIRS
 from d2_maskrcnn.data.flaws.schema import is_id
 
 PASSES = 6  # a repair can show another flaw: a clipped polygon has another box

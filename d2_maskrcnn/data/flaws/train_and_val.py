@@ -6,8 +6,8 @@ from itertools import zip_longest
 
 import numpy as np
 
-from d2_maskrcnn.data.flaws.all_flaws import Findings
 from d2_maskrcnn.data.flaws.coco_table import CocoTable
+from d2_maskrcnn.data.flaws.find_flaws import Findings
 from d2_maskrcnn.data.flaws.flaw import Flaw
 
 SIMILAR = 0.97  # correlation of two thumbnails of 16x16 pixels from which their images are near-duplicates

@@ -8,7 +8,7 @@ from PIL import Image
 
 from d2_maskrcnn import add_d2_maskrcnn_config
 from d2_maskrcnn.data import check, fix
-from d2_maskrcnn.data.flaws.repairs import REPAIRS
+from d2_maskrcnn.data.flaws.entry_repairs import REPAIRS
 from detectron2.config import get_cfg
 
 SQUARE = [2.0, 3.0, 12.0, 3.0, 12.0, 11.0, 2.0, 11.0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from d2_maskrcnn import UserError
-from d2_maskrcnn.exporters.graph import DetectorGraph
+from d2_maskrcnn.exporters.detector_graph import DetectorGraph
 
 
 @pytest.mark.parametrize("variant", ["plain", "options", "batchnorm", "boxes_only"])
