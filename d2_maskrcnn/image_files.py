@@ -83,6 +83,8 @@ def open_image(source: Source, max_pixels: int | None = None) -> Iterator[Image.
         raise UserError(f"{name}: not enough memory to decode it") from error
     # Pillow's decoders raise anything from KeyError to RuntimeError on damaged files.
     except Exception as error:
+        if "MAX_TEXT_CHUNK" in str(error) or "text chunks" in str(error):
+            raise UserError(f"{name}: more metadata text than Pillow reads; save it without metadata") from error
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
         raise UserError(f"{name}: not a readable image, corrupt or truncated ({reason}); copy it again") from error
 
@@ -184,7 +186,9 @@ def _on_white(image: Image.Image) -> Image.Image:
 def _from_wide(image: Image.Image, scale: float) -> Image.Image:
     """Scale a grayscale image of more than 8 bits to 0..255; Pillow's own conversion would clip it."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0)
-    return Image.fromarray(np.clip(np.floor(values * scale + 0.5), 0, 255).astype(np.uint8)).convert("RGB")
+    with np.errstate(over="ignore"):  # of infinity
+        scaled = np.floor(values * scale + 0.5)
+    return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _scale(image: Image.Image) -> float:

@@ -60,7 +60,7 @@ class Resizer:
         if not self._shortest:
             return size[0] * size[1]
         height, width = T.ResizeShortestEdge.get_output_shape(*size, self._shortest, self._longest)
-        return height * width
+        return max(height, 1) * max(width, 1)
 
 
 class Predictor:

@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
 
     outputs = [path for path in (args.json, args.html) if path is not None]
     for path in outputs:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file")
         if path.exists() and not args.overwrite:
             raise UserError(f"{path}: exists already; name another file, or add --overwrite")
     if len({path.resolve() for path in outputs}) < len(outputs):
@@ -53,6 +55,8 @@ def run(args: argparse.Namespace) -> None:
     for path in outputs:
         if path.resolve() in checked_files(report):
             raise UserError(f"{path}: is one of the files that were checked; name another file")
+        if path.is_file() and not _is_report(path):
+            raise UserError(f"{path}: is not a report of an earlier check, so it is not replaced; name another file")
     print(report)
     print(", ".join(f"{report.count(each)} kinds of {each}s" for each in SEVERITIES))
     if args.json is not None:
@@ -66,3 +70,10 @@ def run(args: argparse.Namespace) -> None:
             print(each)
     if report.has_errors:
         raise SystemExit(EXIT_BAD_INPUT)
+
+
+def _is_report(path: Path) -> bool:
+    """Return whether a file is empty or begins as the reports of this command do, unlike annotations and images."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    return not start or start.startswith(b'{\n "parts"') or start.lower().startswith(b"<!doctype html")

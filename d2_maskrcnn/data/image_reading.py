@@ -3,7 +3,9 @@
 How pixels become 8-bit RGB is described in :mod:`d2_maskrcnn.image_files`.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +13,8 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from d2_maskrcnn.data.raw_images import RAW, is_unknown_tiff, read_stored, tiff_size, to_rgb
+from d2_maskrcnn.data.raw_images import RAW, is_unknown_tiff, read_raw, read_stored, to_rgb
+from d2_maskrcnn.data.tiff_files import tiff_size
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import FORMATS, QUARTER_TURNS, Source, load_upright, open_image, orientation, to_pixels
 
@@ -36,14 +39,37 @@ def read_image(source: Source, channels: str = "RGB", max_pixels: int | None = N
     """
     if channels not in ("RGB", "BGR"):
         raise ValueError(f"channels {channels!r}; expected 'RGB' or 'BGR'")
+    with _open_color(source, max_pixels) as image:
+        return pillow_to_array(image, channels)
+
+
+@contextlib.contextmanager
+def _open_color(source: Source, max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """Open an image that is to be converted to 8-bit RGB."""
     try:
         with open_image(source, max_pixels) as image:
-            return pillow_to_array(image, channels)
+            yield image
     except UserError as error:
         if not is_unknown_tiff(source, error):
             raise
         hint = "; if it is a TIFF of several channels, INPUT.FORMAT RAW reads it"
         raise UserError(f"{error}{hint}") from error.__cause__
+
+
+def check_layout(source: Source, channels: int) -> None:
+    """Check that the reader of a model's images takes the layout of an image file.
+
+    Args:
+        channels: of images that are read by :func:`~d2_maskrcnn.data.raw_images.read_raw`; 0 for 8-bit color images.
+
+    Raises:
+        UserError: it does not; see :func:`read_image` and ``read_raw``.
+    """
+    if channels:
+        read_raw(source, channels)
+    else:
+        with _open_color(source):
+            pass
 
 
 def read_display(source: Source, image_format: str = "RGB") -> np.ndarray:

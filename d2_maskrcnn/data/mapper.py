@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from d2_maskrcnn.data.image_reading import read_image, size_mismatch
-from d2_maskrcnn.data.raw_images import RawInput, check_augmentations, raw_channels, read_raw
+from d2_maskrcnn.data.raw_images import ImageInput, check_augmentations, raw_channels, read_raw
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.masks import check_polygon
 from detectron2.config import CfgNode, configurable
@@ -73,7 +73,7 @@ class MaskRCNNMapper(DatasetMapper):
         """
         record = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         annotations = dataset_dict.get("annotations")
-        augmented = (RawInput if self.raw_channels else T.AugInput)(self._read(record))
+        augmented = ImageInput(self._read(record))
         transforms = self.augmentations(augmented)
         record["image"] = torch.from_numpy(augmented.image.transpose(2, 0, 1).copy())  # (C, H, W)
         if self.is_train and annotations is not None:

@@ -10,7 +10,6 @@ A config with ``INPUT.FORMAT: RAW`` gives the model all channels of a file, in t
 * values are float32, which represents integers of up to 24 bits exactly; values that are not finite become 0.
 """
 
-import io
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -20,14 +19,16 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from d2_maskrcnn.errors import UserError, import_extra
-from d2_maskrcnn.image_files import MAX_PIXELS, QUARTER_TURNS, Source, load_upright, open_image, orientation
+from d2_maskrcnn.data.tiff_files import TiffFile, name_of, turn_array
+from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.image_files import Source, load_upright, open_image, orientation
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
 RAW = "RAW"  # INPUT.FORMAT of images whose channels are not converted
 SHOWN_PERCENTILES = (0.5, 99.5)  # of a channel, shown as black and as full brightness
 SHOWN_SAMPLES = 2**20  # pixels of which the percentiles are computed
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -51,24 +52,32 @@ def read_raw(source: Source, channels: int, max_pixels: int | None = None) -> np
         UserError: as in :func:`~d2_maskrcnn.data.image_reading.read_image`; tifffile is needed and not installed; or
             the file has another number of channels.
     """
-    return check_raw(read_stored(source, max_pixels), channels, _name(source))
+    return check_raw(read_stored(source, max_pixels), channels, name_of(source))
 
 
 def check_raw(image: np.ndarray, channels: int, name: str) -> np.ndarray:
     """Return an image (H, W, C), or (H, W) for one channel, of any type of real numbers as (H, W, channels) float32.
 
     Raises:
-        UserError: it has another number of channels, no pixels, or no real numbers.
+        UserError: it has another number of channels, no pixels, no real numbers, or values outside of float32's range.
     """
     image = image[:, :, None] if image.ndim == 2 else image
     if image.ndim != 3 or 0 in image.shape or image.dtype.kind not in "buif":
         raise UserError(f"{name}: expected an (H, W, {channels}) image, got {image.dtype} of shape {image.shape}.")
     if image.shape[2] != channels:
         raise UserError(
-            f"{name} has {image.shape[2]} channels, the model takes {channels} (MODEL.PIXEL_MEAN has one value per "
-            "channel): remove the image, or convert it."
+            f"{name} has {image.shape[2]} channel{'s' * (image.shape[2] > 1)}, the model takes {channels} "
+            "(MODEL.PIXEL_MEAN has one value per channel): remove the image, or convert it."
         )
-    return np.nan_to_num(image.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = image.astype(np.float32)
+    if image.dtype.kind == "f" and image.dtype.itemsize > 4 and np.any(np.isinf(values) & np.isfinite(image)):
+        largest = np.abs(image[np.isfinite(image)]).max()
+        raise UserError(
+            f"{name}: the value {largest:.3g} of the type {image.dtype}; expected values up to {FLOAT32_MAX:.3g}, the "
+            "largest float32: scale the image, or mark missing values by NaN."
+        )
+    return np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def read_stored(source: Source, max_pixels: int | None = None) -> np.ndarray:
@@ -76,13 +85,16 @@ def read_stored(source: Source, max_pixels: int | None = None) -> np.ndarray:
     try:
         with open_image(source, max_pixels) as image:
             if _is_exact(image):
-                return _as_array(load_upright(image))
-            if image.format != "TIFF":
+                wide = isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.BitsPerSample) == (64,)
+                pixels = _as_array(load_upright(image))
+                if not (wide and np.isinf(pixels).any()):  # Pillow reduces float64 to float32
+                    return pixels
+            elif image.format != "TIFF":
                 return _decode_wide(source, orientation(image) or 1)
     except UserError as error:
         if not is_unknown_tiff(source, error):
             raise
-    return _TiffFile(source).read(max_pixels)
+    return TiffFile(source).read(max_pixels)
 
 
 def _is_exact(image: Image.Image) -> bool:
@@ -113,18 +125,10 @@ def _decode_wide(source: Source, turn: int) -> np.ndarray:
     except cv2.error:
         pixels = None
     if pixels is None:
-        raise UserError(f"{_name(source)}: not a readable image, corrupt or truncated; copy it again")
+        raise UserError(f"{name_of(source)}: not a readable image, corrupt or truncated; copy it again")
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     order = [2, 1, 0, *range(3, pixels.shape[2])] if pixels.shape[2] > 2 else [0]
-    return _turned(pixels[:, :, order], turn)
-
-
-def _turned(image: np.ndarray, turn: int) -> np.ndarray:
-    """Apply an EXIF orientation (1 to 8) to an array (H, W, ...)."""
-    turned = image.swapaxes(0, 1) if turn in QUARTER_TURNS else image
-    if turn in (2, 3, 6, 7):
-        turned = turned[:, ::-1]
-    return turned[::-1] if turn in (3, 4, 7, 8) else turned
+    return turn_array(pixels[:, :, order], turn)
 
 
 def is_unknown_tiff(source: Source, error: UserError) -> bool:
@@ -135,73 +139,6 @@ def is_unknown_tiff(source: Source, error: UserError) -> bool:
         return source.startswith(_TIFF_SIGNATURES)
     with open(source, "rb") as file:
         return file.read(4) in _TIFF_SIGNATURES
-
-
-def tiff_size(source: Source) -> tuple[int, int]:
-    """Return (width, height) in pixels of the upright image in a TIFF file that Pillow cannot open.
-
-    Raises:
-        UserError: tifffile is not installed, or cannot read the file.
-    """
-    return _TiffFile(source).size
-
-
-class _TiffFile:
-    """Read the first series of a TIFF file by tifffile: one image, whose pages may be its channels."""
-
-    def __init__(self, source: Source) -> None:
-        self.name, self.source = _name(source), source
-        try:
-            self._tifffile = import_extra("tifffile", "tiff")
-        except UserError as error:
-            raise UserError(f"{self.name}: a TIFF that Pillow cannot read. {error}") from error
-        self._use(lambda series: self._describe(series))
-
-    def _use(self, action: Any) -> Any:
-        source = io.BytesIO(self.source) if isinstance(self.source, bytes) else os.fspath(self.source)
-        try:
-            with self._tifffile.TiffFile(source) as file:
-                return action(file.series[0])
-        except UserError:
-            raise
-        # tifffile and its decoders raise anything from ValueError to struct.error on damaged files.
-        except Exception as error:
-            needed = ' (pip install "d2_maskrcnn[tiff]")' if "imagecodecs" in str(error) else "; copy it again"
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError(f"{self.name}: not a readable TIFF: {reason:.200}{needed}") from error
-
-    def _describe(self, series: Any) -> None:
-        """Find the axes Y and X and, if there is one, that of the channels."""
-        axes = str(series.axes)
-        others = [index for index, axis in enumerate(axes) if axis not in "YX" and series.shape[index] != 1]
-        if axes.count("Y") != 1 or axes.count("X") != 1 or len(others) > 1:
-            raise UserError(
-                f"{self.name}: a TIFF with the axes {axes} of the sizes {tuple(series.shape)}; expected one image of "
-                "height, width and channels: save each image as a file of its own."
-            )
-        self._order = [axes.index("Y"), axes.index("X"), *others]
-        height, width, *channels = (int(series.shape[index]) for index in self._order)
-        self.shape = (height, width, *(channels or [1]))
-        tag = series.pages[0].keyframe.tags.get(ExifTags.Base.Orientation)
-        self._turn = int(tag.value) if tag is not None else 1
-        self.size = (height, width) if self._turn in QUARTER_TURNS else (width, height)
-
-    def read(self, max_pixels: int | None = None) -> np.ndarray:
-        """Return the upright image, (H, W, C)."""
-        limit = MAX_PIXELS if max_pixels is None else max_pixels
-        height, width, channels = self.shape
-        if height * width > limit or height * width * channels > 3 * limit:
-            raise UserError(
-                f"{self.name}: {width}x{height} pixels of {channels} channels, more than the limit of "
-                f"{limit / 1e6:.0f} megapixels of 3 channels; cut it into several images"
-            )
-        pixels = self._use(lambda series: series.asarray())
-        rest = [axis for axis in range(pixels.ndim) if axis not in self._order]
-        return _turned(pixels.transpose([*self._order, *rest]).reshape(self.shape), self._turn)
-
-
-def _name(source: Source) -> str:
-    return "the image data" if isinstance(source, bytes) else os.fspath(source)
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
@@ -220,9 +157,11 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     shown = np.zeros((height, width, 3), np.uint8)
     step = max(1, height * width // SHOWN_SAMPLES)
     for index in range(min(channels, 3)):
-        values = image[:, :, index].astype(np.float32)
-        low, high = np.percentile(values.reshape(-1)[::step], SHOWN_PERCENTILES)
-        shown[:, :, index] = np.clip((values - low) * (255 / max(high - low, 1e-6)) + 0.5, 0, 255)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = image[:, :, index].astype(np.float32)
+            values = np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+            low, high = np.percentile(values.reshape(-1)[::step], SHOWN_PERCENTILES)
+            shown[:, :, index] = np.clip((values - low) * (255 / max(high - low, 1e-6)) + 0.5, 0, 255)
     return shown[:, :, [0, 0, 0]] if channels == 1 else shown
 
 
@@ -233,14 +172,21 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def apply_resize(transform: T.Transform, image: np.ndarray) -> np.ndarray:
-    """Apply a resizing transform to (H, W, C), uint8 or float32; Detectron2's has no antialiasing for float32."""
-    if image.dtype != np.float32 or not isinstance(transform, T.ResizeTransform):
+    """Apply a transform to (H, W, C), uint8 or float32. Resizing differs from Detectron2's in two ways.
+
+    It is antialiased for float32, and leaves at least 1 pixel of the shorter side, which is rounded to 0 for images
+    thousands of times as long as wide; ``transform`` is changed to that size.
+    """
+    if not isinstance(transform, T.ResizeTransform):
+        return transform.apply_image(image)
+    transform.new_h, transform.new_w = max(transform.new_h, 1), max(transform.new_w, 1)
+    if image.dtype != np.float32:
         return transform.apply_image(image)
     return resize(image, transform.new_h, transform.new_w)
 
 
-class RawInput(T.AugInput):
-    """The input of augmentations whose image is float32 with any number of channels."""
+class ImageInput(T.AugInput):
+    """The input of augmentations that is an image only, uint8 or float32, resized by :func:`apply_resize`."""
 
     def transform(self, tfm: T.Transform) -> None:
         """Apply a transform to the image."""

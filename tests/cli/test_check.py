@@ -1,7 +1,9 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import tifffile
 
 from d2_maskrcnn.cli.main import main
 
@@ -67,3 +69,42 @@ def test_a_file_in_no_known_format(tmp_path, capsys):
     (tmp_path / "a.json").write_text("{}")
     assert main(["check", str(tmp_path / "a.json")]) == 2
     assert "a.json" in capsys.readouterr().err
+
+
+def test_images_of_another_layout_than_the_models_are_listed(tiny_shapes, tmp_path, capsys):
+    names = {"good.tif": (8, 9, 5), "three.tif": (8, 9, 3), "time.tif": (2, 3, 8, 9)}
+    for name, shape in names.items():
+        if name == "time.tif":
+            tifffile.imwrite(tmp_path / name, np.zeros(shape, np.uint8), imagej=True, metadata={"axes": "TCYX"})
+        else:
+            tifffile.imwrite(
+                tmp_path / name, np.zeros(shape, np.uint16), planarconfig="contig", photometric="minisblack"
+            )
+    images = [{"id": i, "file_name": name, "width": 9, "height": 8} for i, name in enumerate(names)]
+    box = {"bbox": [1, 1, 4, 4], "area": 16, "iscrowd": 0, "segmentation": [[1, 1, 5, 1, 5, 5, 1, 5]]}
+    annotations = [{"id": i + 1, "image_id": i, "category_id": 1, **box} for i in range(3)]
+    data = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cell"}]}
+    (tmp_path / "a.json").write_text(json.dumps(data))
+    raw = ["INPUT.FORMAT", "RAW", "MODEL.PIXEL_MEAN", "[0,0,0,0,0]", "MODEL.PIXEL_STD", "[1,1,1,1,1]"]
+    for options, expected in ((["--opts", *raw], [1, 2]), ([], [0, 1])):
+        report = tmp_path / f"{len(options)}.json"
+        with pytest.raises(SystemExit, match="2"):
+            main(["check", str(tmp_path / "a.json"), "--json", str(report), *options])
+        flaws = json.loads(report.read_text())["parts"][0]["flaws"]
+        assert next(each for each in flaws if each["kind"] == "image-unreadable")["ids"] == expected
+    shown = capsys.readouterr().out
+    assert "three.tif has 3 channels, the model takes 5" in shown and "INPUT.FORMAT RAW reads it" in shown
+
+
+def test_reports_replace_reports_only(tiny_shapes, tmp_path, capsys):
+    others = tmp_path / "annotations.json"  # not among the files that are read
+    shutil.copy(tiny_shapes / "annotations" / "instances_train.json", others)
+    before = others.read_bytes()
+    words = ["check", str(tiny_shapes / "annotations" / "instances_val.json"), "--overwrite"]
+    for option in ("--json", "--html"):
+        assert main([*words, option, str(others)]) == 2
+        assert "annotations.json: is not a report of an earlier check" in capsys.readouterr().err
+        assert main([*words, option, str(tmp_path)]) == 2
+        assert "is a folder; name a file" in capsys.readouterr().err
+        assert [main([*words, option, str(tmp_path / option)]) for _ in range(2)] == [0, 0]
+    assert others.read_bytes() == before

@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from d2_maskrcnn import UserError, image_files
 from d2_maskrcnn.data.image_reading import image_size, is_image_name, read_image
@@ -262,3 +262,11 @@ def test_mutated_files_are_read_or_refused(tmp_path):
 def test_unknown_channels(tmp_path):
     with pytest.raises(ValueError, match="'HSV'"):
         read_image(tmp_path / "any.png", "HSV")
+
+
+def test_too_much_text_is_not_called_damage(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
+    Image.new("RGB", (4, 5)).save(tmp_path / "a.png", pnginfo=text)
+    with pytest.raises(UserError, match="more metadata text than Pillow reads; save it without metadata"):
+        read_image(tmp_path / "a.png")

@@ -197,3 +197,42 @@ def test_statistics(tmp_path):
     assert mean == [pytest.approx(values.mean(), rel=1e-5)] and std == [pytest.approx(values.std(), rel=1e-5)]
     with pytest.raises(UserError, match="no images"):
         channel_statistics([])
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_values_beyond_float32_are_refused_without_warnings(channels):
+    values = np.full((*SIZE, channels), 1e300)
+    content = tiff(np.squeeze(values), planarconfig="contig", photometric="minisblack")
+    with pytest.raises(UserError, match=r"the value 1e\+300 of the type float64; expected values up to 3\.4e\+38"):
+        read_raw(content, channels)
+    values[0, 0] = np.nan
+    assert not to_rgb(values).any()
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind", "expected"),
+    [
+        ([], np.uint8, "a TIFF without any image"),
+        ([(8, 9, 5)], np.complex64, "values of the type complex64; expected integers or floating point"),
+        ([(8, 9, 5), (4, 5, 5)], np.uint16, r"pages differ: \(8, 9, 5\) and \(4, 5, 5\)"),
+        ([(8, 9), (4, 5)], np.uint8, r"pages differ: \(8, 9\) and \(4, 5\)"),
+        ([(8, 9)], np.uint8, r"has 1 channel, the model takes 5"),
+    ],
+)
+def test_other_layouts_are_refused_without_log_lines(shapes, kind, expected, caplog):
+    buffer = io.BytesIO(b"" if shapes else b"II*\0\0\0\0\0")
+    if shapes:
+        with tifffile.TiffWriter(buffer) as writer:
+            for shape in shapes:
+                options = {"planarconfig": "contig"} if len(shape) == 3 else {}
+                writer.write(np.zeros(shape, kind), photometric="minisblack", **options)
+    with pytest.raises(UserError, match=expected):
+        read_raw(buffer.getvalue(), 5)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_the_shorter_side_of_long_images_keeps_a_pixel(kind):
+    transform = T.ResizeShortestEdge(32, 64).get_transform(np.zeros((1, 9000, 3), np.uint8))
+    assert apply_resize(transform, np.full((1, 9000, 3), 7, kind)).tolist() == [[[7, 7, 7]] * 64]
+    assert transform.apply_coords(np.array([[4500.0, 1.0]])).tolist() == [[32, 1]]

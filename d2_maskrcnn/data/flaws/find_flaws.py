@@ -27,6 +27,7 @@ from d2_maskrcnn.data.flaws.masks import (
 )
 from d2_maskrcnn.data.flaws.model_fit import check_limits, check_object_sizes
 from d2_maskrcnn.data.flaws.schema import check_structure
+from d2_maskrcnn.data.raw_images import raw_channels
 from detectron2.config import CfgNode
 
 
@@ -86,7 +87,8 @@ def find_flaws(
     bad_boxes = _flawed(table, [each for each in values if each.kind.startswith("box-")])
     flaws += [_downgrade(each) for each in values] if purpose.lenient else values
     if image_root is not None:
-        flaws += check_images(table, image_root, files, purpose.decode_images)
+        channels = 0 if cfg is None else raw_channels(cfg)
+        flaws += check_images(table, image_root, files, purpose.decode_images, channels)
     flaws += [*check_categories(table), *check_repeated_annotations(table), *check_empty_images(table)]
     if cfg is not None:
         flaws += [*(check_limits(table, cfg) if purpose.evaluate else ()), *check_object_sizes(table, cfg, bad_boxes)]

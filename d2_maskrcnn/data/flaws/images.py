@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -15,6 +16,7 @@ from d2_maskrcnn.data.flaws.flaw import Flaw
 from d2_maskrcnn.data.formats.image_references import is_inside
 from d2_maskrcnn.data.image_reading import (
     ImageSummary,
+    check_layout,
     image_size,
     read_image,
     size_mismatch,
@@ -45,7 +47,7 @@ class ImageFiles:
 
 
 def check_images(
-    table: CocoTable, image_root: str | os.PathLike[str], files: ImageFiles, decode: bool = False
+    table: CocoTable, image_root: str | os.PathLike[str], files: ImageFiles, decode: bool = False, channels: int = 0
 ) -> Iterator[Flaw]:
     """Yield names outside of the folder, missing and unreadable images, and other sizes than in the JSON.
 
@@ -54,6 +56,7 @@ def check_images(
         image_root: folder that ``file_name`` is relative to.
         files: gets the paths and, of files that are read, digests, thumbnails and sizes; in place.
         decode: whether every image is decoded; otherwise the headers of ``SAMPLED`` images are read.
+        channels: of images that the model reads with their values unchanged; 0 for 8-bit color images.
     """
     root = Path(image_root)
     if not root.is_dir():
@@ -75,7 +78,7 @@ def check_images(
     present = np.flatnonzero(~missing & ~outside & ~too_large)
     files.paths.update({index: root / names[index] for index in present.tolist()})
     if decode:
-        yield from _check_contents(table, root, files)
+        yield from _check_contents(table, root, files, channels)
     elif len(present):
         sample = present[np.unique(np.linspace(0, len(present) - 1, SAMPLED).astype(int))]
         yield from _check_headers(table, root, files, sample.tolist())
@@ -159,7 +162,7 @@ def _unreadable(table: CocoTable, root: Path, unreadable: dict[int, str]) -> Ite
         "image-unreadable",
         sorted(unreadable),
         f"images in {root} not readable",
-        "copy them again or remove them from the JSON",
+        "copy them again, convert them or remove them from the JSON",
         unreadable.__getitem__,
     )
 
@@ -180,14 +183,15 @@ def _check_sizes(table: CocoTable, files: ImageFiles, rotated: dict[int, str] | 
     )
 
 
-def _check_contents(table: CocoTable, root: Path, files: ImageFiles) -> Iterator[Flaw]:
+def _check_contents(table: CocoTable, root: Path, files: ImageFiles, channels: int) -> Iterator[Flaw]:
     """Decode every image; yield unreadable, truncated, rotated and repeated ones, and those of another size."""
     unreadable: dict[int, str] = {}
     truncated: dict[int, str] = {}
     rotated: dict[int, str] = {}
     upright: list[int] = []
     with ThreadPoolExecutor(THREADS) as pool:
-        for index, result in zip(files.paths, pool.map(_examine, files.paths.values()), strict=True):
+        results = pool.map(partial(_examine, channels=channels), files.paths.values())
+        for index, result in zip(files.paths, results, strict=True):
             if isinstance(result, tuple):
                 summary, files.digests[index] = result
                 files.sizes[index], files.thumbnails[index] = summary.size, summary.thumbnail
@@ -252,11 +256,14 @@ class _Failure:
     header_is_good: bool
 
 
-def _examine(path: Path) -> tuple[ImageSummary, bytes] | _Failure:
+def _examine(path: Path, channels: int) -> tuple[ImageSummary, bytes] | _Failure:
     header_is_good = False
     try:
         image_size(path)
         header_is_good = True
-        return summarize_image(path), hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
+        summary = summarize_image(path)
+        header_is_good = False  # it is not damaged, but the model may take another layout
+        check_layout(path, channels)
+        return summary, hashlib.blake2b(path.read_bytes(), digest_size=16).digest()
     except UserError as error:
         return _Failure(error, header_is_good)
