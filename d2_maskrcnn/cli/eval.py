@@ -13,6 +13,8 @@ override the config. --resume evaluates the last checkpoint of OUTPUT_DIR.
 import argparse
 
 from d2_maskrcnn.cli import train
+from d2_maskrcnn.cli.predict import WEIGHT_SUFFIXES
+from d2_maskrcnn.errors import UserError
 
 IMPORTS = train.IMPORTS
 
@@ -32,4 +34,6 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: bad input.
     """
+    if not args.weights and args.opts and args.opts[0].lower().endswith(WEIGHT_SUFFIXES):
+        raise UserError(f"{args.opts[0]}: name the model with --weights {args.opts[0]}, before KEY VALUE pairs.")
     train.run(argparse.Namespace(**vars(args), eval_only=True))

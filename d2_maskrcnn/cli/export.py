@@ -17,7 +17,8 @@ from pathlib import Path
 from d2_maskrcnn.errors import UserError
 
 IMPORTS = ("d2_maskrcnn.exporters",)
-FORMATS = ("onnx", "openvino", "torch")
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+FORMATS = tuple(SUFFIXES)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +41,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pasted-masks", action="store_true", help="also return masks of the size of the images")
     add("--config-file", metavar="FILE", help="config of the model (default: the one that it stores)")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; comes last")
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse the names of outputs that cannot be written, before the model is loaded.
+
+    Raises:
+        UserError: the suffix is not the format's, the folder does not exist, or the file exists already.
+    """
+    suffix = SUFFIXES[args.format]
+    path = args.output or Path(Path(args.model).name or "model").with_suffix(suffix)
+    if path.suffix.lower() != suffix:
+        raise UserError(f"{path}: expected a name that ends with {suffix} for the format {args.format}.")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: the folder {path.parent} does not exist; create it first.")
+    if path.exists() and not args.overwrite:
+        raise UserError(f"{path}: exists already; name another file, or add --overwrite.")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -3,14 +3,17 @@
 Each command is a module of this package with ``add_arguments(parser)`` and ``run(args)``, which is imported only when
 the command runs. The modules import nothing heavy, so that ``--help`` is fast; ``run`` imports what it needs. What
 needs PyTorch at the top is in a second module, such as ``train_job.py``. A module may name such imports in
-``IMPORTS``: they are done before ``run``, where Ctrl-C ends the program at once.
+``IMPORTS``: they are done before ``run``, where Ctrl-C ends the program at once; before them, ``check_arguments(args)``
+refuses what can be refused without them.
 """
 
 import argparse
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
@@ -96,6 +99,8 @@ def _run_module(name: str, words: list[str], program: str) -> None:
     with interrupt_ends_program():
         module = importlib.import_module(name)
         args = build_parser(module, program).parse_args(words)
+        _expand_paths(args)
+        getattr(module, "check_arguments", bool)(args)
         for each in getattr(module, "IMPORTS", ()):
             importlib.import_module(each)
     try:
@@ -104,6 +109,13 @@ def _run_module(name: str, words: list[str], program: str) -> None:
         if "set overwrite" not in str(error):
             raise
         raise UserError(str(error).replace("set overwrite", "add --overwrite")) from error
+
+
+def _expand_paths(args: argparse.Namespace) -> None:
+    """Replace ``~`` in all arguments that are paths, in place."""
+    for name, value in vars(args).items():
+        if isinstance(value, Path):
+            setattr(args, name, Path(os.path.expanduser(value)))
 
 
 def build_parser(module: ModuleType, program: str) -> argparse.ArgumentParser:

@@ -211,8 +211,13 @@ def _check_tables(args: argparse.Namespace, inputs: Inputs) -> None:
     for path, option in ((args.save_json, "--save-json"), (args.save_csv, "--save-csv")):
         if path is not None:
             check_target(path, args.overwrite, option, inputs)
-    if args.save_json and args.save_csv and args.save_json.resolve() == args.save_csv.resolve():
-        raise UserError(f"--save-json and --save-csv are the same file {args.save_csv}: expected two files.")
+    outputs = [("--output", args.output), ("--save-json", args.save_json), ("--save-csv", args.save_csv)]
+    if args.save_json and args.input is not None:
+        outputs.append(("the list of images of --save-json", images_file(args.save_json)))
+    names: dict[Path, str] = {}
+    for option, path in outputs:
+        if path is not None and (other := names.setdefault(path.resolve(), option)) != option:
+            raise UserError(f"{other} and {option} are the same file {path}: expected two files.")
 
 
 def _position(text: str | None, option: str) -> Position | None:

@@ -56,3 +56,6 @@ def run(args: argparse.Namespace) -> None:
     if dataset.dropped:
         print(f"Left out: {len(dataset.dropped):,} entries of {args.dataset}; `d2-maskrcnn check` lists them.")
     print(f"Wrote {', '.join(map(str, paths))}")
+    folder = args.dataset if args.dataset.is_dir() else args.dataset.parent
+    if args.output.resolve().is_relative_to(folder.resolve()):
+        print(f"The parts are in the dataset's folder: commands that are given {folder} may read them in its place.")

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import errno
 import io
 import logging
 import os
@@ -76,6 +77,12 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
     except OSError:
         free = f"the folder {path.parent} cannot be read"
     kept = "the older file of that name is unchanged" if path.exists() else "no partial file is left"
+    if error.errno in (errno.EISDIR, errno.ENOTEMPTY):
+        return UserError(f"Cannot write {path}: it is a folder; name a file.")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"Cannot write {path}: {reason}; {kept}. Change the permissions or choose another folder.")
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        return UserError(f"Cannot write {path}: {reason}; {kept}. Choose another name or folder.")
     return UserError(
         f"Cannot write {path}: {reason} ({free}); {kept}. Free some space, raise the quota or choose another folder."
     )

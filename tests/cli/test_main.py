@@ -123,4 +123,26 @@ def test_names_that_help_lists_without_imports_are_those_of_the_package():
     assert tuple(TARGETS) == convert.FORMATS
     assert set(predict.ANNOTATION_FORMATS) == set(TARGETS) - {"voc"}
     assert set(export.FORMATS) == set(WRITERS)
+    assert {suffix: name for name, suffix in export.SUFFIXES.items()} == SUFFIXES
     assert set(SUFFIXES) < set(predict.WEIGHT_SUFFIXES)
+
+
+def test_the_name_of_an_export_is_checked_before_heavy_imports(repo_dir, tmp_path):
+    code = (
+        "import sys\nfrom d2_maskrcnn.cli.main import main\n"
+        "status = main(['export', 'a.pth', '--output', 'o'])\n"
+        "print(status, sorted({'torch', 'numpy', 'detectron2'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(repo_dir)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "2 []\n"
+    assert done.stderr == "error: o: expected a name that ends with .onnx for the format onnx.\n"
+
+
+def test_the_home_folder_in_paths(tiny_shapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["split", str(tiny_shapes / "annotations" / "instances_train.json"), "--output", "~/parts"]) == 0
+    assert (tmp_path / "parts" / "instances_val.json").is_file()
+    assert "in the dataset's folder" not in capsys.readouterr().out

@@ -124,3 +124,25 @@ def test_keys_after_opts_override_the_stored_config(tmp_path):
     words = ["--example", "--save-json", str(tmp_path / "r.json"), "--opts", "TEST.DETECTIONS_PER_IMAGE", "1"]
     assert main(["predict", *words]) == 0
     assert [each["image_id"] for each in json.loads((tmp_path / "r.json").read_text())] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--output", "y.jpg", "--save-csv", "y.jpg"], "--output and --save-csv are the same file"),
+        (["--save-json", "y.json", "--save-csv", "y.images.json"], "--save-json are the same file"),
+        (["--output", "a.xyz"], "--output a.xyz: expected a folder, or a file that ends in .jpg, .jpeg, .png"),
+    ],
+)
+def test_outputs_that_are_refused(tmp_path, monkeypatch, capfd, words, expected):
+    monkeypatch.chdir(tmp_path)
+    assert main(["predict", str(example.WEIGHTS), str(example.IMAGES[0]), "--overwrite", *words]) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and expected in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("size", [(5_000_000, 1), (1, 5_000_000)])
+def test_an_image_of_extreme_aspect_ratio(size):
+    results = Predictor(example.WEIGHTS, device="cpu")([Image.new("RGB", size)])
+    assert [(each.image.shape[1], each.image.shape[0]) for each in results] == [size]

@@ -44,3 +44,10 @@ def test_nothing_is_overwritten_without_being_asked(tiny_shapes, tmp_path, capsy
     assert (tmp_path / "instances_val.json").read_text() == "mine"
     assert main([*command, "--overwrite"]) == 0
     assert "images" in json.loads((tmp_path / "instances_val.json").read_text())
+
+
+def test_parts_in_the_folder_of_the_dataset_are_mentioned(tiny_shapes, tmp_path, capsys):
+    shapes = shutil.copytree(tiny_shapes, tmp_path / "shapes")
+    source = (shapes / "annotations" / "instances_train.json").rename(shapes / "annotations.json")
+    assert main(["split", str(source), "--images", str(shapes / "train"), "--output", str(shapes)]) == 0
+    assert f"commands that are given {shapes} may read them in its place" in capsys.readouterr().out

@@ -12,7 +12,12 @@ import pytest
 import torch
 
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.weights.atomic import atomic_torch_save, atomic_write_text, remove_stale_temporaries
+from d2_maskrcnn.weights.atomic import (
+    atomic_torch_save,
+    atomic_write_bytes,
+    atomic_write_text,
+    remove_stale_temporaries,
+)
 
 
 class Unreadable:
@@ -179,3 +184,10 @@ def test_only_temporaries_of_dead_processes_are_removed(tmp_path):
     assert remove_stale_temporaries(tmp_path) == [stale]
     assert names(tmp_path) == sorted(kept)
     assert remove_stale_temporaries(Path(tmp_path / "none")) == []
+
+
+def test_the_advice_fits_the_error(tmp_path):
+    with pytest.raises(UserError, match="it is a folder; name a file"):
+        atomic_write_bytes(tmp_path, b"")
+    with pytest.raises(UserError, match=r"No such file or directory; .* Choose another name or folder"):
+        atomic_write_bytes(tmp_path / "nowhere" / "a", b"")

@@ -1,5 +1,6 @@
 """Write images to files."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -63,7 +64,8 @@ class ImageFiles:
 def _targets(names: Sequence[str], output: Path, label: str) -> dict[str, Path]:
     if len(names) == 1 and output.suffix.lower() in SUFFIXES and not output.is_dir():
         return {names[0]: output}
-    if not output.exists() and has_media_suffix(output) and len(names) == 1:
+    looks_like_file = has_media_suffix(output) or re.fullmatch(r"\.[A-Za-z]\w{1,4}", output.suffix)
+    if not output.exists() and looks_like_file and len(names) == 1:
         raise UserError(f"{label} {output}: expected a folder, or a file that ends in {', '.join(SUFFIXES)}.")
     if output.exists() and not output.is_dir():
         raise UserError(f"{label} {output} is a file, but {len(names)} images need a folder.")
