@@ -33,6 +33,7 @@ Source = str | os.PathLike[str] | bytes
 
 # Pillow's names. Only decoders of plain raster formats: EPS, for example, would run Ghostscript on the file.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
+CONTENT = "the image data"  # in messages, for an image that is not read from a file
 FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF or HEIC"
 MAX_PIXELS = 178_000_000  # Pillow's own default limit is 179 million; decoded to RGB these are 534 MB
 MAX_TILED_PIXELS = 357_000_000  # for images that are processed by tiles; Pillow decodes no more
@@ -62,7 +63,7 @@ def open_image(source: Source, max_pixels: int | None = None) -> Iterator[Image.
         UserError: the file is missing, not a regular file, not readable, in another format, corrupt, truncated, or has
             more than ``max_pixels`` pixels.
     """
-    name = "the image data" if isinstance(source, bytes) else os.fspath(source)
+    name = source_name(source)
     file = io.BytesIO(source) if isinstance(source, bytes) else _regular_file(os.fspath(source))
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     Image.init()
@@ -71,14 +72,14 @@ def open_image(source: Source, max_pixels: int | None = None) -> Iterator[Image.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow about large images and odd metadata
             with Image.open(file, formats=formats) as image:
-                _check_pixels(name, image, limit)
+                _check_pixels(source, image, limit)
                 yield image
     except UserError:
         raise
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{name}: not a readable image; expected {FORMAT_NAMES}") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: {_too_many_pixels(limit)}") from error
+        raise UserError(f"{name}: {_too_many_pixels(source, limit)}") from error
     except MemoryError as error:
         raise UserError(f"{name}: not enough memory to decode it") from error
     # Pillow's decoders raise anything from KeyError to RuntimeError on damaged files.
@@ -86,7 +87,18 @@ def open_image(source: Source, max_pixels: int | None = None) -> Iterator[Image.
         if "MAX_TEXT_CHUNK" in str(error) or "text chunks" in str(error):
             raise UserError(f"{name}: more metadata text than Pillow reads; save it without metadata") from error
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        raise UserError(f"{name}: not a readable image, corrupt or truncated ({reason}); copy it again") from error
+        advice = file_advice(source, "; copy it again")
+        raise UserError(f"{name}: not a readable image, corrupt or truncated ({reason}){advice}") from error
+
+
+def source_name(source: Source) -> str:
+    """Return how messages name an image: its path, or ``CONTENT``."""
+    return CONTENT if isinstance(source, bytes) else os.fspath(source)
+
+
+def file_advice(source: Source, advice: str) -> str:
+    """Return the advice for a file, and "" for the content of one, which may come from a client of a server."""
+    return "" if isinstance(source, bytes) else advice
 
 
 def _regular_file(name: str) -> str:
@@ -105,15 +117,16 @@ def _regular_file(name: str) -> str:
     return name
 
 
-def _check_pixels(name: str, image: Image.Image, max_pixels: int) -> None:
+def _check_pixels(source: Source, image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        raise UserError(f"{name}: {width}x{height} pixels, {_too_many_pixels(max_pixels)}")
+        raise UserError(f"{source_name(source)}: {width}x{height} pixels, {_too_many_pixels(source, max_pixels)}")
 
 
-def _too_many_pixels(max_pixels: int) -> str:
+def _too_many_pixels(source: Source, max_pixels: int) -> str:
     limit = max_pixels / 1e6
-    hint = "scale it down, or predict by tiles" if max_pixels < MAX_TILED_PIXELS else "cut it into several images"
+    tiles = file_advice(source, ", or predict by tiles")
+    hint = f"scale it down{tiles}" if max_pixels < MAX_TILED_PIXELS else "cut it into several images"
     return f"more than the limit of {limit:.0f} megapixels ({3 * limit:.0f} MB when decoded); {hint}"
 
 

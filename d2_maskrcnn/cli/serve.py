@@ -13,7 +13,7 @@ variable D2_MASKRCNN_API_KEY. SIGTERM or Ctrl-C finish the requests that were ac
 import argparse
 from pathlib import Path
 
-from d2_maskrcnn.errors import import_extra
+from d2_maskrcnn.errors import UserError, import_extra
 
 IMPORTS = ("d2_maskrcnn.predictor",)
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", type=float, default=30, metavar="S", help="seconds to receive a request, and to answer it (30)")
     add = parser.add_argument_group("model").add_argument
     add("--batch-size", type=int, default=8, metavar="N", help="most images per forward pass (8)")
-    add("--threshold", type=float, default=0.5, metavar="P", help="minimum score unless a request gives one (0.5)")
+    add("--threshold", type=float, default=0.5, metavar="P", help="minimum score unless a request gives one (0.5), "
+        "not below --lowest-threshold")  # fmt: skip
     add(
         "--lowest-threshold",
         type=float,
@@ -58,20 +59,20 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: bad input, or the extra is not installed.
     """
-    for package in ("fastapi", "fastapi_offline", "python_multipart", "prometheus_client", "uvicorn"):
+    for package in ("fastapi", "fastapi_offline", "python_multipart", "prometheus_client", "uvicorn", "httptools"):
         import_extra(package, "serve")
     from d2_maskrcnn.predictor import Predictor
     from d2_maskrcnn.serve import Settings, create_app, open_socket, read_api_key, run_server
     from d2_maskrcnn.serve.server import log_as_json
 
     settings = Settings(
-        max_bytes=int(args.max_megabytes * 2**20),
-        max_pixels=int(args.max_megapixels * 10**6),
+        max_bytes=_whole("--max-megabytes", args.max_megabytes, 2**20),
+        max_pixels=_whole("--max-megapixels", args.max_megapixels, 10**6),
         max_queue=args.max_queue,
         timeout=args.timeout,
         batch_size=args.batch_size,
         default_threshold=args.threshold,
-        lowest_threshold=min(args.lowest_threshold, args.threshold),
+        lowest_threshold=args.lowest_threshold,
         api_key=read_api_key(args.api_key_file),
     )
     with open_socket(args.host, args.port) as listener:  # before the model, so that a used port is reported at once
@@ -87,3 +88,10 @@ def run(args: argparse.Namespace) -> None:
             tile=args.tile,
         )
         run_server(create_app(predictor, settings, Path(args.model).name), listener)
+
+
+def _whole(option: str, value: float, unit: int) -> int:
+    """Convert the value of an option to a whole number of the smaller unit."""
+    if not 1 <= value * unit < float("inf"):
+        raise UserError(f"{option} {value:g}: expected a positive number.")
+    return int(value * unit)

@@ -19,9 +19,9 @@ import numpy as np
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from d2_maskrcnn.data.tiff_files import TiffFile, name_of, turn_array
+from d2_maskrcnn.data.tiff_files import TiffFile, turn_array
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.image_files import Source, load_upright, open_image, orientation
+from d2_maskrcnn.image_files import Source, file_advice, load_upright, open_image, orientation, source_name
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
@@ -52,7 +52,7 @@ def read_raw(source: Source, channels: int, max_pixels: int | None = None) -> np
         UserError: as in :func:`~d2_maskrcnn.data.image_reading.read_image`; tifffile is needed and not installed; or
             the file has another number of channels.
     """
-    return check_raw(read_stored(source, max_pixels), channels, name_of(source))
+    return check_raw(read_stored(source, max_pixels), channels, source_name(source))
 
 
 def check_raw(image: np.ndarray, channels: int, name: str) -> np.ndarray:
@@ -67,7 +67,7 @@ def check_raw(image: np.ndarray, channels: int, name: str) -> np.ndarray:
     if image.shape[2] != channels:
         raise UserError(
             f"{name} has {image.shape[2]} channel{'s' * (image.shape[2] > 1)}, the model takes {channels} "
-            "(MODEL.PIXEL_MEAN has one value per channel): remove the image, or convert it."
+            "(MODEL.PIXEL_MEAN has one value per channel): convert it."
         )
     with np.errstate(over="ignore", invalid="ignore"):
         values = image.astype(np.float32)
@@ -125,7 +125,8 @@ def _decode_wide(source: Source, turn: int) -> np.ndarray:
     except cv2.error:
         pixels = None
     if pixels is None:
-        raise UserError(f"{name_of(source)}: not a readable image, corrupt or truncated; copy it again")
+        advice = file_advice(source, "; copy it again")
+        raise UserError(f"{source_name(source)}: not a readable image, corrupt or truncated{advice}")
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     order = [2, 1, 0, *range(3, pixels.shape[2])] if pixels.shape[2] > 2 else [0]
     return turn_array(pixels[:, :, order], turn)

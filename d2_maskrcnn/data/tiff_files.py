@@ -9,7 +9,7 @@ import numpy as np
 from PIL import ExifTags
 
 from d2_maskrcnn.errors import UserError, import_extra
-from d2_maskrcnn.image_files import MAX_PIXELS, QUARTER_TURNS, Source
+from d2_maskrcnn.image_files import MAX_PIXELS, QUARTER_TURNS, Source, file_advice, source_name
 
 _SEVERAL_IMAGES = ("generic", "shaped", "uniform")  # tifffile's kinds of series that are not parts of one image
 
@@ -35,7 +35,7 @@ class TiffFile:
     """Read the first series of a TIFF file by tifffile: one image, whose pages may be its channels."""
 
     def __init__(self, source: Source) -> None:
-        self.name, self.source = name_of(source), source
+        self.name, self.source = source_name(source), source
         try:
             self._tifffile = import_extra("tifffile", "tiff")
         except UserError as error:
@@ -54,12 +54,14 @@ class TiffFile:
         # tifffile and its decoders raise anything from ValueError to struct.error on damaged files.
         except Exception as error:
             needed = ' (pip install "d2_maskrcnn[tiff]")' if "imagecodecs" in str(error) else "; copy it again"
+            needed = file_advice(self.source, needed)
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{self.name}: not a readable TIFF: {reason:.200}{needed}") from error
 
     def _check_series(self, all_series: Any) -> None:
         if not all_series:
-            raise UserError(f"{self.name}: a TIFF without any image; copy it again")
+            advice = file_advice(self.source, "; copy it again")
+            raise UserError(f"{self.name}: a TIFF without any image{advice}")
         if len(all_series) > 1 and all_series[0].kind in _SEVERAL_IMAGES:
             shapes = " and ".join(str(tuple(each.shape)) for each in all_series[:2])
             raise UserError(
@@ -107,8 +109,3 @@ def turn_array(image: np.ndarray, turn: int) -> np.ndarray:
     if turn in (2, 3, 6, 7):
         turned = turned[:, ::-1]
     return turned[::-1] if turn in (3, 4, 7, 8) else turned
-
-
-def name_of(source: Source) -> str:
-    """Return what messages call an image file, or the content of one."""
-    return "the image data" if isinstance(source, bytes) else os.fspath(source)

@@ -1,6 +1,7 @@
 """The web application: its endpoints and their parameters."""
 
 import hmac
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,8 +13,10 @@ from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
+from pydantic import BeforeValidator
 
 from d2_maskrcnn._version import __version__
+from d2_maskrcnn.errors import did_you_mean
 from d2_maskrcnn.predictor import Predictor
 from d2_maskrcnn.runtimes import ExportedModel
 from d2_maskrcnn.serve.bodies import read_uploads
@@ -25,6 +28,8 @@ from d2_maskrcnn.serve.refusals import HANDLERS, Refusal
 from d2_maskrcnn.serve.service import Options, Service
 from d2_maskrcnn.serve.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 ERRORS = {
     400: "an image cannot be read, is empty, or has too many pixels", 401: "no or a wrong API key",
@@ -34,7 +39,19 @@ ERRORS = {
 
 _IMAGE_FORMATS: dict[str, ImageFormat | None] = {"json": None, "png": "png", "jpeg": "jpeg"}
 
-Threshold = Annotated[float | None, Query(ge=0, le=1, description="detections must exceed this score")]
+
+def _refuse_underscores(value: Any) -> Any:
+    """Refuse ``0_1``, which Pydantic would read as 1."""
+    if isinstance(value, str) and "_" in value:
+        raise ValueError("not a number")
+    return value
+
+
+Threshold = Annotated[
+    float | None,
+    BeforeValidator(_refuse_underscores),
+    Query(ge=0, le=1, description="detections must exceed this score"),
+]
 WithMasks = Annotated[bool, Query(description="whether to return masks")]
 Format = Annotated[
     Literal["json", "png", "jpeg"] | None,
@@ -66,7 +83,7 @@ def create_app(predictor: Predictor, settings: Settings | None = None, name: str
             service.close()
 
     app: FastAPI = FastAPIOffline(
-        title=f"d2_maskrcnn: {name}",
+        title="d2_maskrcnn",
         version=__version__,
         description="Instance segmentation with Mask R-CNN.",
         redoc_url=None,
@@ -82,10 +99,32 @@ def create_app(predictor: Predictor, settings: Settings | None = None, name: str
 
 
 def _limited_by_model(settings: Settings, predictor: Predictor) -> Settings:
-    """Raise the thresholds to the lowest score that the model returns."""
+    """Raise the thresholds to the lowest score that the model returns, with a warning for the default one."""
     exported = predictor.model.info.score_threshold if isinstance(predictor.model, ExportedModel) else 0.0
     lowest = max(settings.lowest_threshold, predictor.cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, exported)
+    if settings.default_threshold < lowest:
+        logger.warning(
+            "The default threshold is raised from %g to %g, the lowest score that the model returns.",
+            settings.default_threshold,
+            lowest,
+        )
     return replace(settings, lowest_threshold=lowest, default_threshold=max(settings.default_threshold, lowest))
+
+
+def _query_check(*known: str) -> Any:
+    """Return a dependency that refuses other parameters of the query than the known ones, and repeated ones."""
+
+    def check_query(request: Request) -> None:
+        names = [name for name, _ in request.query_params.multi_items()]
+        for name in names:
+            if name not in known:
+                raise Refusal(
+                    422, f"{name:.100}: unknown parameter; expected {', '.join(known)}.{did_you_mean(name, known)}"
+                )
+            if names.count(name) > 1:
+                raise Refusal(422, f"{name}: given {names.count(name)} times; expected once.")
+
+    return Depends(check_query)
 
 
 def _key_checks(key: str) -> list[Any]:
@@ -120,30 +159,36 @@ def _add_predictions(app: FastAPI, service: Service, protected: Sequence[Any]) -
     one_body = body({"file": file}, **{"application/octet-stream": BINARY, "image/*": BINARY})
     many_body = body({"files": {"type": "array", "items": file}})
 
-    @app.post("/predict", responses=one, openapi_extra=one_body, dependencies=protected)
+    checks = [*protected, _query_check("threshold", "masks", "format")]
+
+    @app.post("/predict", responses=one, openapi_extra=one_body, dependencies=checks)
     async def predict(
         request: Request, threshold: Threshold = None, masks: WithMasks = True, format: Format = None
     ) -> Response:
         """Detect objects in one image: the body of the request, or the file of a multipart form."""
         kind = image_format(request.headers.get("accept", "")) if format is None else _IMAGE_FORMATS[format]
         options = Options(_threshold(service.settings, threshold), masks, kind)
-        with service.admission.admit() as ticket:
-            uploads = await read_uploads(request, service.settings, ticket)
-            if len(uploads) > 1:
-                raise Refusal(400, f"{len(uploads)} files: expected one; several go to /predict_batch.")
-            request.state.fields = {"images": 1, "bytes": ticket.bytes}
-            content = await service.answer(request, uploads, options)
+        content = await _answer(service, request, options, single=True)
         return Response(content, media_type="application/json" if kind is None else MEDIA_TYPES[kind])
 
-    @app.post("/predict_batch", responses=many, openapi_extra=many_body, dependencies=protected)
+    checks = [*protected, _query_check("threshold", "masks")]
+
+    @app.post("/predict_batch", responses=many, openapi_extra=many_body, dependencies=checks)
     async def predict_batch(request: Request, threshold: Threshold = None, masks: WithMasks = True) -> Response:
         """Detect objects in the files of a multipart form; if one cannot be read, the request is refused."""
         options = Options(_threshold(service.settings, threshold), masks)
-        with service.admission.admit() as ticket:
-            uploads = await read_uploads(request, service.settings, ticket)
-            request.state.fields = {"images": len(uploads), "bytes": ticket.bytes}
-            content = await service.answer(request, uploads, options)
-        return Response(content, media_type="application/json")
+        return Response(await _answer(service, request, options), media_type="application/json")
+
+
+async def _answer(service: Service, request: Request, options: Options, single: bool = False) -> bytes:
+    """Read the images of a request, put it into the queue, and return the content of its answer."""
+    with service.admission.admit() as ticket:
+        uploads = await read_uploads(request, service.settings, ticket)
+        if single and len(uploads) > 1:
+            raise Refusal(400, f"{len(uploads)} files: expected one; several go to /predict_batch.")
+        ticket.enter_queue()
+        request.state.fields = {"images": len(uploads), "bytes": ticket.bytes}
+        return await service.answer(request, uploads, options)
 
 
 def _threshold(settings: Settings, given: float | None) -> float:
@@ -162,10 +207,12 @@ def _add_status(
     html = render_page(service.settings)
     policy = content_security_policy(html)
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         return HTMLResponse(html, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", responses={503: {"model": ErrorDocument, "description": "restart the server"}})
     async def health() -> dict[str, str]:
         """Tell whether the server works."""
@@ -173,11 +220,12 @@ def _add_status(
             raise Refusal(503, "The thread of the model has ended; restart the server.")
         return {"status": "ok"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", responses={503: {"model": ErrorDocument, "description": "send requests elsewhere"}})
     async def ready() -> dict[str, str]:
         """Tell whether the next request will be accepted."""
-        with service.admission.admit():
-            return {"status": "ready"}
+        service.admission.check()
+        return {"status": "ready"}
 
     @app.get("/metrics", dependencies=protected, response_class=Response)
     async def prometheus() -> Response:

@@ -1,5 +1,7 @@
 """Read the images of a request, within the limits."""
 
+import re
+import unicodedata
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
@@ -8,20 +10,22 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
+from d2_maskrcnn.image_files import CONTENT
 from d2_maskrcnn.serve.admission import Ticket
-from d2_maskrcnn.serve.refusals import Refusal
+from d2_maskrcnn.serve.refusals import PARAMETERS, Refusal
 from d2_maskrcnn.serve.settings import Settings
 
 MULTIPART = "multipart/form-data"
 MAX_FIELDS = 16  # besides files
-BINARY = ("application/octet-stream", "binary/octet-stream")
+CONTENT_TYPES = re.compile(r"image/[\w.+-]+|(application|binary)/octet-stream|" + MULTIPART, re.ASCII)
+FORM_HINT = "expected a file, as curl -F file=@photo.jpg sends"
 
 
 class Upload(NamedTuple):
     """A file of a request.
 
     Attributes:
-        name: as the client calls it, "" if it does not.
+        name: base name that the client gives, without control characters; "" for none.
         content: the bytes of the file.
     """
 
@@ -31,6 +35,10 @@ class Upload(NamedTuple):
 
 class _Parser(MultiPartParser):
     spool_max_size = 2**62  # the body is limited before: never write uploads to the disk
+    complete = False  # whether the closing boundary has arrived
+
+    def on_end(self) -> None:
+        self.complete = True
 
 
 async def read_uploads(request: Request, settings: Settings, ticket: Ticket) -> list[Upload]:
@@ -42,12 +50,12 @@ async def read_uploads(request: Request, settings: Settings, ticket: Ticket) -> 
         ticket: counts the bytes.
 
     Raises:
-        Refusal: another content type (415), too many bytes (413), no or an empty file, a malformed form (400), or the
-            body takes too long (408).
+        Refusal: another content type (415), too many bytes (413), no or an empty file, a malformed form (400), other
+            fields than files (422), or the body takes too long (408).
         ClientDisconnect: the client has gone.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != MULTIPART and kind not in BINARY and not kind.startswith("image/"):
+    if not CONTENT_TYPES.fullmatch(kind):
         raise Refusal(
             415,
             f"Content-Type {kind or 'is missing'}: expected multipart/form-data with a file (curl -F file=@photo.jpg), "
@@ -64,7 +72,7 @@ async def read_uploads(request: Request, settings: Settings, ticket: Ticket) -> 
         raise Refusal(408, f"The request was not complete after {settings.timeout:g} s.") from error
     for upload in uploads:
         if not upload.content:
-            raise Refusal(400, f"{upload.name[:100] or 'the image data'}: empty; expected the bytes of an image.")
+            raise Refusal(400, f"{upload.name[:100] or CONTENT}: empty; expected the bytes of an image.")
     return uploads
 
 
@@ -91,16 +99,37 @@ async def _read_form(request: Request, stream: AsyncGenerator[bytes, None], max_
     except MultiPartException as error:
         if "Too many files" in error.message:
             raise _too_many(max_images) from error
-        raise Refusal(400, f"The multipart form cannot be read: {error.message}") from error
+        reason = error.message.rstrip(".")
+        raise Refusal(400, f"The multipart form cannot be read ({reason}); {FORM_HINT}.") from error
     files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
     try:
+        if not parser.complete:
+            raise Refusal(400, f"The multipart form ends without its closing boundary; {FORM_HINT}.")
+        for name, value in form.multi_items():
+            if not isinstance(value, UploadFile):
+                raise _unknown_field(name)
         if not files:
-            raise Refusal(400, "The multipart form contains no file; expected one, as curl -F file=@photo.jpg sends.")
+            raise Refusal(400, f"The multipart form contains no file; {FORM_HINT}.")
         if len(files) > max_images:
             raise _too_many(max_images)
-        return [Upload(file.filename or "", await file.read()) for file in files]
+        return [Upload(_base_name(file.filename or ""), await file.read()) for file in files]
     finally:
         await form.close()
+
+
+def _unknown_field(name: str) -> Refusal:
+    if name in PARAMETERS:
+        return Refusal(422, f"Form field {name}: give it in the query of the URL, as in /predict?{name}=...")
+    return Refusal(400, f"Form field {name!r:.100} has no file name; {FORM_HINT}.")
+
+
+def _base_name(name: str) -> str:
+    """Return a file name without its folders, of Unix or Windows, and without control characters.
+
+    >>> _base_name("../../etc/a.png"), _base_name("C:\\\\b\\n.png")
+    ('a.png', 'b.png')
+    """
+    return "".join(char for char in re.split(r"[/\\]", name)[-1] if unicodedata.category(char) != "Cc")
 
 
 def _too_many(max_images: int) -> Refusal:

@@ -24,6 +24,7 @@ class Metrics:
         requests: counter of answers by ``endpoint`` and ``status``.
         request_seconds: histogram of the time to answer, by ``endpoint``.
         waiting: gauge of accepted requests without an answer.
+        queued: gauge of those whose body has arrived.
         batch_images: histogram of the number of images per forward pass.
         batch_seconds: histogram of the time of a forward pass.
     """
@@ -40,6 +41,7 @@ class Metrics:
             "request_seconds", "Time to answer a request.", ["endpoint"], buckets=SECONDS, **common
         )
         self.waiting = Gauge("requests_waiting", "Accepted requests without an answer.", **common)
+        self.queued = Gauge("requests_queued", "Waiting requests whose body has arrived.", **common)
         self.batch_images = Histogram("batch_images", "Images per forward pass.", buckets=IMAGES, **common)
         self.batch_seconds = Histogram("batch_seconds", "Time of a forward pass.", buckets=SECONDS, **common)
 

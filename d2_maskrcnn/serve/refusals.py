@@ -11,6 +11,7 @@ from d2_maskrcnn.errors import UserError, one_line
 
 CLIENT_CLOSED = 499  # nginx's status for a client that has gone, seen in logs and metrics only
 MAX_RETRY_SECONDS = 60
+PARAMETERS = {"threshold": "a number from 0 to 1", "masks": "true or false", "format": "json, png or jpeg"}
 
 
 class Refusal(HTTPException):
@@ -50,7 +51,8 @@ async def answer_invalid_parameter(request: Request, error: Exception) -> JSONRe
     """Answer a query parameter of a wrong type or outside its range."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return error_response(422, f"{first['loc'][-1]} {first.get('input')!r:.100}: {first['msg']}.")
+    name = first["loc"][-1]
+    return error_response(422, f"{name} {first.get('input')!r:.100}: expected {PARAMETERS[name]}.")
 
 
 async def answer_bad_input(request: Request, error: Exception) -> JSONResponse:

@@ -1,5 +1,6 @@
 """Run the application: the socket, the log as JSON lines, and a graceful stop."""
 
+import asyncio
 import json
 import logging
 import signal
@@ -11,6 +12,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.serve.admission import Admission
@@ -20,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 1024  # connections that the system accepts before the server does
 KEEP_ALIVE = 75  # seconds; longer than load balancers keep idle connections
+MAX_PORT = 65_535
 STOP_SECONDS = 5  # for closing connections, in addition to the time limits of requests
 LOOPBACK = ("127.", "::1", "localhost")
 
@@ -48,6 +51,7 @@ def log_as_json() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in ("d2_maskrcnn.serve", "uvicorn"):
         logging.getLogger(name).setLevel(logging.INFO)
+    logging.captureWarnings(True)
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -58,14 +62,50 @@ def open_socket(host: str, port: int) -> socket.socket:
         port: 0 chooses a free one.
 
     Raises:
-        UserError: the address does not exist or is in use, or may not be used.
+        UserError: the address does not exist or is in use, or may not be used, or the port is out of range.
     """
+    if not 0 <= port <= MAX_PORT:
+        raise UserError(f"port {port}: expected a number from 0 to {MAX_PORT}; 0 chooses a free one.")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"Cannot listen on {host}, port {port} ({reason}); choose another host or port.") from error
+
+
+def limit_header_time(seconds: float) -> type[HttpToolsProtocol]:
+    """Return uvicorn's protocol with a time limit for the header of a request; the application limits the body.
+
+    Args:
+        seconds: after which a connection that has not sent a complete header is closed, from its start or, if it was
+            kept alive, from the first byte of the next request.
+    """
+
+    class Protocol(HttpToolsProtocol):
+        timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self.timer = self.loop.call_later(seconds, transport.close)
+
+        def data_received(self, data: bytes) -> None:
+            if self.timer is None:
+                self.timer = self.loop.call_later(seconds, self.transport.close)
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:  # a request is being answered
+                self.stop_timer()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self.stop_timer()
+            super().connection_lost(exc)
+
+        def stop_timer(self) -> None:
+            if self.timer is not None:
+                self.timer.cancel()
+                self.timer = None
+
+    return Protocol
 
 
 class Server(uvicorn.Server):
@@ -101,6 +141,7 @@ def run_server(app: FastAPI, listener: socket.socket) -> None:
     settings = service.settings
     config = uvicorn.Config(
         app,
+        http=limit_header_time(settings.timeout),
         lifespan="on",
         ws="none",
         log_config=None,

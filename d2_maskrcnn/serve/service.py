@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from d2_maskrcnn.data.image_reading import read_image
 from d2_maskrcnn.data.raw_images import read_raw, to_rgb
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.image_files import CONTENT
 from d2_maskrcnn.predictor import Predictor
 from d2_maskrcnn.serve.admission import Admission
 from d2_maskrcnn.serve.batching import Batcher, Job
@@ -124,7 +125,9 @@ class Service:
                 return read_raw(upload.content, raw, self.settings.max_pixels)
             return read_image(upload.content, max_pixels=self.settings.max_pixels)
         except UserError as error:
-            raise UserError(f"{upload.name:.100}: {error}" if upload.name else str(error)) from error
+            text = str(error)
+            named = f"{upload.name:.100}: {text.removeprefix(f'{CONTENT}: ')}" if upload.name else text
+            raise UserError(named) from error
 
     def _encode(self, uploads: Sequence[Upload], results: Sequence[Detections], options: Options) -> bytes:
         chosen = [select(each, options.threshold, options.masks) for each in results]

@@ -20,8 +20,8 @@ class Settings:
         max_bytes: of the body of a request.
         max_pixels: of an image, compared before it is decoded.
         max_images: of one request for a batch.
-        max_queue: requests that are accepted and not answered yet; further ones are refused.
-        max_buffered_bytes: of the bodies of all these requests together.
+        max_queue: requests whose body has arrived and that are not answered yet; further ones are refused.
+        max_buffered_bytes: of the bodies of all accepted requests together, also of those that still arrive.
         timeout: seconds for receiving a request, and again for answering it.
         batch_size: most images per forward pass.
         lowest_threshold: lowest score that a request can ask for, in [0, 1].
@@ -29,7 +29,7 @@ class Settings:
         api_key: what requests must present; "" for none.
 
     Raises:
-        UserError: a limit is not positive, or larger than what can be read.
+        UserError: a limit is not positive, or larger than what can be read, or ``default_threshold`` is too low.
     """
 
     max_bytes: int = 32 * 2**20
@@ -55,8 +55,8 @@ class Settings:
             raise UserError(f"max_pixels {self.max_pixels}: expected at most {MAX_TILED_PIXELS}.")
         if self.default_threshold < self.lowest_threshold:
             raise UserError(
-                f"default_threshold {self.default_threshold}: expected at least lowest_threshold, "
-                f"which is {self.lowest_threshold}."
+                f"The default threshold {self.default_threshold} is below the lowest threshold "
+                f"{self.lowest_threshold}: raise the one or lower the other."
             )
 
 

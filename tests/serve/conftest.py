@@ -17,11 +17,11 @@ WAIT = 60  # seconds until a test gives up; nothing takes as long
 
 
 @contextlib.contextmanager
-def serve(app):
-    """Yield a client of an application that is served on a free port."""
+def serve(app, **options):
+    """Yield a client of an application that is served on a free port, with options of uvicorn."""
     with open_socket("127.0.0.1", 0) as listener:
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", log_config=None))
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", ws="none", log_config=None, **options))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

@@ -70,6 +70,19 @@ def test_a_batch_has_the_answers_of_its_images(client, image, expected):
         assert_same([each for each in document["annotations"] if each["image_id"] == number], expected(content))
 
 
+@pytest.mark.parametrize("name", ["../../etc/a.png", "C:\\b\\a.png", "\x1ba\x07.png"])
+def test_file_names_have_no_folders_and_control_characters(client, image, name):
+    body = part(f'name="file"; filename="{name}"').replace(b"0.9", image)
+    answer = client.post("/predict", content=body, headers={"Content-Type": FORM})
+    assert answer.json()["images"][0]["file_name"] == "a.png"
+
+
+def test_head_requests(client):
+    for path in ("/", "/health", "/ready"):
+        answer = client.head(path)
+        assert answer.status_code == 200 and answer.content == b""
+
+
 def test_threshold_and_masks(client, image, expected):
     document = client.post("/predict?threshold=0.05&masks=false", content=image, headers=RAW).json()
     assert len(document["annotations"]) == len(expected(image, 0.05)) > len(expected(image, 0.9))
@@ -77,10 +90,11 @@ def test_threshold_and_masks(client, image, expected):
     assert client.post("/predict?threshold=1", content=image, headers=RAW).json()["annotations"] == []
 
 
-def test_requests_cannot_ask_for_less_than_the_model_returns():
+def test_requests_cannot_ask_for_less_than_the_model_returns(caplog):
     app = create_app(Predictor(example.WEIGHTS, device="cpu", threshold=0.75))
     settings = app.state.service.settings
     assert (settings.lowest_threshold, settings.default_threshold) == (0.75, 0.75)
+    assert "default threshold is raised from 0.5 to 0.75" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -105,6 +119,11 @@ def test_annotated_image(client, image, predictor, query, accept, expected):
 FORM = "multipart/form-data; boundary=x"
 
 
+def part(disposition):
+    """A multipart form with one part."""
+    return f"--x\r\nContent-Disposition: form-data; {disposition}\r\n\r\n0.9\r\n--x--\r\n".encode()
+
+
 @pytest.mark.parametrize(
     ("path", "content", "kind", "status", "expected"),
     [
@@ -116,13 +135,23 @@ FORM = "multipart/form-data; boundary=x"
         ("/predict", bytes(2**20 + 1), "image/png", 413, "larger than 1 MiB"),
         ("/predict", b"a", "application/x-www-form-urlencoded", 415, "curl -F file=@photo.jpg"),
         ("/predict", b"a", "", 415, "Content-Type is missing"),
-        ("/predict", b"a", "multipart/form-data", 400, "Missing boundary"),
+        ("/predict", b"a", "multipart/form-data", 400, "(Missing boundary in multipart); expected a file"),
         ("/predict", b"a", FORM, 400, "The multipart form cannot be read"),
         ("/predict", b"--x--\r\n", FORM, 400, "contains no file"),
-        ("/predict?threshold=x", b"a", "image/png", 422, "threshold 'x': Input should be a valid number"),
-        ("/predict?threshold=nan", b"a", "image/png", 422, "threshold 'nan'"),
+        ("/predict", part('name="file"; filename="a"')[:-5], FORM, 400, "ends without its closing boundary"),
+        ("/predict", part('name="file"'), FORM, 400, "Form field 'file' has no file name; expected a file"),
+        ("/predict", part('name="threshold"'), FORM, 422, "Form field threshold: give it in the query"),
+        ("/predict", part('name="file"; filename="a.png"'), FORM, 400, "a.png: not a readable image"),
+        ("/predict", b"a", "image/", 415, "Content-Type image/: expected"),
+        ("/predict?threshold=x", b"a", "image/png", 422, "threshold 'x': expected a number from 0 to 1"),
+        ("/predict?threshold=nan", b"a", "image/png", 422, "threshold 'nan': expected a number from 0 to 1"),
+        ("/predict?threshold=0_1", b"a", "image/png", 422, "threshold '0_1': expected a number from 0 to 1"),
+        ("/predict?threshhold=1", b"a", "image/png", 422, "threshold, masks, format. Did you mean threshold?"),
+        ("/predict?threshold=1&threshold=0", b"a", "image/png", 422, "threshold: given 2 times; expected once"),
+        ("/predict_batch?format=png", b"a", FORM, 422, "format: unknown parameter"),
+        ("/predict?masks=x", b"a", "image/png", 422, "masks 'x': expected true or false"),
         ("/predict?threshold=0.01", b"a", "image/png", 422, "expected at least 0.05"),
-        ("/predict?format=gif", b"a", "image/png", 422, "'json', 'png' or 'jpeg'"),
+        ("/predict?format=gif", b"a", "image/png", 422, "format 'gif': expected json, png or jpeg"),
         ("/unknown", b"a", "image/png", 404, "POST /unknown: not found; /docs lists"),
         ("/info", b"a", "image/png", 405, "method not allowed"),
     ],
@@ -133,6 +162,7 @@ def test_bad_input(client, image, path, content, kind, status, expected):
     assert answer.status_code == status
     error = answer.json()["error"]
     assert expected in error and "\n" not in error and len(error) < 300
+    assert "copy it again" not in error and "tiles" not in error  # a client has no access to the server
 
 
 def test_several_files(client, image):
@@ -166,6 +196,7 @@ def test_documentation_needs_no_other_host(client):
     page = client.get("/docs").text
     assert "swagger-ui-bundle.js" in page and "https://" not in page
     schema = client.get("/openapi.json").json()
+    assert schema["info"]["title"] == "d2_maskrcnn"
     assert set(schema["paths"]) == {"/predict", "/predict_batch", "/health", "/ready", "/metrics", "/info"}
     assert {"200", "400", "413", "415", "503"} <= set(schema["paths"]["/predict"]["post"]["responses"])
     assert "422" in schema["paths"]["/predict"]["post"]["responses"]
@@ -174,7 +205,7 @@ def test_documentation_needs_no_other_host(client):
 
 def test_api_key(predictor, image):
     with serve(create_app(predictor, Settings(api_key=KEY))) as client:
-        for path in ("/", "/health", "/ready", "/docs"):
+        for path in ("/", "/health", "/ready", "/docs", "/openapi.json"):
             assert client.get(path).status_code == 200
         for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY},
                         {"X-API-Key": KEY + "x"}, {"X-API-Key": "\xe9"}):  # fmt: skip

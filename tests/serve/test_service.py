@@ -54,7 +54,7 @@ def test_overload_is_refused(gated, image):
         waiting = [start(client, image)]
         assert gated.entered.acquire(timeout=WAIT)
         waiting.append(start(client, image))
-        wait_until(lambda: app.state.service.admission.waiting == 2)
+        wait_until(lambda: app.state.service.admission.queued == 2)
         answer = client.post("/predict", content=image, headers=RAW)
         assert answer.status_code == 503 and "2 requests are waiting" in answer.json()["error"]
         assert 1 <= int(answer.headers["Retry-After"]) <= 60
@@ -65,6 +65,21 @@ def test_overload_is_refused(gated, image):
             thread.join(WAIT)
             assert answers[0].status_code == 200
         assert client.get("/ready").status_code == 200
+
+
+def test_slow_uploads_leave_the_queue_free(predictor, image):
+    app = create_app(predictor, Settings(max_queue=1))
+    admission = app.state.service.admission
+    with serve(app) as client:
+        url = httpx.URL(client.base_url)
+        head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\n"
+        with socket.create_connection((url.host, url.port), timeout=WAIT) as connection:
+            connection.sendall(head.encode() + image[:100])
+            wait_until(lambda: admission.buffered_bytes == 100)
+            assert client.get("/ready").status_code == 200
+            assert client.post("/predict", content=image, headers=RAW).status_code == 200
+        wait_until(lambda: admission.waiting == 0)
+        assert admission.queued == 0
 
 
 def test_bodies_of_all_requests_are_limited(predictor, image):

@@ -45,7 +45,10 @@ def test_unreadable_key_file(tmp_path, content):
         ({"timeout": float("nan")}, "timeout nan"),
         ({"max_pixels": 10**9}, "max_pixels 1000000000: expected at most 357000000"),
         ({"default_threshold": 1.5}, "expected a number from 0 to 1"),
-        ({"default_threshold": 0.1, "lowest_threshold": 0.2}, "expected at least lowest_threshold"),
+        (
+            {"default_threshold": 0.1, "lowest_threshold": 0.2},
+            "0.1 is below the lowest threshold 0.2",
+        ),
     ],
 )
 def test_refused_limits(values, expected):
