@@ -134,8 +134,9 @@ def build_batch_data_loader(
     """
     size = single_gpu_batch_size or _per_process(total_batch_size)
     source = _in_order(dataset, sampler, 1 if aspect_ratio_grouping else size)
-    options = {"num_workers": num_workers, "persistent_workers": persistent_workers, "pin_memory": pin_memory}
-    options |= {**_worker_options(num_workers, prefetch_factor, seed), **kwargs}
+    options = _worker_options(num_workers, prefetch_factor, seed)
+    options |= {"num_workers": num_workers, "persistent_workers": persistent_workers, "pin_memory": pin_memory}
+    options |= kwargs
     if not aspect_ratio_grouping:
         return DataLoader(source, size, drop_last=drop_last, collate_fn=collate_fn or trivial_batch_collator, **options)
     grouped = AspectRatioGroupedDataset(DataLoader(source, 1, collate_fn=_only_element, **options), size)
