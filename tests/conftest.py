@@ -1,6 +1,7 @@
 """Fixtures of all tests. Importing d2_maskrcnn here chooses the engine before any test imports detectron2."""
 
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 
@@ -28,6 +29,17 @@ NARROW_MODEL = {
 def few_threads():
     """Use one thread per pytest-xdist worker, so that workers do not compete for the cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_log_levels():
+    """Undo what a command that runs in this process does to the loggers, which other tests read."""
+    loggers = [logging.getLogger(name) for name in ("d2_maskrcnn", "detectron2", "detectron2.data", "fvcore")]
+    before = [(each.level, each.propagate) for each in loggers]
+    yield
+    for each, (level, propagate) in zip(loggers, before, strict=True):
+        each.setLevel(level)
+        each.propagate = propagate
 
 
 @pytest.fixture(scope="session")
