@@ -69,14 +69,22 @@ def check_raw(image: np.ndarray, channels: int, name: str) -> np.ndarray:
             f"{name} has {image.shape[2]} channel{'s' * (image.shape[2] > 1)}, the model takes {channels} "
             "(MODEL.PIXEL_MEAN has one value per channel): convert it."
         )
-    with np.errstate(over="ignore", invalid="ignore"):
-        values = image.astype(np.float32)
+    values = _as_float32(image)
     if image.dtype.kind == "f" and image.dtype.itemsize > 4 and np.any(np.isinf(values) & np.isfinite(image)):
         largest = np.abs(image[np.isfinite(image)]).max()
         raise UserError(
             f"{name}: the value {largest:.3g} of the type {image.dtype}; expected values up to {FLOAT32_MAX:.3g}, the "
             "largest float32: scale the image, or mark missing values by NaN."
         )
+    return _zero_where_not_finite(values)
+
+
+def _as_float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.float32)
+
+
+def _zero_where_not_finite(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -113,8 +121,7 @@ def _is_exact(image: Image.Image) -> bool:
 def _as_array(image: Image.Image) -> np.ndarray:
     if image.mode in ("P", "PA"):
         image = image.convert("RGB")
-    pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return np.atleast_3d(np.asarray(image.convert("L") if image.mode == "1" else image))
 
 
 def _decode_wide(source: Source, turn: int) -> np.ndarray:
@@ -127,7 +134,7 @@ def _decode_wide(source: Source, turn: int) -> np.ndarray:
     if pixels is None:
         advice = file_advice(source, "; copy it again")
         raise UserError(f"{source_name(source)}: not a readable image, corrupt or truncated{advice}")
-    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    pixels = np.atleast_3d(pixels)
     order = [2, 1, 0, *range(3, pixels.shape[2])] if pixels.shape[2] > 2 else [0]
     return turn_array(pixels[:, :, order], turn)
 
@@ -159,8 +166,7 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     step = max(1, height * width // SHOWN_SAMPLES)
     for index in range(min(channels, 3)):
         with np.errstate(over="ignore", invalid="ignore"):
-            values = image[:, :, index].astype(np.float32)
-            values = np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+            values = _zero_where_not_finite(_as_float32(image[:, :, index]))
             low, high = np.percentile(values.reshape(-1)[::step], SHOWN_PERCENTILES)
             shown[:, :, index] = np.clip((values - low) * (255 / max(high - low, 1e-6)) + 0.5, 0, 255)
     return shown[:, :, [0, 0, 0]] if channels == 1 else shown

@@ -104,7 +104,7 @@ def test_the_page_in_a_browser(predictor, image, expected, tmp_path):
         return HTMLResponse(DRIVER)
 
     @app.get("/image")
-    async def picture() -> Response:
+    async def image_file() -> Response:
         return Response(image, media_type="image/jpeg")
 
     @app.post("/report")

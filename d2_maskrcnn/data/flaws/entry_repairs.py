@@ -1,7 +1,7 @@
 """Repair single entries: one function per kind of repair, and the table of the flaws that each one repairs."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,9 +190,14 @@ def _box_to_pixels(work: "Work", entries: str, position: int) -> str:
     size = work.size_of(annotation)
     if size is None:
         return ""
-    annotation["bbox"] = [side * size[index % 2] for index, side in enumerate(annotation["bbox"])]
+    annotation["bbox"] = _to_pixels(annotation["bbox"], size)
     _set_area(work, entries, position)
     return "boxes converted from fractions to pixels"
+
+
+def _to_pixels(fractions: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """Scale alternating fractions of the width and the height of an image of ``size`` (width, height)."""
+    return [value * size[index % 2] for index, value in enumerate(fractions)]
 
 
 def _clip_box(work: "Work", entries: str, position: int) -> str:
@@ -212,9 +217,7 @@ def _polygons_to_pixels(work: "Work", entries: str, position: int) -> str:
     size = work.size_of(annotation)
     if size is None:
         return ""
-    annotation["segmentation"] = [
-        [value * size[index % 2] for index, value in enumerate(polygon)] for polygon in annotation["segmentation"]
-    ]
+    annotation["segmentation"] = [_to_pixels(polygon, size) for polygon in annotation["segmentation"]]
     _measure(work, entries, position)
     return "polygons converted from fractions to pixels"
 
