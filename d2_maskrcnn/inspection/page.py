@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from d2_maskrcnn.errors import printable
@@ -17,6 +17,7 @@ from d2_maskrcnn.inspection.data import DataFindings
 from d2_maskrcnn.inspection.statistics import histogram, quantiles
 from d2_maskrcnn.inspection.weights import by_group
 from d2_maskrcnn.visualization.labels import choose_places
+from d2_maskrcnn.visualization.pages import page_environment
 from d2_maskrcnn.visualization.palette import THEMES, class_color, to_hex
 from d2_maskrcnn.visualization.scene import Mark, Scene
 
@@ -55,14 +56,7 @@ def render(report: "Report") -> str:
 @cache
 def environment() -> Environment:
     """Return the templates with the filters and functions that they use."""
-    environment = Environment(
-        loader=PackageLoader("d2_maskrcnn.inspection"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        extensions=["jinja2.ext.do"],
-    )
+    environment = page_environment("d2_maskrcnn.inspection", ["jinja2.ext.do"])
     environment.filters |= {
         "data_uri": data_uri,
         "readable": readable,

@@ -4,21 +4,14 @@ import base64
 import hashlib
 import re
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from d2_maskrcnn.serve.settings import Settings
+from d2_maskrcnn.visualization.pages import page_environment
 from d2_maskrcnn.visualization.palette import PALETTE, THEMES, text_color, to_hex
 
 
 def render_page(settings: Settings) -> str:
     """Render the page: an image in, its detections over a movable threshold, and downloads."""
-    environment = Environment(
-        loader=PackageLoader("d2_maskrcnn.serve"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = page_environment("d2_maskrcnn.serve")
     colors = [{"fill": to_hex(color), "text": to_hex(text_color(color))} for color in PALETTE]
     return environment.get_template("index.html.jinja").render(
         themes=THEMES, colors=colors, lowest=settings.lowest_threshold, threshold=settings.default_threshold
