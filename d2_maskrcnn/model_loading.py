@@ -67,11 +67,7 @@ def _parse_stored(text: str, weights: str, options: Sequence[str]) -> CfgNode:
 
 
 def load_model(
-    cfg: CfgNode,
-    device: str | None = None,
-    *,
-    require_weights: bool = True,
-    content: dict[str, Any] | None = None,
+    cfg: CfgNode, device: str | None = None, *, require_weights: bool = True, content: dict[str, Any] | None = None
 ) -> tuple[nn.Module, list[str]]:
     """Build the model of a config in evaluation mode and load ``MODEL.WEIGHTS`` into it.
 

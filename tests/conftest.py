@@ -12,17 +12,9 @@ import torch
 import d2_maskrcnn  # noqa: F401
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import BoxMasks
+from tools.fuzz import tiny
 
-REPO = Path(__file__).resolve().parent.parent
-NARROW_MODEL = {
-    "MODEL.RESNETS.DEPTH": 50,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-    "MODEL.FPN.OUT_CHANNELS": 16,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
-}
+REPO = tiny.ROOT
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -72,11 +64,11 @@ def load_script():
 
 
 @pytest.fixture(scope="session")
-def tiny_shapes(load_script, tmp_path_factory) -> Path:
+def tiny_shapes(tmp_path_factory) -> Path:
     """A dataset of 12 training and 6 validation images of 64x64, in COCO format."""
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    load_script("datasets/prepare_shapes.py").draw_dataset(folder, train=12, val=6, size=64, seed=3)
-    return folder
+    folder = tmp_path_factory.mktemp("data")
+    tiny.draw(folder, train=12, val=6)
+    return folder / "shapes"
 
 
 @pytest.fixture
@@ -85,39 +77,14 @@ def tiny_opts(tiny_shapes, tmp_path) -> list[str]:
 
     Figures and the inspection's report take longer than everything else, so tests about them switch them on.
     """
-    pairs = {
-        **NARROW_MODEL,
-        "INPUT.MIN_SIZE_TRAIN": "(64,)",
-        "INPUT.MIN_SIZE_TEST": 64,
-        "SOLVER.IMS_PER_BATCH": 2,
-        "SOLVER.MAX_ITER": 6,
-        "SOLVER.WARMUP_ITERS": 2,
-        "SOLVER.CHECKPOINT_PERIOD": 2,
-        "SEED": 7,
-        "D2_MASKRCNN.EVALUATION.FIGURES": False,
-        "D2_MASKRCNN.INSPECT.ENABLED": False,
-        "D2_MASKRCNN.DATA.TRAIN_JSON": tiny_shapes / "annotations" / "instances_train.json",
-        "D2_MASKRCNN.DATA.TRAIN_IMAGES": tiny_shapes / "train",
-        "D2_MASKRCNN.DATA.VAL_JSON": tiny_shapes / "annotations" / "instances_val.json",
-        "D2_MASKRCNN.DATA.VAL_IMAGES": tiny_shapes / "val",
-        "OUTPUT_DIR": tmp_path / "out",
-    }
-    return [str(item) for pair in pairs.items() for item in pair]
+    schedule = {"SOLVER__MAX_ITER": 6, "SOLVER__WARMUP_ITERS": 2, "SOLVER__CHECKPOINT_PERIOD": 2}
+    return tiny.options(tiny_shapes.parent, tmp_path / "out", D2_MASKRCNN__EVALUATION__FIGURES=False, **schedule)
 
 
 @pytest.fixture
-def tiny_cfg(repo_dir, tiny_opts):
+def tiny_cfg(tiny_opts):
     """``tiny_cfg(KEY, VALUE, ...)``: the frozen config of a training that takes seconds."""
-    from d2_maskrcnn.config.loading import load_config
-    from d2_maskrcnn.data import register_own_data
-
-    def build(*opts):
-        cfg = load_config(str(repo_dir / "configs" / "quickstart.yaml"), [*tiny_opts, *map(str, opts)])
-        register_own_data(cfg)
-        cfg.freeze()
-        return cfg
-
-    return build
+    return lambda *opts: tiny.config([*tiny_opts, *map(str, opts)])
 
 
 @pytest.fixture

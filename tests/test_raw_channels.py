@@ -64,7 +64,7 @@ def write_images(folder: Path, channels: int) -> None:
 def trained(request, tmp_path_factory, repo_dir) -> Trained:
     from d2_maskrcnn.config.loading import load_config
     from d2_maskrcnn.data import register_own_data
-    from tests.conftest import NARROW_MODEL
+    from tools.fuzz.tiny import NARROW_MODEL
 
     folder, channels = tmp_path_factory.mktemp("raw"), request.param
     write_images(folder, channels)

@@ -11,6 +11,8 @@ again predicts the shards that are missing. An image that cannot be read is coun
 import argparse
 from pathlib import Path
 
+from d2_maskrcnn.integrations import SHARD_SIZE
+
 IMPORTS = ("d2_maskrcnn.integrations.ray",)
 
 
@@ -21,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("images", metavar="IMAGES", nargs="+", help="folders, glob patterns or image files")
     add("--output", type=Path, required=True, metavar="FOLDER", help="folder of the JSON Lines files")
     add("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="minimum score (default: 0.5)")
-    add("--shard-size", type=int, default=100, metavar="N", help="images per file (default: 100)")
+    add("--shard-size", type=int, default=SHARD_SIZE, metavar="N", help=f"images per file (default: {SHARD_SIZE})")
     add("--workers", type=int, metavar="N", help="processes with a model each (default: one per GPU, or per --cpus)")
     add("--cpus", type=float, default=1, metavar="N", help="CPU cores of a worker (default: 1)")
 

@@ -4,13 +4,12 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from pycocotools import mask as mask_util
 
 from d2_maskrcnn.predictor import Predictor
 from d2_maskrcnn.results import Results
+from d2_maskrcnn.structures.masks import coco_iou
 
 MIN_SCORE = 0.5  # detections below it are not compared
 MIN_IOU = 0.5  # of the boxes of two detections of the same object
@@ -81,11 +80,11 @@ def _partners(actual: Results, expected: Results) -> list[tuple[float, float]]:
     """
     if not len(actual) or not len(expected):
         return []
-    box_iou = _iou(_boxes(actual), _boxes(expected))
+    box_iou = coco_iou(actual.boxes, expected.boxes)
     if actual.detections.masks is None or expected.detections.masks is None:
         mask_iou = box_iou.copy()
     else:
-        mask_iou = _iou(actual.detections.masks.rles(), expected.detections.masks.rles())
+        mask_iou = coco_iou(actual.detections.masks.rles(), expected.detections.masks.rles())
     box_iou[actual.class_ids[:, None] != expected.class_ids[None]] = 0
     pairs = []
     for index in np.argsort(-actual.scores):
@@ -95,12 +94,3 @@ def _partners(actual: Results, expected: Results) -> list[tuple[float, float]]:
             pairs.append((float(mask_iou[index, best]), difference))
             box_iou[:, best] = 0
     return pairs
-
-
-def _iou(actual: Any, expected: Any) -> np.ndarray:
-    return np.asarray(mask_util.iou(actual, expected, [0] * len(expected)))
-
-
-def _boxes(results: Results) -> np.ndarray:
-    """Return (N, 4) float64 XYWH."""
-    return np.concatenate((results.boxes[:, :2], results.boxes[:, 2:] - results.boxes[:, :2]), axis=1).astype(float)

@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from d2_maskrcnn.data.image_sources import list_images
 from d2_maskrcnn.errors import UserError, import_extra, one_line
+from d2_maskrcnn.integrations import SHARD_SIZE
 from d2_maskrcnn.predictor import Predictor
 from d2_maskrcnn.weights.atomic import atomic_write_text, make_folder
 
 logger = logging.getLogger(__name__)
 
-SHARD_SIZE = 100
 JOB_FILE = "job.json"
 
 
@@ -125,18 +125,18 @@ def predict_images(
     paths = _list(images)
     folder = make_folder(Path(output).absolute())
     model = Path(model).absolute()
-    Predictor(model, threshold=threshold, device="cpu")  # reports a bad model or threshold before Ray starts
-    _check_job(folder, {"model": _digest_file(model), "images": _digest(paths), "threshold": threshold,
-                        "shard_size": shard_size})  # fmt: skip
-    shards = plan_shards(paths, shard_size, folder)
-    pending = [shard for shard in shards if not Path(shard["file"]).exists()]
-    skipped = len(paths) - sum(len(shard["images"]) for shard in pending)
-    counts = []
-    with tqdm(total=len(paths), initial=skipped, unit="image") as bar:
-        for count in _run(pending, str(model), threshold, workers, cpus) if pending else ():
-            counts.append(count)
-            bar.update(count["done"])
-    return Summary(sum(each["done"] for each in counts), sum(each["unreadable"] for each in counts), skipped)
+    shards = [each for each in plan_shards(paths, shard_size, folder) if not Path(each["file"]).exists()]
+    if shards:
+        Predictor(model, threshold=threshold, device="cpu")  # reports a bad model or threshold before Ray starts
+    job = {"model": _digest_file(model), "images": _digest(paths), "threshold": threshold, "shard_size": shard_size}
+    _check_job(folder, job)
+    summary = Summary(0, 0, len(paths) - sum(len(shard["images"]) for shard in shards))
+    with tqdm(total=len(paths), initial=summary.skipped, unit="image") as bar:
+        for counts in _run(shards, str(model), threshold, workers, cpus) if shards else ():
+            summary.done += counts["done"]
+            summary.unreadable += counts["unreadable"]
+            bar.update(counts["done"])
+    return summary
 
 
 def _list(images: str | Path | Iterable[str | Path]) -> list[str]:

@@ -22,7 +22,7 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
-from tests.conftest import NARROW_MODEL
+from tools.fuzz.tiny import NARROW_MODEL
 
 NAMES = ["circle", "square", "triangle", "star"]
 OPTIONS = {**NARROW_MODEL, "MODEL.DEVICE": "cpu", "INPUT.MIN_SIZE_TEST": 64, "TEST.DETECTIONS_PER_IMAGE": 5}

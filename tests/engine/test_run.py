@@ -14,7 +14,7 @@ import d2_maskrcnn.engine
 from d2_maskrcnn.cli.main import main
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.errors import UserError
-from tests.conftest import NARROW_MODEL
+from tools.fuzz.tiny import NARROW_MODEL
 
 SMALL = [
     "MODEL.RPN.POST_NMS_TOPK_TRAIN", 50, "MODEL.RPN.POST_NMS_TOPK_TEST", 50, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,

@@ -10,7 +10,7 @@ from d2_maskrcnn.data import register_own_data
 from d2_maskrcnn.inspection import observe
 from d2_maskrcnn.inspection.records import available_records, class_names_of
 from d2_maskrcnn.model_loading import load_model
-from tests.conftest import NARROW_MODEL
+from tools.fuzz.tiny import NARROW_MODEL
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import torch
 
 from d2_maskrcnn.cli import demo
 from d2_maskrcnn.cli.main import build_parser
-from tests.conftest import NARROW_MODEL
+from tools.fuzz.tiny import NARROW_MODEL
 
 av = pytest.importorskip("av", reason="PyAV is not installed (pip install -e '.[demo]')")
 

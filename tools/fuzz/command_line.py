@@ -53,7 +53,7 @@ def prepare(folder: Path) -> None:
     for number in range(2):
         Image.new("RGB", (40, 30), (90 * number, 80, 10)).save(folder / f"{number}.png")
     videos.write(folder / "v.mp4", [number / videos.Fraction(10) for number in range(4)])
-    model = Trainer.build_model(tiny.config(folder, folder / "out"))
+    model = Trainer.build_model(tiny.config(tiny.options(folder, folder / "out")))
     torch.save({"model": model.state_dict()}, folder / "w.pth")
 
 

@@ -44,7 +44,7 @@ def prepare(folder: Path) -> None:
     for name, iterations in (("run", 2), ("whole", 4)):
         if name == "whole":
             shutil.copytree(folder / "run", folder / "whole")
-        trainer = Trainer(tiny.config(folder, folder / name, SOLVER__MAX_ITER=4, **NO_EVALUATION))
+        trainer = Trainer(tiny.config(tiny.options(folder, folder / name, **NO_EVALUATION)))
         trainer.resume_or_load(resume=name == "whole")
         trainer.max_iter = iterations
         trainer.train()
@@ -103,8 +103,8 @@ def _mutate(rng: random.Random, content: Any, place: tuple[Any, ...]) -> str:
 def check(out: Path, shared: Path, more: dict[str, Any], is_intact: bool) -> None:
     """Resume, compare the model and the iteration with a checkpoint of the folder, and finish the training."""
     # Only the final checkpoint is written: writing them takes most of the time.
-    cfg = tiny.config(shared, out, **{"SOLVER__MAX_ITER": 4, "SOLVER__CHECKPOINT_PERIOD": 100, **NO_EVALUATION, **more})
-    trainer = Trainer(cfg)
+    opts = tiny.options(shared, out, **{"SOLVER__CHECKPOINT_PERIOD": 100, **NO_EVALUATION, **more})
+    trainer = Trainer(tiny.config(opts))
     trainer.resume_or_load(resume=True)
     expect(type(trainer.start_iter) is int and 1 <= trainer.start_iter <= 2, f"resumed at {trainer.start_iter}")
     source = _load(shared / "run" / f"model_{trainer.start_iter - 1:07d}.pth")

@@ -1,6 +1,7 @@
 """A dataset of tiny images and the config of a training on it that takes a second."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +11,33 @@ from detectron2.config import CfgNode
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = str(ROOT / "configs" / "quickstart.yaml")
+NARROW_MODEL = {
+    "MODEL.RESNETS.DEPTH": 50,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+}
 
 
-def draw(folder: Path) -> None:
-    """Write the dataset to ``folder/shapes``."""
+def draw(folder: Path, train: int = 4, val: int = 2) -> None:
+    """Write a dataset of 64x64 pixel images to ``folder/shapes``."""
     spec = importlib.util.spec_from_file_location("prepare_shapes", ROOT / "datasets" / "prepare_shapes.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.draw_dataset(folder / "shapes", train=4, val=2, size=64, seed=3)
+    module.draw_dataset(folder / "shapes", train=train, val=val, size=64, seed=3)
 
 
 def options(shared: Path, output: Path, **more: Any) -> list[str]:
     """Return ``KEY VALUE`` pairs; ``more`` replaces some, with ``__`` in place of the dots."""
     data = shared / "shapes"
     pairs = {
-        "MODEL.DEVICE": "cpu",
-        "MODEL.RESNETS.DEPTH": 50,
-        "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-        "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-        "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-        "MODEL.FPN.OUT_CHANNELS": 16,
-        "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-        "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
+        **NARROW_MODEL,
         "INPUT.MIN_SIZE_TRAIN": "(64,)",
         "INPUT.MIN_SIZE_TEST": 64,
-        "DATALOADER.NUM_WORKERS": 0,
         "SOLVER.IMS_PER_BATCH": 2,
         "SOLVER.MAX_ITER": 4,
         "SOLVER.WARMUP_ITERS": 1,
@@ -52,9 +54,9 @@ def options(shared: Path, output: Path, **more: Any) -> list[str]:
     return [str(item) for pair in pairs.items() for item in pair]
 
 
-def config(shared: Path, output: Path, *opts: str, **more: Any) -> CfgNode:
-    """Return the frozen config with its datasets registered."""
-    cfg = load_config(CONFIG, [*options(shared, output, **more), *opts])
+def config(opts: Sequence[str]) -> CfgNode:
+    """Return the frozen config of ``KEY VALUE`` pairs over the quick start's, with its datasets registered."""
+    cfg = load_config(CONFIG, opts)
     register_own_data(cfg)
     cfg.freeze()
     return cfg

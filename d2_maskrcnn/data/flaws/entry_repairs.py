@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from d2_maskrcnn.data.flaws.repair import Work
 
 Repair = Callable[["Work", str, int], str]  # returns what was done, {} standing for the list's name; "" for nothing
+SizedRepair = Callable[["Work", int, dict[str, Any], tuple[int, int]], str]
 
 _SIZED = "{} given the size of their file"
 
@@ -36,6 +37,17 @@ def _drop(action: str) -> Repair:
 
 
 _drop_unusable = _drop("unusable {} dropped")
+
+
+def _sized(repair: SizedRepair) -> Repair:
+    """Call a repair with an annotation and the (width, height) of its image; do nothing where that is not known."""
+
+    def repair_if_sized(work: "Work", entries: str, position: int) -> str:
+        annotation = work.entry(entries, position)
+        size = work.size_of(annotation)
+        return "" if size is None else repair(work, position, annotation, size)
+
+    return repair_if_sized
 
 
 def _renumber(work: "Work", entries: str, position: int) -> str:
@@ -60,7 +72,7 @@ def _name_category(work: "Work", entries: str, position: int) -> str:
 
 
 def _drop_second(name: str) -> Repair:
-    """Return a repair of a repeated id: the entry is dropped if it has the same name as the first one."""
+    """Return a repair of a repeated id: drop the entry if it has the same name as the first one."""
 
     def repair(work: "Work", entries: str, position: int) -> str:
         entry, first = _with_first(work, entries, position, "id")
@@ -70,13 +82,12 @@ def _drop_second(name: str) -> Repair:
 
 
 def _merge(name: str, reference: str) -> Repair:
-    """Return a repair of a repeated name: annotations of the entry get the id of the first one by ``reference``."""
+    """Return a repair of a repeated name: give the entry's annotations the first one's id, and drop the entry."""
 
     def repair(work: "Work", entries: str, position: int) -> str:
         entry, first = _with_first(work, entries, position, name)
-        for annotation in work.content.data["annotations"]:
-            if type(annotation) is dict and annotation.get(reference) == entry["id"]:
-                annotation[reference] = first["id"]
+        for annotation in work.annotations_with(reference, entry["id"]):
+            annotation[reference] = first["id"]
         return _drop("{} of the same name merged")(work, entries, position)
 
     return repair
@@ -96,10 +107,9 @@ def _read_size(work: "Work", entries: str, position: int) -> str:
     if root is None or not isinstance(name, str) or not is_inside(root, name):
         return ""
     try:
-        size = image_size(root / name)
+        image["width"], image["height"] = image_size(root / name)
     except UserError:
         return ""
-    image["width"], image["height"] = size
     return _SIZED
 
 
@@ -108,8 +118,7 @@ def _correct_size(work: "Work", entries: str, position: int) -> str:
     image, size = work.entry(entries, position), work.actual_size(position)
     if size is None:
         return ""
-    annotations = [e for e in work.content.data["annotations"] if type(e) is dict and e.get("image_id") == image["id"]]
-    for each in annotations:
+    for each in work.annotations_with("image_id", image["id"]):
         box: Any = each.get("bbox")
         if isinstance(each.get("segmentation"), dict) or not is_box(box):
             return ""
@@ -148,10 +157,11 @@ def _to_rle(work: "Work", annotation: dict[str, Any]) -> dict[str, Any] | None:
 def _measure(work: "Work", entries: str, position: int) -> str:
     """Compute box and area of an annotation from its segmentation."""
     annotation = work.entry(entries, position)
-    rle, size = _to_rle(work, annotation), work.size_of(annotation)
-    if rle is None or size is None:
+    rle = _to_rle(work, annotation)
+    if rle is None:
         return ""
-    box, area = bounding_box(annotation["segmentation"], size[1], size[0]), float(mask_util.area(rle))
+    height, width = rle["size"]
+    box, area = bounding_box(annotation["segmentation"], height, width), float(mask_util.area(rle))
     if min(box[2:]) <= 0:
         return ""
     annotation["bbox"], annotation["area"] = box, area or box[2] * box[3]
@@ -185,13 +195,10 @@ def _from_corners(work: "Work", entries: str, position: int) -> str:
     return "boxes converted from [x0, y0, x1, y1]"
 
 
-def _box_to_pixels(work: "Work", entries: str, position: int) -> str:
-    annotation = work.entry(entries, position)
-    size = work.size_of(annotation)
-    if size is None:
-        return ""
+@_sized
+def _box_to_pixels(work: "Work", position: int, annotation: dict[str, Any], size: tuple[int, int]) -> str:
     annotation["bbox"] = _to_pixels(annotation["bbox"], size)
-    _set_area(work, entries, position)
+    _set_area(work, "annotations", position)
     return "boxes converted from fractions to pixels"
 
 
@@ -200,25 +207,19 @@ def _to_pixels(fractions: Sequence[float], size: tuple[int, int]) -> list[float]
     return [value * size[index % 2] for index, value in enumerate(fractions)]
 
 
-def _clip_box(work: "Work", entries: str, position: int) -> str:
-    annotation = work.entry(entries, position)
-    size = work.size_of(annotation)
-    if size is None:
-        return ""
+@_sized
+def _clip_box(work: "Work", position: int, annotation: dict[str, Any], size: tuple[int, int]) -> str:
     x, y, width, height = annotation["bbox"]
     x0, y0 = max(x, 0), max(y, 0)
     annotation["bbox"] = [x0, y0, min(x + width, size[0]) - x0, min(y + height, size[1]) - y0]
-    _set_area(work, entries, position)
+    _set_area(work, "annotations", position)
     return "boxes clipped at the border"
 
 
-def _polygons_to_pixels(work: "Work", entries: str, position: int) -> str:
-    annotation = work.entry(entries, position)
-    size = work.size_of(annotation)
-    if size is None:
-        return ""
+@_sized
+def _polygons_to_pixels(work: "Work", position: int, annotation: dict[str, Any], size: tuple[int, int]) -> str:
     annotation["segmentation"] = [_to_pixels(polygon, size) for polygon in annotation["segmentation"]]
-    _measure(work, entries, position)
+    _measure(work, "annotations", position)
     return "polygons converted from fractions to pixels"
 
 
@@ -241,23 +242,18 @@ def _is_polygon(value: Any) -> bool:
     return bool(np.isfinite(points).all() and (np.ptp(points, axis=0) > 0).all())
 
 
-def _clip_polygons(work: "Work", entries: str, position: int) -> str:
+@_sized
+def _clip_polygons(work: "Work", position: int, annotation: dict[str, Any], size: tuple[int, int]) -> str:
     """Clip polygons at the border of the image; drop an annotation of which nothing is left."""
-    annotation = work.entry(entries, position)
-    size = work.size_of(annotation)
-    if size is None:
-        return ""
     clipped = []
     for polygon in annotation["segmentation"]:
-        shape = shapely.make_valid(shapely.Polygon(np.asarray(polygon, dtype=np.float64).reshape(-1, 2)))
-        inside = shapely.clip_by_rect(shape, 0, 0, *size)
-        parts = shapely.get_parts(inside)
+        shape = shapely.make_valid(shapely.Polygon(np.reshape(polygon, (-1, 2))))
+        parts = shapely.get_parts(shapely.clip_by_rect(shape, 0, 0, *size))
         rings = [part.exterior for part in parts if part.geom_type == "Polygon" and part.area > 0]
         clipped += [np.asarray(ring.coords)[:-1].round(2).reshape(-1).tolist() for ring in rings]
     annotation["segmentation"] = [each for each in clipped if _is_polygon(each)]
-    if not _measure(work, entries, position):
-        return _drop_unusable(work, entries, position)
-    return "polygons clipped at the border"
+    measured = _measure(work, "annotations", position)
+    return "polygons clipped at the border" if measured else _drop_unusable(work, "annotations", position)
 
 
 def _drop_if_missing(work: "Work", entries: str, position: int) -> str:

@@ -1,6 +1,6 @@
 """Check that the ids and names of a COCO JSON are unique and used, and that references are to listed entries."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -25,28 +25,9 @@ def check_not_empty(table: CocoTable, train: bool) -> Iterator[Flaw]:
 
 def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Flaw]:
     """Yield repeated ids and names, and references to images and categories that are not listed."""
-    once = "expected each one once"
-    yield from table.image_flaw(
-        "image-id-repeated",
-        repeated(table.image_ids),
-        "images with the id of another image",
-        once,
-        lambda index: str(table.image_ids[index]),
-    )
-    yield from table.annotation_flaw(
-        "annotation-id-repeated",
-        repeated(table.ids),
-        "annotations with the id of another annotation",
-        once,
-        lambda index: str(table.ids[index]),
-    )
-    yield from table.category_flaw(
-        "category-id-repeated",
-        repeated(table.category_ids),
-        "categories with the id of another category",
-        once,
-        lambda index: str(table.category_ids[index]),
-    )
+    yield from _repeated_ids(table, "images", "image", table.image_ids)
+    yield from _repeated_ids(table, "annotations", "annotation", table.ids)
+    yield from _repeated_ids(table, "categories", "category", table.category_ids)
     yield from table.category_flaw(
         "category-name-repeated",
         repeated(np.array([category["name"] for category in table.categories])),
@@ -70,6 +51,13 @@ def check_ids(table: CocoTable, evaluate: bool) -> Iterator[Flaw]:
             "COCO's metrics use 0 for 'not matched' and count the object as a false negative: number from 1",
             severity="warning",
         )
+
+
+def _repeated_ids(table: CocoTable, entries: str, noun: str, ids: np.ndarray) -> Iterable[Flaw]:
+    what = f"{entries} with the id of another {noun}"
+    return table.flaw(
+        entries, f"{noun}-id-repeated", repeated(ids), what, "expected each one once", lambda index: str(ids[index])
+    )
 
 
 def _check_references(table: CocoTable) -> Iterator[Flaw]:

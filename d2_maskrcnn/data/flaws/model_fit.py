@@ -41,19 +41,15 @@ def check_object_sizes(table: CocoTable, cfg: CfgNode, bad_boxes: np.ndarray) ->
     Args:
         bad_boxes: (A,) bool, boxes that are left out.
     """
-    with np.errstate(invalid="ignore"):
-        usable = ~table.is_crowd & (table.image_index >= 0) & (table.boxes[:, 2:] > 0).all(axis=1)
-        usable &= np.isfinite(table.boxes).all(axis=1) & ~bad_boxes
-    index = np.flatnonzero(usable)
+    index = _usable_boxes(table, bad_boxes)
     if not len(index):
         return
     sides = table.boxes[index, 2:] * input_scale(cfg, table.image_sides()[index])[:, None]
     shapes, anchors = anchor_shapes(cfg)
     smallest = min(anchor["size"] for anchor in anchors)
     small = np.sqrt(sides.prod(axis=1)) < smallest / 2
-    best = np.concatenate(
-        [shape_iou(part, shapes).max(axis=1) for part in np.array_split(sides, len(sides) // _CHUNK + 1)]
-    )
+    parts = np.array_split(sides, len(sides) // _CHUNK + 1)
+    best = np.concatenate([shape_iou(part, shapes).max(axis=1) for part in parts])
 
     def describe(row: int) -> str:
         position = int(np.searchsorted(index, row))
@@ -78,3 +74,10 @@ def check_object_sizes(table: CocoTable, cfg: CfgNode, bad_boxes: np.ndarray) ->
             describe,
             severity="warning",
         )
+
+
+def _usable_boxes(table: CocoTable, bad_boxes: np.ndarray) -> np.ndarray:
+    """Return the indices of boxes with an area, of objects in known images: (n,) int64."""
+    with np.errstate(invalid="ignore"):
+        usable = ~table.is_crowd & (table.image_index >= 0) & (table.boxes[:, 2:] > 0).all(axis=1)
+    return np.flatnonzero(usable & np.isfinite(table.boxes).all(axis=1) & ~bad_boxes)
