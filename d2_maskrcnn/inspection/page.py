@@ -18,7 +18,7 @@ from d2_maskrcnn.inspection.statistics import histogram, quantiles
 from d2_maskrcnn.inspection.weights import by_group
 from d2_maskrcnn.visualization.labels import choose_places
 from d2_maskrcnn.visualization.pages import page_environment
-from d2_maskrcnn.visualization.palette import THEMES, class_color, to_hex
+from d2_maskrcnn.visualization.palette import class_color, to_hex
 from d2_maskrcnn.visualization.scene import Mark, Scene
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ def environment() -> Environment:
         "class_name": class_name,
         "label_places": label_places,
         "dashes": DASHES,
-        "themes": THEMES,
         "histograms": data_histograms,
         "good_iou": data.GOOD_IOU,
     }

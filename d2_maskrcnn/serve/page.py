@@ -6,7 +6,7 @@ import re
 
 from d2_maskrcnn.serve.settings import Settings
 from d2_maskrcnn.visualization.pages import page_environment
-from d2_maskrcnn.visualization.palette import PALETTE, THEMES, text_color, to_hex
+from d2_maskrcnn.visualization.palette import PALETTE, text_color, to_hex
 
 
 def render_page(settings: Settings) -> str:
@@ -14,7 +14,7 @@ def render_page(settings: Settings) -> str:
     environment = page_environment("d2_maskrcnn.serve")
     colors = [{"fill": to_hex(color), "text": to_hex(text_color(color))} for color in PALETTE]
     return environment.get_template("index.html.jinja").render(
-        themes=THEMES, colors=colors, lowest=settings.lowest_threshold, threshold=settings.default_threshold
+        colors=colors, lowest=settings.lowest_threshold, threshold=settings.default_threshold
     )
 
 
