@@ -12,7 +12,8 @@ Setups, on the same batches of two synthetic 800x800 images, in float32:
 * torchvision: ``MaskRCNN`` with ResNet101-FPN and frozen batch norm, SGD; only forward, backward and step;
 * plain: this project's trainer with all optional features off;
 * full: with moving average, clipping, W&B (offline), best checkpoint, early stopping, figures and validation losses;
-* accumulate: full, with each batch in two micro-batches.
+* accumulate: full, with each batch in two micro-batches;
+* checkpointing: plain, with activation checkpointing.
 
 In a round the setups alternate, iteration by iteration, in one process. Then each runs in a process of its own, which
 gives its peak memory. Evaluations are not part of the iterations and are timed separately.
@@ -43,13 +44,14 @@ from d2_maskrcnn.engine import Trainer
 from d2_maskrcnn.evaluation.validation_loss import validation_losses
 from detectron2.utils.events import EventStorage
 
-SETUPS = ("torchvision", "plain", "full", "accumulate")
+SETUPS = ("torchvision", "plain", "full", "accumulate", "checkpointing")
 OURS = "D2_MASKRCNN."
 OFF = [OURS + "SOLVER.MAX_GRAD_NORM", "0.0", OURS + "BEST_CHECKPOINT.ENABLED", "False"]
 OFF += [OURS + "VALIDATION_LOSS", "False", OURS + "EVALUATION.FIGURES", "False"]
 FULL = [OURS + "EMA.ENABLED", "True", OURS + "WANDB.ENABLED", "True", OURS + "WANDB.MODE", "offline"]
 FULL += [OURS + "EARLY_STOPPING.PATIENCE", "5", OURS + "SOLVER.REFERENCE_BATCH", "16"]
 OPTIONS = {"torchvision": OFF, "plain": OFF, "full": FULL, "accumulate": [*FULL, OURS + "SOLVER.ACCUMULATE", "2"]}
+OPTIONS["checkpointing"] = [*OFF, OURS + "SOLVER.ACTIVATION_CHECKPOINTING", "True"]
 Step = Callable[[int], None]
 
 
@@ -153,7 +155,7 @@ def build_trainer(setup: str, folder: Path) -> Trainer:
     # The inspection limits its own share of the time (INSPECT.MAX_SHARE), so it is not compared.
     opts += [OURS + "INSPECT.ENABLED", "False", "TEST.EVAL_PERIOD", "5000"]
     opts += ["OUTPUT_DIR", str(folder / f"{setup}-{os.getpid()}"), "SEED", "1"]
-    opts += ["SOLVER.BASE_LR", "0.0001" if setup in ("torchvision", "plain") else "0.0008", *OPTIONS[setup]]
+    opts += ["SOLVER.BASE_LR", "0.0008" if FULL[0] in OPTIONS[setup] else "0.0001", *OPTIONS[setup]]
     for key, name in (("TRAIN", "train"), ("VAL", "val")):
         opts += [f"D2_MASKRCNN.DATA.{key}_JSON", str(data / "annotations" / f"instances_{name}.json")]
         opts += [f"D2_MASKRCNN.DATA.{key}_IMAGES", str(data / name)]

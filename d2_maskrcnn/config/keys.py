@@ -92,6 +92,9 @@ def _add_solver(node: CfgNode) -> None:
     # As INFERENCE.WINOGRAD, for the forward and backward pass in training mode. The rounding error of the gradients is
     # 2e-6 as well.
     node.SOLVER.WINOGRAD = True
+    # Keep few activations of the ResNet in training, and compute the others again in the backward pass: less memory,
+    # more time, the same losses and gradients.
+    node.SOLVER.ACTIVATION_CHECKPOINTING = False
     # Batch size that SOLVER.BASE_LR was chosen for. Another IMS_PER_BATCH scales the rate linearly (SGD) or by the
     # square root (AdamW). 0 does not scale.
     node.SOLVER.REFERENCE_BATCH = 0

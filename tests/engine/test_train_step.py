@@ -14,6 +14,7 @@ PLAIN_SGD = ["D2_MASKRCNN.SOLVER.OPTIMIZER", "SGD", "SOLVER.CLIP_GRADIENTS.ENABL
 # All anchors and proposals are sampled, so no loss depends on random numbers.
 ALL_SAMPLED = ["MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100000]
 ACCUMULATE = "D2_MASKRCNN.SOLVER.ACCUMULATE"
+NO_VALIDATION = ["D2_MASKRCNN.DATA.VAL_JSON", "", "D2_MASKRCNN.DATA.VAL_IMAGES", ""]
 
 
 @pytest.mark.parametrize(("images", "number", "sizes"), [(1, 1, [1]), (8, 2, [4, 4]), (5, 2, [2, 3]), (2, 4, [1, 1])])
@@ -165,3 +166,18 @@ def test_random_numbers_depend_on_seed_iteration_and_rank():
         assert draw_numbers() == first
         seen.update(first)
     assert len(seen) == 15
+
+
+@pytest.mark.parametrize("opts", [(), ("SOLVER.AMP.ENABLED", True, ACCUMULATE, 2)])
+def test_activation_checkpointing_changes_no_number(trainer_of, tmp_path, opts):
+    """Weights, statistics of batch norms and logged numbers after three iterations are the same, bit for bit."""
+    results = []
+    for name in ("False", "True"):
+        key = ("D2_MASKRCNN.SOLVER.ACTIVATION_CHECKPOINTING", name, "OUTPUT_DIR", tmp_path / name)
+        trainer = trainer_of(*key, *opts, "SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()", *NO_VALIDATION)
+        trainer.train()
+        scalars = {k: v for k, (v, _) in trainer.storage.latest().items() if "loss" in k or k == "grad_norm"}
+        results.append((trainer.model.state_dict(), scalars))
+    (expected, expected_scalars), (state, scalars) = results
+    assert scalars == expected_scalars and "loss_mask" in scalars
+    assert all(torch.equal(state[name], value) for name, value in expected.items())

@@ -12,6 +12,7 @@ from torch import nn
 from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.config.validation import require, require_norm
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.modeling.backbone.activation_checkpointing import Stage
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, FrozenBatchNorm2d, ShapeSpec
@@ -187,7 +188,7 @@ class ResNet(Backbone):
         self._out_feature_channels, self._out_feature_strides = {"stem": stem.out_channels}, {"stem": stem.stride}
         stride, channels = stem.stride, stem.out_channels
         for name, blocks in zip(self.stage_names, stages, strict=False):
-            self.add_module(name, nn.Sequential(*blocks))
+            self.add_module(name, Stage(*blocks))
             stride, channels = stride * math.prod(block.stride for block in blocks), blocks[-1].out_channels
             self._out_feature_strides[name], self._out_feature_channels[name] = stride, channels
         if num_classes is not None:
@@ -246,6 +247,8 @@ def build_resnet(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     )
     stem = Stem(channels_of(input_shape), node.STEM_OUT_CHANNELS, norm)
     resnet = ResNet(stem, _stages(node, depth, norm), None, node.OUT_FEATURES)
+    for name in resnet.stage_names:
+        resnet.get_submodule(name).activation_checkpointing = plugin_node(cfg).SOLVER.ACTIVATION_CHECKPOINTING
     if plugin_node(cfg).RESNETS.ZERO_INIT_RESIDUAL:
         _start_as_identities(resnet)
     return resnet.freeze(cfg.MODEL.BACKBONE.FREEZE_AT)
