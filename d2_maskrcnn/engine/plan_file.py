@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from d2_maskrcnn.config.validation import leaves
 from d2_maskrcnn.data import check_coco_json, dataset_records, register_own_data
 from d2_maskrcnn.data.discovery import FoundData, find_training_data
 from d2_maskrcnn.engine.console import console
-from d2_maskrcnn.engine.planning import FROM_SCRATCH, DataSummary, plan_training, summarize
+from d2_maskrcnn.engine.data_summary import describe_data, summarize
+from d2_maskrcnn.engine.planning import FROM_SCRATCH, plan_training
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.weights.atomic import atomic_write_text
 from d2_maskrcnn.weights.checkpoint_files import stored_metadata
@@ -33,7 +34,6 @@ PRETRAINED = {
     "ImageNet": "detectron2://ImageNetPretrained/MSRA/R-101.pkl",
 }
 SCRATCH = "scratch"
-MAX_NAMES = 8  # class names that are shown
 
 logger = logging.getLogger(__name__)
 
@@ -175,26 +175,6 @@ def _errors_only(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def describe_data(
-    summaries: Mapping[str, DataSummary], names: Sequence[str] = (), data: FoundData | None = None
-) -> list[str]:
-    """Describe datasets in one line each, and their classes in another."""
-    files = {"train": data.train_json, "val": data.val_json} if data else {}
-    lines = []
-    for name, each in summaries.items():
-        masks = "RLE masks" if each.uses_rle else "polygons"
-        where = f"  {files[name]}" if name in files else ""
-        lines.append(f"{name:6} {each.images:,} images, {each.objects:,} objects with {masks}{where}")
-    if data and data.note:
-        lines[-1] += f" ({data.note})"
-    if data and data.origin:
-        lines.insert(0, f"data   {data.origin}")
-    if names:
-        more = f", ... ({len(names)} classes)" if len(names) > MAX_NAMES else ""
-        lines.append(f"classes {', '.join(names[:MAX_NAMES])}{more}")
-    return lines
 
 
 def _changes(cfg: CfgNode) -> str:

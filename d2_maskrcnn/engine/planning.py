@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from d2_maskrcnn.config.keys import get_value
+from d2_maskrcnn.engine.data_summary import DataSummary
 from d2_maskrcnn.errors import UserError
 from detectron2.config import CfgNode
 
@@ -37,46 +38,6 @@ FROM_SCRATCH = {
     "SOLVER.BASE_LR": 0.0002,
     "SOLVER.WEIGHT_DECAY": 0.05,
 }
-
-
-@dataclass(frozen=True)
-class DataSummary:
-    """Statistics of a dataset that a plan depends on.
-
-    Attributes:
-        images: number of images.
-        images_with_objects: number of images with objects that are not crowds.
-        objects: number of objects that are not crowds.
-        most_objects: largest number of objects in an image.
-        uses_rle: whether an object has an RLE mask instead of polygons.
-        sides: (objects,) square root of the area of each box, in pixels of an image whose shorter side is 1 pixel.
-        longest: (objects,) ratio of longer to shorter side of the object's image.
-    """
-
-    images: int
-    images_with_objects: int
-    objects: int
-    most_objects: int
-    uses_rle: bool
-    sides: np.ndarray
-    longest: np.ndarray
-
-
-def summarize(records: Sequence[Mapping[str, Any]]) -> DataSummary:
-    """Summarize a dataset in Detectron2's standard format."""
-    counts, sides, longest, uses_rle = [], [], [], False
-    for index in range(len(records)):
-        record = records[index]
-        objects = [each for each in record.get("annotations", ()) if not each.get("iscrowd")]
-        counts.append(len(objects))
-        short, long = sorted((record["height"], record["width"]))
-        for each in objects:
-            uses_rle = uses_rle or isinstance(each.get("segmentation"), dict)
-            sides.append(math.sqrt(max(each["bbox"][2] * each["bbox"][3], 0)) / max(short, 1))
-            longest.append(long / max(short, 1))
-    with_objects = sum(count > 0 for count in counts)
-    arrays = np.array(sides, dtype=np.float64), np.array(longest, dtype=np.float64)
-    return DataSummary(len(counts), with_objects, sum(counts), max(counts, default=0), uses_rle, *arrays)
 
 
 @dataclass

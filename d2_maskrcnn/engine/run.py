@@ -15,11 +15,11 @@ from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.discovery import find_test_data
 from d2_maskrcnn.distributed import run_together
 from d2_maskrcnn.engine.console import console, duration, logging_to, show_platform, show_results
+from d2_maskrcnn.engine.data_summary import describe_data, summarize
 from d2_maskrcnn.engine.hooks.best_checkpoint import BEST_NAME
 from d2_maskrcnn.engine.hooks.early_stopping import FINAL_NAME
 from d2_maskrcnn.engine.output_dir import check_output_dir, locked_output_dir, refuse_overwriting
-from d2_maskrcnn.engine.plan_file import SCRATCH, TrainingOptions, describe_data, write_plan
-from d2_maskrcnn.engine.planning import summarize
+from d2_maskrcnn.engine.plan_file import SCRATCH, TrainingOptions, write_plan
 from d2_maskrcnn.engine.setup import prepared
 from d2_maskrcnn.engine.trainer import Trainer
 from d2_maskrcnn.errors import UserError, warn_on_failure

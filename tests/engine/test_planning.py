@@ -1,8 +1,8 @@
-import numpy as np
 import pytest
 
 from d2_maskrcnn.config.loading import load_config
-from d2_maskrcnn.engine.planning import plan_training, summarize
+from d2_maskrcnn.engine.data_summary import summarize
+from d2_maskrcnn.engine.planning import plan_training
 from d2_maskrcnn.errors import UserError
 
 
@@ -18,20 +18,6 @@ def plan(train, val=None, opts=(), **options):
     cfg = load_config("mrcnn_R101", ["MODEL.DEVICE", "cpu", *map(str, opts)])
     summaries = summarize(train), summarize(val or train[:10])
     return plan_training(cfg, *summaries, given=opts[::2], **options)
-
-
-def test_summary_of_nothing():
-    summary = summarize([])
-    assert (summary.images, summary.objects, summary.most_objects, len(summary.sides)) == (0, 0, 0, 0)
-
-
-def test_summary():
-    empty = {"height": 10, "width": 10, "annotations": []}
-    summary = summarize([*records(2, side=120, objects=3), empty])
-    assert (summary.images, summary.images_with_objects, summary.objects, summary.most_objects) == (3, 2, 6, 3)
-    assert not summary.uses_rle and summarize(records(1, rle=True)).uses_rle
-    np.testing.assert_allclose(summary.sides, 0.25)
-    np.testing.assert_allclose(summary.longest, 640 / 480)
 
 
 @pytest.mark.parametrize("count", [1, 2, 61, 5000])
