@@ -85,6 +85,7 @@ def write_plan(options: TrainingOptions, path: Path) -> None:
         given=given,
         epochs=options.epochs,
         from_scratch=from_scratch,
+        fine_tuning=not from_scratch and _is_detector(cfg.MODEL.WEIGHTS),
         processes=comm.get_world_size(),
     )
     cfg.merge_from_list([item for pair in plan.settings.items() for item in pair])
@@ -149,6 +150,12 @@ def _weights(options: TrainingOptions, cfg: CfgNode, given: set[str], is_default
         "time. Give a weight file, or copy the one trained on COCO to the path shown above."
     )
     return ""
+
+
+def _is_detector(weights: str) -> bool:
+    """Return whether a weight file contains a detector; its region proposal network is "rpn" in every library."""
+    names = read_weights(fetch_weights(weights), copy_states=())["model"]
+    return any("rpn" in name for name in names)
 
 
 def _use_data(cfg: CfgNode, data: FoundData) -> list[str]:

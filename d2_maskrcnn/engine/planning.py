@@ -12,7 +12,7 @@ import torch
 from d2_maskrcnn.config.keys import get_value
 from d2_maskrcnn.engine.data_summary import DataSummary
 from d2_maskrcnn.errors import UserError
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 
 SEEN_IMAGES = 4000  # images that fine-tuning sees at least, however small the dataset is
 SEEN_FROM_SCRATCH = 20_000
@@ -20,7 +20,13 @@ EPOCHS = (12, 100)  # fewest and most of fine-tuning; 12 is the model zoo's 1x s
 EPOCHS_FROM_SCRATCH = (36, 300)
 EVALUATIONS = 20
 CHECKPOINTS = 4
+# A model that can detect objects already forgets less, and few images are fitted less closely, with a lower rate than
+# that of its training: a quarter of it up to 1,000 images, the same from 100,000, about COCO's number, on.
+FINE_TUNING_RATE = 0.25
+RATE_IMAGES = (1000, 100_000)
+SCALE_JITTER = (0.875, 1, 1.125)  # of a single image size for training; the zoo's sizes are 0.8 to 1 of the largest
 STEPS = (0.75, 0.92)  # shares of the training after which the learning rate falls, about those of the zoo's 3x schedule
+PATIENCE = 0.5  # share of the training without a better evaluation: under a cosine, the last half improves most
 WARMUP = 1000  # iterations at most
 BATCHES = (2, 16)  # smallest, and most images per process
 FEWEST_ITERATIONS = 500  # batches are smaller where there are few images
@@ -61,6 +67,7 @@ def plan_training(
     given: Collection[str] = (),
     epochs: float | None = None,
     from_scratch: bool = False,
+    fine_tuning: bool = True,
     processes: int = 1,
 ) -> Plan:
     """Plan a training.
@@ -68,10 +75,13 @@ def plan_training(
     Args:
         cfg: model, optimizer and learning rate to start from; not changed. ``SOLVER.BASE_LR`` is the
             rate for its ``SOLVER.IMS_PER_BATCH`` and is scaled: linearly for SGD, by the square root for AdamW.
+            Steps of the rate are replaced by a cosine, and a single size of training images by several.
         train, val: the data.
         given: keys of ``cfg`` that the user has set; their values are kept.
         epochs: passes over the training images; None for a number by the size of the data.
         from_scratch: whether the model starts from random weights, which takes longer.
+        fine_tuning: whether the weights to start from are those of a detector, not only of a backbone; with few images
+            the rate is lower then.
         processes: number of processes.
 
     Raises:
@@ -85,7 +95,9 @@ def plan_training(
     images = max(train.images_with_objects if cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS else train.images, 1)
     if epochs is None:
         epochs = _epochs(images, from_scratch)
+    planner.plan_sizes()
     planner.plan_batch(images, images * epochs, _aspect_ratio(train), processes)
+    planner.plan_rate(_rate_share(images) if fine_tuning and not from_scratch else 1)
     planner.plan_schedule(images, val.images, epochs)
     planner.plan_objects(train, val, from_scratch)
     planner.put("DATALOADER.NUM_WORKERS", _workers(planner.get("MODEL.DEVICE"), processes))
@@ -108,20 +120,38 @@ class _Planner:
     def say(self, name: str, text: str) -> None:
         self.plan.lines.append(f"{name:12}{text}")
 
+    def plan_sizes(self) -> None:
+        """Vary the size of training images, unless the config does."""
+        sizes, is_chosen = self.get("INPUT.MIN_SIZE_TRAIN"), self.get("INPUT.MIN_SIZE_TRAIN_SAMPLING") == "choice"
+        if len(sizes) == 1 and sizes[0] > 0 and is_chosen and not self.get("D2_MASKRCNN.INPUT.LSJ.ENABLED"):
+            self.put("INPUT.MIN_SIZE_TRAIN", tuple(round(sizes[0] * scale) for scale in SCALE_JITTER))
+
     def plan_batch(self, images: int, seen: float, aspect_ratio: float, processes: int) -> None:
         """Choose the batch size by the memory, and no larger than the one that the learning rate was chosen for."""
-        reference = self.cfg.D2_MASKRCNN.SOLVER.REFERENCE_BATCH or self.cfg.SOLVER.IMS_PER_BATCH
         short, longest = max(self.get("INPUT.MIN_SIZE_TRAIN")), self.get("INPUT.MAX_SIZE_TRAIN")
         pixels = short * min(longest, short * aspect_ratio)
         fits = _batch_per_process(self.get("MODEL.DEVICE"), max(pixels / FULL_SIZE, LEAST_SHARE)) * processes
-        batch = min(fits, max(min(reference, int(seen / FEWEST_ITERATIONS)), BATCHES[0]), images)
+        batch = min(fits, max(min(self._reference_batch(), int(seen / FEWEST_ITERATIONS)), BATCHES[0]), images)
         self.put("SOLVER.IMS_PER_BATCH", max(batch // processes, 1) * processes)
-        share = self.get("SOLVER.IMS_PER_BATCH") / reference
+
+    def _reference_batch(self) -> int:
+        """Return the batch size that the config's learning rate was chosen for."""
+        return int(self.cfg.D2_MASKRCNN.SOLVER.REFERENCE_BATCH or self.cfg.SOLVER.IMS_PER_BATCH)
+
+    def plan_rate(self, share: float) -> None:
+        """Scale the learning rate to the batch size and by ``share``, and let it fall along a cosine."""
+        ratio = self.get("SOLVER.IMS_PER_BATCH") / self._reference_batch()
         if self.get("D2_MASKRCNN.SOLVER.OPTIMIZER") == "AdamW":
-            share = math.sqrt(share)
+            ratio = math.sqrt(ratio)
         if "SOLVER.BASE_LR" not in self.given:
-            self.put("SOLVER.BASE_LR", float(f"{self.cfg.SOLVER.BASE_LR * share:.3g}"))
+            self.put("SOLVER.BASE_LR", float(f"{self.cfg.SOLVER.BASE_LR * ratio * share:.3g}"))
             self.put("D2_MASKRCNN.SOLVER.REFERENCE_BATCH", 0)
+        of_steps = ("SOLVER.STEPS", "SOLVER.GAMMA")
+        if self.get("SOLVER.LR_SCHEDULER_NAME") == "WarmupMultiStepLR" and self.given.isdisjoint(of_steps):
+            self.put("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR")
+        if self.get("SOLVER.LR_SCHEDULER_NAME") == "WarmupCosineLR":
+            for key in of_steps:  # unused: with their defaults, no warning says so
+                self.put(key, get_value(get_cfg(), key))
 
     def plan_schedule(self, images: int, val_images: int, epochs: float) -> None:
         per_epoch = images / self.get("SOLVER.IMS_PER_BATCH")
@@ -132,11 +162,12 @@ class _Planner:
         self.put("TEST.EVAL_PERIOD", min(_whole_epochs(period, per_epoch), total))
         self.put("SOLVER.CHECKPOINT_PERIOD", max(self.get("TEST.EVAL_PERIOD"), math.ceil(total / CHECKPOINTS)))
         self.put("SOLVER.WARMUP_ITERS", min(WARMUP, total // 10))
-        if self.get("SOLVER.LR_SCHEDULER_NAME") != "WarmupCosineLR":
+        if self.get("SOLVER.LR_SCHEDULER_NAME") == "WarmupMultiStepLR":
             self.put("SOLVER.STEPS", tuple(sorted({step for share in STEPS if (step := int(share * total)) > 0})))
         self.put("D2_MASKRCNN.LOG_PERIOD", min(20, math.ceil(total / 20)))
-        evaluations = total // (self.get("TEST.EVAL_PERIOD") or max(total, 1))
-        self.put("D2_MASKRCNN.EARLY_STOPPING.PATIENCE", max(5, math.ceil(evaluations / 3)))
+        if self.get("TEST.EVAL_PERIOD"):
+            evaluations = total * PATIENCE / self.get("TEST.EVAL_PERIOD")
+            self.put("D2_MASKRCNN.EARLY_STOPPING.PATIENCE", max(5, math.ceil(evaluations)))
         self._say_schedule(total, per_epoch)
 
     def _say_schedule(self, total: int, per_epoch: float) -> None:
@@ -154,7 +185,8 @@ class _Planner:
         epochs = _short(period / per_epoch)
         every = "every epoch" if epochs == "1" else f"every {epochs} epochs"
         often = f"{every} ({period:,} iterations)" if period else "at the end"
-        stops = f"; stops after {patience} evaluations without a better one" if patience and period else ""
+        passes = _short(patience * period / per_epoch)
+        stops = f"; stops after {passes} epochs without a better one" if patience and period else ""
         self.say("evaluation", f"{often}; the best {name} is kept{stops}")
         self.say("checkpoints", f"every {self.get('SOLVER.CHECKPOINT_PERIOD'):,} iterations")
 
@@ -203,6 +235,13 @@ def _epochs(images: int, from_scratch: bool) -> float:
     seen = SEEN_FROM_SCRATCH if from_scratch else SEEN_IMAGES
     fewest, most = EPOCHS_FROM_SCRATCH if from_scratch else EPOCHS
     return min(max(seen / images, fewest), most)
+
+
+def _rate_share(images: int) -> float:
+    """Return the share of the config's learning rate for fine-tuning a detector on a number of images."""
+    few, many = RATE_IMAGES
+    progress = math.log(images / few) / math.log(many / few)
+    return FINE_TUNING_RATE ** (1 - min(max(progress, 0), 1))
 
 
 def _aspect_ratio(data: DataSummary) -> float:

@@ -29,19 +29,54 @@ def test_the_schedule_follows_the_number_of_images(count):
     assert 12 <= epochs <= 101 and (count > 40 or epochs == pytest.approx(100, abs=1))
     assert 0 < settings["TEST.EVAL_PERIOD"] <= total and total / settings["TEST.EVAL_PERIOD"] <= 20
     assert settings["SOLVER.WARMUP_ITERS"] <= total / 10
-    steps = settings["SOLVER.STEPS"]
-    assert list(steps) == sorted(set(steps)) and all(0 < step < total for step in steps)
+    assert settings["SOLVER.LR_SCHEDULER_NAME"] == "WarmupCosineLR"
+    passes = settings["D2_MASKRCNN.EARLY_STOPPING.PATIENCE"] * settings["TEST.EVAL_PERIOD"] * batch / count
+    assert passes >= epochs / 2
     assert settings["SOLVER.CHECKPOINT_PERIOD"] * 4 >= total
 
 
 def test_epochs_and_rates_follow_what_is_given():
     settings = plan(records(60), opts=["SOLVER.IMS_PER_BATCH", 4], epochs=10).settings
     assert settings["SOLVER.MAX_ITER"] == 150 and "SOLVER.IMS_PER_BATCH" not in settings
-    wanted = plan(records(60), opts=["SOLVER.MAX_ITER", 40, "SOLVER.BASE_LR", 0.5]).settings
-    assert not {"SOLVER.MAX_ITER", "SOLVER.BASE_LR"} & wanted.keys() and max(wanted["SOLVER.STEPS"]) < 40
-    assert plan(records(60)).settings["SOLVER.BASE_LR"] == pytest.approx(0.02 * 2 / 16)
-    adam = plan(records(60), opts=["D2_MASKRCNN.SOLVER.OPTIMIZER", "AdamW"]).settings
-    assert adam["SOLVER.BASE_LR"] == pytest.approx(0.02 * (2 / 16) ** 0.5, rel=0.01)
+    given = ["SOLVER.MAX_ITER", 40, "SOLVER.BASE_LR", 0.5, "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"]
+    wanted = plan(records(60), opts=given).settings
+    assert not set(given[::2]) & wanted.keys() and 0 < max(wanted["SOLVER.STEPS"]) < 40
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "share"),
+    [
+        (60, {}, 0.25),
+        (1000, {}, 0.25),
+        (10_000, {}, 0.5),
+        (200_000, {}, 1),
+        (60, {"fine_tuning": False}, 1),
+        (60, {"from_scratch": True}, 1),
+    ],
+)
+def test_the_rate_of_fine_tuning_follows_the_number_of_images(count, options, share):
+    """The config's 0.02 is for batches of 16, the planned batches have 2 images."""
+    data = records(1) * count
+    assert plan(data, **options).settings["SOLVER.BASE_LR"] == pytest.approx(0.02 * 2 / 16 * share, rel=0.01)
+    adam = plan(data, opts=["D2_MASKRCNN.SOLVER.OPTIMIZER", "AdamW"], **options).settings
+    assert adam["SOLVER.BASE_LR"] == pytest.approx(0.02 * (2 / 16) ** 0.5 * share, rel=0.01)
+
+
+def test_given_steps_are_kept():
+    settings = plan(records(60), opts=["SOLVER.STEPS", "[30, 40]"]).settings
+    assert not {"SOLVER.LR_SCHEDULER_NAME", "SOLVER.STEPS"} & settings.keys()
+
+
+@pytest.mark.parametrize("opts", [[], ["INPUT.MIN_SIZE_TRAIN", "[64]"]])  # the config has six sizes
+def test_sizes_that_are_kept(opts):
+    assert "INPUT.MIN_SIZE_TRAIN" not in plan(records(60), opts=opts).settings
+
+
+@pytest.mark.parametrize(("config", "expected"), [("quickstart", (112, 128, 144)), ("mrcnn_R101_LSJ", None)])
+def test_a_single_size_is_varied(config, expected):
+    data = summarize(records(60))
+    settings = plan_training(load_config(config, ["MODEL.DEVICE", "cpu"]), data, data).settings
+    assert settings.get("INPUT.MIN_SIZE_TRAIN") == expected
 
 
 SMALL = ["INPUT.MIN_SIZE_TRAIN", "[128]", "INPUT.MAX_SIZE_TRAIN", 213]
@@ -66,7 +101,7 @@ def test_batches_follow_the_size_and_number_of_images(count, opts, options, expe
 
 def test_a_single_evaluation_at_the_end():
     planned = plan(records(60), opts=["TEST.EVAL_PERIOD", 0])
-    assert "TEST.EVAL_PERIOD" not in planned.settings
+    assert not {"TEST.EVAL_PERIOD", "D2_MASKRCNN.EARLY_STOPPING.PATIENCE"} & planned.settings.keys()
     assert any(
         line.startswith("evaluation") and "at the end; the best segm/AP is kept" in line for line in planned.lines
     )
