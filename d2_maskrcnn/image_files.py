@@ -64,7 +64,7 @@ def open_image(source: Source, max_pixels: int | None = None) -> Iterator[Image.
             more than ``max_pixels`` pixels.
     """
     name = source_name(source)
-    file = io.BytesIO(source) if isinstance(source, bytes) else _regular_file(os.fspath(source))
+    file = io.BytesIO(source) if isinstance(source, bytes) else regular_file(os.fspath(source))
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     Image.init()
     formats = [each for each in FORMATS if each in Image.OPEN]
@@ -101,8 +101,12 @@ def file_advice(source: Source, advice: str) -> str:
     return "" if isinstance(source, bytes) else advice
 
 
-def _regular_file(name: str) -> str:
-    """Return ``name`` if it is a readable regular file (or a link to one); opening a FIFO would block."""
+def regular_file(name: str) -> str:
+    """Return ``name`` if it is a readable regular file (or a link to one); opening a FIFO would block.
+
+    Raises:
+        UserError: it is something else.
+    """
     try:
         mode = os.stat(name).st_mode
     except FileNotFoundError as error:
@@ -153,16 +157,18 @@ def turn_upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def to_pixels(image: Image.Image, channels: str = "RGB") -> np.ndarray:
+def to_pixels(image: Image.Image, channels: str = "RGB", scale: float | None = None) -> np.ndarray:
     """Convert a loaded image of any mode as the module's docstring says, a strip of rows at a time.
 
     Args:
         channels: their order, "RGB" or "BGR".
+        scale: factor from the values of a grayscale image of more than 8 bits to 0..255, for a part of an image;
+            default: that of :func:`value_scale`.
 
     Returns:
         (H, W, 3) uint8, C-contiguous and writable.
     """
-    convert = _converter(image)
+    convert = _converter(image, scale)
     width, height = image.size
     rows = max(1, STRIP_PIXELS // width)
     if rows >= height:
@@ -179,10 +185,10 @@ def _packed(image: Image.Image, channels: str) -> np.ndarray:
     return np.frombuffer(image.tobytes("raw", channels), dtype=np.uint8).reshape(image.height, image.width, 3)
 
 
-def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+def _converter(image: Image.Image, factor: float | None) -> Callable[[Image.Image], Image.Image]:
     """Return what converts (a strip of) the image to mode RGB."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        scale = _scale(image)
+        scale = value_scale(image) if factor is None else factor
         return lambda strip: _from_wide(strip, scale)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return _on_white
@@ -204,7 +210,7 @@ def _from_wide(image: Image.Image, scale: float) -> Image.Image:
     return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8)).convert("RGB")
 
 
-def _scale(image: Image.Image) -> float:
+def value_scale(image: Image.Image) -> float:
     """Return the factor from the values of a grayscale image of more than 8 bits to 0..255."""
     if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):  # Pillow opens some 16-bit images as "I"
         return 1 / 257

@@ -105,6 +105,17 @@ def read_stored(source: Source, max_pixels: int | None = None) -> np.ndarray:
     return TiffFile(source).read(max_pixels)
 
 
+def stored_orientation(source: Source) -> int | None:
+    """Return the EXIF orientation of an image file whose values Pillow decodes unchanged; None for other files."""
+    try:
+        with open_image(source) as image:
+            return orientation(image) or 1 if _is_exact(image) else None
+    except UserError as error:
+        if not is_unknown_tiff(source, error):
+            raise
+    return None
+
+
 def _is_exact(image: Image.Image) -> bool:
     """Return whether Pillow decodes all values of an opened file; it reduces colors of 16 bits to 8."""
     if isinstance(image, TiffImageFile):
@@ -172,10 +183,19 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     return shown[:, :, [0, 0, 0]] if channels == 1 else shown
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize (H, W, C) float32 with Pillow's antialiased bilinear filter, which 8-bit images are resized with."""
+def resize(
+    image: np.ndarray, height: int, width: int, box: tuple[float, float, float, float] | None = None
+) -> np.ndarray:
+    """Resize (H, W, 3) uint8 or (H, W, C) float32 with Pillow's antialiased bilinear filter.
+
+    Args:
+        box: x0, y0, x1, y1 of the part that is resized, in pixels; what is around it counts for the filter. Default:
+            the whole image.
+    """
+    if image.dtype == np.uint8:
+        return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, box))
     planes = [Image.fromarray(np.ascontiguousarray(image[:, :, index])) for index in range(image.shape[2])]
-    return np.stack([np.asarray(each.resize((width, height), Image.Resampling.BILINEAR)) for each in planes], axis=2)
+    return np.stack([np.asarray(each.resize((width, height), Image.Resampling.BILINEAR, box)) for each in planes], 2)
 
 
 def apply_resize(transform: T.Transform, image: np.ndarray) -> np.ndarray:

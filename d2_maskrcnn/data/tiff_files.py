@@ -32,7 +32,11 @@ def _log_for_debugging(record: logging.LogRecord) -> bool:
 
 
 class TiffFile:
-    """Read the first series of a TIFF file by tifffile: one image, whose pages may be its channels."""
+    """Read the first series of a TIFF file by tifffile: one image, whose pages may be its channels.
+
+    Attributes:
+        shape: (H, W, C) of the stored image. size: (width, height) of the upright image. turn: EXIF orientation.
+    """
 
     def __init__(self, source: Source) -> None:
         self.name, self.source = source_name(source), source
@@ -86,8 +90,12 @@ class TiffFile:
         height, width, *channels = (int(series.shape[index]) for index in self._order)
         self.shape = (height, width, *(channels or [1]))
         tag = series.pages[0].keyframe.tags.get(ExifTags.Base.Orientation)
-        self._turn = int(tag.value) if tag is not None else 1
-        self.size = (height, width) if self._turn in QUARTER_TURNS else (width, height)
+        self.turn = int(tag.value) if tag is not None else 1
+        self.size = (height, width) if self.turn in QUARTER_TURNS else (width, height)
+
+    def page_offsets(self) -> list[int]:
+        """Return where in the file the tags of the image's pages are."""
+        return self._use(lambda series: [int(page.offset) for page in series.pages])
 
     def read(self, max_pixels: int | None = None) -> np.ndarray:
         """Return the upright image, (H, W, C)."""
@@ -99,8 +107,13 @@ class TiffFile:
                 f"{limit / 1e6:.0f} megapixels of 3 channels; cut it into several images"
             )
         pixels = self._use(lambda series: series.asarray())
+        if pixels.size != height * width * channels:
+            raise UserError(
+                f"{self.name}: a TIFF with {pixels.size} values; its tags say {height} x {width} x {channels}"
+                f"{file_advice(self.source, '; copy it again')}"
+            )
         rest = [axis for axis in range(pixels.ndim) if axis not in self._order]
-        return turn_array(pixels.transpose([*self._order, *rest]).reshape(self.shape), self._turn)
+        return turn_array(pixels.transpose([*self._order, *rest]).reshape(self.shape), self.turn)
 
 
 def turn_array(image: np.ndarray, turn: int) -> np.ndarray:
