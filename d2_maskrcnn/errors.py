@@ -26,9 +26,15 @@ _REMEDIES: dict[int | None, str] = {
     errno.EDQUOT: "free some of your quota on the disk",
     errno.EROFS: "the disk is read-only: write to another folder",
     errno.EACCES: "change the permissions of the file or folder",
+    errno.EPERM: "change the permissions of the file or folder",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "name the file itself",
     errno.EIO: "the disk has a fault: check it",
     errno.EMFILE: "allow more open files (ulimit -n), or use fewer workers (DATALOADER.NUM_WORKERS)",
 }
+
+# What is wrong with a path that the user gave, found where it was first used.
+_BAD_PATHS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 
 _FORMULA_SIGNS = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
@@ -87,6 +93,16 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     by_lower = {each.lower(): each for each in known}
     nearest = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return f" Did you mean {by_lower[nearest[0]]}?" if nearest else ""
+
+
+def check_number(name: str, value: object) -> None:
+    """Check that an argument is None or a number of Python, NumPy or PyTorch.
+
+    Raises:
+        UserError: it is not.
+    """
+    if value is not None and (isinstance(value, (str, bytes)) or not hasattr(value, "__float__")):
+        raise UserError(f"{name} {value!r:.100}: expected a number.")
 
 
 @contextlib.contextmanager
@@ -193,6 +209,9 @@ def run_main(main: Callable[[], object]) -> int:
             return EXIT_OUTPUT_CLOSED
         if os.environ.get("D2_MASKRCNN_DEBUG") == "1":
             raise
+        if isinstance(error, OSError) and error.errno in _BAD_PATHS and isinstance(error.filename, str | bytes):
+            _print(f"error: {one_line(os.fsdecode(error.filename))}: {error.strerror}; {_remedy(error)}")
+            return EXIT_BAD_INPUT
         _print(f"error: {_describe_fault(error)}")
         return EXIT_FAULT
     finally:

@@ -69,17 +69,32 @@ def open_image(source: Source, max_pixels: int | None = None) -> Iterator[Image.
     Image.init()
     formats = [each for each in FORMATS if each in Image.OPEN]
     try:
-        with warnings.catch_warnings():
+        with decoding(name, file_advice(source, "; copy it again")), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow about large images and odd metadata
             with Image.open(file, formats=formats) as image:
                 _check_pixels(source, image, limit)
                 yield image
-    except UserError:
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name}: {_too_many_pixels(source, limit)}") from error
+
+
+@contextlib.contextmanager
+def decoding(name: str, advice: str = "") -> Iterator[None]:
+    """Report that Pillow cannot decode an image inside the ``with`` block.
+
+    Args:
+        name: of the image, for the message.
+        advice: what to do about a damaged one.
+
+    Raises:
+        UserError: Pillow has failed; of ``Image.DecompressionBombError`` the caller knows more.
+    """
+    try:
+        yield
+    except (UserError, Image.DecompressionBombError):
         raise
     except Image.UnidentifiedImageError as error:
         raise UserError(f"{name}: not a readable image; expected {FORMAT_NAMES}") from error
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: {_too_many_pixels(source, limit)}") from error
     except MemoryError as error:
         raise UserError(f"{name}: not enough memory to decode it") from error
     # Pillow's decoders raise anything from KeyError to RuntimeError on damaged files.
@@ -87,7 +102,6 @@ def open_image(source: Source, max_pixels: int | None = None) -> Iterator[Image.
         if "MAX_TEXT_CHUNK" in str(error) or "text chunks" in str(error):
             raise UserError(f"{name}: more metadata text than Pillow reads; save it without metadata") from error
         reason = f"{type(error).__name__}: {error}".rstrip(": ")
-        advice = file_advice(source, "; copy it again")
         raise UserError(f"{name}: not a readable image, corrupt or truncated ({reason}){advice}") from error
 
 

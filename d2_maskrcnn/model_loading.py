@@ -1,7 +1,7 @@
 """Load a model: its config, its weights, and the names and ids of its classes."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,7 @@ def class_indices(classes: Sequence[str | int] | None, names: Sequence[str], cou
     """Look up class numbers; None stands for all classes.
 
     Args:
-        classes: names (case is ignored), or numbers counted from 0.
+        classes: names (case is ignored if none is equal), or numbers counted from 0.
         names: the model's class names.
         count: number of classes of the model.
 
@@ -148,19 +148,25 @@ def class_indices(classes: Sequence[str | int] | None, names: Sequence[str], cou
     """
     if classes is None:
         return None
-    if len(classes) == 0:
+    if isinstance(classes, (str, bytes)) or not isinstance(classes, Iterable):
+        raise UserError(f"classes {classes!r:.100}: expected a list of names or numbers, such as [{classes!r:.100}].")
+    chosen = [index for item in classes for index in _find_class(item, names, count)]
+    if not chosen:
         raise UserError("classes is empty: name at least one class, or give None for all.")
-    lower = {name.lower(): index for index, name in enumerate(names)}
-    chosen = []
-    for item in map(str, classes):
-        if item.lower() in lower:
-            chosen.append(lower[item.lower()])
-        elif item.isascii() and item.isdigit() and int(item) < count:
-            chosen.append(int(item))
-        else:
-            hint = did_you_mean(item, names) or f" The classes are {', '.join(names) or f'0 to {count - 1}'}."
-            raise UserError(f"The model has no class {item!r}.{hint}")
     return np.array(chosen)
+
+
+def _find_class(item: Any, names: Sequence[str], count: int) -> list[int]:
+    """Return the numbers of a class, which are several if it is given by a name that several classes have."""
+    text = str(item)
+    # A number is a name only as text: classes may be called "1", "2", "3".
+    for fold in (str, str.lower) if isinstance(item, str) else ():
+        if found := [index for index, name in enumerate(names) if fold(name) == fold(text)]:
+            return found
+    if text.isascii() and text.isdigit() and int(text) < count:
+        return [int(text)]
+    hint = did_you_mean(text, names) or f" The classes are {', '.join(names) or f'0 to {count - 1}'}."
+    raise UserError(f"The model has no class {text!r}.{hint}")
 
 
 def category_ids(cfg: CfgNode, names: Sequence[str], count: int) -> list[int]:

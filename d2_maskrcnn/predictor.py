@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 
 from d2_maskrcnn.config.keys import plugin_node
-from d2_maskrcnn.data.image_sources import describe, list_images, load_image, load_images, source_name
+from d2_maskrcnn.data.image_sources import check_several, list_images, load_image, load_images, source_name
 from d2_maskrcnn.data.raw_images import apply_resize, raw_channels, to_rgb
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, check_number
 from d2_maskrcnn.image_files import MAX_TILED_PIXELS
 from d2_maskrcnn.model_loading import apply_precision, category_ids, class_indices, load_model, open_checkpoint
 from d2_maskrcnn.results import Results
@@ -74,7 +74,7 @@ class Predictor:
         precision: ``float32``, ``bfloat16``, ``float16`` (GPUs only) or ``auto``; default:
             ``D2_MASKRCNN.INFERENCE.PRECISION``. See :func:`~d2_maskrcnn.modeling.precision.set_precision`.
         threshold: minimum score of a detection; None keeps ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``.
-        classes: names or numbers of the classes to keep; None for all.
+        classes: list of names or numbers of the classes to keep; None for all.
         tile, overlap: predict images by square tiles of this side in pixels, of which neighbors share this part, and
             once more as a whole; see :mod:`d2_maskrcnn.tiling`. Images of up to 357 megapixels are read then. Default:
             ``TILE`` and ``OVERLAP`` of ``D2_MASKRCNN.INFERENCE``; 0 uses no tiles.
@@ -115,6 +115,8 @@ class Predictor:
             cfg, content = open_checkpoint(str(model), config, overrides)
             device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         cfg.defrost()
+        for name, value in {"threshold": threshold, "tile": tile, "overlap": overlap}.items():
+            check_number(name, value)
         if threshold is not None:
             if not 0 <= threshold <= 1:
                 raise UserError(f"threshold {threshold}: expected a number from 0 to 1.")
@@ -171,18 +173,17 @@ class Predictor:
         Raises:
             UserError: an image cannot be read. Of several, files and URLs are reported and skipped instead.
         """
+        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+            raise UserError(f"batch_size {batch_size!r}: expected an integer of at least 1.")
         if isinstance(source, (str, Path)) and (paths := list_images(source)) is not None:
             return self._iterate(paths, bgr, batch_size)
         if isinstance(source, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
-            image = load_image(source, bgr, self._max_pixels, self.raw_channels)
-            return next(self._detect([(image, source_name(source))], 1, MAX_BATCH_PIXELS))
-        if isinstance(source, Iterable) and not isinstance(source, (bytes, bytearray, memoryview)):
-            return self._iterate(source, bgr, batch_size)
-        raise UserError(f"Expected an image, a path, a URL or a list of these, got {describe(source)}.")
+            image = (load_image(source, bgr, self._max_pixels, self.raw_channels), source_name(source))
+            return next(self._detect([image], 1, MAX_BATCH_PIXELS))
+        check_several(source)
+        return self._iterate(source, bgr, batch_size)
 
     def _iterate(self, sources: Iterable[Any], bgr: bool, batch_size: int | None) -> Iterator[Results]:
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"batch_size {batch_size}: expected at least 1.")
         most = DEFAULT_BATCH if batch_size is None else batch_size
         budget = MAX_BATCH_PIXELS if batch_size else self._budget
         window: list[tuple[np.ndarray, str]] = []
@@ -198,7 +199,7 @@ class Predictor:
         yield from self._detect(window, most, budget)
 
     def _detect(self, images: list[tuple[np.ndarray, str]], batch_size: int, max_pixels: int) -> Iterator[Results]:
-        raw = self.raw_channels > 0
+        raw = self.raw_channels
         inputs = [self.prepare(image if raw else image[:, :, ::-1]) for image, _ in images]
         sizes = [(image.shape[0], image.shape[1]) for image, _ in images]
         results = self.predict(inputs, sizes, batch_size, max_pixels)

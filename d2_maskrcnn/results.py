@@ -15,6 +15,7 @@ from d2_maskrcnn.errors import UserError, import_extra
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.masks import encode_rle
 from d2_maskrcnn.visualization import Annotator
+from d2_maskrcnn.weights.atomic import write_output
 from detectron2.structures import Boxes, Instances
 
 INLINE_SIDE = 1024  # longest side in pixels of the image that a notebook shows
@@ -89,8 +90,15 @@ class Results:
             if not -len(self) <= index < len(self):
                 raise IndexError(f"detection {index} of {len(self)}")
             index = [int(index) % len(self)]
-        chosen = self.detections[index if isinstance(index, slice) else np.asarray(index)]
+        chosen = self.detections[index if isinstance(index, slice) else self._positions(index)]
         return Results(self.image, chosen, self.class_names, self.path, self._category_ids)
+
+    def _positions(self, index: Any) -> np.ndarray:
+        """Convert an index array or a bool array of any kind to an array for NumPy."""
+        array = np.atleast_1d(np.asarray(index))
+        if array.ndim > 1 or not (array.size == 0 or array.dtype.kind in "biu"):
+            raise IndexError(f"index {index!r:.100}; expected an integer, a slice, integers or one bool per detection")
+        return array.astype(np.int64) if array.size == 0 and array.dtype.kind == "f" else array
 
     def __iter__(self) -> Iterator["Results"]:
         """Yield the detections one by one, each as ``Results`` of length 1."""
@@ -128,6 +136,8 @@ class Results:
         Raises:
             UserError: unknown suffix, or the file cannot be written.
         """
+        if not isinstance(path, (str, Path)):
+            raise UserError(f"save {path!r:.100}: expected the name of an image file.")
         target = Path(path).expanduser()
         try:
             ok, data = cv2.imencode(target.suffix or ".", self.plot()[:, :, ::-1])
@@ -135,17 +145,14 @@ class Results:
             raise UserError(f"{target}: no known image format; use .jpg or .png.") from error
         if not ok:
             raise UserError(f"{target}: the image cannot be encoded in this format; use .png.")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data.tobytes())
-        except OSError as error:
-            raise UserError(f"Cannot write {target} ({error.strerror}).") from error
+        write_output(target, data.tobytes(), sync=False)
         return target
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
         """Convert to COCO's result format: a list of dicts as in :func:`to_records`, each with ``image_id``."""
         ids = self._category_ids or range(1, int(self.class_ids.max(initial=0)) + 2)
         records = to_records(self.detections, self.class_names, list(ids))
+        image_id = int(image_id) if isinstance(image_id, np.integer) else image_id  # which JSON does not take
         return [{"image_id": image_id, **record} for record in records]
 
     def to_json(self) -> str:
@@ -166,7 +173,7 @@ class Results:
             **{name: self.boxes[:, i] for i, name in enumerate(("x0", "y0", "x1", "y1"))},
             "score": self.scores,
             "class_id": self.class_ids,
-            "name": self.names,
+            "name": pandas.Series(self.names, dtype=str),
             "area": areas if len(areas) == len(self) else np.nan,
         }
         return pandas.DataFrame(columns)

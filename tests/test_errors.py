@@ -1,4 +1,5 @@
 import errno
+import os
 import re
 import sys
 import tempfile
@@ -69,6 +70,22 @@ def test_an_unexpected_exception_without_a_place_for_its_file(capsys, monkeypatc
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     assert run_main(lambda: read("a.json")) == 1
     assert "D2_MASKRCNN_DEBUG=1 shows the traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENAMETOOLONG, "give a shorter name"),
+        (errno.EACCES, "change the permissions of the file or folder"),
+        (errno.ELOOP, "name the file itself"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_bad_input(number, remedy, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert run_main(lambda: _raise(OSError(number, os.strerror(number), "a\nb"))) == 2
+    assert capsys.readouterr().err == f"error: a b: {os.strerror(number)}; {remedy}\n"
+    assert list(tmp_path.iterdir()) == []
+    assert run_main(lambda: os.stat("a" * 300)) == 2
 
 
 def test_debugging_shows_the_traceback(monkeypatch):

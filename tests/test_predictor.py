@@ -112,8 +112,9 @@ def test_unreadable_files_of_a_list_are_skipped(predictor, image, tmp_path, capl
     assert [Path(each.path).name for each in results] == ["a.png", ""] and "missing.png: no such file" in caplog.text
     with pytest.raises(UserError, match="Expected an image, got int"):
         list(predictor([image, 3]))
-    with pytest.raises(UserError, match="batch_size 0"):
-        list(predictor([image], batch_size=0))
+    for batch_size in (0, "2", 1.5):
+        with pytest.raises(UserError, match=f"batch_size {batch_size!r}: expected an integer"):
+            predictor([image], batch_size=batch_size)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,13 @@ def test_bad_images(predictor, source, message):
         ({"classes": ["circl"]}, "Did you mean circle"),
         ({"classes": [9]}, "no class '9'"),
         ({"classes": []}, "classes is empty"),
+        ({"classes": "circle"}, r"expected a list of names or numbers, such as \['circle'\]"),
+        ({"classes": 2}, r"such as \[2\]"),
         ({"threshold": 2}, "from 0 to 1"),
+        ({"threshold": float("nan")}, "from 0 to 1"),
+        ({"threshold": "0.5"}, "threshold '0.5': expected a number"),
+        ({"tile": "512"}, "tile '512': expected a number"),
+        ({"tile": 64, "overlap": [0.1]}, "overlap .*expected a number"),
         ({"precision": "int8"}, "float32"),
         ({"overrides": ["MODEL.NO", "1"]}, r"MODEL\.NO"),
         ({"config": "missing.yaml"}, "file not found"),
@@ -190,6 +197,12 @@ def test_classes_are_kept(weights, predictor, image):
     assert set(chosen.names) == {wanted} and len(chosen) == predictor(image).names.count(wanted)
 
 
+def test_classes_with_the_names_of_others():
+    names = ["Cell", "cell", "1", "cell", "0"]
+    for classes, numbers in ((["cell"], [1, 3]), (["CELL"], [0, 1, 3]), (["1", 1], [2, 1]), (iter([0]), [0])):
+        assert model_loading.class_indices(classes, names, 5).tolist() == numbers
+
+
 def test_threads_share_a_predictor(predictor, image):
     expected, results = predictor(image), []
     threads = [threading.Thread(target=lambda: results.append(predictor(image))) for _ in range(4)]
@@ -214,6 +227,16 @@ def test_selecting(predictor, image):
     assert [len(each) for each in results] == [1] * len(results)
     with pytest.raises(IndexError):
         results[len(results)]
+    nothing = results[:0]
+    for index in ([], (), np.array([])):
+        assert len(results[index]) == len(nothing[index]) == 0
+    assert len(nothing[nothing.scores > 0.5]) == 0
+    for first in (np.array(0), torch.tensor(0), np.int64(0), [0]):
+        assert np.array_equal(results[first].masks, results.masks[:1])
+    assert np.array_equal(results.detections.masks[np.int64(0)].image(0), results.masks[0])
+    for index in ("a", 1.0, None, np.array([[0, 1]])):
+        with pytest.raises(IndexError, match="expected an integer"):
+            results[index]
 
 
 def test_conversions(predictor, image, tmp_path):
@@ -236,8 +259,13 @@ def test_conversions(predictor, image, tmp_path):
     assert np.array_equal(cv2.imread(str(results.save(tmp_path / "new" / "a.png")))[:, :, ::-1], drawn)
     assert Image.open(tmp_path / "new" / "a.png").size == (140, 100)
     assert results._repr_png_().startswith(b"\x89PNG") and "140x100" in repr(results)
-    with pytest.raises(UserError, match="image format"):
-        results.save(tmp_path / "a.xyz")
+    for name, message in (("a.xyz", "image format"), ("a\0.png", "NUL"), ("a" * 300 + ".png", "too long")):
+        with pytest.raises(UserError, match=message):
+            results.save(tmp_path / name)
+    with pytest.raises(UserError, match="save None"):
+        results.save(None)
+    assert results.save(tmp_path / ("a" * 251 + ".png")).is_file()  # the longest name
+    assert json.dumps(results.to_coco(np.int64(7))) == json.dumps(records)
 
 
 def test_pandas_and_supervision(predictor, image):

@@ -1,13 +1,15 @@
 """Load images from paths, URLs, arrays, folders and glob patterns, a few of them ahead of their use."""
 
 import glob
+import io
 import logging
+import os
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -16,10 +18,13 @@ from PIL import Image
 from d2_maskrcnn.data.image_reading import is_image_name, pillow_to_array, read_image
 from d2_maskrcnn.data.raw_images import check_raw, read_raw
 from d2_maskrcnn.errors import UserError, one_line
+from d2_maskrcnn.image_files import CONTENT, decoding
+from d2_maskrcnn.weights.download import WEB_ERRORS, download_reason, open_address
 
 logger = logging.getLogger(__name__)
 
-URL_TIMEOUT = 30.0  # seconds
+URL_TIMEOUT = 30.0  # seconds without data
+DOWNLOAD_SECONDS = 300.0  # of a whole download
 MAX_DOWNLOAD = 256 * 2**20  # bytes of an image
 READERS = 1  # thread: Pillow's warnings are switched off for the whole process while an image is opened
 
@@ -42,35 +47,81 @@ def load_image(source: Any, bgr: bool = False, max_pixels: int | None = None, ra
         UserError: ``source`` is no image, or it cannot be read.
     """
     if isinstance(source, (str, Path)):
-        content = download_image(str(source)) if _is_url(source) else Path(source).expanduser()
-        return (
-            read_raw(content, raw_channels, max_pixels) if raw_channels else read_image(content, max_pixels=max_pixels)
-        )
-    if raw_channels:
-        return _raw_from_memory(source, raw_channels)
-    if isinstance(source, Image.Image):
-        return pillow_to_array(source)
-    if isinstance(source, torch.Tensor):
-        source = source.detach().cpu().numpy()
-        source = source.transpose(1, 2, 0) if source.ndim == 3 and source.shape[0] == 3 else source
-    if not isinstance(source, np.ndarray):
+        return load_file(source, max_pixels=max_pixels, raw_channels=raw_channels)
+    if not isinstance(source, (Image.Image, np.ndarray, torch.Tensor)):
         raise UserError(f"Expected an image, got {describe(source)}.")
-    if source.dtype != np.uint8 or not (source.ndim == 2 or (source.ndim == 3 and source.shape[2] == 3)):
-        raise UserError(f"Expected an (H, W, 3) or (H, W) uint8 image, got {describe(source)}.")
-    if 0 in source.shape:
+    if 0 in (source.size if isinstance(source, Image.Image) else source.shape):
         raise UserError(f"Expected an image with pixels, got {describe(source)}.")
-    if source.ndim == 2:
-        return np.repeat(source[:, :, None], 3, axis=2)
-    return np.ascontiguousarray(source[:, :, ::-1] if bgr else source)
+    if isinstance(source, Image.Image):
+        with decoding(source_name(source) or "the image"):
+            return check_raw(np.asarray(source), raw_channels, "The image") if raw_channels else pillow_to_array(source)
+    pixels = _pixels(source, raw_channels > 0)
+    if raw_channels:
+        return check_raw(pixels, raw_channels, "The image")
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)):
+        raise UserError(f"Expected an (H, W, 3) or (H, W) uint8 image, got {describe(source)}.{_advice(pixels)}")
+    if pixels.ndim == 2:
+        return np.repeat(pixels[:, :, None], 3, axis=2)
+    # A copy: the results show these pixels, also if the caller uses the memory for the next image.
+    return np.array(pixels[:, :, ::-1] if bgr else pixels, order="C")
 
 
-def _raw_from_memory(source: Any, channels: int) -> np.ndarray:
-    if isinstance(source, torch.Tensor):
-        source = source.detach().cpu().numpy()
-        source = source.transpose(1, 2, 0) if source.ndim == 3 else source
-    if not isinstance(source, (np.ndarray, Image.Image)):
-        raise UserError(f"Expected an image, got {describe(source)}.")
-    return check_raw(np.asarray(source), channels, "The image")
+def _pixels(source: np.ndarray | torch.Tensor, raw: bool) -> np.ndarray:
+    """Return an array or a tensor as an array of the same numbers, the channels last."""
+    if not isinstance(source, torch.Tensor):
+        return np.asarray(source)  # also of a subclass, such as np.matrix
+    if source.layout != torch.strided or source.is_meta or source.is_quantized:
+        raise UserError(f"Expected a dense tensor with values, got {describe(source)}.")
+    values = source.detach().cpu()
+    has_counterpart = not values.is_floating_point() or values.dtype in (torch.float16, torch.float32, torch.float64)
+    pixels = (values if has_counterpart else values.float()).numpy()
+    return pixels.transpose(1, 2, 0) if pixels.ndim == 3 and (raw or pixels.shape[0] == 3) else pixels
+
+
+def _advice(pixels: np.ndarray) -> str:
+    """Say how to convert an array that is not an 8-bit color image; "" if it cannot be known."""
+    if pixels.ndim == 4 and pixels.dtype == np.uint8:
+        return " Give the images of a batch as a list."
+    if pixels.ndim == 3 and pixels.shape[2] == 4 and pixels.dtype == np.uint8:
+        return " Remove its alpha channel, or give PIL.Image.fromarray(image)."
+    if pixels.ndim in (2, 3) and pixels.dtype.kind in "fbu":
+        return " Scale its values to 0..255 and convert them, or write it to a PNG or TIFF file and give its path."
+    return ""
+
+
+def load_file(
+    source: str | Path, channels: str = "RGB", max_pixels: int | None = None, raw_channels: int = 0
+) -> np.ndarray:
+    """Load an image from a path or an ``http(s)://`` URL; see :func:`load_image`.
+
+    Args:
+        channels: their order, "RGB" or "BGR"; without effect on an image with ``raw_channels``.
+
+    Raises:
+        UserError: it cannot be read; the message begins with the path or URL.
+    """
+    is_url = _is_url(source)
+    content = download_image(str(source)) if is_url else Path(source).expanduser()
+    try:
+        if raw_channels:
+            return read_raw(content, raw_channels, max_pixels)
+        return read_image(content, channels, max_pixels)
+    except UserError as error:
+        if not is_url:
+            raise
+        raise UserError(str(error).replace(CONTENT, str(source), 1)) from error
+
+
+def check_several(source: Any) -> None:
+    """Check that an object lists images; a dict, text or an open file is iterated by keys, letters or lines instead.
+
+    Raises:
+        UserError: it does not.
+    """
+    if isinstance(source, io.IOBase) or hasattr(source, "read"):
+        raise UserError(f"Expected an image, got an open file ({describe(source)}); give its path, or PIL.Image.open.")
+    if not isinstance(source, Iterable) or isinstance(source, (bytes, bytearray, memoryview, Mapping)):
+        raise UserError(f"Expected an image, a path, a URL or a list of these, got {describe(source)}.")
 
 
 def load_images(
@@ -93,7 +144,10 @@ def load_images(
     with ThreadPoolExecutor(READERS) as pool:
         queue: deque[tuple[Any, Future[np.ndarray]]] = deque()
         for source in sources:
-            queue.append((source, pool.submit(load_image, source, bgr, max_pixels, raw_channels)))
+            image = pool.submit(load_image, source, bgr, max_pixels, raw_channels)
+            if isinstance(source, (np.ndarray, torch.Tensor)):
+                wait([image])  # before an iterator uses the same memory for its next image
+            queue.append((source, image))
             if len(queue) > ahead:
                 yield from _finished(*queue.popleft())
         while queue:
@@ -120,15 +174,23 @@ def list_images(source: str | Path) -> list[Path] | None:
     if _is_url(source):
         return None
     path = Path(source).expanduser()
-    if path.is_dir():
-        paths = sorted(each for each in path.iterdir() if is_image_name(each) and not each.name.startswith("."))
-    elif not path.exists() and any(sign in str(source) for sign in "*?["):
+    if os.path.isdir(path):
+        paths = sorted(each for each in _list_folder(path) if is_image_name(each) and not os.path.isdir(each))
+    elif not os.path.exists(path) and any(sign in str(source) for sign in "*?["):
         paths = sorted(Path(each) for each in glob.glob(str(path), recursive=True) if is_image_name(each))
     else:
         return None
     if not paths:
         raise UserError(f"{source}: contains no images.")
     return paths
+
+
+def _list_folder(path: Path) -> list[Path]:
+    """Return the paths in a folder, without hidden ones."""
+    try:
+        return [each for each in path.iterdir() if not each.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{path}: the folder cannot be read ({error.strerror}).") from error
 
 
 def source_name(source: Any) -> str:
@@ -144,20 +206,30 @@ def describe(value: Any) -> str:
 
 
 def _is_url(source: str | Path) -> bool:
-    return str(source).startswith(("http://", "https://"))
+    return str(source).lower().startswith(("http://", "https://"))
 
 
 def download_image(url: str) -> bytes:
     """Download the file of an image.
 
     Raises:
-        UserError: the download fails, or is larger than ``MAX_DOWNLOAD`` bytes.
+        UserError: the download fails, takes longer than ``DOWNLOAD_SECONDS``, or is larger than ``MAX_DOWNLOAD`` bytes.
     """
+    end = time.monotonic() + DOWNLOAD_SECONDS
+    data = bytearray()
     try:
-        with urlopen(url, timeout=URL_TIMEOUT) as answer:
-            data: bytes = answer.read(MAX_DOWNLOAD + 1)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{url}: download failed ({error}).") from error
-    if len(data) > MAX_DOWNLOAD:
-        raise UserError(f"{url}: more than {MAX_DOWNLOAD >> 20} MB; expected an image.")
-    return data
+        with open_address(url, URL_TIMEOUT) as answer:
+            while chunk := answer.read1(2**20):
+                data += chunk
+                if len(data) > MAX_DOWNLOAD:
+                    raise UserError(f"{url}: more than {MAX_DOWNLOAD >> 20} MB; expected an image.")
+                if time.monotonic() > end:
+                    raise UserError(f"{url}: download failed (not complete after {DOWNLOAD_SECONDS:.0f} seconds).")
+            missing = answer.length
+    except UserError:
+        raise
+    except WEB_ERRORS as error:
+        raise UserError(f"{url}: download failed ({download_reason(error)}).") from error
+    if missing:
+        raise UserError(f"{url}: download failed (the connection ended {missing} bytes before the end).")
+    return bytes(data)

@@ -110,7 +110,7 @@ class BoxMasks(Masks):
         return len(self.boxes)
 
     def __getitem__(self, index: Index) -> "BoxMasks":
-        index = [index] if isinstance(index, int) else index
+        index = [index] if isinstance(index, (int, np.integer)) else index
         return BoxMasks(self.boxes[index], self.probabilities[index], self.image_size, self.threshold)
 
     def crop(self, index: int) -> Crop:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,8 @@ import torch
 from d2_maskrcnn.errors import UserError
 
 logger = logging.getLogger(__name__)
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # .model_final.pth.<process id>.tmp
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")  # .model_final.pth.<thread id>.<process id>.tmp
+_KEPT = 50  # characters of a name in that of its temporary file
 
 
 class _Recorder(io.BufferedIOBase):
@@ -56,16 +58,26 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Yield a temporary file that replaces ``path`` if the block succeeds and is removed otherwise."""
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+def replacing(path: Path, sync: bool = True) -> Iterator[BinaryIO]:
+    """Yield a temporary file that replaces ``path`` if the block succeeds and is removed otherwise.
+
+    Args:
+        path: the file.
+        sync: whether it must survive a power cut, which takes some milliseconds.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.lstat(path)  # a name that no file can have is refused before anything is written
+    # Threads may write the same file, and a name may be as long as the file system allows.
+    temporary = path.parent / f".{path.name[:_KEPT]}.{threading.get_ident()}.{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        if sync:
+            _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)  # missing after the rename
 
@@ -76,7 +88,7 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
         free = f"{shutil.disk_usage(path.parent).free / 2**20:.0f} MiB free there"
     except OSError:
         free = f"the folder {path.parent} cannot be read"
-    kept = "the older file of that name is unchanged" if path.exists() else "no partial file is left"
+    kept = "the older file of that name is unchanged" if os.path.lexists(path) else "no partial file is left"
     if error.errno in (errno.EISDIR, errno.ENOTEMPTY):
         return UserError(f"Cannot write {path}: it is a folder; name a file.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
@@ -150,20 +162,27 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     atomic_write_bytes(path, text.encode())
 
 
-def write_output(path: Path, text: str) -> None:
+def write_output(path: Path, content: str | bytes, sync: bool = True) -> None:
     """Write a file that a user named, as :func:`atomic_write_text` does; its folder is created if it is missing.
+
+    Args:
+        path: the file.
+        content: text is written in UTF-8.
+        sync: see :func:`replacing`.
 
     Raises:
         UserError: the file cannot be written.
     """
+    if "\0" in str(path):
+        raise UserError(f"{path}: cannot be written (its name contains a NUL character); name another file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another file or folder") from error
-    atomic_write_text(path, text)
+    atomic_write_bytes(path, content if isinstance(content, bytes) else content.encode(), sync)
 
 
-def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes, sync: bool = True) -> None:
     """Write ``data`` as :func:`atomic_write_text` does.
 
     Raises:
@@ -171,7 +190,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """
     path = Path(path)
     try:
-        with replacing(path) as file:
+        with replacing(path, sync) as file:
             file.write(data)
     except OSError as error:
         raise _cannot_write(path, error) from error

@@ -18,6 +18,8 @@ from d2_maskrcnn.weights.readers import read_weights
 ZOO_PREFIX = "detectron2://"
 ZOO_ADDRESS = "https://dl.fbaipublicfiles.com/detectron2/"
 TIMEOUT_SECONDS = 30.0  # without any data; a slow download is not stopped
+WEB_ERRORS = (OSError, http.client.HTTPException, ValueError)  # of a download; ValueError: a malformed address
+_ADDRESS_SIGNS = "%/:=&?~#+!$,;'@()*[]"  # not quoted in addresses
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +78,8 @@ def fetch_weights(path: str) -> str:
             _download(_address(path), cached)
     except UserError as error:
         raise _cannot_download(path, cached, f"the response was discarded: {error}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _cannot_download(path, cached, _reason(error)) from error
+    except WEB_ERRORS as error:
+        raise _cannot_download(path, cached, download_reason(error)) from error
     return str(cached)
 
 
@@ -106,8 +108,24 @@ class _WebRedirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
+def open_address(address: str, timeout: float) -> Any:
+    """Open an ``http://`` or ``https://`` address, as :func:`urllib.request.urlopen` does.
+
+    Spaces and letters beyond ASCII are quoted, as browsers do. Redirects to addresses of other kinds are refused.
+
+    Args:
+        address: of a file.
+        timeout: seconds without data after which the download fails.
+
+    Raises:
+        OSError, http.client.HTTPException, ValueError: the download fails; see :func:`download_reason`.
+    """
+    quoted = urllib.parse.quote(address.strip(), safe=_ADDRESS_SIGNS)
+    return urllib.request.build_opener(_WebRedirects).open(quoted, timeout=timeout)
+
+
 def _copy_response(address: str, file: BinaryIO) -> None:
-    with urllib.request.build_opener(_WebRedirects).open(address, timeout=TIMEOUT_SECONDS) as response:
+    with open_address(address, TIMEOUT_SECONDS) as response:
         expected = response.headers.get("Content-Length")
         shutil.copyfileobj(response, file, 2**20)
     if expected is not None and file.tell() != int(expected):
@@ -123,8 +141,13 @@ def _cannot_download(path: str, cached: Path, reason: str) -> UserError:
     )
 
 
-def _reason(error: BaseException) -> str:
+def download_reason(error: BaseException) -> str:
+    """Say in a few words why a download failed with one of ``WEB_ERRORS``."""
     if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code} {error.reason}"
+        return f"HTTP {error.code} {error.reason}".splitlines()[0]  # urllib adds two lines about a loop
     inner = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(inner, http.client.IncompleteRead):
+        return "the connection ended before the file"
+    if isinstance(inner, http.client.BadStatusLine) and not isinstance(inner, OSError):
+        return "the server does not answer in HTTP"
     return str(getattr(inner, "strerror", None) or inner or type(error).__name__)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -184,6 +185,16 @@ def test_only_temporaries_of_dead_processes_are_removed(tmp_path):
     assert remove_stale_temporaries(tmp_path) == [stale]
     assert names(tmp_path) == sorted(kept)
     assert remove_stale_temporaries(Path(tmp_path / "none")) == []
+
+
+def test_names_up_to_the_limit_and_threads_that_write_the_same_file(tmp_path):
+    longest = tmp_path / ("\U0001f600" * 62 + ".txt.xy")  # 255 bytes
+    atomic_write_text(longest, "a")
+    with pytest.raises(UserError, match="too long"):
+        atomic_write_text(tmp_path / ("a" * 256), "a")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: atomic_write_text(longest, str(number)), range(40)))
+    assert names(tmp_path) == [longest.name] and longest.read_text().isdigit()
 
 
 def test_the_advice_fits_the_error(tmp_path):

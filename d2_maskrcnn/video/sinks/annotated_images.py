@@ -11,6 +11,7 @@ from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.video.frame import Frame
 from d2_maskrcnn.video.sinks.output_paths import check_target, identify
 from d2_maskrcnn.video.sources.images import has_media_suffix
+from d2_maskrcnn.weights.atomic import atomic_write_bytes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 JPEG_QUALITY = 95
@@ -52,10 +53,7 @@ class ImageFiles:
             ok = False
         if not ok:
             raise UserError(f"{target}: {frame.size[1]}x{frame.size[0]} pixels are too many for this format; use .png.")
-        try:
-            target.write_bytes(data.tobytes())
-        except OSError as error:
-            raise UserError(f"Cannot write {target} ({error.strerror}).") from error
+        atomic_write_bytes(target, data.tobytes(), sync=False)
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

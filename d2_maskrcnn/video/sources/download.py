@@ -3,11 +3,11 @@
 import logging
 import shutil
 import tempfile
-import urllib.request
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.weights.download import WEB_ERRORS, download_reason, open_address
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class DownloadedFile:
         self._folder = tempfile.TemporaryDirectory(prefix="d2_maskrcnn-")
         self.path = Path(self._folder.name) / f"video{PurePosixPath(urlsplit(address).path).suffix}"
         try:
-            with urllib.request.urlopen(address, timeout=timeout) as response, self.path.open("wb") as file:
+            with open_address(address, timeout) as response, self.path.open("wb") as file:
                 shutil.copyfileobj(response, file, 1 << 20)
-        except (OSError, ValueError) as error:
-            raise UserError(f"Video {address}: download failed ({error}).") from error
+        except WEB_ERRORS as error:
+            raise UserError(f"Video {address}: download failed ({download_reason(error)}).") from error

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from d2_maskrcnn.data.image_reading import is_image_name, read_image
-from d2_maskrcnn.data.image_sources import download_image
-from d2_maskrcnn.data.raw_images import read_raw, to_rgb
+from d2_maskrcnn.data.image_reading import is_image_name
+from d2_maskrcnn.data.image_sources import load_file
+from d2_maskrcnn.data.raw_images import to_rgb
 from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.image_files import FORMAT_NAMES
 from d2_maskrcnn.video.frame import Frame
@@ -108,13 +108,12 @@ class ImageSource:
     def __iter__(self) -> Iterator[Frame]:
         for path, image_id in zip(self.paths, image_ids([str(path) for path in self.paths]), strict=True):
             try:
-                content = path if isinstance(path, Path) else download_image(path)
-                raw = read_raw(content, self.raw_channels, self.max_pixels) if self.raw_channels else None
-                image = read_image(content, "BGR", self.max_pixels) if raw is None else to_rgb(raw)[:, :, ::-1]
+                pixels = load_file(path, "BGR", self.max_pixels, self.raw_channels)
             except UserError as error:
                 logger.error("%s", one_line(error))
                 self.broken.append(str(error))
                 continue
+            raw, image = (pixels, to_rgb(pixels)[:, :, ::-1]) if self.raw_channels else (None, pixels)
             yield Frame(np.ascontiguousarray(image), image_id, name=str(path), raw=raw)
 
 
