@@ -16,10 +16,11 @@ Rect = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels
 
 _CACHED_STAMPS = 512
 # In crowded images labels are thinned: beyond a few, none may be larger than its object or hide more than a share of
-# the others, and all together may cover a share of the image only.
-_MAX_COVERAGE, _MAX_HIDDEN, _ALWAYS_SHOWN = 0.1, 0.25, 10
+# the others, and all together may cover a share of the image only. The few may cover another share, in small images.
+_MAX_COVERAGE, _MAX_HIDDEN, _ALWAYS_SHOWN, _MAX_COVERAGE_OF_FEW = 0.1, 0.25, 10, 0.25
 _MAX_DISTANCE = 2  # how far a label may be above or below its box, in heights of the label
 _MAX_PLACES = 24  # rows of candidate places along a box
+_COST_OF_DISTANCE = 0.25  # of a label that is its height away from its box, as a share of its area that is hidden
 
 
 def font_path(text: str) -> str:
@@ -129,7 +130,8 @@ def choose_places(
     for index, box in enumerate(boxes):
         height, width = size_of(index)
         area, crowded = height * width, len(taken) >= _ALWAYS_SHOWN
-        if crowded and covered + area > _MAX_COVERAGE * image_size[0] * image_size[1]:
+        limit = _MAX_COVERAGE if crowded else _MAX_COVERAGE_OF_FEW
+        if taken and covered + area > limit * image_size[0] * image_size[1]:
             break
         if crowded and area > np.prod(box[2:] - box[:2]):
             continue
@@ -145,8 +147,8 @@ def place(box: np.ndarray, width: int, height: int, image_size: tuple[int, int],
     """Find the place of a box's label inside the image.
 
     The first of these places that no other label covers: above the box's top left corner, inside it, below the bottom
-    left corner, inside that, above and inside the top right corner. Without one, the least covered place along the
-    box's sides.
+    left corner, inside that, above and inside the top right corner. Without one, a place along the box's sides that is
+    little covered and near to the box.
 
     Args:
         box: (4,) XYXY in pixels.
@@ -170,7 +172,13 @@ def place(box: np.ndarray, width: int, height: int, image_size: tuple[int, int],
         rect = (left, top, left + width, top + height)
         if not any(_overlap(rect, other) for other in taken):
             return rect
-    return _least_covered(corners + _along_sides((x0, y0, x1, y1), width, height), width, height, image_size, taken)
+    places = np.array(corners + _along_sides((x0, y0, x1, y1), width, height))
+    lefts_and_tops = np.clip(places, 0, (image_size[1] - width, image_size[0] - height))
+    rects = np.concatenate((lefts_and_tops, lefts_and_tops + (width, height)), axis=1)
+    distance = np.maximum(y0 - rects[:, 3], rects[:, 1] - y1).clip(0)
+    cost = _covered(rects, np.array(taken).reshape(-1, 4)) + _COST_OF_DISTANCE * distance * width
+    left, top, right, bottom = rects[int(cost.argmin())].tolist()
+    return left, top, right, bottom
 
 
 def _along_sides(box: Rect, width: int, height: int) -> list[tuple[int, int]]:
@@ -182,16 +190,10 @@ def _along_sides(box: Rect, width: int, height: int) -> list[tuple[int, int]]:
     return [(left, top) for top in tops for left in (x0, x1 - width)]
 
 
-def _least_covered(
-    places: list[tuple[int, int]], width: int, height: int, image_size: tuple[int, int], taken: Sequence[Rect]
-) -> Rect:
-    corners = np.clip(np.array(places), 0, (image_size[1] - width, image_size[0] - height))
-    rects = np.concatenate((corners, corners + (width, height)), axis=1)[:, None]  # (P, 1, 4)
-    others = np.array(taken).reshape(1, -1, 4)
-    shared = np.minimum(rects[..., 2:], others[..., 2:]) - np.maximum(rects[..., :2], others[..., :2])
-    covered = np.prod(np.clip(shared, 0, None), axis=2).sum(axis=1)
-    x0, y0, x1, y1 = rects[int(covered.argmin()), 0].tolist()
-    return x0, y0, x1, y1
+def _covered(rects: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return for each of (P, 4) rectangles the areas that it shares with (Q, 4) others, in pixels: (P,)."""
+    shared = np.minimum(rects[:, None, 2:], others[:, 2:]) - np.maximum(rects[:, None, :2], others[:, :2])
+    return np.prod(np.clip(shared, 0, None), axis=2).sum(axis=1)
 
 
 def _overlap(a: Rect, b: Rect) -> int:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from d2_maskrcnn.visualization.labels import LabelPainter, place
+from d2_maskrcnn.visualization.labels import LabelPainter, choose_places, place
 from d2_maskrcnn.visualization.palette import PALETTE
 
 FRAME = (100, 200)
@@ -81,6 +81,18 @@ def test_labels_of_a_crowded_image_are_thinned(side, share):
     image = np.zeros((512, 512, 3), np.uint8)
     LabelPainter(11).draw(image, ["98%"] * 1400, np.concatenate((corners, corners + side), axis=1), [PALETTE[0]] * 1400)
     assert share[0] < image.any(axis=2).mean() <= share[1]
+
+
+@pytest.mark.parametrize(("side", "labels"), [(128, 3), (384, 9)])
+def test_labels_leave_most_of_a_small_image_visible(side, labels):
+    corners = np.random.default_rng(0).uniform(0, side - 20, (9, 2))
+    places = list(choose_places(np.concatenate((corners, corners + 20), axis=1), lambda _: (16, 72), (side, side)))
+    assert [index for index, _ in places] == list(range(labels))
+
+
+def test_a_label_hides_a_little_of_another_rather_than_to_be_far_from_its_box():
+    taken = [(90, 70, 240, 84), (90, 100, 240, 140), (90, 140, 240, 190)]  # above, inside and below the box
+    assert place(np.array([100, 100, 230, 140]), 60, 20, (400, 400), taken)[:2] == (100, 80)
 
 
 def test_boxes_without_text_get_no_label():
