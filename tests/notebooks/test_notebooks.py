@@ -1,6 +1,11 @@
 """Run every notebook from top to bottom on small data."""
 
+import http.server
+import importlib.util
 import json
+import subprocess
+import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +79,77 @@ def test_inspect_model(small_model):
 def test_inspect_weights(small_model):
     text, images = execute("inspect_weights")
     assert "unchanged: equal to" in text and "largest difference 0" in text and images >= 6
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Run the Colab notebook's first cell without the package in an empty folder; return the commands that it runs."""
+    source = next(cell.source for cell in nbformat.read(NOTEBOOKS / "colab.ipynb", 4).cells if cell.cell_type == "code")
+    commands = []
+
+    def run(command, **_):
+        commands.append(list(command))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    def call():
+        exec(compile(source, "colab.ipynb", "exec"), {})
+        return commands
+
+    folder = tmp_path / "content"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for name in ("COLAB_REPOSITORY", "COLAB_JUPYTER_IP"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr(subprocess, "run", run)
+    return call
+
+
+def test_colab_without_the_package_stops_with_one_line(install):
+    with pytest.raises(Exception, match="Set REPOSITORY in this cell to the address") as error:
+        install()
+    assert error.value._render_traceback_() == [str(error.value)]
+
+
+def test_colab_installs_a_repository(install, monkeypatch):
+    monkeypatch.setenv("COLAB_REPOSITORY", "https://host/owner/name.git")
+    clone, pip = install()
+    assert clone[:2] == ["git", "clone"] and clone[-2] == "https://host/owner/name.git"
+    assert pip[-1] == f"{clone[-1]}[demo]"
+
+
+def test_colab_installs_the_checkout_around_it(install, tmp_path):
+    (tmp_path / "d2_maskrcnn").mkdir()
+    (tmp_path / "d2_maskrcnn" / "__init__.py").touch()
+    assert [command[-1] for command in install()] == [f"{tmp_path}[demo]"]
+
+
+@pytest.mark.parametrize("name", ["name-main.zip", "d2_maskrcnn-0.1.0-py3-none-any.whl"])
+def test_colab_installs_an_uploaded_file(install, tmp_path, name):
+    for file, member in (("balloon.zip", "balloon/a.jpg"), (name, "name-main/d2_maskrcnn/__init__.py")):
+        with zipfile.ZipFile(tmp_path / "content" / file, "w") as archive:
+            archive.writestr(member, "")
+    assert [command[-1] for command in install()] == [f"{tmp_path / 'content' / name}[demo]"]
+
+
+def test_colab_installs_the_repository_that_it_was_opened_from(install, monkeypatch):
+    class Sessions(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            path = "fileId=https%3A%2F%2Fgithub.com%2Fowner%2Fname%2Fblob%2Fmain%2Fnotebooks%2Fcolab.ipynb"
+            self.wfile.write(json.dumps([{"path": path}]).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Sessions) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("COLAB_JUPYTER_IP", "127.0.0.1")
+        monkeypatch.setenv("KMP_TARGET_PORT", str(server.server_address[1]))
+        clone, _ = install()
+        server.shutdown()
+    assert clone[-2] == "https://github.com/owner/name"
 
 
 def test_colab(tmp_path, monkeypatch):
