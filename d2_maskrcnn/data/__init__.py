@@ -1,7 +1,7 @@
 """Register, check and split datasets, decode images, map records to model inputs, and load batches."""
 
 from d2_maskrcnn.data.checking import CheckReport, check, fix
-from d2_maskrcnn.data.coco.checks import CocoSummary, check_coco_json, check_datasets
+from d2_maskrcnn.data.coco.checks import check_coco_json, check_datasets
 from d2_maskrcnn.data.conversion import Conversion, convert
 from d2_maskrcnn.data.loader import ResumableTrainLoader, build_resumable_train_loader
 from d2_maskrcnn.data.mapper import MaskRCNNMapper, build_checked_test_loader, dataset_records
@@ -11,7 +11,6 @@ from d2_maskrcnn.data.splitting import split
 
 __all__ = [
     "CheckReport",
-    "CocoSummary",
     "Conversion",
     "MaskRCNNMapper",
     "ResumableTrainLoader",

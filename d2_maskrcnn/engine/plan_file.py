@@ -15,6 +15,7 @@ from d2_maskrcnn.config.loading import load_config, parse_config
 from d2_maskrcnn.config.validation import leaves
 from d2_maskrcnn.data import check_coco_json, dataset_records, register_own_data
 from d2_maskrcnn.data.discovery import FoundData, find_training_data
+from d2_maskrcnn.data.flaws.find_flaws import Purpose
 from d2_maskrcnn.engine.console import console
 from d2_maskrcnn.engine.data_summary import describe_data, summarize
 from d2_maskrcnn.engine.planning import FROM_SCRATCH, plan_training
@@ -161,8 +162,8 @@ def _is_detector(weights: str) -> bool:
 def _use_data(cfg: CfgNode, data: FoundData) -> list[str]:
     """Check the data and put it into the config; return the class names."""
     with _errors_only("d2_maskrcnn.data"):  # the start of the training repeats the checks, with warnings
-        check_coco_json(data.train_json, data.train_images, evaluate=False)
-        check_coco_json(data.val_json, data.val_images, train=False)
+        check_coco_json(data.train_json, data.train_images, Purpose(evaluate=False))
+        check_coco_json(data.val_json, data.val_images, Purpose(train=False))
     node = cfg.D2_MASKRCNN.DATA
     node.TRAIN_JSON, node.TRAIN_IMAGES = str(data.train_json.resolve()), str(data.train_images.resolve())
     node.VAL_JSON, node.VAL_IMAGES = str(data.val_json.resolve()), str(data.val_images.resolve())

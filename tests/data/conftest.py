@@ -10,6 +10,7 @@ from PIL import Image
 
 from d2_maskrcnn import UserError
 from d2_maskrcnn.data import check_coco_json
+from d2_maskrcnn.data.flaws.find_flaws import Purpose
 
 SIZES = [(40, 30), (30, 40), (50, 50), (64, 32)]  # width, height
 
@@ -55,7 +56,7 @@ class CocoFolder:
         """Write ``data`` and return the one line with which it is refused."""
         self.write()
         with pytest.raises(UserError) as error:
-            check_coco_json(self.json_file, self.images, **options)
+            check_coco_json(self.json_file, self.images, Purpose(**options))
         message = str(error.value)
         assert "\n" not in message
         assert str(self.json_file) in message or str(self.images) in message

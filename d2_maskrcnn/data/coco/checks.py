@@ -10,8 +10,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from d2_maskrcnn.data.coco.reader import is_plain_utf8, read_coco_json
 from d2_maskrcnn.data.flaws.find_flaws import Findings, Purpose, find_flaws
 from d2_maskrcnn.data.flaws.flaw import summarize
@@ -26,25 +24,6 @@ from detectron2.utils.file_io import PathManager
 logger = logging.getLogger(__name__)
 
 _SHOWN_NAMES = 8
-
-
-@dataclass(frozen=True)
-class CocoSummary:
-    """Contents of a valid COCO JSON file.
-
-    Attributes:
-        categories: names by ascending id, which is the order of the model's classes.
-        images: number of images.
-        objects: number of annotations that are not crowds.
-        crowds: number of annotations that are crowds.
-        objects_per_image: (images,) int64, without crowds.
-    """
-
-    categories: tuple[str, ...]
-    images: int
-    objects: int
-    crowds: int
-    objects_per_image: np.ndarray
 
 
 def check_datasets(cfg: CfgNode, train: bool = True) -> None:
@@ -117,7 +96,7 @@ def _check_dataset(cfg: CfgNode, name: str, train: bool, evaluate: bool) -> _Che
         polygons_only=train and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon",
         lenient=is_built_in(name),
     )
-    findings = _check_file(path, PathManager.get_local_path(metadata.get("image_root") or "."), purpose, cfg)
+    findings = check_coco_json(path, PathManager.get_local_path(metadata.get("image_root") or "."), purpose, cfg)
     if not is_own(name) and not is_plain_utf8(path):
         raise UserError(
             f"{path}: not UTF-8 without byte order mark, which is all that Detectron2's reader of registered datasets "
@@ -131,42 +110,21 @@ def _check_dataset(cfg: CfgNode, name: str, train: bool, evaluate: bool) -> _Che
 def check_coco_json(
     json_file: str | os.PathLike[str],
     image_root: str | os.PathLike[str] | None,
-    *,
-    masks: bool = True,
-    train: bool = True,
-    evaluate: bool = True,
-    polygons_only: bool = False,
-    lenient: bool = False,
+    purpose: Purpose | None = None,
     cfg: CfgNode | None = None,
-) -> CocoSummary:
+) -> Findings:
     """Check one COCO JSON file and its images; logs a warning about what can be used but looks wrong.
 
     A file of the size of COCO's training set takes 15 s with polygons and 25 s with RLEs, parsing included.
 
     Args:
         json_file: the file.
-        image_root: folder that its ``file_name`` entries are relative to; None leaves the images unchecked.
-        masks: whether segmentations are needed.
-        train: whether it is used for training.
-        evaluate: whether COCO's metrics are computed on it, which needs ``area`` and ``iscrowd``.
-        polygons_only: whether RLEs of single objects are an error (``INPUT.MASK_FORMAT`` is ``polygon``).
-        lenient: whether unusable boxes and segmentations are a warning instead of an error.
-        cfg: the model, whose anchors and limits the objects have to fit; None leaves that unchecked.
+        image_root, purpose, cfg: see :func:`~d2_maskrcnn.data.flaws.find_flaws.find_flaws`.
 
     Raises:
         UserError: it cannot be used; one line with the first few problems, each with ids and what was expected.
     """
-    purpose = Purpose(masks, train, evaluate, polygons_only, lenient)
-    table = _check_file(json_file, image_root, purpose, cfg).table
-    crowds = int(table.is_crowd.sum())
-    objects = len(table.annotations) - crowds
-    return CocoSummary(category_names(table), len(table.images), objects, crowds, table.objects_per_image())
-
-
-def _check_file(
-    json_file: str | os.PathLike[str], image_root: str | os.PathLike[str] | None, purpose: Purpose, cfg: CfgNode | None
-) -> Findings:
-    """Raise the errors of a COCO JSON file, log its warnings, and return the findings."""
+    purpose = purpose or Purpose()
     findings = find_flaws(read_coco_json(json_file, annotations_required=purpose.train), image_root, purpose, cfg)
     errors, warnings = findings.of_severity("error"), findings.of_severity("warning")
     if errors:

@@ -8,35 +8,32 @@ import pytest
 
 from d2_maskrcnn import UserError, add_d2_maskrcnn_config
 from d2_maskrcnn.data import check_coco_json, check_datasets, register_own_data
+from d2_maskrcnn.data.flaws.find_flaws import Purpose
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.data.datasets import register_coco_instances
 
 
-def test_a_good_file_is_summarized_without_warnings(coco_folder, caplog):
+def test_a_good_file_has_no_warnings(coco_folder, caplog):
     rle = {"size": [40, 30], "counts": [100, 20, 20, 20, 1040]}  # rows 20 to 39 of the columns 2 and 3
     crowd = coco_folder.annotation(7, 11, 9, iscrowd=1, bbox=[2, 20, 2, 20], segmentation=rle, area=40)
     coco_folder.data["annotations"].append(crowd)
     coco_folder.write()
-    summary = check_coco_json(coco_folder.json_file, coco_folder.images, polygons_only=True)
-    assert (summary.categories, summary.images, summary.objects, summary.crowds) == (("cat", "dog"), 4, 3, 1)
+    table = check_coco_json(coco_folder.json_file, coco_folder.images, Purpose(polygons_only=True)).table
+    assert (len(table.images), table.is_crowd.tolist()) == (4, [False, False, False, True])
     assert not caplog.records
 
 
-@pytest.mark.parametrize(
-    ("key", "message"),
-    [("images", "0 images; expected at least 1"), ("categories", "0 categories"), ("annotations", "0 annotations")],
-)
-def test_empty_lists(coco_folder, key, message):
-    coco_folder.data[key] = []
-    assert message in coco_folder.error()
+def test_an_empty_list(coco_folder):
+    coco_folder.data["images"] = []
+    assert "0 images; expected at least 1" in coco_folder.error()
 
 
 def test_crowds_alone_can_be_evaluated_but_not_trained_on(coco_folder):
     for annotation in coco_folder.data["annotations"]:
         annotation["iscrowd"] = 1
     assert "0 annotations that are not crowds" in coco_folder.error()
-    assert check_coco_json(coco_folder.json_file, coco_folder.images, train=False).crowds == 3
+    check_coco_json(coco_folder.json_file, coco_folder.images, Purpose(train=False))
 
 
 @pytest.mark.parametrize(
@@ -44,29 +41,23 @@ def test_crowds_alone_can_be_evaluated_but_not_trained_on(coco_folder):
     [
         ("images", {"id": "x"}, "1 image with a bad 'id' (position 0: 'x'); expected an integer"),
         ("images", {"width": 0}, "1 image with a bad 'width' (id 10: 0)"),
-        ("images", {"height": None}, "1 image with a bad 'height' (id 10: None)"),
-        ("images", {"file_name": ""}, "1 image with a bad 'file_name' (id 10: '')"),
+        ("images", {"file_name": "a\0.jpg"}, "1 image with a bad 'file_name'"),
+        ("images", {"file_name": "a\ud800.jpg"}, "1 image with a bad 'file_name'"),
         ("categories", {"name": 3}, "1 category with a bad 'name' (id 5: 3)"),
-        ("annotations", {"bbox": [1, 2, 3]}, "1 annotation with a bad 'bbox' (id 1: [1, 2, 3])"),
-        ("annotations", {"bbox": "1 2 3 4"}, "1 annotation with a bad 'bbox' (id 1: '1 2 3 4')"),
-        ("annotations", {"iscrowd": 2}, "1 annotation with a bad 'iscrowd' (id 1: 2)"),
-        ("annotations", {"area": "big"}, "1 annotation with a bad 'area' (id 1: 'big')"),
-        ("annotations", {"category_id": 5.0}, "1 annotation with a bad 'category_id' (id 1: 5.0)"),
+        ("categories", {"name": "a\ud800"}, "1 category with a bad 'name'"),
     ],
 )
-def test_entries_with_bad_values(coco_folder, key, changes, expected):
+def test_images_and_categories_with_bad_values(coco_folder, key, changes, expected):
     coco_folder.data[key][0].update(changes)
     assert expected in coco_folder.error()
 
 
-@pytest.mark.parametrize("key", ["id", "image_id", "category_id", "bbox", "area", "iscrowd"])
-def test_annotations_without_a_key(coco_folder, key):
+@pytest.mark.parametrize("key", ["area", "iscrowd"])
+def test_keys_that_only_cocos_metrics_need(coco_folder, key):
     for annotation in coco_folder.data["annotations"]:
         del annotation[key]
-    message = coco_folder.error()
-    assert f"3 annotations without {key!r}" in message
-    if key in ("area", "iscrowd"):  # needed by COCO's measure alone
-        check_coco_json(coco_folder.json_file, coco_folder.images, evaluate=False)
+    assert f"3 annotations without {key!r}" in coco_folder.error()
+    check_coco_json(coco_folder.json_file, coco_folder.images, Purpose(evaluate=False))
 
 
 def test_values_that_training_does_not_need_are_checked_too(coco_folder):
@@ -74,52 +65,43 @@ def test_values_that_training_does_not_need_are_checked_too(coco_folder):
     assert "1 annotation with a bad 'area' (id 1: nan)" in coco_folder.error(evaluate=False)
 
 
-def test_entries_that_are_not_objects(coco_folder):
-    coco_folder.data["annotations"].insert(1, [1, 2])
-    assert "1 annotation not written as JSON objects (the one at position 1 is [1, 2])" in coco_folder.error()
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         ({"category_id": 7}, "of a category that 'categories' does not list (annotation 1: category_id 7)"),
-        ({"image_id": 99}, "of an image that 'images' does not list (annotation 1: image_id 99)"),
-        ({"id": 2}, "annotation with the id of another annotation (2)"),
+        ({"category_id": 5.0}, "1 annotation with a bad 'category_id' (id 1: 5.0)"),
+        ({"bbox": "1 2 3 4"}, "1 annotation with a bad 'bbox' (id 1: '1 2 3 4')"),
         ({"bbox": [2, 3, 0, 8]}, "1 box without area (annotation 1 in 0.jpg of 40x30: [2, 3, 0, 8])"),
         ({"bbox": [2, 3, 5, -8]}, "1 box without area"),
-        ({"bbox": [40, 3, 5, 8]}, "1 box outside of the image (annotation 1 in 0.jpg of 40x30: [40, 3, 5, 8])"),
         ({"bbox": [-9, 3, 9, 8]}, "1 box outside of the image"),
-        ({"bbox": [float("nan"), 3, 9, 8]}, "1 box with a number that is not finite"),
-        ({"segmentation": []}, "annotation 1 in 0.jpg: it is empty"),
+        ({"bbox": [0, 0, 1e308, 1e308]}, "1 box reaching beyond the image by more than its size"),
+        ({"bbox": [0, 0, 10**400, 5]}, "bad 'bbox' (id 1: [0, 0, 1"),
         ({"segmentation": None}, "for boxes without masks set MODEL.MASK_ON to False"),
-        ({"segmentation": [[1, 2, 3, 4]]}, "a polygon of 4 numbers"),
         ({"segmentation": [[1, 2, 3, 4, 5, 6, 7]]}, "a polygon of 7 numbers"),
         ({"segmentation": [1, 2, 3, 4, 5, 6]}, "expected a list of polygons"),
-        ({"segmentation": [[1, 2, 3, 4, 5, "6x"]]}, "coordinates that are not numbers"),
-        ({"segmentation": [[1, 2, 3, 4, 5, float("inf")]]}, "coordinates that are not finite numbers"),
+        ({"segmentation": [[2.0, 3.0, 1e308, -1e308, 12.0, 11.0]]}, "points far outside of the image"),
+        ({"segmentation": [[2.0, 3.0, 12.0, 3.0, 12.0, 10**400]]}, "coordinates that are not numbers"),
+        ({"segmentation": [["2", "3", "12", "3", "12", "11"]]}, "coordinates that are not numbers"),
+        ({"segmentation": [[True, 3, 12, 3, 12, 11]]}, "coordinates that are not numbers"),
         ({"segmentation": {"size": [30, 40]}}, "an RLE without 'size' or 'counts'"),
-        (
-            {"segmentation": {"size": [40, 30], "counts": [1200]}},
-            "an RLE of size [40, 30] (height, width) in an image",
-        ),
-        ({"segmentation": {"size": [30, 40], "counts": [5, 6]}}, "an RLE whose runs do not add up"),
+        ({"segmentation": {"size": [40, 30], "counts": [1200]}}, "an RLE of size [40, 30] (height, width) in an image"),
+        ({"segmentation": {"size": [30.5, 40], "counts": [1200]}}, "an RLE of size [30.5, 40]"),
+        ({"segmentation": {"size": [30, "x" * 5000], "counts": [1200]}}, "xxx... (height, width) in an image"),
         ({"segmentation": {"size": [30, 40], "counts": "xyz"}}, "an RLE whose runs do not add up"),
-        ({"segmentation": {"size": [30, 40], "counts": [1000, 200]}}, "set INPUT.MASK_FORMAT to bitmask"),
+        ({"segmentation": {"size": [30, 40], "counts": [100.5, 1099.5]}}, "an RLE whose runs do not add up"),
+        ({"segmentation": {"size": [30, 40], "counts": [-1, 1201]}}, "an RLE whose runs do not add up"),
+        ({"id": 10**400}, "bad 'id' (position 0: an integer of 1329 bits)"),
+        ({"area": float("inf")}, "bad 'area' (id 1: inf)"),
+        ({"area": -1.0}, "bad 'area' (id 1: -1.0)"),
+        ({"area": 10**400}, "bad 'area' (id 1: an integer of 1329 bits)"),
+        ({"area": 2401}, "1 annotation with an area larger than the image"),
+        ({"iscrowd": float("nan")}, "bad 'iscrowd' (id 1: nan)"),
+        ({"ignore": 1}, "bad 'ignore' (id 1: 1); expected no such key"),
     ],
 )
 def test_annotations_with_impossible_values(coco_folder, changes, expected):
     coco_folder.data["annotations"][0].update(changes)
-    assert expected in coco_folder.error(polygons_only=True)
-
-
-def test_twice_the_same_id_or_name(coco_folder):
-    coco_folder.data["images"][3]["id"] = 10
-    coco_folder.data["categories"][1] = {"id": 5, "name": "cat"}
-    for annotation in coco_folder.data["annotations"]:
-        annotation["category_id"] = 5
-    message = coco_folder.error()
-    for part in ("image with the id of another image (10)", "category with the id", "the name of another category"):
-        assert part in message
+    assert expected in coco_folder.error()
 
 
 def test_many_problems_are_counted_and_only_the_first_shown(coco_folder):
@@ -135,33 +117,26 @@ def test_boxes_need_no_masks_if_masks_are_off(coco_folder):
     for annotation in coco_folder.data["annotations"]:
         del annotation["segmentation"]
     assert "3 annotations without a 'segmentation'" in coco_folder.error()
-    check_coco_json(coco_folder.json_file, coco_folder.images, masks=False)
+    check_coco_json(coco_folder.json_file, coco_folder.images, Purpose(masks=False))
 
 
 def test_lenient_warns_of_values_but_not_of_ids(coco_folder, caplog):
     coco_folder.data["annotations"][0].update(bbox=[2, 3, 0, 0], segmentation=[[1, 2]])
     coco_folder.write()
     with caplog.at_level(logging.WARNING):
-        check_coco_json(coco_folder.json_file, coco_folder.images, lenient=True)
+        check_coco_json(coco_folder.json_file, coco_folder.images, Purpose(lenient=True))
     assert "1 box without area" in caplog.text
     assert "training leaves the unusable ones out" in caplog.text
     coco_folder.data["annotations"][0]["category_id"] = 1
     assert "does not list" in coco_folder.error(lenient=True)
 
 
-SQUARE = [[30.0, 3.0, 40.0, 3.0, 40.0, 11.0, 30.0, 11.0]]
-
-
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"bbox": [30, 3, 15, 8], "segmentation": SQUARE}, "1 box reaching beyond the image"),
-        ({"id": 0}, "use 0 for 'not matched'"),
         ({"area": 0}, "1 annotation with an area that does not fit the box (annotation 1 in 0.jpg of 40x30"),
         ({"area": 1e-300}, "1 annotation with an area that does not fit the box"),
-        ({"area": 121}, "1 annotation with an area that does not fit the box"),
         ({"bbox": [1, 2, 13, 12], "area": 132}, None),  # an IoU of 0.51: a tight mask in a loose box
-        ({"bbox": [2, 3, 25, 25]}, "1 annotation with a box that does not fit the mask"),
         ({"bbox": [5.1, 3, 1.2, 1], "segmentation": [[5, 3, 6, 3, 6, 5]], "area": 1}, None),  # rounded to pixels
     ],
 )
@@ -171,57 +146,6 @@ def test_warnings(coco_folder, caplog, changes, expected):
     with caplog.at_level(logging.WARNING):
         check_coco_json(coco_folder.json_file, coco_folder.images)
     assert expected in caplog.text if expected else not caplog.records
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"segmentation": [[2.0, 3.0, 1e9, 3.0, 12.0, 11.0]]}, "points far outside of the image"),
-        ({"segmentation": [[2.0, 3.0, 1e308, -1e308, 12.0, 11.0]]}, "points far outside of the image"),
-        ({"segmentation": [[2.0, 3.0, 12.0, 3.0, 12.0, 10**400]]}, "coordinates that are not numbers"),
-        ({"segmentation": [["2", "3", "12", "3", "12", "11"]]}, "coordinates that are not numbers"),
-        ({"segmentation": [[True, 3, 12, 3, 12, 11]]}, "coordinates that are not numbers"),
-        ({"segmentation": [[50, 3, 60, 3, 60, 11]]}, "polygons outside of the image"),
-        ({"segmentation": [[2, 3, 2, 5, 2, 11]]}, "polygons without area"),
-        (
-            {"segmentation": [[0.05, 0.1, 0.3, 0.1, 0.3, 0.37]]},
-            "in fractions of the image's size (annotation 1 in 0.jpg",
-        ),
-        ({"segmentation": {"size": [30, 40], "counts": [1200]}}, "an RLE without any pixel"),
-        ({"segmentation": {"size": [30.5, 40], "counts": [1200]}}, "an RLE of size [30.5, 40]"),
-        ({"segmentation": {"size": [30, "x" * 5000], "counts": [1200]}}, "xxx... (height, width) in an image"),
-        ({"segmentation": {"size": [30, 40], "counts": [100.5, 1099.5]}}, "an RLE whose runs do not add up"),
-        ({"segmentation": {"size": [30, 40], "counts": [-1, 1201]}}, "an RLE whose runs do not add up"),
-        ({"bbox": [0, 0, 1e9, 5]}, "1 box reaching beyond the image by more than its size"),
-        ({"bbox": [0, 0, 1e308, 1e308]}, "1 box reaching beyond the image by more than its size"),
-        ({"bbox": [0, 0, 10**400, 5]}, "bad 'bbox' (id 1: [0, 0, 1"),
-        ({"id": 10**400}, "bad 'id' (position 0: an integer of 1329 bits)"),
-        ({"area": float("inf")}, "bad 'area' (id 1: inf)"),
-        ({"area": float("nan")}, "bad 'area' (id 1: nan)"),
-        ({"area": -1.0}, "bad 'area' (id 1: -1.0)"),
-        ({"area": 10**400}, "bad 'area' (id 1: an integer of 1329 bits)"),
-        ({"area": 2401}, "1 annotation with an area larger than the image"),
-        ({"iscrowd": float("nan")}, "bad 'iscrowd' (id 1: nan)"),
-        ({"ignore": 1}, "bad 'ignore' (id 1: 1); expected no such key"),
-    ],
-)
-def test_implausible_numbers(coco_folder, changes, expected):
-    coco_folder.data["annotations"][0].update(changes)
-    assert expected in coco_folder.error()
-
-
-@pytest.mark.parametrize(
-    ("key", "changes", "expected"),
-    [
-        ("images", {"file_name": "a\0.jpg"}, "1 image with a bad 'file_name'"),
-        ("images", {"file_name": "a\ud800.jpg"}, "1 image with a bad 'file_name'"),
-        ("images", {"width": 10**6, "height": 10**6}, "1 image of more pixels than the limit of 178 megapixels"),
-        ("categories", {"name": "a\ud800"}, "1 category with a bad 'name'"),
-    ],
-)
-def test_impossible_names_and_sizes(coco_folder, key, changes, expected):
-    coco_folder.data[key][-1].update(changes)
-    assert expected in coco_folder.error()
 
 
 def test_every_rle_is_checked(coco_folder):
@@ -236,22 +160,6 @@ def test_every_rle_is_checked(coco_folder):
     assert "(annotation 3334 in 0.jpg: an RLE whose runs do not add up" in coco_folder.error()
 
 
-def test_boxes_as_two_corners(coco_folder):
-    """Boxes [x0, y0, x1, y1] that stay inside of the image look valid."""
-    coco_folder.data["annotations"][0].update(
-        bbox=[15, 12, 22, 18], segmentation=[[15, 12, 22, 12, 22, 18, 15, 18]], area=42
-    )
-    assert "1 box written as [x0, y0, x1, y1] (annotation 1 in 0.jpg of 40x30" in coco_folder.error()
-
-
-def test_one_image_under_two_ids(coco_folder, caplog):
-    coco_folder.data["images"].append({**coco_folder.data["images"][0], "id": 99})
-    coco_folder.write()
-    with caplog.at_level(logging.WARNING):
-        check_coco_json(coco_folder.json_file, coco_folder.images)
-    assert "1 image with the file_name of another image (0.jpg)" in caplog.text
-
-
 @pytest.mark.parametrize("missing", [True, False])
 def test_a_test_set_without_annotations(coco_folder, caplog, missing):
     coco_folder.data["annotations"] = []
@@ -259,15 +167,8 @@ def test_a_test_set_without_annotations(coco_folder, caplog, missing):
         del coco_folder.data["annotations"]
     coco_folder.write()
     with caplog.at_level(logging.WARNING):
-        summary = check_coco_json(coco_folder.json_file, coco_folder.images, train=False)
-    assert summary.images == 4 and summary.objects == 0
+        check_coco_json(coco_folder.json_file, coco_folder.images, Purpose(train=False))
     assert "no annotations: detections are written, but there is nothing to compare them to" in caplog.text
-
-
-def test_a_root_category_with_the_name_of_a_class(coco_folder):
-    categories = coco_folder.data["categories"]
-    categories.insert(0, {"id": 100, "name": categories[0]["name"], "supercategory": "none"})
-    assert "rename one, or delete it if it is only the supercategory of the others" in coco_folder.error()
 
 
 def own_cfg(folder, *more):
@@ -373,5 +274,5 @@ def test_rle_needs_the_bitmask_format(coco_folder):
     ],
 )
 def test_real_data_is_accepted(shared_dir, json_file, images, categories):
-    summary = check_coco_json(shared_dir / "data" / json_file, shared_dir / "data" / images, polygons_only=True)
-    assert len(summary.categories) == categories
+    data, purpose = shared_dir / "data", Purpose(polygons_only=True)
+    assert len(check_coco_json(data / json_file, data / images, purpose).table.categories) == categories
