@@ -59,17 +59,21 @@ def is_faster(x: torch.Tensor, weight: torch.Tensor) -> bool:
     return tiles >= MIN_TILES and x.is_contiguous(memory_format=torch.channels_last)
 
 
-def conv3x3(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def conv3x3(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, relu: bool = False
+) -> torch.Tensor:
     """Compute ``conv2d(x, weight, bias, padding=1)``; differentiable any number of times.
 
     Args:
-        x: (N, C, H, W) in channels-last order. weight: (D, C, 3, 3). bias: (D,).
+        x: (N, C, H, W) in channels-last order. weight: (D, C, 3, 3). bias: (D,). relu: whether a ReLU follows.
 
     Returns:
         (N, D, H, W) in channels-last order.
     """
+    if not torch.is_grad_enabled() or not any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return _convolve(x, weight, bias, relu)
     out: torch.Tensor = _Conv3x3.apply(x, weight, bias)
-    return out
+    return out.relu_() if relu else out
 
 
 class _Conv3x3(torch.autograd.Function):
@@ -117,7 +121,7 @@ def _tiles(length: int) -> int:
     return -(-length // TILE)
 
 
-def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, relu: bool = False) -> torch.Tensor:
     images, channels, height, width = x.shape
     dim = len(weight)
     weights = (_WEIGHTS @ weight.permute(2, 3, 1, 0).reshape(9, -1)).view(36, channels, dim)
@@ -129,13 +133,15 @@ def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) 
     for chunk in chunks:
         inputs = _transform_inputs(x, chunk, first, second)
         products = torch.bmm(inputs, weights, out=_part(first, 36, inputs.shape[1], dim))
+        if bias is not None:
+            products[_SUM] += bias  # which the transform adds to all outputs
         sums = torch.mm(_OUTPUTS, products.view(36, -1), out=_part(second, 16, products[0].numel()))
         result = sums.view(TILE, TILE, *chunk.shape, dim).permute(2, 3, 0, 4, 1, 5)
         target = chunk.pixels(out.permute(0, 2, 3, 1)).unflatten(2, (-1, TILE)).unflatten(1, (-1, TILE))
-        if bias is None:
-            target.copy_(result)
+        if relu:
+            torch.clamp_min(result, 0, out=target)
         else:
-            torch.add(result, bias, out=target)
+            target.copy_(result)
     if size[2:] == (height, width):
         return out
     return out[:, :, :height, :width].contiguous(memory_format=torch.channels_last)

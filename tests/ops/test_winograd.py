@@ -62,6 +62,17 @@ def test_gradient_of_a_gradient():
     assert _relative_error(second[0], second[1].double()) < 1e-5
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_with_relu(grad, with_bias):
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 9, 11).to(memory_format=torch.channels_last)
+    weight, bias = torch.randn(4, 8, 3, 3), torch.randn(4) if with_bias else None
+    actual = winograd.conv3x3(x, weight.requires_grad_(grad), bias, relu=True)
+    assert actual.requires_grad == grad
+    torch.testing.assert_close(actual, F.conv2d(x, weight, bias, padding=1).relu(), rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_many_small_images_and_no_bias():
     x = torch.randn(100, 128, 14, 14).to(memory_format=torch.channels_last)

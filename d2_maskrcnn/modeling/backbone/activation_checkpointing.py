@@ -1,9 +1,11 @@
 """Stages that keep few activations for the backward pass and compute the others again."""
 
 import functools
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 class Stage(nn.Sequential):
     """Apply blocks one after the other.
+
+    Without gradients, blocks whose ``forward`` has the argument ``overwrite`` store their results in those of the block
+    before, unless a forward hook may have recorded these.
 
     Attributes:
         activation_checkpointing: whether training keeps only the inputs of groups of about sqrt(n) of the n blocks, and
@@ -25,8 +30,11 @@ class Stage(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, in, H, W) to (N, out, H/stride, W/stride)."""
         if not (self.activation_checkpointing and self.training and self._keeps_activations(x)):
+            previous: Any = None
             for block in self:
-                x = block(x)
+                overwrite = previous is not None and not previous._forward_hooks and _can_overwrite(type(block).forward)
+                x = block(x, overwrite=True) if overwrite else block(x)
+                previous = block
             return x
         size = max(1, math.isqrt(len(self)))
         for start in range(0, len(self), size):
@@ -38,6 +46,11 @@ class Stage(nn.Sequential):
     def _keeps_activations(self, x: torch.Tensor) -> bool:
         """Return whether a backward pass needs activations of this stage: frozen stages keep none anyway."""
         return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+
+
+@functools.cache
+def _can_overwrite(forward: Callable[..., Any]) -> bool:
+    return "overwrite" in inspect.signature(forward).parameters
 
 
 def _forward_and_recomputation(

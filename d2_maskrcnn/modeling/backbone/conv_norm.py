@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from d2_maskrcnn.ops import winograd
+from d2_maskrcnn.ops import onednn, winograd
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 
 _Sources = tuple[tuple[torch.Tensor, int], ...]
@@ -66,23 +66,45 @@ class ConvNorm(nn.Conv2d):
         self.relu = relu
         self._cache: tuple[_Sources, _Folded] | None = None
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """Map (N, in, H, W) to (N, out, H', W'). Args: residual: (N, out, H', W'), added before the ReLU."""
-        folded = self._folded()
-        if folded is not None:
-            x = self._convolve(x, *folded)
-        else:
-            x = self._normalize(self._convolve(x, self.weight, self.bias))
-        if residual is not None:
-            x += residual
-        return x.relu_() if self.relu else x
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, overwrite_residual: bool = False
+    ) -> torch.Tensor:
+        """Map (N, in, H, W) to (N, out, H', W').
 
-    def _convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        Args:
+            residual: (N, out, H', W'), added before the ReLU.
+            overwrite_residual: whether the result may be stored in ``residual`` where no gradients are needed.
+        """
+        folded = self._folded()
+        if folded is None and self.norm is not None:
+            return self._finish(self._normalize(self._convolve(x, self.weight, self.bias)), residual, self.relu)
+        weight, bias = (self.weight, self.bias) if folded is None else folded
+        return self._convolve(x, weight, bias, residual, self.relu, overwrite_residual)
+
+    def _convolve(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None = None,
+        relu: bool = False,
+        overwrite_residual: bool = False,
+    ) -> torch.Tensor:
         plain = self.stride == self.dilation == (1, 1) and self.groups == 1
         enabled = self.winograd_in_training if self.training else self.winograd
         if enabled and plain and winograd.is_faster(x, weight):
-            return winograd.conv3x3(x, weight, bias)
-        return self._conv_forward(x, weight, bias)
+            if residual is None:
+                return winograd.conv3x3(x, weight, bias, relu)
+            return self._finish(winograd.conv3x3(x, weight, bias), residual, relu)
+        if onednn.is_supported(x, weight, bias, residual):
+            return onednn.conv2d(x, weight, bias, self, residual, relu, overwrite_residual)
+        return self._finish(self._conv_forward(x, weight, bias), residual, relu)
+
+    @staticmethod
+    def _finish(x: torch.Tensor, residual: torch.Tensor | None, relu: bool) -> torch.Tensor:
+        if residual is not None:
+            x += residual
+        return x.relu_() if relu else x
 
     def _normalize(self, x: torch.Tensor) -> torch.Tensor:
         if self.norm is None:

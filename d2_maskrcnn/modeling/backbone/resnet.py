@@ -47,10 +47,14 @@ class BasicBlock(CNNBlockBase):
         self.conv2 = ConvNorm(out_channels, out_channels, 3, norm=norm, relu=True)
         _initialize(self.conv1, self.conv2, self.shortcut)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (N, in, H, W) to (N, out, H/stride, W/stride)."""
+    def forward(self, x: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
+        """Map (N, in, H, W) to (N, out, H/stride, W/stride).
+
+        Args:
+            overwrite: whether the result may be stored in ``x`` where no gradients are needed.
+        """
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return self.conv2(self.conv1(x), residual=shortcut)
+        return self.conv2(self.conv1(x), residual=shortcut, overwrite_residual=overwrite or self.shortcut is not None)
 
 
 class Bottleneck(CNNBlockBase):
@@ -86,10 +90,15 @@ class Bottleneck(CNNBlockBase):
         self.conv3 = ConvNorm(width, out_channels, 1, norm=norm, relu=True)
         _initialize(self.conv1, self.conv2, self.conv3, self.shortcut)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (N, in, H, W) to (N, out, H/stride, W/stride)."""
+    def forward(self, x: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
+        """Map (N, in, H, W) to (N, out, H/stride, W/stride).
+
+        Args:
+            overwrite: whether the result may be stored in ``x`` where no gradients are needed.
+        """
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return self.conv3(self.conv2(self.conv1(x)), residual=shortcut)
+        x = self.conv2(self.conv1(x))
+        return self.conv3(x, residual=shortcut, overwrite_residual=overwrite or self.shortcut is not None)
 
 
 def _initialize(*convs: ConvNorm | None) -> None:

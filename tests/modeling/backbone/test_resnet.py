@@ -90,3 +90,24 @@ def test_initialization(narrow):
     torch.manual_seed(0)
     weight = resnet(narrow, MODEL__RESNETS__WIDTH_PER_GROUP=32).res4[1].conv2.weight
     assert weight.std().item() == pytest.approx((2 / (128 * 9)) ** 0.5, rel=0.02)
+
+
+@torch.no_grad()
+def test_inputs_and_recorded_results_are_not_overwritten(narrow):
+    model = resnet(narrow, MODEL__RESNETS__STEM_OUT_CHANNELS=16).eval().to(memory_format=torch.channels_last)
+    x = torch.randn(1, 16, 16, 24).to(memory_format=torch.channels_last)
+    recorded, copies = [], []
+
+    def record(module, args, output):
+        recorded.append(output)
+        copies.append(output.clone())
+
+    expected, kept = model.res2(x), x.clone()
+    assert torch.equal(x, kept)
+    hooks = [block.register_forward_hook(record) for block in model.res2]
+    assert torch.equal(model.res2(x), expected)
+    assert len(recorded) == 3 and all(map(torch.equal, recorded, copies))
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(torch.nn.Sequential(*model.res2)(x), expected)
+    assert torch.equal(x, kept)
