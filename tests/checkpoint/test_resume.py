@@ -41,10 +41,6 @@ def resumed(folder, model=None, **options):
     return state.value
 
 
-def test_resuming_uses_the_last(run):
-    assert resumed(run) == 3
-
-
 def test_links_are_followed_and_replaced(run, tmp_path):
     """A checkpoint on another disk is read; saving replaces the link and keeps the file. Broken links are ignored."""
     outside = tmp_path / "model_final.pth"

@@ -169,12 +169,6 @@ def test_the_weights_of_another_model_change_nothing(tmp_path):
     assert_equal(copy(model), before)
 
 
-@pytest.mark.parametrize("name", ["nowhere.pth", "nowhere/model.pkl"])
-def test_a_missing_file(tmp_path, name):
-    with pytest.raises(UserError, match="file not found"):
-        MaskRCNNCheckpointer(Heads(2)).load(str(tmp_path / name))
-
-
 def test_a_damaged_cached_copy_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
     path = cached_path("detectron2://a/model.pkl")

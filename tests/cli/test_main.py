@@ -76,6 +76,7 @@ def test_unknown_option(capsys):
         ("from d2_maskrcnn.cli.main import main; sys.exit(main(['env']))", "torch"),
         ("runpy.run_module('d2_maskrcnn.inspection', run_name='__main__', alter_sys=True)", "torch"),
         ("runpy.run_module('d2_maskrcnn', run_name='__main__', alter_sys=True)", "d2_maskrcnn.cli.main"),
+        ("runpy.run_path('train_net.py', run_name='__main__')", "torch"),
     ],
 )
 def test_interrupt_during_the_imports(repo_dir, program, imported):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from d2_maskrcnn.engine.output_dir import LOCK_FILE, lock_output_dir, locked_output_dir, unlock_output_dir
+from d2_maskrcnn.engine.setup import prepared
 from d2_maskrcnn.errors import UserError
 
 HOLD = """
@@ -32,10 +33,12 @@ def other_process(repo_dir, tmp_path):
     os.kill(child, signal.SIGKILL)
 
 
-def test_a_folder_in_use_is_refused_and_a_dead_owner_replaced(other_process, tmp_path, caplog):
+def test_a_folder_in_use_is_refused_and_a_dead_owner_replaced(other_process, tmp_path, tiny_cfg, caplog):
     owner = f"process {other_process.pid} on {socket.gethostname()}"
-    with pytest.raises(UserError, match=f"OUTPUT_DIR {tmp_path} is in use by {owner}: stop it or"):
-        lock_output_dir(str(tmp_path))
+    refused = pytest.raises(UserError, match=f"OUTPUT_DIR {tmp_path} is in use by {owner}: stop it or")
+    with refused, prepared(tiny_cfg("OUTPUT_DIR", tmp_path), train=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
     other_process.kill()
     other_process.wait()
     with locked_output_dir(str(tmp_path)):

@@ -4,10 +4,8 @@ import builtins
 import collections
 import functools
 import io
-import operator
 import os
 import pickle
-import subprocess
 import sys
 
 import numpy as np
@@ -43,21 +41,11 @@ def malicious(marker):
     objects[0] = Call(os.system, command)
     return {
         "os.system": Call(os.system, command),
-        "posix.system": Call(os.popen, command),
-        "subprocess": Call(subprocess.check_call, ["touch", str(marker)]),
-        "builtins.eval": Call(eval, python),
         "builtins.exec": Call(exec, python),
-        "builtins.open": Call(open, str(marker), "w"),
         "getattr": Call(getattr, builtins.dict, "fromkeys"),
         "nested": {"model": [{"w": (np.ones(2), Call(os.system, command))}]},
         "as key": {Call(os.system, command): 1},
         "partial": Call(functools.partial, os.system, command),
-        "reduce": Call(functools.reduce, os.system, [command]),
-        "attrgetter": Call(operator.attrgetter, "system"),
-        "methodcaller": Call(operator.methodcaller, "system", command),
-        "import_module": Call(__import__, "os"),
-        "numpy.load": Call(np.load, str(marker), None, True),
-        "numpy.fromfile": Call(np.fromfile, str(marker)),
         "numpy.loads": Call(pickle.loads, pickle.dumps(Call(os.system, command))),
         "object array": objects,
         "array class": np.ones(2).view(Evil),
@@ -69,10 +57,7 @@ def malicious(marker):
         "function": os.system,
         "module function": np.ones,
         "defaultdict": collections.defaultdict(list),
-        "Counter": collections.Counter("aab"),
         "range": range(3),
-        "slice": slice(1),
-        "type": dict,
     }
 
 

@@ -10,7 +10,6 @@ import torch
 
 from d2_maskrcnn import add_d2_maskrcnn_config
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
-from d2_maskrcnn.errors import UserError
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
@@ -140,28 +139,3 @@ def test_a_trained_batch_norm_can_be_frozen(tmp_path, config):
     assert checkpointer.last_report.is_complete and not checkpointer.last_report.unexpected
     for name, value in frozen.state_dict().items():
         assert torch.equal(value, trained.state_dict()[name]), name
-
-
-@pytest.mark.parametrize("in_file", [50, 152])
-def test_another_depth(config, msra_file, in_file):
-    with pytest.raises(UserError, match=rf"ResNet-{in_file} .*but the model is a ResNet-101 .*DEPTH {in_file}"):
-        MaskRCNNCheckpointer(build_model(config(101))).load(str(msra_file(in_file, WIDTH)))
-
-
-def test_another_width(config, msra_file):
-    with pytest.raises(UserError, match=r"another model: the names fit, but"):
-        MaskRCNNCheckpointer(build_model(config(50))).load(str(msra_file(50, 2 * WIDTH)))
-
-
-def test_fine_tuning_keeps_all_but_the_outputs(tmp_path, config):
-    source, model = build_model(config(classes=80)), build_model(config(classes=1))
-    MaskRCNNCheckpointer(source, str(tmp_path)).save("coco")
-    checkpointer = MaskRCNNCheckpointer(model)
-    checkpointer.load(str(tmp_path / "coco.pth"))
-    report = checkpointer.last_report
-    assert not report.missing and not report.unexpected
-    assert sorted(wrong.name for wrong in report.wrong_shape) == [
-        f"roi_heads.{name}.{part}"
-        for name in ("box_predictor.bbox_pred", "box_predictor.cls_score", "mask_head.predictor")
-        for part in ("bias", "weight")
-    ]

@@ -70,17 +70,13 @@ def test_a_broken_best_file_does_not_stop_a_resumed_training(train_with_metric, 
     assert "model_best.pth cannot be read" in caplog.text
 
 
-def test_another_mode_starts_without_a_best_value(train_with_metric):
-    train_with_metric([1.0, 5.0, 2.0], stop_after=1)
-    trainer = train_with_metric([1.0, 5.0, 2.0], "D2_MASKRCNN.BEST_CHECKPOINT.MODE", "min", resume=True)
-    assert trainer.best_checkpoint.best == 2.0
-
-
-def test_another_metric_starts_without_a_best_value(train_with_metric, trainer_of):
+def test_another_metric_or_mode_starts_without_a_best_value(train_with_metric, trainer_of):
     train_with_metric([1.0, 5.0, 2.0], stop_after=1)
     trainer = trainer_of("TEST.EVAL_PERIOD", 1, "SOLVER.MAX_ITER", 3, resume=True)
     assert trainer.start_iter == 2
     assert trainer.best_checkpoint.best is None
+    trainer = train_with_metric([1.0, 5.0, 2.0], "D2_MASKRCNN.BEST_CHECKPOINT.MODE", "min", resume=True)
+    assert trainer.best_checkpoint.best == 2.0
 
 
 def test_a_missing_metric_is_named(train_with_metric, caplog):

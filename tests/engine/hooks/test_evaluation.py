@@ -3,45 +3,31 @@ import json
 import pytest
 import torch
 
+from tests.engine.hooks.conftest import Killed, kill_before
+
 PRECISE_BN = [
-    "TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2, "DATASETS.TEST", "()",
+    "TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 2, "TEST.EVAL_PERIOD", 2,
 ]  # fmt: skip
 AUG = ["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", "(64,)", "TEST.AUG.MAX_SIZE", 128]
 
 
-def test_precise_bn_uses_the_same_batches_after_a_restart(trainer_of, tmp_path):
-    opts = [*PRECISE_BN, "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2]
-    trainer_of(*opts, "OUTPUT_DIR", tmp_path / "straight").train()
-
-    class Killed(Exception):
-        pass
-
-    def kill():
-        if trainer.iter == 3:
-            raise Killed
-        step()
-
-    trainer = trainer_of(*opts)
-    step, trainer.run_step = trainer.run_step, kill
+def test_precise_bn_changes_the_statistics_and_nothing_else_also_after_a_restart(trainer_of, tmp_path):
+    opts = ["SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", "()"]
+    trainer_of(*opts, "OUTPUT_DIR", tmp_path / "plain").train()
+    trainer_of(*opts, *PRECISE_BN, "OUTPUT_DIR", tmp_path / "straight").train()
+    trainer = trainer_of(*opts, *PRECISE_BN)
+    kill_before(trainer, 3)
     with pytest.raises(Killed):
         trainer.train()
-    again = trainer_of(*opts, resume=True)
+    again = trainer_of(*opts, *PRECISE_BN, resume=True)
     assert again.start_iter == 2
     again.train()
-    first, second = (
-        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"] for name in ("straight", "out")
+    plain, straight, killed = (
+        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"]
+        for name in ("plain", "straight", "out")
     )
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_precise_bn_changes_the_statistics(trainer_of, tmp_path):
-    opts = ["SOLVER.MAX_ITER", 2, "SOLVER.CHECKPOINT_PERIOD", 2, "DATASETS.TEST", "()"]
-    trainer_of(*opts, "OUTPUT_DIR", tmp_path / "plain").train()
-    trainer_of(*opts, *PRECISE_BN).train()
-    first, second = (
-        torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"] for name in ("plain", "out")
-    )
-    different = {name for name in first if not torch.equal(first[name], second[name])}
+    assert all(torch.equal(straight[name], killed[name]) for name in straight)
+    different = {name for name in plain if not torch.equal(plain[name], straight[name])}
     assert different and all("running" in name or "num_batches" in name for name in different)
 
 
