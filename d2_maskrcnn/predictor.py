@@ -128,7 +128,7 @@ class Predictor:
         self.model, self.class_names = load_model(cfg, device, content=content)
         self.dtype = apply_precision(self.model, precision or node.PRECISION)
         if not self.class_names:
-            logger.warning("Neither MODEL.WEIGHTS nor DATASETS.TEST names the classes; they are shown as numbers.")
+            logger.warning("Neither MODEL.WEIGHTS nor DATASETS.TEST names all classes; they are shown as numbers.")
         self._prepare_calls(classes)
 
     @classmethod

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from d2_maskrcnn.errors import UserError, import_extra
+from d2_maskrcnn.errors import UserError, import_extra, printable
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.masks import encode_rle
 from d2_maskrcnn.visualization import Annotator
@@ -110,7 +110,7 @@ class Results:
         for name in self.names:
             counts[name] = counts.get(name, 0) + 1
         text = ", ".join(f"{count} {name}" for name, count in sorted(counts.items(), key=lambda item: -item[1]))
-        return f"Results({self.path or 'image'}, {width}x{height}: {text or 'no detections'})"
+        return printable(f"Results({self.path or 'image'}, {width}x{height}: {text or 'no detections'})")
 
     def _repr_png_(self) -> bytes:
         """Show the annotated image in a notebook."""

@@ -203,6 +203,11 @@ def test_classes_with_the_names_of_others():
         assert model_loading.class_indices(classes, names, 5).tolist() == numbers
 
 
+def test_control_characters_of_names_and_paths_are_escaped(image):
+    results = Results(image, Detections.empty((100, 140)), ["a"], "x\x1b[31m\n.png")
+    assert repr(results) == "Results(x\\x1b[31m\\n.png, 140x100: no detections)"
+
+
 def test_threads_share_a_predictor(predictor, image):
     expected, results = predictor(image), []
     threads = [threading.Thread(target=lambda: results.append(predictor(image))) for _ in range(4)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from d2_maskrcnn.data.coco.checks import check_coco_json
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.conversion import convert
 from d2_maskrcnn.data.flaws.schema import is_id
@@ -32,6 +33,7 @@ class FoundData:
         train_images, val_images: the folders that their file names are relative to.
         note: how validation data was chosen, if it is not that of the dataset; else "".
         origin: what was converted, and where to; "" for data in COCO format.
+        split_from: the file that ``train_json`` and ``val_json`` were made from, if validation data was split off.
     """
 
     train_json: Path
@@ -40,6 +42,7 @@ class FoundData:
     val_images: Path
     note: str = ""
     origin: str = ""
+    split_from: Path | None = None
 
 
 def find_training_data(path: str | Path, folder: Path, val: str | Path | None = None, seed: int = 0) -> FoundData:
@@ -150,6 +153,8 @@ def _split_off(json_file: Path, folder: Path, seed: int) -> FoundData:
     root = _images(json_file)
     dataset, data = read(json_file, root), read_coco_json(json_file, annotations_required=False)
     count = len(dataset.images)
+    if count < 2 <= len(data["images"]):
+        check_coco_json(json_file, root)  # says what is wrong with the others
     if count < 2:
         raise UserError(f"{json_file}: {count} images; expected at least 2, to train and to evaluate on")
     share = min(VAL_SHARE, MAX_VAL / count)
@@ -160,7 +165,7 @@ def _split_off(json_file: Path, folder: Path, seed: int) -> FoundData:
         objects = [each for each in data["annotations"] if _refers_to(each, "image_id", chosen) == is_val]
         write_output(path, json.dumps({**data, "images": images, "annotations": objects}))
     note = f"{len(chosen)} of the {count} images of {json_file}, chosen at random with seed {seed}"
-    return FoundData(paths[0], root, paths[1], root, note)
+    return FoundData(paths[0], root, paths[1], root, note, split_from=json_file)
 
 
 def _refers_to(entry: Any, key: str, images: set[int]) -> bool:

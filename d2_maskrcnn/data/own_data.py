@@ -145,14 +145,16 @@ def guess_image_folder(json_file: Path, key: str) -> Path:
         key: the config key that would name the folder, for the message.
 
     Raises:
-        UserError: no folder contains any of the first images.
+        UserError: no images are listed, or no folder contains any of the first ones.
     """
     images = read_coco_json(json_file, annotations_required=False)["images"]
+    if not images:
+        raise UserError(f"{json_file}: lists no images; expected at least 1")
     names = [image.get("file_name") for image in images if isinstance(image, dict)]
     folder, hits = nearest_image_folder(json_file, names)
     if hits or (names and all(isinstance(name, str) and os.path.isabs(name) for name in names) and folder.is_dir()):
         return folder
     raise UserError(
-        f"{json_file}: no folder near it contains its images ({', '.join(map(str, names[:2])) or 'none listed'}): "
+        f"{json_file}: no folder near it contains its images ({', '.join(map(str, names[:2]))}): "
         f"name the folder with {key}"
     )

@@ -161,9 +161,11 @@ def _is_detector(weights: str) -> bool:
 
 def _use_data(cfg: CfgNode, data: FoundData) -> list[str]:
     """Check the data and put it into the config; return the class names."""
-    with _errors_only("d2_maskrcnn.data"):  # the start of the training repeats the checks, with warnings
-        check_coco_json(data.train_json, data.train_images, Purpose(evaluate=False))
-        check_coco_json(data.val_json, data.val_images, Purpose(train=False))
+    masks = cfg.MODEL.MASK_ON
+    # The start of the training repeats the checks, with warnings.
+    with _errors_only("d2_maskrcnn.data"), _errors_of_parts(data):
+        check_coco_json(data.train_json, data.train_images, Purpose(masks, evaluate=False))
+        check_coco_json(data.val_json, data.val_images, Purpose(masks, train=False))
     node = cfg.D2_MASKRCNN.DATA
     node.TRAIN_JSON, node.TRAIN_IMAGES = str(data.train_json.resolve()), str(data.train_images.resolve())
     node.VAL_JSON, node.VAL_IMAGES = str(data.val_json.resolve()), str(data.val_images.resolve())
@@ -183,6 +185,18 @@ def _errors_only(name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _errors_of_parts(data: FoundData) -> Iterator[None]:
+    """Name the file that the user gave in the errors of its parts, if validation data was split off."""
+    try:
+        yield
+    except UserError as error:
+        part = next((each for each in (data.train_json, data.val_json) if str(error).startswith(str(each))), None)
+        if data.split_from is None or part is None:
+            raise
+        raise UserError(f"{data.split_from}{str(error).removeprefix(str(part))} (in its part {part})") from error
 
 
 def _changes(cfg: CfgNode) -> str:

@@ -91,10 +91,11 @@ def stored_class_names(checkpoint: Mapping[str, Any]) -> list[str]:
 
 
 def stored_category_ids(checkpoint: Mapping[str, Any]) -> list[int]:
-    """Return the category id of each class in a checkpoint's metadata; empty without any, or if one is not an int."""
+    """Return the category id of each class in a checkpoint's metadata; empty if they are not different integers."""
     ids = stored_metadata(checkpoint).get("category_ids")
-    is_list = isinstance(ids, list | tuple) and all(type(number) is int for number in ids)
-    return list(ids) if is_list else []  # type: ignore[arg-type]
+    if not isinstance(ids, list | tuple) or not all(type(number) is int for number in ids):
+        return []
+    return list(ids) if len(set(ids)) == len(ids) else []
 
 
 def stored_metrics(checkpoint: Mapping[str, Any]) -> dict[str, float]:

@@ -30,6 +30,7 @@ _C2_PART = {
     "bn_rm": "norm.running_mean",
     "bn_riv": "norm.running_var",
 }
+_WRAPPERS = ("module.", "_orig_mod.")
 _C2_BLOCK = re.compile(r"res([2-5])_(\d+)_branch(1|2a|2b|2c)_(w|b|bn_s|bn_b|bn_rm|bn_riv)")
 _C2_STEM = re.compile(r"(?:res_)?conv1_(w|b|bn_s|bn_b|bn_rm|bn_riv)")
 _C2_DROPPED = re.compile(r"fc\d+_[wb]|.*_momentum|lr|model_iter|weight_order|pred_[wb]")
@@ -95,8 +96,9 @@ def torchvision_name(name: str) -> str | None:
 def convert_names(state: Mapping[str, Array], model_keys: Iterable[str]) -> Converted:
     """Rename the tensors of a weight file to the model's names.
 
-    The wrapper's ``module.`` is removed, the names are converted (see :func:`caffe2_name`, :func:`torchvision_name`),
-    and the prefix is added that makes most of them names of the model: ``backbone.bottom_up.`` for ImageNet weights.
+    The prefix of a wrapper, such as ``module.``, is removed, the names are converted (see :func:`caffe2_name` and
+    :func:`torchvision_name`), and the prefix is added that makes most of them names of the model:
+    ``backbone.bottom_up.`` for ImageNet weights.
     Shapes and values are kept; Caffe2's frozen affine layers get ``running_mean`` 0 and ``running_var`` 1.
 
     Args:
@@ -117,11 +119,11 @@ def convert_names(state: Mapping[str, Array], model_keys: Iterable[str]) -> Conv
 
 
 def _without_wrapper(state: Mapping[str, Array]) -> dict[str, Array]:
-    """Remove the ``module.`` that DistributedDataParallel and DataParallel put before every name."""
+    """Remove the prefixes of all names from DistributedDataParallel, DataParallel and ``torch.compile``."""
     # A plain dict: the module versions in an OrderedDict's ``_metadata`` would change how other modules load it.
     state = dict(state)
-    while state and all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+    while prefix := next((p for p in _WRAPPERS if state and all(name.startswith(p) for name in state)), ""):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 

@@ -183,8 +183,9 @@ def _check_state(path: Path, state: Mapping[str, Any]) -> None:
         raise UserError(f"{path} contains no weights: its dict of tensors is empty; expected {EXPECTED}.")
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor | np.ndarray):
+            what = f"is a {type(value).__name__}, not a tensor" if isinstance(name, str) else "is not a tensor's name"
             raise UserError(
-                f"{path} contains no weights: {name!r:.60} is a {type(value).__name__}, not a tensor (keys: "
+                f"{path} contains no weights: {name!r:.60} {what} (keys: "
                 f"{', '.join(map(str, list(state)[:6]))}); expected {EXPECTED}."
             )
 

@@ -55,7 +55,7 @@ def read_safetensors(path: Path) -> dict[str, Any]:
     metadata: dict[str, Any] = {key: texts[key] for key in _TEXT if key in texts}
     try:
         metadata |= {key: json.loads(texts[key]) for key in _JSON if key in texts}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: the metadata is damaged ({error}); expected JSON in {', '.join(_JSON)}. Write the file again "
             "from its checkpoint."

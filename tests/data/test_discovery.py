@@ -2,6 +2,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 from d2_maskrcnn.data.conversion import convert
 from d2_maskrcnn.data.discovery import find_test_data, find_training_data
@@ -95,3 +96,24 @@ def test_bad_folders(place, tmp_path):
         find_training_data(root / "one_train.json", tmp_path)
     with pytest.raises(UserError, match="no such file"):
         find_training_data(place({"train": "train.json"}) / "train.json", tmp_path, val=tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "lists no images"),
+        (
+            [{"id": "a"}, {"id": "b"}],
+            "2 images with a bad 'id' .*expected an integer",
+        ),
+        ([{"id": 1}, {"id": 1}], "1 image with the id of another image"),
+    ],
+)
+def test_files_that_cannot_be_split(tmp_path, images, message):
+    for number, image in enumerate(images):
+        Image.new("RGB", (8, 6)).save(tmp_path / f"{number}.png")
+        image.update(file_name=f"{number}.png", width=8, height=6)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": [{"id": 1, "name": "a"}]}))
+    with pytest.raises(UserError, match=message):
+        find_training_data(path, tmp_path / "out")

@@ -107,7 +107,7 @@ def test_torchvision_name(name, expected):
     assert torchvision_name(name) == expected
 
 
-@pytest.mark.parametrize("wrapper", ["module.", "module.module."])
+@pytest.mark.parametrize("wrapper", ["module.", "module.module.", "_orig_mod.", "_orig_mod.module."])
 def test_a_wrapper_is_removed(wrapper):
     state = {wrapper + "a.weight": torch.ones(1), wrapper + "b.weight": torch.ones(2)}
     assert list(convert_names(state, ["a.weight", "b.weight"]).state) == ["a.weight", "b.weight"]

@@ -260,7 +260,7 @@ def test_another_zip_archive_is_refused(tmp_path):
         ({"epoch": 3, "lr": 0.1}, r"'epoch' is a int, not a tensor \(keys: epoch, lr\)"),
         ([torch.ones(1)], "contains a list"),
         (torch.ones(1), "contains a Tensor"),
-        ({3: torch.ones(1)}, "3 is a Tensor"),
+        ({3: torch.ones(1)}, "3 is not a tensor's name"),
     ],
 )
 def test_files_without_weights(save, data, what):

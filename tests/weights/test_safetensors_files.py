@@ -40,9 +40,10 @@ def test_files_of_other_programs(tmp_path):
     assert read_weights(path).keys() == {"model"}
 
 
-def test_damaged_metadata_is_one_line(tmp_path):
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_damaged_metadata_is_one_line(tmp_path, text):
     path = tmp_path / "model.safetensors"
-    write_safetensors({"a": torch.ones(1)}, path, {"metrics": "{"})
+    write_safetensors({"a": torch.ones(1)}, path, {"metrics": text})
     with pytest.raises(UserError, match=r"model\.safetensors: the metadata is damaged .* Write the file again") as info:
         read_weights(path)
     assert "\n" not in str(info.value)

@@ -147,6 +147,23 @@ def test_corner_cases(ground_truth, detections, ap):
     assert evaluate(ground_truth, detections, "bbox")[0] == pytest.approx(ap)
 
 
+@pytest.mark.parametrize("iou_type", ["segm", "bbox"])
+def test_numbers_do_not_depend_on_the_sign_of_ids(iou_type):
+    ground_truth, detections = draw()
+    expected = evaluate(ground_truth, detections, iou_type)
+    for entry in [*ground_truth["images"], *ground_truth["annotations"]]:
+        entry["id"] = 5 - entry["id"]
+    for entry in [*ground_truth["annotations"], *detections]:
+        entry["image_id"] = 5 - entry["image_id"]
+    np.testing.assert_allclose(evaluate(ground_truth, detections, iou_type), expected)
+    some = run_coco_eval(load_ground_truth(ground_truth), detections, iou_type, img_ids=[-1, -2]).stats
+    kept = [image for image in ground_truth["images"] if image["id"] in (-1, -2)]
+    inside = [entry for entry in ground_truth["annotations"] if entry["image_id"] in (-1, -2)]
+    alone = {**ground_truth, "images": kept, "annotations": inside}
+    found = [entry for entry in detections if entry["image_id"] in (-1, -2)]
+    np.testing.assert_allclose(some[:12], evaluate(alone, found, iou_type))
+
+
 def test_a_missing_area_is_that_of_the_mask():
     mask = [[2, 2, 12, 2, 2, 12]]
     assert load_ground_truth(one_object(area=None, segmentation=mask)).anns[1]["area"] == pytest.approx(50, abs=8)

@@ -23,9 +23,9 @@ _KEYS = {
 def load_ground_truth(source: str | os.PathLike[str] | dict[str, Any]) -> COCO:
     """Read a COCO JSON for evaluation.
 
-    COCO's tools mark the match of a detection by the annotation's id, 0 meaning none, so that ids which are 0 or
-    repeated would silently falsify the result: then all ids are renumbered in memory. ``iscrowd`` and ``area`` may be
-    missing.
+    COCO's tools mark the match of a detection by the annotation's id, 0 meaning none, so that ids which are not
+    positive or are repeated would silently falsify the result: then all ids are renumbered in memory. ``iscrowd`` and
+    ``area`` may be missing.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -38,7 +38,7 @@ def load_ground_truth(source: str | os.PathLike[str] | dict[str, Any]) -> COCO:
         raise FileNotFoundError(f"the COCO JSON {os.fspath(source)!r} does not exist")
     annotations = content.get("annotations", [])
     ids = {annotation.get("id", 0) for annotation in annotations}
-    if 0 in ids or len(ids) < len(annotations):
+    if len(ids) < len(annotations) or any(number <= 0 for number in ids):
         for index, annotation in enumerate(annotations):
             annotation["id"] = index + 1
     ground_truth = COCO(content)
@@ -81,6 +81,8 @@ def run_coco_eval(
         raise ValueError(
             f"{len(unknown)} images of the detections are not in the ground truth: ids {sorted(unknown)[:5]}"
         )
+    if any(number < 0 for number in ground_truth.imgs):  # which the tools cannot store
+        ground_truth, detections, img_ids = _number_images(ground_truth, detections, img_ids)
     # Copies, since the tools modify their input.
     results = ground_truth.loadRes([{key: detection[key] for key in _KEYS[iou_type]} for detection in detections])
     lines: list[str] = []
@@ -95,3 +97,15 @@ def run_coco_eval(
     evaluation.summarize()
     logger.info("%s:\n%s", iou_type, "\n".join(line for line in lines if "Average" in line))
     return evaluation
+
+
+def _number_images(
+    ground_truth: COCO, detections: Detections, img_ids: Sequence[int] | None
+) -> tuple[COCO, Detections, Sequence[int] | None]:
+    """Number the images from 1, in copies of what refers to them."""
+    numbers = {old: new for new, old in enumerate(ground_truth.imgs, start=1)}
+    content = dict(ground_truth.dataset)
+    content["images"] = [{**image, "id": numbers[image["id"]]} for image in content["images"]]
+    content["annotations"] = [{**each, "image_id": numbers[each["image_id"]]} for each in content["annotations"]]
+    numbered = [{**detection, "image_id": numbers[detection["image_id"]]} for detection in detections]
+    return COCO(content), numbered, None if img_ids is None else [numbers[each] for each in img_ids]
