@@ -139,9 +139,10 @@ def raster(scene: Scene, side: int = 512) -> np.ndarray:
     enlarged = height >= _PIXELATED * scene.image.shape[0]
     interpolation = cv2.INTER_NEAREST if enlarged else cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     image = cv2.resize(np.ascontiguousarray(scene.image[..., ::-1]), (width, height), interpolation=interpolation)
-    for layer in scene.layers:
-        if layer.shown:
-            image = _draw_layer(image, layer, scale)
+    shown = [layer for layer in scene.layers if layer.shown]
+    for layer in shown:
+        image = _draw_layer(image, layer, scale)
+    _draw_labels(image, shown, scale)
     return np.ascontiguousarray(image[..., ::-1])
 
 
@@ -161,8 +162,12 @@ def _draw_layer(image: np.ndarray, layer: Layer, scale: float) -> np.ndarray:
             cv2.polylines(image, lines, False, color, thickness)
     if layer.filled:
         image = cv2.addWeighted(fill, MASK_ALPHA, image, 1 - MASK_ALPHA, 0)
-    labeled = [mark for mark in layer.marks if mark.label and mark.points]
-    boxes = np.array([[*m.points[0].min(axis=0), *m.points[0].max(axis=0)] for m in labeled]).reshape(-1, 4) * scale
-    painter = LabelPainter(font_size((image.shape[0], image.shape[1])))
-    painter.draw(image, [mark.label for mark in labeled], boxes, [layer.color_of(mark) for mark in labeled])
     return image
+
+
+def _draw_labels(image: np.ndarray, layers: Sequence[Layer], scale: float) -> None:
+    """Draw the labels of all layers into a BGR image, in place, so that those of one layer do not hide another's."""
+    marks = [(m, layer.color_of(m)) for layer in layers for m in layer.marks if m.label and m.points]
+    boxes = np.array([[*m.points[0].min(axis=0), *m.points[0].max(axis=0)] for m, _ in marks]).reshape(-1, 4) * scale
+    painter = LabelPainter(font_size((image.shape[0], image.shape[1])))
+    painter.draw(image, [mark.label for mark, _ in marks], boxes, [color for _, color in marks])

@@ -1,6 +1,7 @@
 import numpy as np
 
-from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_marks, draw_scene, raster
+from d2_maskrcnn.visualization.palette import RED, YELLOW
+from d2_maskrcnn.visualization.scene import Layer, Mark, Scene, box_marks, box_points, draw_scene, raster
 
 BLACK = np.zeros((100, 200, 3), np.uint8)
 WHITE = (255, 255, 255)
@@ -43,3 +44,17 @@ def test_split_figures_show_the_backdrop_everywhere_and_no_empty_layer():
     layers = [Layer("one", box), Layer("none", []), Layer("two", box), Layer("ground truth", box, backdrop=True)]
     titles = [axes.get_title() for axes in draw_scene(scene(*layers), split=True).axes]
     assert titles == ["one (1)\nground truth (1)", "two (1)\nground truth (1)"]
+
+
+def test_labels_of_one_layer_do_not_hide_those_of_another():
+    """Two layers with the same box: of the layer below, the label remains."""
+
+    def pixels(*layers):
+        return (raster(scene(*layers), side=200) == RED).all(axis=-1).sum()
+
+    corners = box_points((60.0, 40.0, 140.0, 90.0))
+    below, above, unlabeled = (
+        Layer("layer", [Mark([corners], label=label)], color)
+        for label, color in (("TP", RED), ("TP", YELLOW), ("", RED))
+    )
+    assert pixels(below, above) >= pixels(below) - pixels(unlabeled) > 0
