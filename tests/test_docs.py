@@ -1,5 +1,6 @@
-"""README.md and the pages in docs: their commands, options, configs, links and Python examples."""
+"""README.md and the pages in docs: their commands, options, configs, links, messages and Python examples."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -53,6 +54,27 @@ def test_the_readme_has_commands_of_each_kind():
 def test_links_lead_to_files(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def messages() -> list[str]:
+    """Return the texts in the code, with ``...`` for the values in them; docstrings are left out."""
+    texts = []
+    for path in (ROOT / "d2_maskrcnn").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                texts.append("".join(each.value if isinstance(each, ast.Constant) else "..." for each in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
+                texts.append(node.value)
+    return texts
+
+
+def test_the_messages_of_the_troubleshooting_page_exist():
+    rows = re.findall(r"^\| (`.*?`) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    quoted = [message for row in rows for message in re.findall("`(.+?)`", row)]
+    known = messages()
+    patterns = {message: re.compile(".*".join(map(re.escape, message.split("...")))) for message in quoted}
+    assert len(quoted) > 20
+    assert [each for each, pattern in patterns.items() if not any(map(pattern.search, known))] == []
 
 
 def test_python_of_the_readme_runs(tmp_path, monkeypatch):
