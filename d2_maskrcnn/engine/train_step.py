@@ -14,6 +14,7 @@ from torch import nn
 from d2_maskrcnn import compat
 from d2_maskrcnn.distributed import unwrap
 from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.modeling.losses import collected_scalars, put_scalars, read_scalars
 from d2_maskrcnn.weights.checkpoint_files import check_optimizer
 from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
@@ -92,16 +93,21 @@ class TrainStep(SimpleTrainer):
 
     def _accumulate_gradients(self, batch: Batch) -> Losses:
         micro_batches = split_batch(batch, self.accumulate)
-        averages: Losses = {}
+        averages: dict[str, float] = {}
         for micro_batch in micro_batches:
             with self._gradient_sync(micro_batch is micro_batches[-1]):
-                losses = self._forward(micro_batch)
+                with collected_scalars() as metrics:
+                    losses = self._forward(micro_batch)
                 share = len(micro_batch) / len(batch)
                 losses = {name: loss * share for name, loss in losses.items()}
-                self._backward(losses, micro_batch)
-            for name, loss in losses.items():
-                averages[name] = averages.get(name, 0) + loss.detach()
-        return averages
+                # The only wait for the device between forward and backward pass: the losses, and what the model logs.
+                numbers = read_scalars({**metrics, **losses})
+                self._backward(losses, {name: numbers[name] for name in losses}, micro_batch)
+            put_scalars({name: numbers[name] for name in metrics})
+            for name in losses:
+                averages[name] = averages.get(name, 0.0) + numbers[name]
+        # On the CPU, because Detectron2 reads each loss by itself.
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in averages.items()}
 
     def _gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Average gradients over processes only in the backward pass of the last micro-batch."""
@@ -117,12 +123,11 @@ class TrainStep(SimpleTrainer):
             raise UserError(self._describe_non_finite(str(error).rstrip("."), batch)) from error
         return losses
 
-    def _backward(self, losses: Losses, batch: Batch) -> None:
-        total = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(total):
-            values = ", ".join(f"{name} = {float(loss.detach()):.4g}" for name, loss in losses.items())
+    def _backward(self, losses: Losses, numbers: dict[str, float], batch: Batch) -> None:
+        if not math.isfinite(sum(numbers.values())):
+            values = ", ".join(f"{name} = {value:.4g}" for name, value in numbers.items())
             raise UserError(self._describe_non_finite(values, batch))
-        self.grad_scaler.scale(total).backward()
+        self.grad_scaler.scale(torch.stack(list(losses.values())).sum()).backward()
 
     def _check_and_clip(self, batch: Batch) -> None:
         self.grad_scaler.unscale_(self.optimizer)

@@ -3,16 +3,24 @@
 Shape shorthand: M regions, F foreground regions among them, K classes (class K is the background), S the mask size.
 """
 
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from fvcore.nn import smooth_l1_loss
 
 from d2_maskrcnn.modeling.box_coding import BoxCoder, at_least_float32
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventStorage, get_event_storage
+
+Scalars = dict[str, torch.Tensor | float]
 
 # Names in torchvision.ops.
 _IOU_LOSSES = {"giou": "generalized_box_iou_loss", "diou": "distance_box_iou_loss", "ciou": "complete_box_iou_loss"}
 BOX_LOSSES = ("smooth_l1", *_IOU_LOSSES)
+# Scalars of the event storages for which a caller collects them, see `collected_scalars`.
+_collections: weakref.WeakKeyDictionary[EventStorage, Scalars] = weakref.WeakKeyDictionary()
 
 
 def box_regression_loss(
@@ -69,30 +77,29 @@ def mask_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def classification_accuracy(
-    logits: torch.Tensor, classes: torch.Tensor, num_classes: int
-) -> dict[str, torch.Tensor | float]:
+    logits: torch.Tensor, classes: torch.Tensor, foreground: torch.Tensor, num_classes: int
+) -> Scalars:
     """Compute the accuracies of the box head, under Detectron2's names.
 
     Args:
-        logits: (M, K + 1). classes: (M,), ``num_classes`` (K) for background.
+        logits: (M, K + 1). classes: (M,), ``num_classes`` (K) for background. foreground: (F,) indices of the others.
 
     Returns:
         fractions in [0, 1]; empty if M is 0, without the foreground's if F is 0.
     """
     if classes.numel() == 0:
         return {}
-    predicted, foreground = logits.argmax(dim=1), classes < num_classes
+    predicted, number = logits.argmax(dim=1), len(foreground)
     correct = predicted == classes
-    values: dict[str, torch.Tensor | float] = {"fast_rcnn/cls_accuracy": correct.double().mean()}
-    number = int(foreground.sum())
+    values: Scalars = {"fast_rcnn/cls_accuracy": correct.double().mean()}
     if number > 0:
-        values["fast_rcnn/fg_cls_accuracy"] = (correct & foreground).sum() / number
+        values["fast_rcnn/fg_cls_accuracy"] = correct[foreground].sum() / number
         values["fast_rcnn/false_negative"] = (predicted[foreground] == num_classes).sum() / number
     return values
 
 
 @torch.no_grad()
-def mask_accuracy(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor | float]:
+def mask_accuracy(logits: torch.Tensor, targets: torch.Tensor) -> Scalars:
     """Compute the pixel accuracies of the mask head, under Detectron2's names.
 
     Args:
@@ -112,16 +119,39 @@ def mask_accuracy(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, torc
     }
 
 
-def put_scalars(values: dict[str, torch.Tensor | float]) -> None:
-    """Write scalars to the active event storage with a single transfer from the device.
+def put_scalars(values: Scalars) -> None:
+    """Write scalars to the active event storage with a single transfer from the device, unless they are collected.
 
     Raises:
         AssertionError: no event storage is active.
     """
-    numbers = {name: value for name, value in values.items() if not isinstance(value, torch.Tensor)}
-    tensors = {name: value.detach().double() for name, value in values.items() if isinstance(value, torch.Tensor)}
-    if tensors:
-        numbers.update(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
     storage = get_event_storage()
-    for name in values:
-        storage.put_scalar(name, numbers[name])
+    if storage in _collections:
+        _collections[storage].update(values)
+        return
+    for name, value in read_scalars(values).items():
+        storage.put_scalar(name, value)
+
+
+@contextmanager
+def collected_scalars() -> Iterator[Scalars]:
+    """Collect what :func:`put_scalars` gets inside the context, so that the caller can read everything together.
+
+    The caller writes them to the active event storage itself, after the context.
+
+    Raises:
+        AssertionError: no event storage is active.
+    """
+    storage = get_event_storage()
+    scalars = _collections[storage] = Scalars()
+    try:
+        yield scalars
+    finally:
+        del _collections[storage]
+
+
+def read_scalars(values: Scalars) -> dict[str, float]:
+    """Return the numbers with a single transfer from the device, in the same order."""
+    tensors = {name: value.detach().double() for name, value in values.items() if isinstance(value, torch.Tensor)}
+    numbers = torch.stack(list(tensors.values())).tolist() if tensors else []
+    return {**values, **dict(zip(tensors, numbers, strict=True))}

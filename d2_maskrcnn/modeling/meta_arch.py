@@ -20,7 +20,7 @@ from detectron2.modeling import (
     build_proposal_generator,
     build_roi_heads,
 )
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 
 Inputs = list[dict[str, Any]]
 Losses = dict[str, torch.Tensor]
@@ -205,7 +205,7 @@ class MaskRCNN(nn.Module):
             raise UserError(
                 f"the input image {missing[0]} has no 'instances': losses need annotations (use a training mapper)"
             )
-        return [item["instances"].to(self.device) for item in batched_inputs]
+        return [_moved(item["instances"], self.device) for item in batched_inputs]
 
     @staticmethod
     def postprocess(detections: list[Instances], batched_inputs: Inputs) -> Results:
@@ -229,6 +229,19 @@ def _fixed_random_state(device: torch.device) -> Iterator[None]:
         for index in cuda:
             torch.cuda.default_generators[index].manual_seed(0)
         yield
+
+
+def _moved(instances: Instances, device: torch.device) -> Instances:
+    """Move instances to a device without waiting for it: ``Instances.to`` waits, once per field."""
+    moved = Instances(instances.image_size)
+    for name, value in instances.get_fields().items():
+        if isinstance(value, Boxes | BitMasks):  # Detectron2's Boxes.to has no argument non_blocking
+            moved.set(name, type(value)(value.tensor.to(device, non_blocking=True)))
+        elif isinstance(value, torch.Tensor):
+            moved.set(name, value.to(device, non_blocking=True))
+        else:
+            moved.set(name, value.to(device) if hasattr(value, "to") else value)
+    return moved
 
 
 def _image(item: dict[str, Any], channels: int) -> torch.Tensor:

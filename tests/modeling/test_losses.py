@@ -9,10 +9,12 @@ from d2_maskrcnn.modeling.losses import (
     box_regression_loss,
     classification_accuracy,
     classification_loss,
+    collected_scalars,
     mask_accuracy,
     mask_loss,
     objectness_loss,
     put_scalars,
+    read_scalars,
 )
 from detectron2.utils.events import EventStorage
 
@@ -110,8 +112,29 @@ def test_scalars_and_tensors_are_logged():
         assert {name: value for name, (value, _) in storage.latest().items()} == {"a": 2.0, "b": 3.0, "c": 0.5}
 
 
+def test_collected_scalars_are_left_to_the_caller():
+    with EventStorage() as storage:
+        with collected_scalars() as scalars:
+            assert scalars == {}
+            put_scalars({"a": torch.tensor(0.5), "b": 2})
+            put_scalars({"b": 3})
+        assert storage.latest() == {} and read_scalars(scalars) == {"a": 0.5, "b": 3}
+        put_scalars({"c": torch.tensor(4)})
+        assert {name: value for name, (value, _) in storage.latest().items()} == {"c": 4.0}
+    assert read_scalars({}) == {}
+
+
+def test_accuracies_of_the_box_head():
+    logits = torch.tensor([[5.0, 0, 0], [0, 5, 0], [0, 0, 5], [0, 0, 5], [5, 0, 0]])
+    classes, foreground = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 2])
+    values = read_scalars(classification_accuracy(logits, classes, foreground, 2))
+    expected = {"cls_accuracy": 2 / 5, "fg_cls_accuracy": 1 / 3, "false_negative": 1 / 3}
+    assert values == {f"fast_rcnn/{name}": pytest.approx(value) for name, value in expected.items()}
+
+
 def test_accuracies_without_regions():
-    assert classification_accuracy(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 3) == {}
+    none = torch.zeros(0, dtype=torch.int64)
+    assert classification_accuracy(torch.zeros(0, 4), none, none, 3) == {}
     assert mask_accuracy(torch.zeros(0, 28, 28), torch.zeros(0, 28, 28, dtype=torch.bool)) == {}
-    background_only = classification_accuracy(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]), 1)
+    background_only = classification_accuracy(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([1, 1]), none, 1)
     assert background_only == {"fast_rcnn/cls_accuracy": 0.5}

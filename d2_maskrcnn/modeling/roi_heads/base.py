@@ -1,5 +1,6 @@
 """Base class of ROI heads: the sampling of proposals for training (arXiv:1504.08083, section 2.3)."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 from d2_maskrcnn.modeling.losses import put_scalars
 from d2_maskrcnn.modeling.matcher import Matcher
 from d2_maskrcnn.modeling.roi_heads.targets import append_gt, label_rois, proposal_classes
-from d2_maskrcnn.modeling.sampling import sample_labels
+from d2_maskrcnn.modeling.sampling import sample_batch
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances, pairwise_iou
 from detectron2.utils.events import has_event_storage
@@ -65,7 +66,7 @@ class ROIHeads(nn.Module):
             new Instances; in the background ``gt_classes`` is ``num_classes`` and the other fields are meaningless.
             Images without ground truth have only ``gt_classes``.
         """
-        sampled, _ = self._label_and_sample(proposals, targets, None)
+        sampled, *_ = self._label_and_sample(proposals, targets, None)
         for item, target in zip(sampled, targets, strict=True):
             for name, value in target.get_fields().items():
                 if name.startswith("gt_") and not item.has(name) and len(target) > 0:
@@ -75,23 +76,30 @@ class ROIHeads(nn.Module):
     @torch.no_grad()
     def _label_and_sample(
         self, proposals: list[Instances], targets: list[Instances], generator: torch.Generator | None
-    ) -> tuple[list[Instances], list[torch.Tensor]]:
-        """Return the sampled proposals of each image with their ground truth, and the classes of all proposals."""
-        sampled, all_classes, foreground, background = [], [], 0, 0
+    ) -> tuple[list[Instances], list[torch.Tensor], list[int]]:
+        """Sample the proposals of each image.
+
+        Returns:
+            the sampled proposals of each image with their ground truth, foreground first; the classes of all proposals;
+            the number of foreground regions of each image.
+        """
+        if self.proposal_append_gt:
+            proposals = [append_gt(item, target) for item, target in zip(proposals, targets, strict=True)]
+        all_matches, all_classes = [], []
         for item, target in zip(proposals, targets, strict=True):
-            if self.proposal_append_gt:
-                item = append_gt(item, target)
             matches, labels = self.proposal_matcher(pairwise_iou(target.gt_boxes, item.proposal_boxes))
-            classes = proposal_classes(matches, labels, target.gt_classes, self.num_classes)
-            positive, negative = sample_labels(
-                classes, self.batch_size_per_image, self.positive_fraction, self.num_classes, generator
-            )
-            sampled.append(label_rois(item, torch.cat((positive, negative)), classes, matches, target))
-            all_classes.append(classes)
-            foreground, background = foreground + len(positive), background + len(negative)
+            all_matches.append(matches)
+            all_classes.append(proposal_classes(matches, labels, target.gt_classes, self.num_classes))
+        samples = sample_batch(
+            all_classes, self.batch_size_per_image, self.positive_fraction, self.num_classes, generator
+        )
+        indices = [torch.cat(each) for each in samples]  # foreground first
+        images = zip(proposals, indices, all_classes, all_matches, targets, strict=True)
+        sampled = list(itertools.starmap(label_rois, images))
+        foreground = [len(positive) for positive, _ in samples]
         if self.training and has_event_storage():
-            number = max(len(sampled), 1)
+            number, background = max(len(sampled), 1), sum(len(negative) for _, negative in samples)
             put_scalars(
-                {"roi_head/num_fg_samples": foreground / number, "roi_head/num_bg_samples": background / number}
+                {"roi_head/num_fg_samples": sum(foreground) / number, "roi_head/num_bg_samples": background / number}
             )
-        return sampled, all_classes
+        return sampled, all_classes, foreground

@@ -173,11 +173,11 @@ class BoxPredictor(nn.Module):
         if not proposals:
             return {"loss_cls": logits.sum() * 0.0, "loss_box_reg": deltas.sum() * 0.0}
         classes = torch.cat([item.gt_classes for item in proposals])  # (M,)
+        foreground = (classes < self.num_classes).nonzero().flatten()  # (F,)
         if self.training and has_event_storage():
-            put_scalars(classification_accuracy(logits, classes, self.num_classes))
+            put_scalars(classification_accuracy(logits, classes, foreground, self.num_classes))
         boxes = torch.cat([item.proposal_boxes.tensor for item in proposals])
         gt_boxes = [item.gt_boxes if item.has("gt_boxes") else item.proposal_boxes for item in proposals]
-        foreground = (classes < self.num_classes).nonzero().flatten()  # (F,)
         box_loss = box_regression_loss(
             self.box_reg_loss_type,
             self.box2box_transform,

@@ -19,9 +19,7 @@ from d2_maskrcnn.modeling.roi_heads.base import ROIHeads
 from d2_maskrcnn.modeling.roi_heads.box_head import BoxPredictions, BoxPredictor
 from d2_maskrcnn.modeling.roi_heads.inference import DetectionSelection
 from d2_maskrcnn.modeling.roi_heads.mask_head import add_masks, mask_losses
-from d2_maskrcnn.modeling.roi_heads.targets import (
-    foreground_with_masks,
-)
+from d2_maskrcnn.modeling.roi_heads.targets import foreground_with_masks
 from d2_maskrcnn.ops import ROIPooler
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -169,12 +167,12 @@ class MaskRCNNROIHeads(ROIHeads):
             generator: of the random sampling of proposals; None for PyTorch's global one.
         """
         levels = self._levels(features)
-        rois, classes = self._label_and_sample(proposals, targets, generator)
+        rois, classes, foreground = self._label_and_sample(proposals, targets, generator)
         predictions = self._predict_boxes(levels, rois)
         losses = self.box_predictor.losses((predictions.logits, predictions.deltas), rois)
         training = ROITraining(classes, predictions, rois, losses)
         if self.mask_head is not None:
-            self._add_mask_losses(levels, targets, training)
+            self._add_mask_losses(levels, targets, foreground, training)
         return training
 
     def forward_with_given_boxes(
@@ -198,13 +196,12 @@ class MaskRCNNROIHeads(ROIHeads):
         pooled = self.mask_pooler(levels, [item.pred_boxes for item in instances])  # (M, C, P, P)
         add_masks(self.mask_head, pooled, instances)
 
-    def _add_mask_losses(self, levels: list[torch.Tensor], targets: list[Instances], training: ROITraining) -> None:
+    def _add_mask_losses(
+        self, levels: list[torch.Tensor], targets: list[Instances], counts: list[int], training: ROITraining
+    ) -> None:
         if self.train_on_pred_boxes:
             training.rois = training.predictions.refined_rois(self.box_predictor.box2box_transform, self.num_classes)
-        foreground = [
-            foreground_with_masks(rois, target, self.num_classes)
-            for rois, target in zip(training.rois, targets, strict=True)
-        ]
+        foreground = foreground_with_masks(training.rois, targets, counts)
         pooled = self.mask_pooler(levels, [item.proposal_boxes for item in foreground])  # (F, C, P, P)
         losses, training.mask_targets = mask_losses(self.mask_head, pooled, foreground)
         training.mask_rois = foreground

@@ -1,6 +1,7 @@
 """Training targets of the ROI heads: the ground truth that each sampled proposal is compared with."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -82,20 +83,25 @@ def label_rois(
     return rois
 
 
-def foreground_with_masks(rois: Instances, target: Instances, num_classes: int) -> Instances:
-    """Select the foreground regions of an image and add their ``gt_masks``.
+def foreground_with_masks(rois: list[Instances], targets: list[Instances], counts: Sequence[int]) -> list[Instances]:
+    """Select the foreground regions of each image and add their ``gt_masks``.
+
+    Args:
+        rois: per image, foreground first. targets: ground truth of each image. counts: foreground regions of each.
 
     Raises:
         UserError: the ground truth has no masks.
     """
-    foreground = rois[rois.gt_classes < num_classes]
-    if len(foreground) > 0:
-        if not target.has("gt_masks"):
-            raise UserError(
-                "the annotations have no masks (gt_masks), which the mask head needs: give each a segmentation, or set "
-                "MODEL.MASK_ON to False"
-            )
-        foreground.gt_masks = target.gt_masks[foreground.gt_index]
+    foreground = [item[:count] for item, count in zip(rois, counts, strict=True)]
+    used = [(item, target) for item, target in zip(foreground, targets, strict=True) if len(item) > 0]
+    if not all(target.has("gt_masks") for _, target in used):
+        raise UserError(
+            "the annotations have no masks (gt_masks), which the mask head needs: give each a segmentation, or set "
+            "MODEL.MASK_ON to False"
+        )
+    indices = _for_masks([item.gt_index for item, _ in used], [target.gt_masks for _, target in used])
+    for (item, target), index in zip(used, indices, strict=True):
+        item.gt_masks = target.gt_masks[index]
     return foreground
 
 
@@ -108,10 +114,18 @@ def mask_targets(foreground: list[Instances], size: int) -> torch.Tensor:
     Returns:
         (F, size, size) bool, the regions of all images one after the other.
     """
-    targets = [
-        rois.gt_masks.crop_and_resize(rois.proposal_boxes.tensor, size) for rois in foreground if len(rois) > 0
-    ]  # each (Fi, size, size)
-    if not targets:
-        device = foreground[0].proposal_boxes.device if foreground else torch.device("cpu")
+    device = foreground[0].proposal_boxes.device if foreground else torch.device("cpu")
+    masks = [rois.gt_masks for rois in foreground if len(rois) > 0]
+    if not masks:
         return torch.zeros((0, size, size), dtype=torch.bool, device=device)
-    return torch.cat(targets).to(torch.bool)
+    boxes = _for_masks([rois.proposal_boxes.tensor for rois in foreground if len(rois) > 0], masks)
+    targets = [item.crop_and_resize(own, size) for item, own in zip(masks, boxes, strict=True)]  # (Fi, size, size)
+    return torch.cat(targets).to(device, torch.bool, non_blocking=True)
+
+
+def _for_masks(values: list[torch.Tensor], masks: Sequence[Any]) -> Sequence[torch.Tensor]:
+    """Move one tensor per image to the device of the masks, with a single transfer: polygons are on the CPU."""
+    if not values:
+        return []
+    device = getattr(masks[0], "device", values[0].device)
+    return torch.cat(values).to(device).split([len(value) for value in values])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from d2_maskrcnn.modeling.box_coding import BoxCoder, clip_boxes
+from d2_maskrcnn.modeling.sampling import indices_of_ranks
 from detectron2.layers import batched_nms
 from detectron2.structures import Boxes, Instances
 
@@ -111,12 +112,15 @@ def _suppress(
     boxes, scores = torch.cat(selection.boxes, dim=1), torch.cat(selection.logits, dim=1)  # (N, K, 4), (N, K)
     levels = selection.levels()
     finite = boxes.isfinite().all(dim=2) & scores.isfinite()  # (N, K)
-    if training and not bool(finite.all()):
+    clipped_boxes = [Boxes(clip_boxes(boxes[index], size)) for index, size in enumerate(image_sizes)]
+    valid = [finite[index] & item.nonempty(settings.min_size) for index, item in enumerate(clipped_boxes)]  # (K,) each
+    # One wait for the device, where nonzero would wait for every image.
+    non_finite, *counts = torch.stack([mask.count_nonzero() for mask in (~finite, *valid)]).tolist()
+    if training and non_finite:
         raise FloatingPointError("The RPN predicts infinite or NaN boxes or scores: the training has diverged.")
     for index, image_size in enumerate(image_sizes):
-        image_boxes = Boxes(clip_boxes(boxes[index], image_size))
-        clipped = (finite[index] & image_boxes.nonempty(settings.min_size)).nonzero().flatten()
-        image_boxes, image_scores = image_boxes[clipped], scores[index][clipped]
+        clipped = indices_of_ranks(valid[index], torch.arange(counts[index], device=boxes.device))
+        image_boxes, image_scores = clipped_boxes[index][clipped], scores[index][clipped]
         kept = batched_nms(image_boxes.tensor.float(), image_scores.float(), levels[clipped], settings.nms_thresh)
         kept = kept[: settings.post_nms_topk]
         selection.clipped.append(clipped)

@@ -18,7 +18,7 @@ from d2_maskrcnn.modeling.losses import BOX_LOSSES, box_regression_loss, objectn
 from d2_maskrcnn.modeling.matcher import Matcher
 from d2_maskrcnn.modeling.rpn.proposals import ProposalSelection, ProposalSettings, select_proposals
 from d2_maskrcnn.modeling.rpn.targets import AnchorLabels, match_anchors
-from d2_maskrcnn.modeling.sampling import sample_labels
+from d2_maskrcnn.modeling.sampling import sample_batch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import PROPOSAL_GENERATOR_REGISTRY, build_anchor_generator
@@ -239,7 +239,7 @@ class MaskRCNNRPN(nn.Module):
         losses: dict[str, torch.Tensor] = {}
         if gt_instances is not None:
             all_anchors = torch.cat(anchors)  # (R, 4)
-            labels = [self._label_anchors(all_anchors, instances, generator) for instances in gt_instances]
+            labels = self._label_anchors(all_anchors, gt_instances, generator)
             losses = self._losses(all_anchors, torch.cat(logits, 1), torch.cat(deltas, 1), labels)
         selection = select_proposals(
             anchors,
@@ -253,32 +253,39 @@ class MaskRCNNRPN(nn.Module):
         return RPNOutput(anchors, logits, deltas, labels, losses, selection)
 
     def _label_anchors(
-        self, anchors: torch.Tensor, instances: Instances, generator: torch.Generator | None
-    ) -> AnchorLabels:
-        matched = match_anchors(anchors, instances, self.anchor_matcher, self.boundary_thresh)
-        positive, negative = sample_labels(
-            matched.labels, self.batch_size_per_image, self.positive_fraction, bg_label=0, generator=generator
+        self, anchors: torch.Tensor, gt_instances: list[Instances], generator: torch.Generator | None
+    ) -> list[AnchorLabels]:
+        labels = [match_anchors(anchors, item, self.anchor_matcher, self.boundary_thresh) for item in gt_instances]
+        samples = sample_batch(
+            [item.labels for item in labels], self.batch_size_per_image, self.positive_fraction, 0, generator
         )
-        matched.sampled[positive] = 1
-        matched.sampled[negative] = 0
-        return matched
+        for item, item_samples in zip(labels, samples, strict=True):
+            item.add_samples(item_samples)
+        return labels
 
     def _losses(
         self, anchors: torch.Tensor, logits: torch.Tensor, deltas: torch.Tensor, labels: list[AnchorLabels]
     ) -> dict[str, torch.Tensor]:
         """Compute the losses, divided by N * batch_size_per_image, of logits (N, R) and deltas (N, R, 4)."""
-        sampled = torch.stack([item.sampled for item in labels])  # (N, R)
-        image, anchor = (sampled == 1).nonzero(as_tuple=True)  # each (F,)
+        objects = torch.cat([item.objects for item in labels])  # (F,)
         gt_boxes = torch.cat([item.object_boxes() for item in labels])  # (F, 4)
-        used = sampled >= 0
-        loss_cls = objectness_loss(logits[used], sampled[used])
+        # Of the anchors of all images, one image after the other.
+        first = range(0, logits.numel(), len(anchors))
+        used = torch.cat([item.used + start for start, item in zip(first, labels, strict=True)])
+        all_objects = torch.cat([item.objects + start for start, item in zip(first, labels, strict=True)])  # (F,)
+        loss_cls = objectness_loss(logits.flatten()[used], torch.cat([item.sampled for item in labels])[used])
         loss_loc = box_regression_loss(
-            self.box_loss, self.box_coder, deltas[image, anchor], anchors[anchor], gt_boxes, self.smooth_l1_beta
+            self.box_loss,
+            self.box_coder,
+            deltas.flatten(0, 1)[all_objects],
+            anchors[objects],
+            gt_boxes,
+            self.smooth_l1_beta,
         )
         if self.training and has_event_storage():
-            background = (sampled == 0).sum()
+            foreground, background = len(objects), len(used) - len(objects)
             put_scalars(
-                {"rpn/num_pos_anchors": len(image) / len(labels), "rpn/num_neg_anchors": background / len(labels)}
+                {"rpn/num_pos_anchors": foreground / len(labels), "rpn/num_neg_anchors": background / len(labels)}
             )
         normalizer = self.batch_size_per_image * len(labels)
         losses = {"loss_rpn_cls": loss_cls / normalizer, "loss_rpn_loc": loss_loc / normalizer}

@@ -22,9 +22,21 @@ def test_ground_truth_is_appended():
 
 def test_foreground_needs_masks():
     rois = Instances((64, 64), gt_classes=torch.tensor([0, 3]), gt_index=torch.tensor([0, 0]))
+    assert foreground_with_masks([], [], []) == []
     with pytest.raises(UserError, match=r"MODEL\.MASK_ON"):
-        foreground_with_masks(rois, Instances((64, 64), gt_classes=torch.tensor([0])), num_classes=3)
-    assert len(foreground_with_masks(rois[1:], Instances((64, 64)), num_classes=3)) == 0
+        foreground_with_masks([rois], [Instances((64, 64), gt_classes=torch.tensor([0]))], [1])
+    assert len(foreground_with_masks([rois[1:]], [Instances((64, 64))], [0])[0]) == 0
+
+
+@pytest.mark.parametrize("kind", ["bitmask", "polygon"])
+def test_masks_of_the_foreground(narrow, kind):
+    boxes = [[0.0, 0.0, 30.0, 30.0], [20.0, 10.0, 50.0, 60.0]]
+    target = Instances((64, 64), gt_masks=narrow.rectangles(boxes, 64, 64, kind))
+    rois = Instances((64, 64), gt_classes=torch.tensor([1, 0, 3]), gt_index=torch.tensor([1, 0, 0]))
+    first, empty, last = foreground_with_masks([rois, rois[2:], rois], [target, Instances((64, 64)), target], [2, 0, 1])
+    assert (len(first), len(empty), len(last)) == (2, 0, 1)
+    areas = target.gt_masks.area().tolist()
+    assert first.gt_masks.area().tolist() == areas[::-1] and last.gt_masks.area().tolist() == areas[1:]
 
 
 @pytest.mark.parametrize("kind", ["bitmask", "polygon"])
