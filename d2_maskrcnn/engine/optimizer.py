@@ -2,13 +2,13 @@
 
 import logging
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from d2_maskrcnn.config.validation import check_value
 from detectron2.config import CfgNode
-from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 
@@ -20,15 +20,14 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     SGD is Detectron2's. AdamW (Loshchilov and Hutter 2019, "Decoupled weight decay regularization") multiplies
     ``SOLVER.WEIGHT_DECAY`` by the learning rate, so typical values are around 0.05, much larger than for SGD.
-    Normalization weights get ``WEIGHT_DECAY_NORM`` and biases ``WEIGHT_DECAY_BIAS``, as with SGD.
+    Normalization weights get ``WEIGHT_DECAY_NORM`` and biases ``WEIGHT_DECAY_BIAS``, as with SGD. Both run as one
+    fused kernel per group of parameters where the device has it: on CPUs and CUDA.
 
     Raises:
         UserError: there is no such optimizer.
     """
     name = cfg.D2_MASKRCNN.SOLVER.OPTIMIZER
     check_value("D2_MASKRCNN.SOLVER.OPTIMIZER", name, default="SGD")
-    if name == "SGD":
-        return build_sgd(cfg, model)
     groups = get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -36,9 +35,46 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
-    return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
-        groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY
-    )
+    options = {"lr": cfg.SOLVER.BASE_LR, "weight_decay": cfg.SOLVER.WEIGHT_DECAY}
+    if all(p.device.type in ("cpu", "cuda") for p in model.parameters()):
+        options["fused"] = True
+    if name == "AdamW":
+        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, **options)
+    options |= {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
+    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(groups, **options)
+
+
+def adapt_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Adapt a saved state to the implementation of ``optimizer`` and to the memory format of its parameters.
+
+    Fused kernels need a step counter on the device, which ``load_state_dict`` moves only for groups that are fused. On
+    a CPU they also assume, without checking it, that parameters and state have the same strides.
+
+    Args:
+        optimizer: will load the result. state: of the same kind of optimizer, not modified; returned as it is if it
+            has another number of groups, which ``load_state_dict`` refuses.
+    """
+    groups, own = state["param_groups"], optimizer.param_groups
+    if len(groups) != len(own):
+        return state
+    groups = [{**saved, **_implementation(group)} for saved, group in zip(groups, own, strict=True)]
+    indices = [index for group in groups for index in group["params"]]
+    parameters = [parameter for group in own for parameter in group["params"]]
+    values = dict(state["state"])
+    for index, parameter in zip(indices, parameters, strict=False):
+        if isinstance(values.get(index), dict):
+            values[index] = {key: _with_strides(value, parameter) for key, value in values[index].items()}
+    return {**state, "param_groups": groups, "state": values}
+
+
+def _implementation(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: group[key] for key in ("fused", "foreach") if key in group}
+
+
+def _with_strides(value: Any, parameter: torch.Tensor) -> Any:
+    if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
 
 
 def scale_learning_rate(cfg: CfgNode) -> CfgNode:

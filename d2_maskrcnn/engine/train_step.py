@@ -13,6 +13,7 @@ from torch import nn
 
 from d2_maskrcnn import compat
 from d2_maskrcnn.distributed import unwrap
+from d2_maskrcnn.engine.optimizer import adapt_state
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.losses import collected_scalars, put_scalars, read_scalars
 from d2_maskrcnn.weights.checkpoint_files import check_optimizer
@@ -182,6 +183,7 @@ class TrainStep(SimpleTrainer):
         saved, own = state["optimizer"]["param_groups"], self.optimizer.param_groups
         if any(("betas" in old) != ("betas" in new) for old, new in zip(saved, own, strict=False)):
             raise ValueError("D2_MASKRCNN.SOLVER.OPTIMIZER was another optimizer, whose state cannot be used")
+        state["optimizer"] = adapt_state(self.optimizer, state["optimizer"])
         scaler = state.pop("grad_scaler", None)
         super().load_state_dict(state)
         check_optimizer(self.optimizer)

@@ -1,3 +1,5 @@
+import copy
+import itertools
 import logging
 
 import pytest
@@ -5,7 +7,7 @@ import torch
 from torch import nn
 
 from d2_maskrcnn.config.loading import load_config
-from d2_maskrcnn.engine.optimizer import build_optimizer, scale_learning_rate
+from d2_maskrcnn.engine.optimizer import adapt_state, build_optimizer, scale_learning_rate
 from d2_maskrcnn.errors import UserError
 
 
@@ -40,6 +42,66 @@ def test_clipping(name):
         parameter.grad = torch.full_like(parameter, 5.0)
     optimizer.step()
     assert max(float(p.grad.abs().max()) for p in net.parameters()) <= 1e-3 * 1.0001
+
+
+def updated(net, optimizer, steps, state=None):
+    """Return the weights after some steps with fixed gradients, and the optimizer's state."""
+    if state is not None:
+        optimizer.load_state_dict(adapt_state(optimizer, copy.deepcopy(state)))
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for parameter in net.parameters():
+            gradient = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)  # in the memory format of the parameter
+        optimizer.step()
+    weights = [p.detach().clone(memory_format=torch.contiguous_format) for p in net.parameters()]
+    return weights, copy.deepcopy(optimizer.state_dict())
+
+
+def plain(name, net):
+    """Return the optimizer with PyTorch's plain implementation, a loop over the parameters."""
+    optimizer = build_optimizer(settings(name, *RATES), net)
+    for group in optimizer.param_groups:
+        group.update(fused=False, foreach=False)
+    return optimizer
+
+
+RATES = ["SOLVER.BASE_LR", "0.1", "SOLVER.WEIGHT_DECAY", "0.5", "SOLVER.MOMENTUM", "0.9"]
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_fused_updates_equal_those_of_plain_pytorch(name):
+    net, reference = model(), model()
+    optimizer = build_optimizer(settings(name, *RATES), net)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    expected, _ = updated(reference, plain(name, reference), 3)
+    for own, value in zip(updated(net, optimizer, 3)[0], expected, strict=True):
+        torch.testing.assert_close(own, value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+@pytest.mark.parametrize("formats", [*itertools.permutations((torch.contiguous_format, torch.channels_last))])
+def test_a_state_of_another_implementation_and_memory_format(name, formats):
+    """Without adapt_state, a fused kernel on a CPU mixes up the momenta of a convolution in another memory format."""
+    before, after = (model().to(memory_format=memory_format) for memory_format in formats)
+    weights, state = updated(before, plain(name, before), 2)
+    after.load_state_dict(before.state_dict())
+    optimizer = build_optimizer(settings(name, *RATES), after)
+    own, _ = updated(after, optimizer, 1, state)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    expected, _ = updated(before, plain(name, before), 1, state)
+    assert not torch.equal(expected[0], weights[0])
+    for value, reference in zip(own, expected, strict=True):
+        torch.testing.assert_close(value, reference, rtol=1e-6, atol=1e-7)
+
+
+def test_a_state_of_other_groups_is_left_to_pytorch():
+    net = model()
+    state = torch.optim.SGD([{"params": [p]} for p in net.parameters()], lr=0.1).state_dict()
+    optimizer = build_optimizer(settings("SGD", *RATES), net)
+    assert adapt_state(optimizer, state) is state
+    with pytest.raises(ValueError, match="different number of parameter groups"):
+        optimizer.load_state_dict(state)
 
 
 def test_unknown_name():
