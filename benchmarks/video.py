@@ -28,12 +28,14 @@ import torch
 import d2_maskrcnn
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.config.loading import load_config
-from d2_maskrcnn.predictor import Predictor, Resizer
+from d2_maskrcnn.data.resizer import Resizer
+from d2_maskrcnn.predictor import Predictor
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import BoxMasks
 from d2_maskrcnn.video.clip import Clip, Position
 from d2_maskrcnn.video.frame import Frame
-from d2_maskrcnn.video.run import Sinks, Work, run_video
+from d2_maskrcnn.video.run import Work, run_video
+from d2_maskrcnn.video.sinks.group import Sinks
 from d2_maskrcnn.video.sinks.video_file import VideoWriter
 from d2_maskrcnn.video.sources.video import VideoSource
 from d2_maskrcnn.video.workers import InProcess

@@ -75,7 +75,7 @@ def open_image(source: Source, max_pixels: int | None = None) -> Iterator[Image.
                 _check_pixels(source, image, limit)
                 yield image
     except Image.DecompressionBombError as error:
-        raise UserError(f"{name}: {_too_many_pixels(source, limit)}") from error
+        raise UserError(f"{name}: {_too_many_pixels(source, limit, MAX_TILED_PIXELS + 1)}") from error
 
 
 @contextlib.contextmanager
@@ -138,13 +138,17 @@ def regular_file(name: str) -> str:
 def _check_pixels(source: Source, image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        raise UserError(f"{source_name(source)}: {width}x{height} pixels, {_too_many_pixels(source, max_pixels)}")
+        raise UserError(
+            f"{source_name(source)}: {width}x{height} pixels, {_too_many_pixels(source, max_pixels, width * height)}"
+        )
 
 
-def _too_many_pixels(source: Source, max_pixels: int) -> str:
+def _too_many_pixels(source: Source, max_pixels: int, pixels: int) -> str:
     limit = max_pixels / 1e6
-    tiles = file_advice(source, ", or predict by tiles")
-    hint = f"scale it down{tiles}" if max_pixels < MAX_TILED_PIXELS else "cut it into several images"
+    if pixels > MAX_TILED_PIXELS:
+        hint = "scale it down" + file_advice(source, ", or save it as a TIFF file of tiles and predict by tiles")
+    else:
+        hint = "scale it down" + file_advice(source, ", or predict by tiles")
     return f"more than the limit of {limit:.0f} megapixels ({3 * limit:.0f} MB when decoded); {hint}"
 
 

@@ -13,15 +13,15 @@ from torch import nn
 
 from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.data.image_sources import check_several, list_images, load_image, load_images, source_name
-from d2_maskrcnn.data.raw_images import apply_resize, raw_channels, to_rgb
-from d2_maskrcnn.errors import UserError, check_number
-from d2_maskrcnn.image_files import MAX_TILED_PIXELS
+from d2_maskrcnn.data.raw_images import to_rgb
+from d2_maskrcnn.data.resizer import Resizer
+from d2_maskrcnn.data.windowed_images import WindowedImage
+from d2_maskrcnn.errors import UserError, check_number, one_line
 from d2_maskrcnn.model_loading import apply_precision, category_ids, class_indices, load_model, open_checkpoint
 from d2_maskrcnn.results import Results
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.tiling import detect_by_tiles, tiling_of
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
 logger = logging.getLogger(__name__)
@@ -32,35 +32,6 @@ MAX_BATCH_PIXELS = 2**24  # of the network's inputs, padded: 15 images of 800x13
 CPU_BATCH_PIXELS = 2**18  # above that, a batch is not faster than its images one by one
 WINDOW_BATCHES = 4  # batches' worth of images that are read before the model runs
 WINDOW_PIXELS = 2**26  # of original images: 200 MB
-
-
-class Resizer:
-    """Resize images for the model, as evaluation does.
-
-    Args:
-        cfg: ``INPUT.MIN_SIZE_TEST``, ``INPUT.MAX_SIZE_TEST`` and ``INPUT.FORMAT`` are used.
-    """
-
-    def __init__(self, cfg: CfgNode) -> None:
-        self._shortest, self._longest = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        self._resize = T.ResizeShortestEdge([self._shortest, self._shortest], self._longest)
-        self._flip = cfg.INPUT.FORMAT == "RGB"
-        self.raw_channels = raw_channels(cfg)
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Convert (H, W, 3) uint8 BGR to (3, H', W') uint8 in the model's channel order.
-
-        With ``INPUT.FORMAT`` ``RAW`` both are float32 of the model's channels.
-        """
-        resized = apply_resize(self._resize.get_transform(image), image)
-        return np.ascontiguousarray((resized[:, :, ::-1] if self._flip else resized).transpose(2, 0, 1))
-
-    def pixels(self, size: tuple[int, int]) -> int:
-        """Return the number of pixels that an image of (H, W) is resized to."""
-        if not self._shortest:
-            return size[0] * size[1]
-        height, width = T.ResizeShortestEdge.get_output_shape(*size, self._shortest, self._longest)
-        return max(height, 1) * max(width, 1)
 
 
 class Predictor:
@@ -76,8 +47,9 @@ class Predictor:
         threshold: minimum score of a detection; None keeps ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``.
         classes: list of names or numbers of the classes to keep; None for all.
         tile, overlap: predict images by square tiles of this side in pixels, of which neighbors share this part, and
-            once more as a whole; see :mod:`d2_maskrcnn.tiling`. Images of up to 357 megapixels are read then. Default:
-            ``TILE`` and ``OVERLAP`` of ``D2_MASKRCNN.INFERENCE``; 0 uses no tiles.
+            once more as a whole; see :mod:`d2_maskrcnn.tiling`. TIFF files of any size are decoded by windows then,
+            other files of up to 357 megapixels are read. Default: ``TILE`` and ``OVERLAP`` of
+            ``D2_MASKRCNN.INFERENCE``; 0 uses no tiles.
         content: what :func:`~d2_maskrcnn.model_loading.open_checkpoint` has read for a config given as ``model``.
 
     Attributes:
@@ -148,7 +120,7 @@ class Predictor:
         self.category_ids = stored if len(stored) == count else category_ids(self.cfg, self.class_names, count)
         self.device: torch.device = self.model.device  # type: ignore[assignment]
         self._classes = class_indices(classes, self.class_names, count)
-        self._max_pixels = MAX_TILED_PIXELS if self._tiling else None
+        self._for_tiles = self._tiling is not None
         self._resizer = Resizer(self.cfg)
         self.raw_channels = self._resizer.raw_channels
         self._inference: Callable[..., list[Instances]] = self.model.inference  # type: ignore[assignment]
@@ -178,7 +150,7 @@ class Predictor:
         if isinstance(source, (str, Path)) and (paths := list_images(source)) is not None:
             return self._iterate(paths, bgr, batch_size)
         if isinstance(source, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
-            image = (load_image(source, bgr, self._max_pixels, self.raw_channels), source_name(source))
+            image = (load_image(source, bgr, self._for_tiles, self.raw_channels), source_name(source))
             return next(self._detect([image], 1, MAX_BATCH_PIXELS))
         check_several(source)
         return self._iterate(source, bgr, batch_size)
@@ -186,9 +158,12 @@ class Predictor:
     def _iterate(self, sources: Iterable[Any], bgr: bool, batch_size: int | None) -> Iterator[Results]:
         most = DEFAULT_BATCH if batch_size is None else batch_size
         budget = MAX_BATCH_PIXELS if batch_size else self._budget
-        window: list[tuple[np.ndarray, str]] = []
+        window: list[tuple[Any, str]] = []
         pixels = 0
-        for image, name in load_images(sources, bgr, self._max_pixels, min(most, DEFAULT_BATCH), self.raw_channels):
+        for image, name in load_images(sources, bgr, self._for_tiles, min(most, DEFAULT_BATCH), self.raw_channels):
+            if isinstance(image, WindowedImage):
+                yield from self._detect_file(image, name)
+                continue
             window.append((image, name))
             pixels += image.shape[0] * image.shape[1]
             fits = min(most, budget // self._resizer.pixels(image.shape[:2]))  # images like this one in a batch
@@ -198,18 +173,26 @@ class Predictor:
                 window, pixels = [], 0
         yield from self._detect(window, most, budget)
 
-    def _detect(self, images: list[tuple[np.ndarray, str]], batch_size: int, max_pixels: int) -> Iterator[Results]:
-        raw = self.raw_channels
-        inputs = [self.prepare(image if raw else image[:, :, ::-1]) for image, _ in images]
+    def _detect_file(self, image: WindowedImage, name: str) -> Iterator[Results]:
+        """Detect objects in a file that is decoded by windows; if it is corrupt somewhere, report and skip it."""
+        try:
+            yield from self._detect([(image, name)], 1, self._budget)
+        except UserError as error:
+            logger.error("%s", one_line(error))
+
+    def _detect(self, images: Sequence[tuple[Any, str]], batch_size: int, max_pixels: int) -> Iterator[Results]:
+        inputs = [self.prepare(image if self.raw_channels else _reversed(image)) for image, _ in images]
         sizes = [(image.shape[0], image.shape[1]) for image, _ in images]
         results = self.predict(inputs, sizes, batch_size, max_pixels)
         for (image, name), detections in zip(images, results, strict=True):
-            yield Results(to_rgb(image) if raw else image, detections, self.class_names, name, self.category_ids)
+            shown = to_rgb(image) if self.raw_channels and isinstance(image, np.ndarray) else image
+            yield Results(shown, detections, self.class_names, name, self.category_ids)
 
-    def prepare(self, image: np.ndarray) -> np.ndarray:
+    def prepare(self, image: Any) -> Any:
         """Convert (H, W, 3) uint8 BGR to an input of :meth:`predict`; with tiles it stays as it is.
 
-        If :attr:`raw_channels` is not 0, the image is (H, W, raw_channels) float32.
+        If :attr:`raw_channels` is not 0, the image is (H, W, raw_channels) float32. With tiles it may also be a
+        :class:`~d2_maskrcnn.data.windowed_images.WindowedImage`.
         """
         return image if self._tiling else self._resizer(image)
 
@@ -272,6 +255,11 @@ class Predictor:
         batch = [{"image": torch.from_numpy(image)} for image in inputs]
         with self._lock:
             return self._inference(batch, do_postprocess=False)
+
+
+def _reversed(image: Any) -> Any:
+    """Convert an array or windowed image from RGB to BGR."""
+    return image[:, :, ::-1] if isinstance(image, np.ndarray) else image.reordered("BGR")
 
 
 def plan_batches(shapes: Sequence[tuple[int, int]], step: int, batch_size: int, max_pixels: int) -> Iterator[list[int]]:

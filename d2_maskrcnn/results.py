@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
 
+from d2_maskrcnn.data.windowed_images import WindowedImage
 from d2_maskrcnn.errors import UserError, import_extra, printable
 from d2_maskrcnn.structures.detections import Detections
-from d2_maskrcnn.structures.masks import encode_rle
+from d2_maskrcnn.structures.masks import rle_area
 from d2_maskrcnn.visualization import Annotator
+from d2_maskrcnn.visualization.encoding import encode_image
 from d2_maskrcnn.weights.atomic import write_output
 from detectron2.structures import Boxes, Instances
 
@@ -25,29 +26,41 @@ class Results:
     """The detections of one image, in pixels of that image.
 
     Args:
-        image: (H, W, 3) uint8, RGB; of other images as :func:`~d2_maskrcnn.data.raw_images.to_rgb` shows them.
+        image: (H, W, 3) uint8, RGB; of other images as :func:`~d2_maskrcnn.data.raw_images.to_rgb` shows them. Or an
+            image that is decoded by windows, see :class:`~d2_maskrcnn.data.windowed_images.WindowedImage`.
         detections: in the frame of ``image``.
         class_names: names of the model's classes; classes without a name are named by their number.
         path: file of the image, "" if it came from memory.
         category_ids: COCO category id of each class; 1, 2, 3, ... if None.
 
     Attributes:
-        image, detections, class_names, path: see above.
+        detections, class_names, path: see above.
     """
 
     def __init__(
         self,
-        image: np.ndarray,
+        image: np.ndarray | WindowedImage,
         detections: Detections,
         class_names: Sequence[str] = (),
         path: str = "",
         category_ids: Sequence[int] | None = None,
     ) -> None:
-        self.image = image
+        self._image = image
         self.detections = detections
         self.class_names = list(class_names)
         self.path = path
         self._category_ids = category_ids
+
+    @property
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8, RGB. An image that was decoded by windows is decoded again, reduced if it is very large.
+
+        Raises:
+            UserError: its file has changed.
+        """
+        if isinstance(self._image, WindowedImage):
+            self._image = self._image.display()
+        return self._image
 
     @property
     def boxes(self) -> np.ndarray:
@@ -91,7 +104,7 @@ class Results:
                 raise IndexError(f"detection {index} of {len(self)}")
             index = [int(index) % len(self)]
         chosen = self.detections[index if isinstance(index, slice) else self._positions(index)]
-        return Results(self.image, chosen, self.class_names, self.path, self._category_ids)
+        return Results(self._image, chosen, self.class_names, self.path, self._category_ids)
 
     def _positions(self, index: Any) -> np.ndarray:
         """Convert an index array or a bool array of any kind to an array for NumPy."""
@@ -121,9 +134,12 @@ class Results:
         return buffer.getvalue()
 
     def plot(self, *, masks: bool = True, boxes: bool = True, labels: bool = True) -> np.ndarray:
-        """Draw the detections on a copy of the image; returns (H, W, 3) uint8, RGB."""
+        """Draw the detections on a copy of :attr:`image`; returns (H, W, 3) uint8, RGB."""
         canvas = np.ascontiguousarray(self.image[:, :, ::-1])
-        Annotator(self.class_names, masks=masks, boxes=boxes, labels=labels).draw(canvas, self.detections)
+        shown = self.detections
+        if canvas.shape[:2] != self.image_size:
+            shown = shown.resized(canvas.shape[0], canvas.shape[1])
+        Annotator(self.class_names, masks=masks, boxes=boxes, labels=labels).draw(canvas, shown)
         return np.ascontiguousarray(canvas[:, :, ::-1])
 
     def show(self) -> None:
@@ -134,18 +150,12 @@ class Results:
         """Write the annotated image; the suffix selects the format.
 
         Raises:
-            UserError: unknown suffix, or the file cannot be written.
+            UserError: unknown suffix, the image is too large for the format, or the file cannot be written.
         """
         if not isinstance(path, (str, Path)):
             raise UserError(f"save {path!r:.100}: expected the name of an image file.")
         target = Path(path).expanduser()
-        try:
-            ok, data = cv2.imencode(target.suffix or ".", self.plot()[:, :, ::-1])
-        except cv2.error as error:
-            raise UserError(f"{target}: no known image format; use .jpg or .png.") from error
-        if not ok:
-            raise UserError(f"{target}: the image cannot be encoded in this format; use .png.")
-        write_output(target, data.tobytes(), sync=False)
+        write_output(target, encode_image(self.plot()[:, :, ::-1], target), sync=False)
         return target
 
     def to_coco(self, image_id: int) -> list[dict[str, Any]]:
@@ -235,8 +245,7 @@ def to_records(detections: Detections, names: Sequence[str], ids: Sequence[int])
         if detections.track_ids is not None:
             record["track_id"] = int(detections.track_ids[index])
         if detections.masks is not None:
-            window, pixels = detections.masks.crop(index)  # computed once for both
-            record["segmentation"] = encode_rle(pixels, window, detections.image_size)
-            record["area"] = int(np.count_nonzero(pixels))
+            record["segmentation"] = detections.masks.rle(index)
+            record["area"] = rle_area(record["segmentation"])
         records.append(record)
     return records

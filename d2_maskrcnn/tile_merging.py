@@ -85,15 +85,13 @@ def _same_objects(parts: list[Part], tiles: Sequence[Window]) -> tuple[list[int]
     for index, part in enumerate(parts):
         by_tile[part.tile].append(index)
     first, second = [], []
-    for number, tile in enumerate(tiles):
-        if not by_tile[number]:
-            continue
-        for later in range(number + 1, len(tiles)):
+    used = np.array([number for number, members in enumerate(by_tile) if members], np.int64)
+    sides = np.array(tiles)[used].reshape(-1, 4)
+    for place, number in enumerate(used):
+        tile, others = tiles[number], sides[place + 1 :]
+        overlap = (others[:, :2] < tile[2:]).all(axis=1) & (others[:, 2:] > tile[:2]).all(axis=1)
+        for later in used[place + 1 :][overlap]:
             shared = tile.intersection(tiles[later])
-            if tiles[later].y0 >= tile.y1:
-                break  # tiles are sorted by rows
-            if not by_tile[later] or shared.x0 >= shared.x1:
-                continue
             for a, b in _overlapping(parts, by_tile[number], by_tile[later]):
                 if _same_in(shared, parts[a], parts[b]):
                     first.append(a)

@@ -8,12 +8,16 @@ scaled down.
 Frames: tiles and merged detections are in pixels of the whole image, unless a comment says otherwise.
 """
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from d2_maskrcnn.data.windowed_images import WindowedImage
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import BoxMasks, CropMasks, MaskSequence
@@ -21,9 +25,10 @@ from d2_maskrcnn.structures.windows import Crop, Window, common_pixels
 from d2_maskrcnn.tile_merging import SAME, Part, crop_of, merge_parts, parts_of
 
 MIN_TILE = 32  # pixels
+BATCH_PIXELS = 2**26  # of the tiles that are cut out at a time
 COMPARED_SIDE = 2048  # pixels of the longer side at which objects of the whole image are compared with those of tiles
 
-Detect = Callable[[Sequence[np.ndarray]], list[Detections]]
+Detect = Callable[[Sequence[Any]], list[Detections]]
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Tiling:
         size: side of the square tiles in pixels of the image. Objects should be smaller than ``overlap * size``.
         overlap: share of a tile that the next one covers too, in [0, 0.9].
         whole: whether the whole image, scaled down, is predicted as well, for objects larger than the overlap.
-        batch_size: tiles that are cut out at a time.
+        batch_size: most tiles that are cut out at a time.
 
     Raises:
         UserError: a value is out of range.
@@ -70,14 +75,14 @@ def tiling_of(size: int, overlap: float) -> Tiling | None:
     return Tiling(size, overlap) if size else None
 
 
-def detect_by_tiles(image: np.ndarray, tiling: Tiling, detect: Detect) -> Detections:
+def detect_by_tiles(image: np.ndarray | WindowedImage, tiling: Tiling, detect: Detect) -> Detections:
     """Detect the objects of a large image.
 
-    A progress bar is shown on a terminal. Memory grows with the objects' areas; only ``tiling.batch_size`` tiles are in
-    memory at a time.
+    A progress bar is shown. Memory grows with the objects' areas; only twice ``tiling.batch_size`` tiles are in memory
+    at a time: those of the next batch are cut out while ``detect`` runs.
 
     Args:
-        image: (H, W, 3) uint8.
+        image: (H, W, 3) uint8, or any array or windowed image that ``detect`` takes.
         tiling: size of the tiles, and whether the whole image is predicted too.
         detect: maps images (h, w, 3) to their detections with masks.
 
@@ -90,12 +95,12 @@ def detect_by_tiles(image: np.ndarray, tiling: Tiling, detect: Detect) -> Detect
         return detect([image])[0]
     parts: list[Part] = []
     has_masks = True
-    with tqdm(total=len(tiles), unit="tile", disable=None, leave=False) as bar:
-        for start in range(0, len(tiles), tiling.batch_size):
-            batch = tiles[start : start + tiling.batch_size]
-            results = detect([image[tile.slices] for tile in batch])
-            for index, (tile, detections) in enumerate(zip(batch, results, strict=True), start):
-                parts.extend(parts_of(detections, tile, index, (height, width)))
+    # Without a terminal, such as in the log of a job, a line every half minute suffices.
+    interval = 0.1 if sys.stderr.isatty() else 30
+    with tqdm(total=len(tiles), unit="tile", leave=False, mininterval=interval, delay=interval) as bar:
+        for batch, pixels in _cut(image, tiles, tiling.batch_size):
+            for index, detections in zip(batch, detect(pixels), strict=True):
+                parts.extend(parts_of(detections, tiles[index], index, (height, width)))
                 has_masks &= detections.masks is not None
             bar.update(len(batch))
     merged = sorted(merge_parts(parts, tiles), key=lambda part: -part.score)
@@ -103,9 +108,33 @@ def detect_by_tiles(image: np.ndarray, tiling: Tiling, detect: Detect) -> Detect
     if not tiling.whole:
         return objects
     large = detect([image])[0]
+    if isinstance(image, WindowedImage):
+        image.release()
     sides = (large.boxes[:, 2:] - large.boxes[:, :2]).max(axis=1, initial=0)
     cut = np.array([part.cut for part in merged], dtype=bool)
     return _add_large(objects, cut, large[sides > tiling.overlap * tiling.size])
+
+
+def _cut(
+    image: np.ndarray | WindowedImage, tiles: Sequence[Window], batch_size: int
+) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    """Yield batches of tiles, by their indices and pixels, in the order in which they are decoded fastest."""
+    order = list(range(len(tiles)))
+    if isinstance(image, WindowedImage) and image.by_columns:
+        order.sort(key=lambda index: tiles[index].x0)
+    size = max(1, min(batch_size, BATCH_PIXELS // ((tiles[0].y1 - tiles[0].y0) * (tiles[0].x1 - tiles[0].x0))))
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+
+    def cut(batch: list[int]) -> list[np.ndarray]:
+        return [image[tiles[index].slices] for index in batch]
+
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(cut, batches[0])
+        for batch, following in zip(batches, [*batches[1:], None], strict=True):
+            pixels = pending.result()
+            if following is not None:
+                pending = pool.submit(cut, following)
+            yield batch, pixels
 
 
 def _add_large(objects: Detections, cut: np.ndarray, large: Detections) -> Detections:

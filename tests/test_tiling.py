@@ -1,15 +1,18 @@
 """Prediction by tiles: objects at seams, large objects, memory, and the same results as without tiles."""
 
+import json
 import tracemalloc
 
 import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from d2_maskrcnn import Predictor, UserError, example, image_files
 from d2_maskrcnn.cli import predict
 from d2_maskrcnn.cli.main import build_parser
+from d2_maskrcnn.data import large_images, windowed_images
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import CropMasks
 from d2_maskrcnn.structures.masks import Window, coco_iou
@@ -198,3 +201,74 @@ def test_larger_files_are_read_for_tiles(tiled, mosaic, tmp_path, monkeypatch):
     assert len(tiled(tmp_path / "mosaic.png")) > 0
     with pytest.raises(UserError, match="predict by tiles"):
         Predictor(example.WEIGHTS, device="cpu")(tmp_path / "mosaic.png")
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Decode small images by windows, too, and reduce what is drawn."""
+    monkeypatch.setattr(large_images, "MIN_PIXELS", 0)
+    monkeypatch.setattr(windowed_images, "MAX_TILED_PIXELS", 1000)
+    monkeypatch.setattr(windowed_images, "DRAWN_SIDE", 64)
+
+
+def write_tiff(path, pixels) -> None:
+    tifffile.imwrite(path, pixels, photometric="rgb", tile=(64, 64), compression="deflate")
+
+
+def test_windows_give_the_detections_of_the_whole_file(tiled, mosaic, tmp_path, windows, caplog):
+    write_tiff(tmp_path / "a.tif", mosaic)
+    write_tiff(tmp_path / "corrupt.tif", mosaic)
+    content = bytearray((tmp_path / "corrupt.tif").read_bytes())
+    content[-12_000:] = bytes(12_000)
+    (tmp_path / "corrupt.tif").write_bytes(content)
+    expected, results = tiled(mosaic), tiled(tmp_path / "a.tif")
+    assert len(results) == len(expected) > 0 and results.image_size == (256, 256)
+    np.testing.assert_allclose(results.boxes, expected.boxes, atol=0.5)
+    np.testing.assert_array_equal(results.class_ids, expected.class_ids)
+    assert results.plot().shape == results.image.shape == (64, 64, 3)
+    assert "a.tif: 256x256 pixels are shown as 64x64" in caplog.text
+    (listed,) = tiled([tmp_path / "corrupt.tif", tmp_path / "a.tif"])
+    assert listed.path.endswith("a.tif") and np.array_equal(listed.boxes, results.boxes)
+    assert "corrupt.tif: not a readable image" in caplog.text
+    with pytest.raises(UserError, match=r"corrupt\.tif: not a readable image"):
+        tiled(tmp_path / "corrupt.tif")
+
+
+def test_command_with_windows(mosaic, tmp_path, windows):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    write_tiff(folder / "a.tif", mosaic)
+    content = bytearray((folder / "a.tif").read_bytes())
+    content[-12_000:] = bytes(12_000)
+    (folder / "b.tif").write_bytes(content)
+    options = ["--tile", "128", "--overlap", "0.5", "--output", str(out), "--save-json", str(tmp_path / "out.json")]
+    arguments = build_parser(predict, "predict").parse_args([str(example.WEIGHTS), str(folder), *options])
+    with pytest.raises(UserError, match=r"1 of 2 images could not be processed, the first: .*b\.tif"):
+        predict.run(arguments)
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert len(found) > 0 and {each["file_name"] for each in found} == {str(folder / "a.tif")}
+    assert found[0]["segmentation"]["size"] == [256, 256]
+    assert [path.name for path in out.iterdir()] == ["a.tif"]
+    with Image.open(out / "a.tif") as image:
+        assert image.size == (64, 64)
+
+
+def test_a_drawn_image_that_is_too_large_for_its_format(tmp_path):
+    image, out = tmp_path / "long.tif", tmp_path / "long.webp"
+    Image.fromarray(np.zeros((1, 20_000), np.uint8)).save(image, compression="tiff_deflate")
+    options = ["--tile", "20000", "--output", str(out), "--save-json", str(tmp_path / "out.json")]
+    arguments = build_parser(predict, "predict").parse_args([str(example.WEIGHTS), str(image), *options])
+    with pytest.raises(UserError, match=r"1 of 1 drawn images could not be written, .* at most 16383 pixels: .*\.tif"):
+        predict.run(arguments)
+    assert json.loads((tmp_path / "out.json").read_text()) == []
+    assert not out.exists()
+
+
+def test_thin_images_have_few_neighbors():
+    """Each tile is compared with those that it overlaps, not with all later ones of its row."""
+    image = np.zeros((1, 500_000, 3), np.uint8)
+    image[0, 95:100] = COLORS[0]
+    image[0, 499_000:499_100] = COLORS[1]
+    merged = detect_by_tiles(image, Tiling(96, 0.1, whole=False, batch_size=4096), detect)
+    assert sorted(merged.classes) == [0, 1]
+    assert merged.boxes[merged.classes == 0].tolist() == [[95, 0, 100, 1]]

@@ -15,14 +15,15 @@ import torch
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data.formats.predictions import MIN_SCORE
 from d2_maskrcnn.data.raw_images import raw_channels
+from d2_maskrcnn.data.resizer import Resizer
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.image_files import MAX_TILED_PIXELS
 from d2_maskrcnn.model_loading import class_indices, open_checkpoint
-from d2_maskrcnn.predictor import TRACKING_SCORE, Predictor, Resizer
+from d2_maskrcnn.predictor import TRACKING_SCORE, Predictor
 from d2_maskrcnn.video.clip import Clip, Position
-from d2_maskrcnn.video.run import Sinks, VideoLike, Work, run_images, run_video
+from d2_maskrcnn.video.run import VideoLike, Work, run_images, run_video
 from d2_maskrcnn.video.sinks.annotated_images import ImageFiles
 from d2_maskrcnn.video.sinks.annotation_files import AnnotationFiles
+from d2_maskrcnn.video.sinks.group import Sinks
 from d2_maskrcnn.video.sinks.output_paths import Inputs, check_target, identify
 from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines, images_file
 from d2_maskrcnn.video.sinks.window import Window, check_display
@@ -91,8 +92,7 @@ def _process_images(args: argparse.Namespace, cfg: CfgNode, content: Content) ->
         csv=CsvRows(args.save_csv) if args.save_csv else None,
         window=Window(TITLE, wait=True) if args.show else None,
     )
-    max_pixels = MAX_TILED_PIXELS if cfg.D2_MASKRCNN.INFERENCE.TILE else None
-    run_images(ImageSource(paths, max_pixels, raw_channels(cfg)), work, sinks)
+    run_images(ImageSource(paths, bool(cfg.D2_MASKRCNN.INFERENCE.TILE), raw_channels(cfg)), work, sinks)
 
 
 def _process_video(args: argparse.Namespace, cfg: CfgNode, content: Content) -> None:

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from d2_maskrcnn.data.image_reading import is_image_name, pillow_to_array, read_image
+from d2_maskrcnn.data.large_images import read_for_tiles
 from d2_maskrcnn.data.raw_images import check_raw, read_raw
 from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.image_files import CONTENT, decoding
@@ -29,25 +30,27 @@ MAX_DOWNLOAD = 256 * 2**20  # bytes of an image
 READERS = 1  # thread: Pillow's warnings are switched off for the whole process while an image is opened
 
 
-def load_image(source: Any, bgr: bool = False, max_pixels: int | None = None, raw_channels: int = 0) -> np.ndarray:
+def load_image(source: Any, bgr: bool = False, for_tiles: bool = False, raw_channels: int = 0) -> Any:
     """Load one image.
 
     Args:
         source: a path, an ``http(s)://`` URL, a ``PIL.Image``, an (H, W, 3) or (H, W) uint8 array, or a (3, H, W)
             uint8 tensor.
         bgr: whether arrays and tensors are BGR, as from OpenCV, instead of RGB.
-        max_pixels: limit of files and URLs; see :func:`~d2_maskrcnn.data.image_reading.read_image`.
+        for_tiles: whether large files and URLs may be decoded by windows; see
+            :func:`~d2_maskrcnn.data.large_images.read_for_tiles`.
         raw_channels: if not 0, the image has this number of channels, which are not converted: arrays are (H, W, C),
             or (H, W) for one channel, of any type, tensors (C, H, W); ``bgr`` has no effect.
 
     Returns:
-        (H, W, 3) uint8 RGB; (H, W, C) float32 with ``raw_channels``.
+        (H, W, 3) uint8 RGB; (H, W, C) float32 with ``raw_channels``; or a
+        :class:`~d2_maskrcnn.data.windowed_images.WindowedImage` of such windows.
 
     Raises:
         UserError: ``source`` is no image, or it cannot be read.
     """
     if isinstance(source, (str, Path)):
-        return load_file(source, max_pixels=max_pixels, raw_channels=raw_channels)
+        return load_file(source, for_tiles=for_tiles, raw_channels=raw_channels)
     if not isinstance(source, (Image.Image, np.ndarray, torch.Tensor)):
         raise UserError(f"Expected an image, got {describe(source)}.")
     if 0 in (source.size if isinstance(source, Image.Image) else source.shape):
@@ -89,9 +92,7 @@ def _advice(pixels: np.ndarray) -> str:
     return ""
 
 
-def load_file(
-    source: str | Path, channels: str = "RGB", max_pixels: int | None = None, raw_channels: int = 0
-) -> np.ndarray:
+def load_file(source: str | Path, channels: str = "RGB", for_tiles: bool = False, raw_channels: int = 0) -> Any:
     """Load an image from a path or an ``http(s)://`` URL; see :func:`load_image`.
 
     Args:
@@ -103,9 +104,9 @@ def load_file(
     is_url = _is_url(source)
     content = download_image(str(source)) if is_url else Path(source).expanduser()
     try:
-        if raw_channels:
-            return read_raw(content, raw_channels, max_pixels)
-        return read_image(content, channels, max_pixels)
+        if for_tiles:
+            return read_for_tiles(content, raw_channels, channels, name=str(source))
+        return read_raw(content, raw_channels) if raw_channels else read_image(content, channels)
     except UserError as error:
         if not is_url:
             raise
@@ -125,14 +126,14 @@ def check_several(source: Any) -> None:
 
 
 def load_images(
-    sources: Iterable[Any], bgr: bool = False, max_pixels: int | None = None, ahead: int = 2, raw_channels: int = 0
-) -> Iterator[tuple[np.ndarray, str]]:
+    sources: Iterable[Any], bgr: bool = False, for_tiles: bool = False, ahead: int = 2, raw_channels: int = 0
+) -> Iterator[tuple[Any, str]]:
     """Load images in order, in a thread, while the caller works on the ones before.
 
     A file or URL that cannot be read is reported in the log and skipped.
 
     Args:
-        sources: see :func:`load_image`, as for ``bgr``, ``max_pixels`` and ``raw_channels``.
+        sources: see :func:`load_image`, as for ``bgr``, ``for_tiles`` and ``raw_channels``.
         ahead: number of images that are loaded before they are requested.
 
     Yields:
@@ -142,9 +143,9 @@ def load_images(
         UserError: an object in memory is not an image.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        queue: deque[tuple[Any, Future[np.ndarray]]] = deque()
+        queue: deque[tuple[Any, Future[Any]]] = deque()
         for source in sources:
-            image = pool.submit(load_image, source, bgr, max_pixels, raw_channels)
+            image = pool.submit(load_image, source, bgr, for_tiles, raw_channels)
             if isinstance(source, (np.ndarray, torch.Tensor)):
                 wait([image])  # before an iterator uses the same memory for its next image
             queue.append((source, image))
@@ -154,7 +155,7 @@ def load_images(
             yield from _finished(*queue.popleft())
 
 
-def _finished(source: Any, image: "Future[np.ndarray]") -> Iterator[tuple[np.ndarray, str]]:
+def _finished(source: Any, image: "Future[Any]") -> Iterator[tuple[Any, str]]:
     try:
         yield image.result(), source_name(source)
     except UserError as error:

@@ -17,13 +17,16 @@ MAX_PIXELS = 2**32 - 1  # COCO's run lengths are 32-bit numbers
 MAX_SEGMENT = 2**25  # pixels of a strip or tile; an image of larger ones is decoded as a whole
 
 
-def read_for_tiles(source: Source, raw_channels: int = 0, order: str = "RGB") -> np.ndarray | WindowedImage:
+def read_for_tiles(
+    source: Source, raw_channels: int = 0, order: str = "RGB", name: str = ""
+) -> np.ndarray | WindowedImage:
     """Read an image that is predicted by tiles: by windows if it is large and its format allows it, or as a whole.
 
     Args:
         source: path of a file, or the content of one.
         raw_channels: number of channels that are not converted; 0 for 8-bit color.
         order: of colors, "RGB" or "BGR".
+        name: of the image, in messages about windows; default: the path.
 
     Returns:
         (H, W, 3) uint8, or (H, W, raw_channels) float32, or an image of such windows.
@@ -33,6 +36,7 @@ def read_for_tiles(source: Source, raw_channels: int = 0, order: str = "RGB") ->
     """
     image = open_windowed(source, raw_channels, order)
     if image is not None:
+        image.name = name or image.name
         return image
     if raw_channels:
         return read_raw(source, raw_channels, MAX_TILED_PIXELS)

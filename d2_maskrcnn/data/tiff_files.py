@@ -104,7 +104,8 @@ class TiffFile:
         if height * width > limit or height * width * channels > 3 * limit:
             raise UserError(
                 f"{self.name}: {width}x{height} pixels of {channels} channels, more than the limit of "
-                f"{limit / 1e6:.0f} megapixels of 3 channels; cut it into several images"
+                f"{limit / 1e6:.0f} megapixels of 3 channels; cut it into several images, or save it as a TIFF file of "
+                "tiles and predict by tiles"
             )
         pixels = self._use(lambda series: series.asarray())
         if pixels.size != height * width * channels:

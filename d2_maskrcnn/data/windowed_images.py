@@ -42,7 +42,7 @@ from d2_maskrcnn.image_files import (
 from d2_maskrcnn.structures.windows import Window
 
 BLOCK_PIXELS = 2**18  # pixels of strips or tiles that are decoded at a time
-CACHE_BYTES = 2**28  # of decoded blocks, or more if a single window needs more
+CACHE_BYTES = 2**27  # of decoded blocks, or more if a single window needs more
 BAND_PIXELS = 2**24  # pixels of the rows that are resized at a time
 DRAWN_SIDE = 8192  # pixels of the longer side of an image that is reduced to be shown
 # The smallest factor to 0..255, by Pillow's mode, of images whose largest value decides on the factor.
@@ -66,6 +66,7 @@ class WindowedImage:
         by_tifffile: whether tifffile decodes the values that are not converted, even where Pillow could.
 
     Attributes:
+        name: how messages name the image.
         shape: (H, W, C) of the upright image.
         by_columns: whether windows are decoded faster column by column than row by row.
 
@@ -84,10 +85,12 @@ class WindowedImage:
     ) -> None:
         self._source, self._pages, self._turn, self._by_tifffile = source, pages, turn, by_tifffile
         self.raw_channels, self.order = raw_channels, order
+        self.name = source_name(source)
         page = pages[0]
         self.by_columns = turn in QUARTER_TURNS
         self._block = _block_segments(page)
         self._cache: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._last: tuple[bytes, np.ndarray] = (b"", np.zeros(0))  # a part that was decoded, and its pixels
         self._lock = threading.RLock()
         self._scale = None if raw_channels else self._value_scale()
         first = self._decode_block(0, 0)
@@ -95,11 +98,6 @@ class WindowedImage:
         self._block_bytes = first.nbytes
         size = (page.width, page.height) if self.by_columns else (page.height, page.width)
         self.shape = (*size, channels)
-
-    @property
-    def name(self) -> str:
-        """How messages name the image."""
-        return source_name(self._source)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_cache", "_lock")}
@@ -111,7 +109,7 @@ class WindowedImage:
     def reordered(self, order: str) -> "WindowedImage":
         """Return the image with its colors in another order, "RGB" or "BGR"."""
         other = copy.copy(self)
-        other.order = order
+        other.order, other._last = order, (b"", np.zeros(0))
         return other
 
     def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
@@ -170,9 +168,15 @@ class WindowedImage:
             pixels = self.resized(*size)
         else:
             pixels = self[:, :]
+        self.release()
         if self.raw_channels:
             return to_rgb(pixels)
         return pixels if self.order == "RGB" else np.ascontiguousarray(pixels[:, :, ::-1])
+
+    def release(self) -> None:
+        """Free the memory of the decoded pixels."""
+        with self._lock:
+            self._cache.clear()
 
     def _read(self, window: Window) -> np.ndarray:
         """Decode a window of the stored image, before its orientation is applied."""
@@ -213,13 +217,18 @@ class WindowedImage:
         return np.concatenate(planes, axis=2)
 
     def _decode(self, part: bytes) -> np.ndarray:
+        if part == self._last[0]:  # such as tiles that are left out of the file
+            return self._last[1]
         try:
-            if not self.raw_channels:
+            if self.raw_channels:
+                pixels = TiffFile(part).read() if self._by_tifffile else read_stored(part)
+            else:
                 with open_image(part) as image:
-                    return to_pixels(load_upright(image), self.order, self._scale)
-            return TiffFile(part).read() if self._by_tifffile else read_stored(part)
+                    pixels = to_pixels(load_upright(image), self.order, self._scale)
         except UserError as error:
             raise renamed(self.name, error) from error
+        self._last = (part, pixels)
+        return pixels
 
     def _parts(self, row: int, column: int) -> Iterator[list[list[bytes]]]:
         """Yield the TIFF files of a block of each page, see :meth:`TiffPage.parts`."""
@@ -255,9 +264,13 @@ def open_source(source: Source) -> BinaryIO:
     return io.BytesIO(source) if isinstance(source, bytes) else open(regular_file(os.fspath(source)), "rb")
 
 
-def renamed(name: str, error: UserError) -> UserError:
+class ImageError(UserError):
+    """Raised when a part of an image file cannot be decoded."""
+
+
+def renamed(name: str, error: UserError) -> ImageError:
     """Return the error of decoding a part of a file with the file's name."""
-    return UserError(f"{name}: {str(error).removeprefix(CONTENT).lstrip(': ')}")
+    return ImageError(f"{name}: {str(error).removeprefix(CONTENT).lstrip(': ')}")
 
 
 def _block_segments(page: TiffPage) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from d2_maskrcnn.checkpoint import build_checkpointer
 from d2_maskrcnn.config.loading import load_config
-from d2_maskrcnn.data import dataset_records
+from d2_maskrcnn.data import build_checked_test_loader, dataset_records
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.discovery import find_test_data
 from d2_maskrcnn.distributed import run_together
@@ -25,7 +25,7 @@ from d2_maskrcnn.engine.trainer import Trainer
 from d2_maskrcnn.errors import UserError, warn_on_failure
 from d2_maskrcnn.evaluation.evaluator import write_results
 from d2_maskrcnn.evaluation.prediction_images import draw_test_sets
-from d2_maskrcnn.evaluation.tiled import TiledModel
+from d2_maskrcnn.evaluation.tiled import TiledModel, without_pixels
 from d2_maskrcnn.model_loading import apply_precision, load_model, open_checkpoint
 from d2_maskrcnn.runtimes import is_exported
 from d2_maskrcnn.weights.checkpoint_files import stored_class_names, stored_metrics
@@ -251,6 +251,14 @@ def _trained_model(cfg: CfgNode, resume: bool) -> nn.Module:
     return model.eval()
 
 
+class _TiledTrainer(Trainer):
+    """Evaluate a :class:`TiledModel`, which reads the images itself."""
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        return build_checked_test_loader(cfg, dataset_name, without_pixels)
+
+
 def evaluate_config(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     """Evaluate ``MODEL.WEIGHTS`` or, with ``resume``, the last checkpoint of ``OUTPUT_DIR`` on ``DATASETS.TEST``.
 
@@ -265,8 +273,9 @@ def evaluate_config(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     """
     model = _trained_model(cfg, resume)
     apply_precision(model, cfg.D2_MASKRCNN.INFERENCE.PRECISION)
-    tested = TiledModel(cfg, model) if cfg.D2_MASKRCNN.INFERENCE.TILE else model
-    results = Trainer.test(cfg, tested)
+    tiled = bool(cfg.D2_MASKRCNN.INFERENCE.TILE)
+    tested = TiledModel(cfg, model) if tiled else model
+    results = (_TiledTrainer if tiled else Trainer).test(cfg, tested)
     if cfg.TEST.AUG.ENABLED:
         results = {**results, "tta": Trainer.test_with_augmentation(cfg, model)}
     if comm.is_main_process():

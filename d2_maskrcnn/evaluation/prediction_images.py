@@ -15,6 +15,7 @@ from d2_maskrcnn.data.ground_truth import ground_truth_detections
 from d2_maskrcnn.data.image_reading import read_display
 from d2_maskrcnn.errors import warn_on_failure
 from d2_maskrcnn.evaluation.outcomes import compare
+from d2_maskrcnn.evaluation.tiled import TiledModel, without_pixels
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import CropMasks
 from d2_maskrcnn.structures.masks import Window
@@ -106,7 +107,8 @@ def predict_record(cfg: CfgNode, model: nn.Module, record: Record, threshold: fl
         The ground truth (see :func:`ground_truth_detections`) and the predictions, in the frame of the original image.
     """
     with inference_context(model):
-        output = model([MaskRCNNMapper(cfg, is_train=False)(record)])[0]
+        mapper = without_pixels if isinstance(model, TiledModel) else MaskRCNNMapper(cfg, is_train=False)
+        output = model([mapper(record)])[0]
     predictions = Detections.from_instances(output["instances"].to("cpu"))
     return ground_truth_detections(record), predictions[predictions.scores >= threshold]
 

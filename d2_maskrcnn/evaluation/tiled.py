@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2_maskrcnn.data.image_reading import read_image
-from d2_maskrcnn.data.raw_images import read_raw
-from d2_maskrcnn.image_files import MAX_TILED_PIXELS
+from d2_maskrcnn.data.image_reading import size_mismatch
+from d2_maskrcnn.data.large_images import read_for_tiles
+from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.predictor import Predictor
 from d2_maskrcnn.structures.detections import Detections
 from detectron2.config import CfgNode
@@ -33,21 +33,31 @@ class TiledModel(nn.Module):
         """Predict the image files of a batch.
 
         Args:
-            batched_inputs: dicts with ``file_name``; their resized images are not used.
+            batched_inputs: dicts with ``file_name``, and optionally ``width`` and ``height``; images are not used.
 
         Returns:
             ``{"instances": ...}`` for each input, whose ``pred_masks`` yields one (H, W) bool array at a time.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: an image cannot be read, or does not have the size of its record.
         """
-        return [{"instances": self._detect(str(item["file_name"]))} for item in batched_inputs]
+        return [{"instances": self._detect(item)} for item in batched_inputs]
 
-    def _detect(self, file_name: str) -> Instances:
-        path, channels = PathManager.get_local_path(file_name), self.predictor.raw_channels
-        image = read_raw(path, channels, MAX_TILED_PIXELS) if channels else read_image(path, "BGR", MAX_TILED_PIXELS)
-        (detections,) = self.predictor.predict([self.predictor.prepare(image)], [(image.shape[0], image.shape[1])])
+    def _detect(self, record: dict[str, Any]) -> Instances:
+        name, channels = str(record["file_name"]), self.predictor.raw_channels
+        path = PathManager.get_local_path(name)
+        image = read_for_tiles(path, channels, "BGR")
+        size = (image.shape[1], image.shape[0])
+        expected: tuple[Any, Any] = record.get("width", size[0]), record.get("height", size[1])
+        if size != expected:
+            raise UserError(size_mismatch(name, size, expected))
+        (detections,) = self.predictor.predict([self.predictor.prepare(image)], [size[::-1]])
         return _as_instances(detections)
+
+
+def without_pixels(record: dict[str, Any]) -> dict[str, Any]:
+    """Map a dataset record to an input of :class:`TiledModel`, which reads the image itself."""
+    return {key: value for key, value in record.items() if key != "annotations"}
 
 
 def _as_instances(detections: Detections) -> Instances:

@@ -13,6 +13,7 @@ import torch
 
 from d2_maskrcnn._version import __version__
 from d2_maskrcnn.data.image_sources import list_images, load_image
+from d2_maskrcnn.data.resizer import Resizer
 from d2_maskrcnn.errors import UserError, did_you_mean
 from d2_maskrcnn.exporters.agreement import Agreement, compare
 from d2_maskrcnn.exporters.detector_graph import DetectorGraph
@@ -20,7 +21,7 @@ from d2_maskrcnn.exporters.onnx_format import write_onnx
 from d2_maskrcnn.exporters.openvino_format import write_openvino
 from d2_maskrcnn.exporters.quantization import quantize_onnx, quantize_openvino
 from d2_maskrcnn.exporters.torch_format import write_torch
-from d2_maskrcnn.predictor import Predictor, Resizer
+from d2_maskrcnn.predictor import Predictor
 from d2_maskrcnn.runtimes import ExportedModel
 from d2_maskrcnn.runtimes.metadata import SUFFIXES, FileInfo, is_exported
 from detectron2.config import CfgNode

@@ -1,6 +1,6 @@
 """The detections of one image as NumPy arrays, for drawing, tracking and writing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -79,6 +79,12 @@ class Detections:
             None if self.masks is None else self.masks[index],
             None if self.track_ids is None else self.track_ids[index],
         )
+
+    def resized(self, height: int, width: int) -> "Detections":
+        """Return the detections in an image of another size."""
+        scale = np.array([width / self.image_size[1], height / self.image_size[0]] * 2, np.float32)
+        masks = None if self.masks is None else self.masks.resized(height, width)
+        return replace(self, boxes=self.boxes * scale, image_size=(height, width), masks=masks)
 
 
 def _masks_of(instances: Instances, boxes: np.ndarray, image_size: tuple[int, int]) -> Masks | None:

@@ -4,6 +4,7 @@ A hundred masks of a 3840x2160 image take 0.8 GB as (N, H, W) bool and 0.3 MB as
 pasted from. The coordinate frame is that of :mod:`d2_maskrcnn.structures.masks`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -12,13 +13,11 @@ import cv2
 import numpy as np
 import torch
 
-from d2_maskrcnn.structures.mask_pasting import MASK_THRESHOLD, paste_crop
-from d2_maskrcnn.structures.masks import (
-    Rle,
-    encode_rle,
-    mask_to_polygons,
-)
+from d2_maskrcnn.structures.mask_pasting import MASK_THRESHOLD, paste_crop, pasted_window
+from d2_maskrcnn.structures.masks import Rle, encode_rle_parts, mask_to_polygons
 from d2_maskrcnn.structures.windows import Crop, Window
+
+PART_PIXELS = 2**24  # of a mask's probabilities, pasted at a time: 64 MB
 
 Index = int | slice | Sequence[int] | np.ndarray
 
@@ -46,6 +45,16 @@ class Masks(ABC):
         Both are empty where the mask has no pixels in the image.
         """
 
+    def parts(self, index: int) -> Iterator[Crop]:
+        """Yield mask ``index`` in parts from left to right, for masks that would take much memory as one crop."""
+        yield self.crop(index)
+
+    def resized(self, height: int, width: int) -> "Masks":
+        """Return the masks in an image of another size, sampled at the centers of its pixels."""
+        scale = (self.image_size[0] / height, self.image_size[1] / width)
+        crops = [_sampled(self.crop(index), *scale) for index in range(len(self))]
+        return CropMasks([window for window, _ in crops], [pixels for _, pixels in crops], (height, width))
+
     def __iter__(self) -> Iterator[np.ndarray]:
         """Iterate over the masks as (H, W) bool images, of which one at a time is in memory."""
         for index in range(len(self)):
@@ -60,8 +69,7 @@ class Masks(ABC):
 
     def rle(self, index: int) -> Rle:
         """Return mask ``index`` as compressed RLE; see :func:`~d2_maskrcnn.structures.masks.encode_rle`."""
-        window, pixels = self.crop(index)
-        return encode_rle(pixels, window, self.image_size)
+        return encode_rle_parts(self.parts(index), self.image_size)
 
     def rles(self) -> list[Rle]:
         """Return all masks as compressed RLEs."""
@@ -118,12 +126,21 @@ class BoxMasks(Masks):
         window, values = self.probability_crop(index)
         return window, (values >= self.threshold).view(np.uint8)  # (h, w)
 
+    def parts(self, index: int) -> Iterator[Crop]:
+        """See :meth:`Masks.parts`."""
+        window = pasted_window(self.boxes[index], *self.image_size)
+        step = max(1, PART_PIXELS // max(window.y1 - window.y0, 1))
+        for x0 in range(window.x0, window.x1, step):
+            part = Window(x0, window.y0, min(x0 + step, window.x1), window.y1)
+            _, values = paste_crop(self.probabilities[index], self.boxes[index], *self.image_size, part)
+            yield part, (values >= self.threshold).view(np.uint8)
+
     def probability_crop(self, index: int) -> Crop:
         """Return the window of mask ``index`` and its probabilities there before thresholding, (h, w) float32."""
         return paste_crop(self.probabilities[index], self.boxes[index], *self.image_size)
 
     def resized(self, height: int, width: int) -> "BoxMasks":
-        """Return the same masks in an image of another size."""
+        """Return the masks in an image of another size, as the mask head would have predicted them there."""
         scale = np.array([width / self.image_size[1], height / self.image_size[0]] * 2, dtype=np.float32)
         return BoxMasks(self.boxes * scale, self.probabilities, (height, width), self.threshold)
 
@@ -179,9 +196,8 @@ class MaskSequence(Masks):
     """
 
     def __init__(self, parts: Sequence[Masks]) -> None:
-        self.parts = list(parts)
-        self.image_size = self.parts[0].image_size
-        self._index = [(part, number) for part in self.parts for number in range(len(part))]
+        self.image_size = parts[0].image_size
+        self._index = [(part, number) for part in parts for number in range(len(part))]
 
     def __len__(self) -> int:
         return len(self._index)
@@ -195,3 +211,25 @@ class MaskSequence(Masks):
         """See :meth:`Masks.crop`."""
         part, number = self._index[index]
         return part.crop(number)
+
+    def parts(self, index: int) -> Iterator[Crop]:
+        """See :meth:`Masks.parts`."""
+        group, number = self._index[index]
+        return group.parts(number)
+
+    def resized(self, height: int, width: int) -> Masks:
+        """See :meth:`Masks.resized`."""
+        resized = [group[number].resized(height, width) for group, number in self._index]
+        return MaskSequence(resized) if resized else CropMasks([], [], (height, width))
+
+
+def _sampled(crop: Crop, step_y: float, step_x: float) -> Crop:
+    """Sample a mask at the pixel centers of an image that is scaled down by two factors."""
+    window, pixels = crop
+    ranges = []
+    for start, end, step in ((window.y0, window.y1, step_y), (window.x0, window.x1, step_x)):
+        first, last = math.ceil(start / step - 0.5), math.ceil(end / step - 0.5)
+        places = np.floor((np.arange(first, last) + 0.5) * step).astype(np.int64) - start
+        ranges.append((first, last, np.clip(places, 0, end - start - 1)))
+    (y0, y1, rows), (x0, x1, columns) = ranges
+    return Window(x0, y0, x1, y1), pixels[np.ix_(rows, columns)]

@@ -39,32 +39,42 @@ def paste_masks(
     return torch.from_numpy(pasted)
 
 
-def paste_crop(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> tuple[Window, np.ndarray]:
+def pasted_window(box: np.ndarray, height: int, width: int) -> Window:
+    """Return the part of the image in which a pasted mask can differ from 0; see :func:`paste_crop`."""
+    x0, y0, x1, y1 = (float(side) for side in box)
+    columns, rows = _covered(x0, x1, width), _covered(y0, y1, height)
+    return Window(columns.start, rows.start, columns.stop, rows.stop) if columns and rows else EMPTY_WINDOW
+
+
+def paste_crop(
+    mask: np.ndarray, box: np.ndarray, height: int, width: int, part: Window | None = None
+) -> tuple[Window, np.ndarray]:
     """Resize one mask to its box.
 
     The values lie at the centers of an S x S grid over the box and are interpolated bilinearly, falling to 0 outside.
 
     Args:
         mask: (S, S) float32 in [0, 1]. box: (4,) XYXY. height, width: of the image, in pixels.
+        part: of the window that :func:`pasted_window` returns; default: all of it.
 
     Returns:
         The part of the image in which the mask can differ from 0, one pixel more than the box on each side, and the
         mask's values at its pixel centers, (h, w) float32. The window is empty where the box is outside the image,
         without area or not finite.
     """
-    x0, y0, x1, y1 = (float(side) for side in box)
-    columns, rows = _covered(x0, x1, width), _covered(y0, y1, height)
-    if not columns or not rows:
+    window = pasted_window(box, height, width) if part is None else part
+    if window == EMPTY_WINDOW:
         return EMPTY_WINDOW, np.zeros((0, 0), dtype=np.float32)
+    x0, y0, x1, y1 = (float(side) for side in box)
     padded = np.pad(mask, 1)  # (S + 2, S + 2), 0 outside the box
-    x, weight_x = _neighbors(columns, x0, x1, mask.shape[1])
-    y, weight_y = _neighbors(rows, y0, y1, mask.shape[0])
+    x, weight_x = _neighbors(range(window.x0, window.x1), x0, x1, mask.shape[1])
+    y, weight_y = _neighbors(range(window.y0, window.y1), y0, y1, mask.shape[0])
     resized = padded[:, x] * (1 - weight_x) + padded[:, x + 1] * weight_x  # (S + 2, w)
     # Indexing whole rows is as fast as a matrix product and does not start the threads of a BLAS library.
     values = np.diff(resized, axis=0)[y]  # (h, w)
     values *= weight_y[:, None]
     values += resized[y]
-    return Window(columns.start, rows.start, columns.stop, rows.stop), values
+    return window, values
 
 
 def _covered(start: float, end: float, size: int) -> range:

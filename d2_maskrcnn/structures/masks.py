@@ -5,7 +5,7 @@ All coordinates are in pixels of the image, x to the right and y down; the pixel
 alternating runs of 0 and 1, column by column (https://github.com/cocodataset/cocoapi).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -14,7 +14,7 @@ from pycocotools import mask as mask_util
 
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.structures.rle import decode_runs
-from d2_maskrcnn.structures.windows import Window
+from d2_maskrcnn.structures.windows import Crop, Window
 
 Rle = dict[str, Any]
 
@@ -37,11 +37,36 @@ def encode_rle(mask: np.ndarray, window: Window | None = None, image_size: tuple
     x0, y0, x1, y1 = window or (0, 0, width, height)
     if (y1 - y0, x1 - x0) != mask.shape or not (0 <= x0 <= x1 <= width and 0 <= y0 <= y1 <= height):
         raise ValueError(f"a mask of {mask.shape} does not fit in {window} of an image of {(height, width)}")
-    columns = np.zeros((x1 - x0, y1 - y0 + 2), dtype=bool)  # one background pixel at each end of a column
+    return _encode_edges(_edges(mask, x0, y0, height), height, width)
+
+
+def encode_rle_parts(parts: Iterable[Crop], image_size: tuple[int, int]) -> Rle:
+    """Encode a mask as compressed RLE from parts of it, of which one at a time is in memory.
+
+    Args:
+        parts: windows that follow each other from left to right, and the mask there, (h, w) bool or uint8 in {0, 1}.
+        image_size: (H, W) of the image.
+    """
+    height, width = image_size
+    edges = [_edges(pixels, window.x0, window.y0, height) for window, pixels in parts]
+    return _encode_edges(np.concatenate([np.zeros(0, np.int64), *edges]), height, width)
+
+
+def rle_area(rle: Rle) -> int:
+    """Return the number of pixels of a mask that is a compressed RLE."""
+    return int(mask_util.area(rle))
+
+
+def _edges(mask: np.ndarray, x0: int, y0: int, height: int) -> np.ndarray:
+    """Return the starts and ends, alternating, of the runs of 1 in each column of a mask, counted down the columns."""
+    columns = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=bool)  # one background pixel at each end of a column
     columns[:, 1:-1] = mask.T
     changes = columns[:, 1:] != columns[:, :-1]
     column, row = np.divmod(np.flatnonzero(changes), changes.shape[1])
-    edges = (column + x0) * height + row + y0  # starts and ends of runs of 1, alternating
+    return (column + x0) * height + row + y0
+
+
+def _encode_edges(edges: np.ndarray, height: int, width: int) -> Rle:
     joined = edges[1:] == edges[:-1]  # a run that ends where the next one starts continues in the next column
     keep = np.ones(len(edges), dtype=bool)
     keep[1:] ^= joined

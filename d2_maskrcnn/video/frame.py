@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from d2_maskrcnn.data.windowed_images import WindowedImage
 from d2_maskrcnn.structures.detections import Detections
 
 
@@ -14,7 +15,8 @@ class Frame:
     """An image or a video frame on its way from a source to the sinks.
 
     Attributes:
-        image: (H, W, 3) uint8, BGR, contiguous; the annotator draws into it.
+        image: (H, W, 3) uint8, BGR, contiguous; the annotator draws into it. Of a windowed image it is empty until that
+            is drawn, and smaller than :attr:`size` if that is very large.
         index: frame number in the source, counted from 0 and including skipped frames; of an image its ``image_id``.
         time: seconds since the first frame of the clip, strictly increasing; 0 for images.
         name: path of an image, "" for video frames.
@@ -27,6 +29,7 @@ class Frame:
         records: detections as JSON-compatible dicts, when a sink needs them.
         raw: (H, W, C) float32, what the model gets in place of ``image`` if its ``INPUT.FORMAT`` is ``RAW``; released
             once it is resized.
+        windowed: a large image that is predicted by tiles, in place of both.
         network_input: (C, H', W'), resized for the model; released after the model stage.
         problem: why this frame could not be processed; "" if it was.
     """
@@ -43,13 +46,22 @@ class Frame:
     uncertainty: float = 0.0
     records: list[dict[str, Any]] = field(default_factory=list, repr=False)
     raw: np.ndarray | None = field(default=None, repr=False)
+    windowed: WindowedImage | None = None
     network_input: Any = field(default=None, repr=False)
     problem: str = ""
 
     @property
+    def model_image(self) -> np.ndarray | WindowedImage:
+        """What the model gets."""
+        if self.windowed is not None:
+            return self.windowed
+        return self.image if self.raw is None else self.raw
+
+    @property
     def size(self) -> tuple[int, int]:
         """(H, W) in pixels."""
-        return self.image.shape[0], self.image.shape[1]
+        shape = self.image.shape if self.windowed is None else self.windowed.shape
+        return shape[0], shape[1]
 
 
 @dataclass(frozen=True)

@@ -15,16 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from d2_maskrcnn.data.formats.predictions import uncertainty
+from d2_maskrcnn.data.windowed_images import ImageError
 from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.results import to_records
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.tracking import Tracker
 from d2_maskrcnn.video.frame import Frame, VideoInfo
 from d2_maskrcnn.video.pipeline import Pipeline, Stage
-from d2_maskrcnn.video.sinks.annotated_images import ImageFiles
-from d2_maskrcnn.video.sinks.annotation_files import AnnotationFiles
-from d2_maskrcnn.video.sinks.tables import CocoResults, CsvRows, JsonLines
-from d2_maskrcnn.video.sinks.window import Window
+from d2_maskrcnn.video.sinks.group import Sinks
 from d2_maskrcnn.video.sources.images import ImageSource
 from d2_maskrcnn.video.workers import InProcess, WorkerPool
 from d2_maskrcnn.visualization import Annotator
@@ -65,7 +63,7 @@ class Work:
     """
 
     model: InProcess | WorkerPool
-    resizer: Callable[[np.ndarray], np.ndarray]
+    resizer: Callable[[Any], Any]
     class_names: list[str]
     category_ids: list[int]
     threshold: float = 0.5
@@ -95,7 +93,7 @@ class Work:
 
     def _resize(self, frames: list[Frame]) -> list[Frame]:
         for frame in frames:
-            frame.network_input = self.resizer(frame.image if frame.raw is None else frame.raw)
+            frame.network_input = self.resizer(frame.model_image)
             frame.raw = None
         return frames
 
@@ -119,17 +117,23 @@ class Work:
                 if not _is_out_of_memory(error):
                     raise
                 height, width = frame.size
-                frame.problem = f"{frame.name or f'frame {frame.index}'} ({width}x{height}): out of memory; skipped."
-                logger.error("%s", one_line(frame.problem))
-                self.problems.append(frame.problem)
+                self._skip(frame, f"{frame.name or f'frame {frame.index}'} ({width}x{height}): out of memory; skipped.")
+                detections = Detections.empty(frame.size)
+            except ImageError as error:
+                self._skip(frame, str(error))
                 detections = Detections.empty(frame.size)
             if self.classes is not None:
                 detections = detections[np.isin(detections.classes, self.classes)]
             frame.detections = detections
         return frames
 
+    def _skip(self, frame: Frame, problem: str) -> None:
+        logger.error("%s", one_line(problem))
+        frame.problem = problem
+        self.problems.append(problem)
+
     def _result(self, future: "Future[Any]", number: int, network_input: np.ndarray, frame: Frame) -> Detections:
-        """Return the detections of one frame of a batch; if the batch needs too much memory, retry the frame alone."""
+        """Return the detections of one frame of a batch; if the batch fails for a reason of its own, retry it alone."""
         try:
             return future.result()[number]
         except BrokenExecutor as error:
@@ -137,7 +141,10 @@ class Work:
         except (MemoryError, RuntimeError) as error:
             if self.batch_size == 1 or not _is_out_of_memory(error):
                 raise
-            return self.model.submit([network_input], [frame.size]).result()[0]
+        except ImageError:
+            if self.batch_size == 1:
+                raise
+        return self.model.submit([network_input], [frame.size]).result()[0]
 
     def _finish(self, frames: list[Frame]) -> list[Frame]:
         for frame in frames:
@@ -149,10 +156,24 @@ class Work:
                 frame.detections = frame.detections[frame.detections.scores >= self.threshold]
             self.detections += len(frame.detections)
             if self.draw:
-                self.annotator.draw(frame.image, frame.detections, frame.label_scores)
+                self._draw(frame)
             if self.record:
                 frame.records = to_records(frame.detections, self.class_names, self.category_ids)
         return frames
+
+    def _draw(self, frame: Frame) -> None:
+        assert frame.detections is not None
+        detections = frame.detections
+        if frame.windowed is not None:
+            if frame.problem:
+                return
+            try:
+                frame.image = np.ascontiguousarray(frame.windowed.display()[:, :, ::-1])
+            except ImageError as error:
+                self._skip(frame, str(error))
+                return
+            detections = detections.resized(frame.image.shape[0], frame.image.shape[1])
+        self.annotator.draw(frame.image, detections, frame.label_scores)
 
     def _frames_since(self, frame: Frame) -> float:
         """Return the number of frames since the last processed one by the clock: live sources drop some."""
@@ -162,40 +183,6 @@ class Work:
         return float(np.clip((frame.time - last) * self.rate, 0.1, self.tracker.patience))
 
 
-@dataclass
-class Sinks:
-    """Everything that receives processed frames; created before the work starts, so that bad paths are known early."""
-
-    image_files: ImageFiles | None = None
-    annotations: AnnotationFiles | None = None
-    video: Any = None
-    json: JsonLines | CocoResults | None = None
-    csv: CsvRows | None = None
-    window: Window | None = None
-
-    def write(self, frame: Frame) -> bool:
-        """Pass a frame to all sinks; return False if the user has closed the window."""
-        for sink in (self.image_files, self.annotations, self.video, self.json, self.csv):
-            # A video keeps frames that could not be processed; an image or record of them would be wrong.
-            if sink is not None and (sink is self.video or not frame.problem):
-                sink.write(frame)
-        return self.window is None or self.window.show(frame)
-
-    def close_window(self) -> None:
-        """Close the window, if there is one."""
-        if self.window is not None:
-            self.window.close()
-            self.window = None
-
-    def close(self) -> None:
-        """Complete all files, even if one of them fails."""
-        with ExitStack() as stack:
-            stack.callback(self.close_window)
-            for sink in (self.image_files, self.annotations, self.video, self.json, self.csv):
-                if sink is not None:
-                    stack.callback(sink.close)
-
-
 def run_images(source: ImageSource, work: Work, sinks: Sinks) -> int:
     """Process images.
 
@@ -203,13 +190,15 @@ def run_images(source: ImageSource, work: Work, sinks: Sinks) -> int:
         number of images processed.
 
     Raises:
-        UserError: some could not be processed (the others are done), or a sink failed.
+        UserError: some could not be processed or drawn (all other results are written), or a sink failed.
         KeyboardInterrupt: the user stopped the run.
     """
     done = _run(source, work, sinks, total=len(source), unit="image", live=False)
     problems = [*source.broken, *work.problems]
     if problems:
         raise UserError(f"{len(problems)} of {len(source)} images could not be processed, the first: {problems[0]}")
+    if sinks.image_files is not None and (problems := sinks.image_files.problems):
+        raise UserError(f"{len(problems)} of {len(source)} drawn images could not be written, the first: {problems[0]}")
     return done
 
 

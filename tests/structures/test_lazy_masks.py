@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 
-from d2_maskrcnn.structures.lazy_masks import BoxMasks, CropMasks
+from d2_maskrcnn.structures import lazy_masks
+from d2_maskrcnn.structures.lazy_masks import BoxMasks, CropMasks, MaskSequence
+from d2_maskrcnn.structures.masks import rle_area
 
 SIZE = (70, 90)
 
@@ -28,6 +30,16 @@ def test_rles_are_those_of_the_images(random_masks):
         assert random_masks.rle(index) == {"size": list(SIZE), "counts": expected["counts"].decode()}
 
 
+def test_masks_in_parts(random_masks, monkeypatch):
+    whole = random_masks.rles()
+    sequence = MaskSequence([random_masks, CropMasks.from_images(np.stack(list(random_masks)), SIZE)])
+    monkeypatch.setattr(lazy_masks, "PART_PIXELS", 200)
+    assert max(len(list(random_masks.parts(index))) for index in range(len(random_masks))) > 3
+    assert random_masks.rles() == whole
+    assert sequence.rles() == whole + whole
+    assert [rle_area(rle) for rle in whole] == random_masks.areas().tolist()
+
+
 def test_polygons_are_inside_the_mask(random_masks):
     large = np.flatnonzero(random_masks.areas() > 30)
     for index in large:
@@ -43,6 +55,21 @@ def test_selecting_and_resizing(random_masks):
     larger = random_masks.resized(140, 180)
     ratio = larger.areas().sum() / random_masks.areas().sum()
     assert ratio == pytest.approx(4, rel=0.05)
+
+
+def test_crops_resized_to_another_size_are_sampled_at_pixel_centers():
+    images = np.random.default_rng(0).random((6, *SIZE)) > 0.4
+    images[0], images[1, :, 5:] = False, False
+    crops = CropMasks.from_images(images, SIZE)
+    for height, width in ((35, 45), (33, 91), (7, 4), (140, 180)):
+        rows = ((np.arange(height) + 0.5) * SIZE[0] / height).astype(int)
+        columns = ((np.arange(width) + 0.5) * SIZE[1] / width).astype(int)
+        resized = crops.resized(height, width)
+        assert resized.image_size == (height, width)
+        np.testing.assert_array_equal(np.stack(list(resized)), images[:, rows][:, :, columns])
+        sequence = MaskSequence([crops, crops])[np.array([2, 9])].resized(height, width)
+        np.testing.assert_array_equal(np.stack(list(sequence)), images[[2, 3]][:, rows][:, :, columns])
+    assert len(MaskSequence([crops])[:0].resized(5, 5)) == 0
 
 
 def test_non_finite_boxes_have_no_pixels():

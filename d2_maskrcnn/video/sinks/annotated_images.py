@@ -1,20 +1,21 @@
 """Write images to files."""
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import cv2
-
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.video.frame import Frame
 from d2_maskrcnn.video.sinks.output_paths import check_target, identify
 from d2_maskrcnn.video.sources.images import has_media_suffix
+from d2_maskrcnn.visualization.encoding import encode_image
 from d2_maskrcnn.weights.atomic import atomic_write_bytes
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-JPEG_QUALITY = 95
 
 
 class ImageFiles:
@@ -27,6 +28,9 @@ class ImageFiles:
         label: what the user calls ``output``, for messages.
         inputs: more files that are never replaced, such as the weights.
 
+    Attributes:
+        problems: the messages about images that are too large for the format of their file.
+
     Raises:
         UserError: a file exists, isn't writable, or would replace an input.
     """
@@ -35,25 +39,25 @@ class ImageFiles:
         self, names: Sequence[str], output: Path, overwrite: bool, label: str = "Output", inputs: Sequence[str] = ()
     ) -> None:
         self._targets = _targets(names, output, label)
+        self.problems: list[str] = []
         kept = identify([*names, *inputs])
         for target in self._targets.values():
             check_target(target, overwrite, label, kept)
 
     def write(self, frame: Frame) -> None:
-        """Write one image.
+        """Write one image; one that is too large for its format is reported and left out.
 
         Raises:
-            UserError: it cannot be encoded or written.
+            UserError: it cannot be written.
         """
         target = self._targets[frame.name]
-        options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if target.suffix.lower() in (".jpg", ".jpeg") else []
         try:
-            ok, data = cv2.imencode(target.suffix, frame.image, options)
-        except cv2.error:  # JPEG and WebP limit the side of an image
-            ok = False
-        if not ok:
-            raise UserError(f"{target}: {frame.size[1]}x{frame.size[0]} pixels are too many for this format; use .png.")
-        atomic_write_bytes(target, data.tobytes(), sync=False)
+            data = encode_image(frame.image, target)
+        except UserError as error:
+            logger.error("%s", one_line(error))
+            self.problems.append(str(error))
+            return
+        atomic_write_bytes(target, data, sync=False)
 
     def close(self) -> None:
         """Do nothing: no file stays open."""

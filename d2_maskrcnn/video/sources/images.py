@@ -12,6 +12,7 @@ from PIL import Image
 from d2_maskrcnn.data.image_reading import is_image_name
 from d2_maskrcnn.data.image_sources import load_file
 from d2_maskrcnn.data.raw_images import to_rgb
+from d2_maskrcnn.data.windowed_images import WindowedImage
 from d2_maskrcnn.errors import UserError, one_line
 from d2_maskrcnn.image_files import FORMAT_NAMES
 from d2_maskrcnn.video.frame import Frame
@@ -89,7 +90,8 @@ class ImageSource:
 
     Args:
         paths: the files and addresses.
-        max_pixels: limit of an image's size; see :func:`~d2_maskrcnn.data.image_reading.read_image`.
+        for_tiles: whether the images are predicted by tiles; see
+            :func:`~d2_maskrcnn.data.large_images.read_for_tiles`.
         raw_channels: if not 0, the frames have the images' channels in ``raw``; see
             :func:`~d2_maskrcnn.data.raw_images.read_raw`.
 
@@ -97,9 +99,9 @@ class ImageSource:
         broken: the messages about unreadable files, after the iteration.
     """
 
-    def __init__(self, paths: Sequence[Path | str], max_pixels: int | None = None, raw_channels: int = 0) -> None:
+    def __init__(self, paths: Sequence[Path | str], for_tiles: bool = False, raw_channels: int = 0) -> None:
         self.paths = list(paths)
-        self.max_pixels, self.raw_channels = max_pixels, raw_channels
+        self.for_tiles, self.raw_channels = for_tiles, raw_channels
         self.broken: list[str] = []
 
     def __len__(self) -> int:
@@ -108,13 +110,17 @@ class ImageSource:
     def __iter__(self) -> Iterator[Frame]:
         for path, image_id in zip(self.paths, image_ids([str(path) for path in self.paths]), strict=True):
             try:
-                pixels = load_file(path, "BGR", self.max_pixels, self.raw_channels)
+                image = load_file(path, "BGR", self.for_tiles, self.raw_channels)
             except UserError as error:
                 logger.error("%s", one_line(error))
                 self.broken.append(str(error))
                 continue
-            raw, image = (pixels, to_rgb(pixels)[:, :, ::-1]) if self.raw_channels else (None, pixels)
-            yield Frame(np.ascontiguousarray(image), image_id, name=str(path), raw=raw)
+            if isinstance(image, WindowedImage):
+                yield Frame(np.zeros((0, 0, 3), np.uint8), image_id, name=str(path), windowed=image)
+            elif self.raw_channels:
+                yield Frame(np.ascontiguousarray(to_rgb(image)[:, :, ::-1]), image_id, name=str(path), raw=image)
+            else:
+                yield Frame(image, image_id, name=str(path))
 
 
 def _expand(pattern: str) -> list[Path]:
