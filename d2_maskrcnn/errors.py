@@ -212,6 +212,9 @@ def run_main(main: Callable[[], object]) -> int:
         if isinstance(error, OSError) and error.errno in _BAD_PATHS and isinstance(error.filename, str | bytes):
             _print(f"error: {one_line(os.fsdecode(error.filename))}: {error.strerror}; {_remedy(error)}")
             return EXIT_BAD_INPUT
+        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of pathlib before Python 3.13
+            _print(f"error: {one_line(error)}; {_REMEDIES[errno.ELOOP]}")
+            return EXIT_BAD_INPUT
         _print(f"error: {_describe_fault(error)}")
         return EXIT_FAULT
     finally:

@@ -84,6 +84,8 @@ def test_a_path_that_cannot_be_used_is_bad_input(number, remedy, capsys, tmp_pat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert run_main(lambda: _raise(OSError(number, os.strerror(number), "a\nb"))) == 2
     assert capsys.readouterr().err == f"error: a b: {os.strerror(number)}; {remedy}\n"
+    assert run_main(lambda: _raise(RuntimeError("Symlink loop from 'a'"))) == 2
+    assert "Symlink loop from 'a'; name the file itself" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     assert run_main(lambda: os.stat("a" * 300)) == 2
 

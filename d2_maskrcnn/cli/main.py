@@ -8,6 +8,7 @@ refuses what can be refused without them.
 """
 
 import argparse
+import difflib
 import importlib
 import inspect
 import os
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from d2_maskrcnn._version import __version__
 from d2_maskrcnn.cli.interrupts import end_on_interrupt, interrupt_ends_program, is_spawned_worker
@@ -98,7 +99,7 @@ def _main_parser() -> argparse.ArgumentParser:
 def _run_module(name: str, words: list[str], program: str) -> None:
     with interrupt_ends_program():
         module = importlib.import_module(name)
-        args = build_parser(module, program).parse_args(words)
+        args = _parse(build_parser(module, program), words)
         _expand_paths(args)
         getattr(module, "check_arguments", bool)(args)
         for each in getattr(module, "IMPORTS", ()):
@@ -111,6 +112,28 @@ def _run_module(name: str, words: list[str], program: str) -> None:
         raise UserError(str(error).replace("set overwrite", "add --overwrite")) from error
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that suggests the option that was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        word = next((word for word in unknown if word.startswith("--") and word != "--"), "")
+        options = [option for action in self._actions for option in action.option_strings]
+        names = {part: option for option in options for part in option.strip("-").split("-")}
+        names |= {option.strip("-"): option for option in options}
+        for nearest in difflib.get_close_matches(word.partition("=")[0].strip("-"), names, n=1) if word else ():
+            message += f"; did you mean {names[nearest]}?"
+        super().error(message)
+
+
+def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse words of which options may stand between the others, as in ``predict model.pth --output out a.jpg``."""
+    try:
+        return parser.parse_intermixed_args(words)
+    except TypeError:  # the last argument takes all words that follow, such as KEY VALUE pairs
+        return parser.parse_args(words)
+
+
 def _expand_paths(args: argparse.Namespace) -> None:
     """Replace ``~`` in all arguments that are paths, in place."""
     for name, value in vars(args).items():
@@ -121,7 +144,7 @@ def _expand_paths(args: argparse.Namespace) -> None:
 def build_parser(module: ModuleType, program: str) -> argparse.ArgumentParser:
     """Build the parser of a command; its docstring is the help, with ``{program}`` for the program's name."""
     description, _, examples = inspect.cleandoc(module.__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=program,
         description=description,
         epilog=examples.replace("{program}", program),

@@ -5,6 +5,8 @@ It is apart from :mod:`d2_maskrcnn.cli.predict`, so that ``--help`` does not imp
 
 import argparse
 import logging
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ def _process_images(args: argparse.Namespace, cfg: CfgNode, content: Content) ->
     draw_files = args.output and not annotate
     inputs = [*names, *_model_files(cfg, args)]
     files = ImageFiles(names, args.output, args.overwrite, "--output", inputs) if draw_files else None
-    _check_tables(args, identify(inputs))
+    _check_tables(args, identify(inputs), files.paths if files else ())
     if args.save_json:
         check_target(images_file(args.save_json), args.overwrite, "--save-json", identify(inputs))
     work = _work(args, cfg, content)
@@ -107,7 +109,7 @@ def _process_video(args: argparse.Namespace, cfg: CfgNode, content: Content) -> 
     source = _open_source(args)
     inputs = identify([*_model_files(cfg, args), args.video_input or ""])
     target = _video_target(args, inputs) if args.output else None
-    _check_tables(args, inputs)
+    _check_tables(args, inputs, [target] if target else ())
     work = _work(args, cfg, content)
     work.tracking = not args.no_tracking
     sinks = Sinks(
@@ -207,16 +209,18 @@ def _model_files(cfg: CfgNode, args: argparse.Namespace) -> list[str]:
     return [str(name) for name in (cfg.MODEL.WEIGHTS, args.config_file) if name]
 
 
-def _check_tables(args: argparse.Namespace, inputs: Inputs) -> None:
+def _check_tables(args: argparse.Namespace, inputs: Inputs, images: Iterable[Path]) -> None:
+    """Check the files of the tables; ``images`` are those that annotated images or videos are written to."""
     for path, option in ((args.save_json, "--save-json"), (args.save_csv, "--save-csv")):
         if path is not None:
             check_target(path, args.overwrite, option, inputs)
-    outputs = [("--output", args.output), ("--save-json", args.save_json), ("--save-csv", args.save_csv)]
+    outputs = [("--output", path) for path in (args.output, *images)]
+    outputs += [("--save-json", args.save_json), ("--save-csv", args.save_csv)]
     if args.save_json and args.input is not None:
         outputs.append(("the list of images of --save-json", images_file(args.save_json)))
-    names: dict[Path, str] = {}
+    names: dict[str, str] = {}
     for option, path in outputs:
-        if path is not None and (other := names.setdefault(path.resolve(), option)) != option:
+        if path is not None and (other := names.setdefault(os.path.realpath(path), option)) != option:
             raise UserError(f"{other} and {option} are the same file {path}: expected two files.")
 
 

@@ -13,6 +13,9 @@ override the config and the plan. On a machine without a GPU, --num-gpus N start
 """
 
 import argparse
+import os
+
+from d2_maskrcnn.errors import UserError
 
 IMPORTS = ("d2_maskrcnn.cli.train_job",)
 
@@ -55,6 +58,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         UserError: bad input.
     """
+    if not (args.data or args.config_file) and args.opts and os.path.exists(args.opts[0]):
+        option = "--config-file" if args.opts[0].endswith((".yaml", ".yml")) else "--data"
+        raise UserError(f"{args.opts[0]}: name it with {option} {args.opts[0]}, before KEY VALUE pairs.")
     from d2_maskrcnn.cli import train_job
 
     train_job.run(args)

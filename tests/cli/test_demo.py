@@ -141,6 +141,11 @@ def test_model_processes_give_the_same_detections(run_demo, make_video, tmp_path
         ),
         (["--input", "{images}", "--output", "{images}"], "would replace the input"),
         (["--input", "{images}", "--output", "{images}/a.jpg"], "need a folder"),
+        (["--input", "{images}", "--output", "{images}/new.jpg"], "need a folder"),
+        (
+            ["--input", "{images}/a.jpg", "--output", "{folder}/o", "--save-json", "{folder}/o/a.jpg"],
+            "are the same file",
+        ),
         (
             ["--input", "{images}", "--save-json", "{folder}/old"],
             "already exists: choose another name",
@@ -148,7 +153,7 @@ def test_model_processes_give_the_same_detections(run_demo, make_video, tmp_path
         (["--input", "{images}", "--save-json", "{folder}/new.json"], "new.images.json already exists"),
         (["--input", "{images}", "--save-json", "{images}/a.jpg", "--overwrite"], "would replace the input"),
         (["--input", "{images}", "--save-csv", "{weights}", "--overwrite"], "would replace the input"),
-        (["--input", "{images}", "--save-csv", "{folder}/n", "--save-json", "{folder}/n"], "are the same file"),
+        (["--input", "{images}", "--save-csv", "{folder}/n", "--save-json", "{folder}/n"], "the same file"),
         (["--video-input", "{video}", "--save-json", "{video}", "--overwrite"], "would replace the input"),
         (["--input", "{images}", "--classes", "circl"], "Did you mean circle?"),
         (["--input", "{images}", "--device", "gpu"], "MODEL.DEVICE is 'gpu'"),

@@ -50,6 +50,29 @@ def test_unknown_command(capsys, word, expected):
     assert error.count("\n") == 1 and word in error and expected in error
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["predict", "a.pth", "a.jpg", "--treshold=0.5"], "--confidence-threshold"),
+        (["predict", "a.pth", "a.jpg", "--jason", "a"], "--save-json"),
+        (["train", "--dta", "a"], "--data"),
+    ],
+)
+def test_unknown_options_suggest_the_nearest(capsys, words, option):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    assert f"; did you mean {option}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["data", "a.yaml"])
+def test_a_training_of_a_path_without_its_option(capsys, tmp_path, name):
+    path = tmp_path / name
+    path.touch()
+    assert cli.main(["train", str(path)]) == 2
+    option = "--config-file" if path.suffix else "--data"
+    assert f"{path}: name it with {option} {path}" in capsys.readouterr().err
+
+
 def test_overwriting_is_named_by_its_flag(capsys, tmp_path):
     (tmp_path / "a.onnx").write_text("mine")
     weights = str(example.WEIGHTS)

@@ -113,6 +113,12 @@ def test_weights_as_the_first_input_and_an_image_url(tmp_path):
     assert (tmp_path / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
 
 
+def test_options_between_the_inputs(tmp_path):
+    words = [str(example.WEIGHTS), "--output", str(tmp_path / "out"), str(example.IMAGES[0]), "--batch-size", "1"]
+    assert main(["predict", *words, "--", str(example.IMAGES[1])]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [path.name for path in example.IMAGES]
+
+
 def test_a_failed_download_does_not_stop_the_others(tmp_path, capfd):
     words = ["http://127.0.0.1:9/a.jpg", str(example.IMAGES[0]), "--output", str(tmp_path)]
     assert main(["predict", "--example", *words]) == 2

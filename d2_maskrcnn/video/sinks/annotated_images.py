@@ -44,6 +44,11 @@ class ImageFiles:
         for target in self._targets.values():
             check_target(target, overwrite, label, kept)
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files that are written."""
+        return list(self._targets.values())
+
     def write(self, frame: Frame) -> None:
         """Write one image; one that is too large for its format is reported and left out.
 
@@ -69,7 +74,7 @@ def _targets(names: Sequence[str], output: Path, label: str) -> dict[str, Path]:
     looks_like_file = has_media_suffix(output) or re.fullmatch(r"\.[A-Za-z]\w{1,4}", output.suffix)
     if not output.exists() and looks_like_file and len(names) == 1:
         raise UserError(f"{label} {output}: expected a folder, or a file that ends in {', '.join(SUFFIXES)}.")
-    if output.exists() and not output.is_dir():
+    if (output.exists() or output.suffix.lower() in SUFFIXES) and not output.is_dir():
         raise UserError(f"{label} {output} is a file, but {len(names)} images need a folder.")
     targets: dict[str, Path] = {}
     taken: set[Path] = set()
