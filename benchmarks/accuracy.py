@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import REPO
+from models import REPO, print_report
 from PIL import Image
 from pycocotools import mask as mask_api
 from pycocotools.coco import COCO
@@ -160,10 +160,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=100, help="number of photographs (default: 100)")
     parser.add_argument("--output", type=Path, help="also write the report to this file")
     args = parser.parse_args()
-    text = report(args)
-    print(text)
-    if args.output:
-        args.output.write_text(text)
+    print_report(report(args), args.output)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import HEIGHT, WIDTH, build_detectron2, build_torchvision, calibrate, make_image, make_run
+from models import HEIGHT, WIDTH, build_detectron2, build_torchvision, calibrate, make_image, make_run, print_report
 from torch import nn
 
 from d2_maskrcnn.exporters.onnx_format import write_onnx
@@ -114,10 +114,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(HEIGHT, WIDTH), metavar=("H", "W"), help="of the image")
     parser.add_argument("--output", type=Path, help="also write the table to this file")
     args = parser.parse_args()
-    text = report(args.rounds, tuple(args.size))
-    print(text)
-    if args.output:
-        args.output.write_text(text)
+    print_report(report(args.rounds, tuple(args.size)), args.output)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,21 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from models import build_detectron2, build_torchvision, calibrate, disable_residuals, make_image, make_run
+from models import (
+    build_detectron2,
+    build_torchvision,
+    calibrate,
+    disable_residuals,
+    make_image,
+    make_run,
+    torchvision_batch,
+)
 from torch import nn
 
 from d2_maskrcnn.engine.train_step import TrainStep
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
+from tools.fuzz.tiny import NARROW_MODEL
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CLASSES, OBJECTS = 80, 12
@@ -23,17 +32,11 @@ TINY_TORCHVISION = {"rpn_post_nms_top_n_test": 50, "box_detections_per_img": 10,
 TINY_TORCHVISION |= {"box_batch_size_per_image": 32}
 # A narrow model in which every anchor and proposal is sampled, so that no device's random numbers matter.
 NARROW = {
-    "MODEL.RESNETS.DEPTH": 50,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
-    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
-    "MODEL.FPN.OUT_CHANNELS": 16,
+    **NARROW_MODEL,
     "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 100000,
     "MODEL.RPN.POSITIVE_FRACTION": 1.0,
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 100000,
     "MODEL.ROI_HEADS.POSITIVE_FRACTION": 1.0,
-    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
-    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
 }
 
 
@@ -171,15 +174,7 @@ def torchvision_step(
     model.train()
 
     def run() -> None:
-        images = [item["image"].to(device) / 255 for item in batch]
-        targets = [
-            {
-                "boxes": item["instances"].gt_boxes.tensor.to(device),
-                "labels": item["instances"].gt_classes.to(device) + 1,
-                "masks": item["instances"].gt_masks.tensor.to(device, torch.uint8),
-            }
-            for item in batch
-        ]
+        images, targets = torchvision_batch(batch, device)
         optimizer.zero_grad()
         with autocast(device, dtype):
             loss = sum(model(images, targets).values())

@@ -38,6 +38,7 @@ from models import (
     calibrate,
     make_image,
     make_run,
+    print_report,
 )
 from stages import stage_table
 from torch import nn
@@ -204,10 +205,7 @@ def main() -> None:
     if args.worker:
         work(args.worker)
         return
-    text = report(args.rounds)
-    print(text)
-    if args.output:
-        args.output.write_text(text)
+    print_report(report(args.rounds), args.output)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,29 @@ def calibrate(model: nn.Module, run: Run) -> None:
         predictor.cls_score.weight.mul_(2.0 / outputs[0].std())
 
 
+def torchvision_batch(
+    batch: list[dict[str, Any]], device: str = "cpu"
+) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """Convert a training batch of this project to torchvision's images and targets."""
+    images = [item["image"].to(device).float() / 255 for item in batch]
+    targets = [
+        {
+            "boxes": item["instances"].gt_boxes.tensor.to(device),
+            "labels": item["instances"].gt_classes.to(device) + 1,
+            "masks": item["instances"].gt_masks.tensor.to(device, torch.uint8),
+        }
+        for item in batch
+    ]
+    return images, targets
+
+
+def print_report(text: str, output: Path | None) -> None:
+    """Print a report, and write it to a file if one is named."""
+    print(text)
+    if output:
+        output.write_text(text)
+
+
 def disable_residuals(model: nn.Module) -> None:
     """Make residual blocks identities: random weights under frozen norms would let training diverge."""
     for module in model.modules():

@@ -35,7 +35,7 @@ from typing import Any
 
 import torch
 import torchvision
-from models import REPO, build_torchvision, disable_residuals
+from models import REPO, build_torchvision, disable_residuals, torchvision_batch
 
 import d2_maskrcnn
 from d2_maskrcnn.config.loading import load_config
@@ -198,17 +198,7 @@ def torchvision_step(trainer: Trainer) -> Step:
     batches = iter(trainer.train_loader)
 
     def step(_iteration: int) -> None:
-        batch = next(batches)
-        images = [item["image"].float() / 255 for item in batch]
-        targets = [
-            {
-                "boxes": item["instances"].gt_boxes.tensor,
-                "labels": item["instances"].gt_classes + 1,
-                "masks": item["instances"].gt_masks.tensor.to(torch.uint8),
-            }
-            for item in batch
-        ]
-        loss = sum(model(images, targets).values())
+        loss = sum(model(*torchvision_batch(next(batches))).values())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

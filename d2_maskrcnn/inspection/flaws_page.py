@@ -88,30 +88,20 @@ def _show(part: CheckedPart, flaw: Flaw) -> ShownFlaw:
 
 def _example(part: CheckedPart, entries: str, entry: Entry) -> list[tuple[np.ndarray, str]]:
     """Draw an image or annotation with its caption; nothing if the image cannot be read."""
-    image = entry if entries == "images" else _image_of(part, entry)
-    root, name = part.content.image_root, image.get("file_name")
+    content = part.content
+    images = [entry] if entries == "images" else content.entries_with("images", "id", entry.get("image_id"))
+    root, name = content.image_root, images[0].get("file_name") if images else None
     if root is None or not isinstance(name, str):
         return []
     try:
         pixels = read_display(root / name)
     except UserError:
         return []
-    annotations = [entry] if entries == "annotations" else _annotations_of(part, entry)
+    is_annotation = entries == "annotations"
+    annotations = [entry] if is_annotation else content.entries_with("annotations", "image_id", entry.get("id"))
     scene = _scene(pixels, annotations)
-    if entries == "annotations":
-        scene = _zoom(scene)
-    caption = f"id {entry.get('id')}" + (f" in {name}" if entries == "annotations" else f": {name}")
-    return [(raster(scene, THUMBNAIL), caption)]
-
-
-def _image_of(part: CheckedPart, annotation: Entry) -> Entry:
-    images = (each for each in part.content.data["images"] if isinstance(each, dict))
-    return next((each for each in images if each.get("id") == annotation.get("image_id")), {})
-
-
-def _annotations_of(part: CheckedPart, image: Entry) -> list[Entry]:
-    annotations = (each for each in part.content.data["annotations"] if isinstance(each, dict))
-    return [each for each in annotations if each.get("image_id") == image.get("id")]
+    caption = f"id {entry.get('id')}{' in ' if is_annotation else ': '}{name}"
+    return [(raster(_zoom(scene) if is_annotation else scene, THUMBNAIL), caption)]
 
 
 def _scene(pixels: np.ndarray, annotations: list[Entry]) -> Scene:

@@ -67,7 +67,8 @@ class OpenVinoSession(Session):
     def __init__(self, path: Path, device: torch.device) -> None:
         self._openvino = import_extra("openvino", "openvino")
         self._model = self._openvino.Core().read_model(str(path))
-        self.metadata = _rt_info(self._model)
+        has_metadata = self._model.has_rt_info(METADATA_KEY)
+        self.metadata = str(self._model.get_rt_info(METADATA_KEY).value) if has_metadata else ""
         self._compiled: Any = None
         self._precision = "float32"
 
@@ -87,10 +88,6 @@ class OpenVinoSession(Session):
         """See :meth:`Session.set_precision`."""
         if name != self._precision:
             self._precision, self._compiled = name, None
-
-
-def _rt_info(model: Any) -> str:
-    return str(model.get_rt_info(METADATA_KEY).value) if model.has_rt_info(METADATA_KEY) else ""
 
 
 class TorchSession(Session):

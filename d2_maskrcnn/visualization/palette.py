@@ -101,12 +101,9 @@ class ColorAssigner:
         colors = choose_colors(boxes, [self._color.get(track) for track in ids])
         self._color.update(zip(ids, colors, strict=True))
         self._last_frame.update(dict.fromkeys(ids, self._frame))
-        self._forget()
-        return colors
-
-    def _forget(self) -> None:
         for track in [t for t, frame in self._last_frame.items() if self._frame - frame > self.memory]:
             del self._last_frame[track], self._color[track]
+        return colors
 
 
 def choose_colors(boxes: np.ndarray, colors: Sequence[int | None]) -> list[int]:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -163,12 +164,9 @@ def _bad_optimizer(name: str, state: Any) -> Iterator[str]:
                 yield f"its {name} has {key} {value!r:.60}, expected a number from 0"
         if not moments and (group.get("momentum") or "betas" in group):
             yield f"its {name} has no state, although it has momentum: the file was cut or written by another program"
-    if not all(_is_finite(value) for moment in moments.values() for value in _values(moment)):
+    states = [moment.values() if isinstance(moment, Mapping) else [moment] for moment in moments.values()]
+    if not all(map(_is_finite, chain.from_iterable(states))):
         yield f"its {name} contains numbers that are not finite"
-
-
-def _values(moment: Any) -> list[Any]:
-    return list(moment.values()) if isinstance(moment, Mapping) else [moment]
 
 
 def _is_finite(value: Any) -> bool:

@@ -84,8 +84,7 @@ def test_the_full_size_model_has_the_names_of_the_zoo(tmp_path, repo_dir, shared
     assert_filled(model, shapes)
 
 
-@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
-@pytest.mark.parametrize("depth", [50, 101, 152])
+@pytest.mark.parametrize(("depth", "norm"), [(50, "BN"), (101, "FrozenBN"), (152, "BN")])
 def test_an_msra_file_fills_the_resnet(config, msra_file, msra_blobs, depth, norm):
     model = build_model(config(depth, norm))
     checkpointer = MaskRCNNCheckpointer(model)
@@ -101,8 +100,7 @@ def test_an_msra_file_fills_the_resnet(config, msra_file, msra_blobs, depth, nor
         assert (value == float(name.endswith("running_var"))).all()
 
 
-@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
-@pytest.mark.parametrize("depth", [50, 101, 152])
+@pytest.mark.parametrize(("depth", "norm"), [(50, "BN"), (101, "FrozenBN"), (152, "BN")])
 def test_a_torchvision_file_fills_the_resnet(tmp_path, config, torchvision_state, depth, norm, caplog):
     theirs = {
         name: torch.rand_like(value) if value.is_floating_point() else value

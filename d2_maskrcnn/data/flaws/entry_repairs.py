@@ -86,7 +86,7 @@ def _merge(name: str, reference: str) -> Repair:
 
     def repair(work: "Work", entries: str, position: int) -> str:
         entry, first = _with_first(work, entries, position, name)
-        for annotation in work.annotations_with(reference, entry["id"]):
+        for annotation in work.content.entries_with("annotations", reference, entry["id"]):
             annotation[reference] = first["id"]
         return _drop("{} of the same name merged")(work, entries, position)
 
@@ -96,8 +96,7 @@ def _merge(name: str, reference: str) -> Repair:
 def _with_first(work: "Work", entries: str, position: int, key: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return an entry, and the first entry with the same value of ``key``."""
     entry = work.entry(entries, position)
-    listed = (each for each in work.content.data[entries] if type(each) is dict)
-    return entry, next(each for each in listed if each.get(key) == entry[key])
+    return entry, work.content.entries_with(entries, key, entry[key])[0]
 
 
 def _read_size(work: "Work", entries: str, position: int) -> str:
@@ -118,7 +117,7 @@ def _correct_size(work: "Work", entries: str, position: int) -> str:
     image, size = work.entry(entries, position), work.actual_size(position)
     if size is None:
         return ""
-    for each in work.annotations_with("image_id", image["id"]):
+    for each in work.content.entries_with("annotations", "image_id", image["id"]):
         box: Any = each.get("bbox")
         if isinstance(each.get("segmentation"), dict) or not is_box(box):
             return ""

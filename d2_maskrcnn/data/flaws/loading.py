@@ -39,6 +39,10 @@ class Content:
     files: list[Path] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
 
+    def entries_with(self, entries: str, key: str, value: Any) -> list[dict[str, Any]]:
+        """Return the objects of a list, such as ``annotations``, with this value of ``key``."""
+        return [each for each in self.data[entries] if type(each) is dict and each.get(key) == value]
+
 
 def load_contents(source: str | Path | Dataset, image_root: Path | None = None) -> list[Content]:
     """Load the parts of a dataset without checking their values.

@@ -83,10 +83,6 @@ class Work:
         entry: dict[str, Any] = self.content.data[entries][position]
         return entry
 
-    def annotations_with(self, key: str, value: int) -> list[dict[str, Any]]:
-        """Return the annotations with this value of ``key``."""
-        return [each for each in self.content.data["annotations"] if type(each) is dict and each.get(key) == value]
-
     def size_of(self, annotation: dict[str, Any]) -> tuple[int, int] | None:
         """Return (width, height) of an annotation's image, or None if it is not known."""
         number = annotation.get("image_id", 0)

@@ -43,10 +43,6 @@ def is_area(value: Any) -> bool:
     return is_number(value) and 0 <= value < math.inf
 
 
-def _is_flag(value: Any) -> bool:
-    return value in (0, 1)
-
-
 IMAGE_RULES: tuple[Rule, ...] = (
     ("id", is_id, "an integer"),
     ("file_name", _is_text, "the path of the image in the image folder"),
@@ -62,7 +58,7 @@ REFERENCE_RULES: tuple[Rule, ...] = (
 ANNOTATION_RULES: tuple[Rule, ...] = (*REFERENCE_RULES, ("bbox", is_box, "[x, y, width, height] in pixels"))
 EVALUATION_RULES: tuple[Rule, ...] = (
     ("area", is_area, "the area of the object in square pixels, finite and not negative (COCO's metrics need it)"),
-    ("iscrowd", _is_flag, "0, or 1 for a crowd (COCO's metrics need it)"),
+    ("iscrowd", lambda value: value in (0, 1), "0, or 1 for a crowd (COCO's metrics need it)"),
 )
 OPTIONAL_RULES: tuple[Rule, ...] = (
     *EVALUATION_RULES,

@@ -97,12 +97,9 @@ class DetectionCheckpointer(Checkpointer):
                 self.model.state_dict(), state, c2_conversion=foreign or checkpoint.get("__author__") == "Caffe2"
             )
         incompatible = super()._load_model(checkpoint)
-        missing = [name for name in incompatible.missing_keys if not self._is_constant(name)]
+        missing = [n for n in incompatible.missing_keys if n not in _CONSTANT_BUFFERS and _CELL_ANCHORS not in n]
         unexpected = [name for name in incompatible.unexpected_keys if _CELL_ANCHORS not in name]
         return incompatible._replace(missing_keys=missing, unexpected_keys=unexpected)
-
-    def _is_constant(self, name: str) -> bool:
-        return name in _CONSTANT_BUFFERS or _CELL_ANCHORS in name
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``save_dir/name.pth`` completely or not at all, and its name to ``save_dir/last_checkpoint``.

@@ -87,8 +87,10 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     if comm.is_main_process():
         logger.info("Running with full config:\n%s", cfg.dump())
         if folder:
-            _save_config(cfg, os.path.join(folder, "config.yaml"))
-            logger.info("Full config saved to %s", os.path.join(folder, "config.yaml"))
+            path = os.path.join(folder, "config.yaml")
+            with PathManager.open(path, "w") as file:
+                file.write(cfg.dump())
+            logger.info("Full config saved to %s", path)
 
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not getattr(args, "eval_only", False):
@@ -96,11 +98,6 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.FLOAT32_PRECISION:
         _set_float32_precision(cfg.FLOAT32_PRECISION)
-
-
-def _save_config(cfg: CfgNode, path: str) -> None:
-    with PathManager.open(path, "w") as file:
-        file.write(cfg.dump())
 
 
 def _set_float32_precision(precision: str) -> None:
