@@ -11,6 +11,8 @@ import yaml
 
 from d2_maskrcnn import engine_info
 from d2_maskrcnn.cli.main import COMMANDS, build_parser
+from d2_maskrcnn.config.keys import get_value
+from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.config.named import named_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,6 +50,27 @@ def test_commands_have_valid_options_and_configs(page):
 def test_the_readme_has_commands_of_each_kind():
     modules = {module.rpartition(".")[2] for module, _ in commands(ROOT / "README.md")}
     assert modules >= {"predict", "train", "eval", "inspect", "convert", "check"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_in_python_examples_exist(page):
+    for block in blocks(page, "python"):
+        tree = ast.parse(block)
+        imports = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names: dict[str, object] = {}
+        exec("\n".join(imports), names)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in names:
+                assert hasattr(names[node.value.id], node.attr), ast.unparse(node)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_config_keys_exist(page):
+    cfg = load_config("base")
+    for key in re.findall(
+        r"\b(?:MODEL|INPUT|SOLVER|TEST|DATASETS|DATALOADER|D2_MASKRCNN)(?:\.[A-Z0-9_]+)+", page.read_text()
+    ):
+        get_value(cfg, key)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -20,5 +20,5 @@ def _with_breaks(word: re.Match[str]) -> str:
     text = word[0]
     if len(text) <= 30 and "-" in text:
         return f'<span class="word">{text}</span>'
-    marks = "./" if re.search(r"\w[./]\w", text) else "_"
+    marks = "_" if not re.search(r"\w[./]\w", text) else "./" if len(text) < 40 else "./_"
     return re.sub(rf"(?<=\w)([{marks}])(?=\w)", r"\1<wbr>", text) if len(text) > 18 else text
