@@ -134,24 +134,28 @@ def palette_of(source: Source) -> list[tuple[int, int, int]]:
         return [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
 
 
-def image_size(source: Source) -> tuple[int, int]:
+def image_size(source: Source, max_pixels: int | None = None) -> tuple[int, int]:
     """Return (width, height) in pixels of the upright image, from the file's header.
 
     A PNG with its orientation behind the pixels is reported as stored: finding that would need decoding it.
+
+    Args:
+        source: path of a file, or the content of one.
+        max_pixels: see :func:`read_image`.
 
     Raises:
         UserError: as in :func:`read_image`, as far as the header shows it.
     """
     try:
-        return _size_in_header(source)
+        return _size_in_header(source, max_pixels)
     except UserError as error:
         if not is_unknown_tiff(source, error):
             raise
         return tiff_size(source)
 
 
-def _size_in_header(source: Source) -> tuple[int, int]:
-    with open_image(source) as image:
+def _size_in_header(source: Source, max_pixels: int | None) -> tuple[int, int]:
+    with open_image(source, max_pixels) as image:
         if isinstance(image, TiffImageFile):  # whose ``size`` is upright or not depending on Pillow's version
             width, height = image.tag_v2[ExifTags.Base.ImageWidth], image.tag_v2[ExifTags.Base.ImageLength]
         else:

@@ -4,13 +4,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from d2_maskrcnn.data.image_reading import read_image
+from d2_maskrcnn.data.image_reading import image_size, read_image
 from d2_maskrcnn.data.raw_images import is_unknown_tiff, read_raw, stored_orientation
 from d2_maskrcnn.data.tiff_files import TiffFile
-from d2_maskrcnn.data.tiff_layout import TiffPage, read_page
+from d2_maskrcnn.data.tiff_layout import ORIENTATION, TiffPage, read_page
 from d2_maskrcnn.data.windowed_images import WindowedImage, open_source, renamed
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.image_files import MAX_TILED_PIXELS, Source, open_image, orientation, source_name
+from d2_maskrcnn.image_files import MAX_TILED_PIXELS, QUARTER_TURNS, Source, open_image, orientation, source_name
 
 MIN_PIXELS = 2**24  # of images that are decoded by windows: smaller ones are decoded once, as a whole
 MAX_PIXELS = 2**32 - 1  # COCO's run lengths are 32-bit numbers
@@ -78,6 +78,20 @@ def open_windowed(
             if not is_unknown_tiff(first, error):
                 raise renamed(source_name(source), error) from error
     return None
+
+
+def size_for_tiles(source: Source) -> tuple[int, int]:
+    """Return (width, height) in pixels of the upright image, from the header of a file that is predicted by tiles.
+
+    Raises:
+        UserError: as in :func:`~d2_maskrcnn.data.image_reading.image_size`, with the limits of :func:`read_for_tiles`.
+    """
+    with open_source(source) as file:
+        page = read_page(file)
+    if page is None or not MIN_PIXELS <= page.height * page.width <= MAX_PIXELS:
+        return image_size(source, MAX_TILED_PIXELS)
+    turned = page.number(ORIENTATION, 1) in QUARTER_TURNS
+    return (page.height, page.width) if turned else (page.width, page.height)
 
 
 def _open_raw(source: Source, file: BinaryIO, page: TiffPage, first: bytes, channels: int) -> WindowedImage | None:

@@ -16,6 +16,7 @@ from d2_maskrcnn.data.image_reading import read_display
 from d2_maskrcnn.errors import warn_on_failure
 from d2_maskrcnn.evaluation.outcomes import compare
 from d2_maskrcnn.evaluation.tiled import TiledModel, without_pixels
+from d2_maskrcnn.image_files import MAX_PIXELS
 from d2_maskrcnn.structures.detections import Detections
 from d2_maskrcnn.structures.lazy_masks import CropMasks
 from d2_maskrcnn.structures.masks import Window
@@ -65,7 +66,7 @@ def draw_predictions(
 
     Returns:
         The files, named after the images (see :func:`unique_names`). An image that cannot be drawn is left out with a
-        warning.
+        warning, and one of more than ``MAX_PIXELS`` without.
     """
     folder.mkdir(parents=True, exist_ok=True)
     records = first_records(dataset_name, count)
@@ -73,6 +74,9 @@ def draw_predictions(
     names = unique_names([str(Path(record["file_name"]).with_suffix("")) for record in records])
     written = []
     for record, name in zip(records, names, strict=True):
+        if (pixels := record.get("width", 0) * record.get("height", 0)) > MAX_PIXELS:
+            logger.info("%s: %.0f megapixels are not drawn", record["file_name"], pixels / 1e6)
+            continue
         with warn_on_failure(f"Drawing predictions on {record['file_name']}"):
             panels = _draw_panels(
                 read_display(record["file_name"], cfg.INPUT.FORMAT)[:, :, ::-1],

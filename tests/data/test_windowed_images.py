@@ -13,7 +13,7 @@ from PIL import Image, TiffImagePlugin
 from d2_maskrcnn import UserError
 from d2_maskrcnn.data import large_images, tiff_layout, windowed_images
 from d2_maskrcnn.data.image_reading import read_image
-from d2_maskrcnn.data.large_images import open_windowed, read_for_tiles
+from d2_maskrcnn.data.large_images import open_windowed, read_for_tiles, size_for_tiles
 from d2_maskrcnn.data.raw_images import read_raw, resize, to_rgb
 from d2_maskrcnn.data.windowed_images import WindowedImage
 from d2_maskrcnn.structures.windows import Window
@@ -132,6 +132,7 @@ def test_windows_of_color_images(name, tmp_path):
             expected = resize(whole, height, width).astype(int)
             assert np.abs(image.resized(height, width).astype(int) - expected).max() <= 1
         np.testing.assert_array_equal(image.display(), read_image(source))
+    assert size_for_tiles(path) == (whole.shape[1], whole.shape[0])
     assert_windows_equal(pickle.loads(pickle.dumps(image)), whole)
     assert_windows_equal(image.reordered("RGB"), whole[:, :, ::-1])
 

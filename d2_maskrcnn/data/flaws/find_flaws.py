@@ -88,7 +88,8 @@ def find_flaws(
     flaws += [_downgrade(each) for each in values] if purpose.lenient else values
     if image_root is not None:
         channels = 0 if cfg is None else raw_channels(cfg)
-        flaws += check_images(table, image_root, files, purpose.decode_images, channels)
+        for_tiles = cfg is not None and not purpose.train and bool(cfg.D2_MASKRCNN.INFERENCE.TILE)
+        flaws += check_images(table, image_root, files, purpose.decode_images, channels, for_tiles)
     flaws += [*check_categories(table), *check_repeated_annotations(table), *check_empty_images(table)]
     if cfg is not None:
         flaws += [*(check_limits(table, cfg) if purpose.evaluate else ()), *check_object_sizes(table, cfg, bad_boxes)]

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +22,8 @@ from d2_maskrcnn.data.image_reading import (
     size_mismatch,
     summarize_image,
 )
+from d2_maskrcnn.data.large_images import MAX_PIXELS as MAX_WINDOWED_PIXELS
+from d2_maskrcnn.data.large_images import size_for_tiles
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.image_files import MAX_PIXELS
 
@@ -47,7 +49,12 @@ class ImageFiles:
 
 
 def check_images(
-    table: CocoTable, image_root: str | os.PathLike[str], files: ImageFiles, decode: bool = False, channels: int = 0
+    table: CocoTable,
+    image_root: str | os.PathLike[str],
+    files: ImageFiles,
+    decode: bool = False,
+    channels: int = 0,
+    for_tiles: bool = False,
 ) -> Iterator[Flaw]:
     """Yield names outside of the folder, missing and unreadable images, and other sizes than in the JSON.
 
@@ -57,6 +64,7 @@ def check_images(
         files: gets the paths and, of files that are read, digests, thumbnails and sizes; in place.
         decode: whether every image is decoded; otherwise the headers of ``SAMPLED`` images are read.
         channels: of images that the model reads with their values unchanged; 0 for 8-bit color images.
+        for_tiles: whether the images are predicted by tiles, and may be larger; without effect on ``decode``.
     """
     root = Path(image_root)
     if not root.is_dir():
@@ -64,9 +72,10 @@ def check_images(
         yield Flaw("image-folder-missing", "error", 1, "image folder missing", (f"{root}: no such folder",), remedy)
         return
     names = [image["file_name"] for image in table.images]
-    too_large = table.sizes.prod(axis=1) > MAX_PIXELS
+    limit = MAX_WINDOWED_PIXELS if for_tiles else MAX_PIXELS
+    too_large = table.sizes.prod(axis=1) > limit
     outside = np.array([not is_inside(root, name) for name in names], dtype=bool)
-    yield from _check_names_and_sizes(table, root, too_large, outside)
+    yield from _check_names_and_sizes(table, root, too_large, limit, outside)
     missing = _missing(root, names) & ~outside
     absent = np.flatnonzero(missing).tolist()
     yield from table.image_flaw(
@@ -81,14 +90,16 @@ def check_images(
         yield from _check_contents(table, root, files, channels)
     elif len(present):
         sample = present[np.unique(np.linspace(0, len(present) - 1, SAMPLED).astype(int))]
-        yield from _check_headers(table, root, files, sample.tolist())
+        yield from _check_headers(table, root, files, sample.tolist(), size_for_tiles if for_tiles else image_size)
 
 
-def _check_names_and_sizes(table: CocoTable, root: Path, too_large: np.ndarray, outside: np.ndarray) -> Iterator[Flaw]:
+def _check_names_and_sizes(
+    table: CocoTable, root: Path, too_large: np.ndarray, limit: int, outside: np.ndarray
+) -> Iterator[Flaw]:
     yield from table.image_flaw(
         "image-too-large",
         too_large,
-        f"images of more pixels than the limit of {MAX_PIXELS / 1e6:.0f} megapixels",
+        f"images of more pixels than the limit of {limit / 1e6:.0f} megapixels",
         "scale them down or tile them",
         lambda index: f"{table.images[index]['file_name']}: {table.sizes[index, 0]}x{table.sizes[index, 1]}",
     )
@@ -136,12 +147,14 @@ def _files_in(folder: str) -> set[str]:
         return set()
 
 
-def _check_headers(table: CocoTable, root: Path, files: ImageFiles, sample: list[int]) -> Iterator[Flaw]:
+def _check_headers(
+    table: CocoTable, root: Path, files: ImageFiles, sample: list[int], size_of: Callable[[Path], tuple[int, int]]
+) -> Iterator[Flaw]:
     unreadable: dict[int, str] = {}
     for index in sample:
         path, expected = files.paths[index], tuple(table.sizes[index].tolist())
         try:
-            actual = image_size(path)
+            actual = size_of(path)
             if actual == expected[::-1] != expected and path.suffix.lower() == ".png":
                 height, width, _ = read_image(path).shape  # its orientation may be stored behind the pixels
                 actual = (width, height)
