@@ -93,7 +93,8 @@ def test_initialization(narrow):
 
 
 @torch.no_grad()
-def test_inputs_and_recorded_results_are_not_overwritten(narrow):
+@pytest.mark.parametrize("recorded_parts", ["", ".conv3", ".shortcut"])
+def test_inputs_and_recorded_results_are_not_overwritten(narrow, recorded_parts):
     model = resnet(narrow, MODEL__RESNETS__STEM_OUT_CHANNELS=16).eval().to(memory_format=torch.channels_last)
     x = torch.randn(1, 16, 16, 24).to(memory_format=torch.channels_last)
     recorded, copies = [], []
@@ -104,10 +105,22 @@ def test_inputs_and_recorded_results_are_not_overwritten(narrow):
 
     expected, kept = model.res2(x), x.clone()
     assert torch.equal(x, kept)
-    hooks = [block.register_forward_hook(record) for block in model.res2]
-    assert torch.equal(model.res2(x), expected)
-    assert len(recorded) == 3 and all(map(torch.equal, recorded, copies))
+    parts = [part for name, part in model.res2.named_modules() if name in {f"{i}{recorded_parts}" for i in range(3)}]
+    hooks = [part.register_forward_hook(record) for part in parts]
+    torch.testing.assert_close(model.res2(x), expected)
+    assert len(recorded) == (1 if recorded_parts == ".shortcut" else 3) and all(map(torch.equal, recorded, copies))
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(torch.nn.Sequential(*model.res2)(x), expected)
     assert torch.equal(x, kept)
+
+
+@torch.no_grad()
+def test_inputs_recorded_before_a_block_are_not_overwritten(narrow):
+    model = resnet(narrow).eval().to(memory_format=torch.channels_last)
+    recorded, copies = [], []
+    model.res4[3].register_forward_pre_hook(
+        lambda module, args: (recorded.append(args[0]), copies.append(args[0].clone()))
+    )
+    model(torch.randn(1, 3, 64, 64))
+    assert len(recorded) == 1 and torch.equal(recorded[0], copies[0])

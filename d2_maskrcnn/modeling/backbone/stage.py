@@ -1,4 +1,4 @@
-"""Stages that keep few activations for the backward pass and compute the others again."""
+"""Stages of the ResNet, which save memory by overwriting results and by activation checkpointing."""
 
 import functools
 import inspect
@@ -17,7 +17,7 @@ class Stage(nn.Sequential):
     """Apply blocks one after the other.
 
     Without gradients, blocks whose ``forward`` has the argument ``overwrite`` store their results in those of the block
-    before, unless a forward hook may have recorded these.
+    before, unless the stage has forward hooks, which may have recorded these.
 
     Attributes:
         activation_checkpointing: whether training keeps only the inputs of groups of about sqrt(n) of the n blocks, and
@@ -30,11 +30,10 @@ class Stage(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, in, H, W) to (N, out, H/stride, W/stride)."""
         if not (self.activation_checkpointing and self.training and self._keeps_activations(x)):
-            previous: Any = None
-            for block in self:
-                overwrite = previous is not None and not previous._forward_hooks and _can_overwrite(type(block).forward)
+            is_free = not torch.compiler.is_compiling() and not has_forward_hooks(self)
+            for index, block in enumerate(self):
+                overwrite = index > 0 and is_free and _can_overwrite(type(block).forward)
                 x = block(x, overwrite=True) if overwrite else block(x)
-                previous = block
             return x
         size = max(1, math.isqrt(len(self)))
         for start in range(0, len(self), size):
@@ -46,6 +45,13 @@ class Stage(nn.Sequential):
     def _keeps_activations(self, x: torch.Tensor) -> bool:
         """Return whether a backward pass needs activations of this stage: frozen stages keep none anyway."""
         return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Return whether a forward hook of a module, of one of its parts or of all modules may have recorded a result."""
+    if nn.modules.module._has_any_global_hook():
+        return True
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
 @functools.cache

@@ -5,9 +5,9 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
-from d2_maskrcnn.modeling.backbone.activation_checkpointing import Stage
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
 from d2_maskrcnn.modeling.backbone.resnet import build_resnet
+from d2_maskrcnn.modeling.backbone.stage import Stage
 from detectron2.layers import ShapeSpec
 
 WIDE = {"MODEL__RESNETS__STEM_OUT_CHANNELS": 32, "MODEL__RESNETS__RES2_OUT_CHANNELS": 128}
