@@ -8,7 +8,7 @@ from d2_maskrcnn.errors import UserError
 from tools.fuzz import checkpoints, coco, command_line, configs, harness, images, resume, videos
 
 AREAS = {
-    "coco": (coco, 60),
+    "coco": (coco, 150),
     "checkpoints": (checkpoints, 60),
     "configs": (configs, 40),
     "images": (images, 60),

@@ -1,5 +1,6 @@
 """COCO JSON files: values, structure, encodings and bytes. Accepted files must give the same data to every reader."""
 
+import functools
 import json
 import math
 import random
@@ -11,9 +12,13 @@ import numpy as np
 import pycocotools.mask as mask_util
 from PIL import Image
 
+from d2_maskrcnn.config.loading import load_config
+from d2_maskrcnn.data import MaskRCNNMapper, fix
+from d2_maskrcnn.data import check as check_dataset
 from d2_maskrcnn.data.coco.checks import check_coco_json
 from d2_maskrcnn.data.coco.records import load_records
 from d2_maskrcnn.data.ground_truth import ground_truth_of
+from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.evaluation.evaluator import MaskRCNNEvaluator
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
@@ -22,6 +27,11 @@ from tools.fuzz.values import damage, odd_value
 
 COUNT = 220
 WIDTH, HEIGHT = 64, 48
+# Errors that need a decision, or that show when another one is repaired.
+NOT_REPAIRED = {
+    "no-images", "no-annotations", "no-categories", "image-size", "mask-outside-box", "image-unreadable",
+    "image-id-repeated", "category-id-repeated",
+}  # fmt: skip
 ENCODINGS = ("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252", "utf-7")
 
 
@@ -104,6 +114,7 @@ def _places(node: Any, name: str = "") -> Iterator[tuple[Any, Any, str]]:
 
 def check(path: Path, images: Path, folder: Path) -> None:
     """Check the file as training and evaluation do, and compare what is read with an independent reading."""
+    _check_repair(path, images, folder)
     check_coco_json(path, images)
     content = path.read_bytes()
     data = json.loads(content.decode(json.detect_encoding(content)))
@@ -112,10 +123,34 @@ def check(path: Path, images: Path, folder: Path) -> None:
     sizes = {each["id"]: (each["height"], each["width"]) for each in data["images"]}
     expect(len(records) == len(sizes), f"{len(records)} records of {len(sizes)} images")
     for record in records:
+        _mapper()(record)
         expected = [each for each in data["annotations"] if each["image_id"] == record["image_id"]]
         _compare(record, expected, sizes[record["image_id"]], sorted(categories))
     if data["annotations"]:
         _evaluate(path, folder, records)
+
+
+def _check_repair(path: Path, images: Path, folder: Path) -> None:
+    """Check that ``d2-maskrcnn check`` finds errors exactly in what training refuses, and repairs what it can."""
+    try:
+        report = check_dataset(path, images=images)
+    except UserError:  # not COCO JSON
+        return
+    try:
+        check_coco_json(path, images)
+    except UserError:
+        expect(report.has_errors, "refused, but without an error in the report")
+    else:
+        expect(not report.has_errors, f"accepted with errors: {report!s:.300}")
+    [fixed] = fix(report, folder / "fixed")
+    left = {each.kind for each in check_dataset(fixed.path).parts[0].flaws if each.severity == "error"}
+    expect(left <= NOT_REPAIRED, f"{left - NOT_REPAIRED} in the repaired copy")
+
+
+@functools.cache
+def _mapper() -> MaskRCNNMapper:
+    options = ["MODEL.MASK_ON", "True", "INPUT.MASK_FORMAT", "bitmask", "INPUT.MIN_SIZE_TRAIN", "(30,)"]
+    return MaskRCNNMapper(load_config("", options), is_train=True)
 
 
 def _compare(record: dict[str, Any], expected: list[dict[str, Any]], size: tuple[int, int], order: list[int]) -> None:
