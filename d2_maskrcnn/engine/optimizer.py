@@ -41,7 +41,22 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if name == "AdamW":
         return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups, **options)
     options |= {"momentum": cfg.SOLVER.MOMENTUM, "nesterov": cfg.SOLVER.NESTEROV}
-    return maybe_add_gradient_clipping(cfg, torch.optim.SGD)(groups, **options)
+    optimizer: torch.optim.Optimizer = maybe_add_gradient_clipping(cfg, torch.optim.SGD)(groups, **options)
+    start_momenta(optimizer)
+    return optimizer
+
+
+def start_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter of a fused SGD that has no momentum a momentum of 0; the first update is the same.
+
+    PyTorch's fused SGD allocates momenta without values, and never sets them if the gradient scaler skips the first
+    step. It also fails if some parameters get their first gradient later than others.
+    """
+    for group in optimizer.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def adapt_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from d2_maskrcnn import compat
 from d2_maskrcnn.distributed import unwrap
-from d2_maskrcnn.engine.optimizer import adapt_state
+from d2_maskrcnn.engine.optimizer import adapt_state, start_momenta
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.losses import collected_scalars, put_scalars, read_scalars
 from d2_maskrcnn.weights.checkpoint_files import check_optimizer
@@ -186,6 +186,7 @@ class TrainStep(SimpleTrainer):
         state["optimizer"] = adapt_state(self.optimizer, state["optimizer"])
         scaler = state.pop("grad_scaler", None)
         super().load_state_dict(state)
+        start_momenta(self.optimizer)
         check_optimizer(self.optimizer)
         if scaler:
             self.grad_scaler.load_state_dict(scaler)

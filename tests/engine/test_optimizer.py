@@ -95,6 +95,39 @@ def test_a_state_of_another_implementation_and_memory_format(name, formats):
         torch.testing.assert_close(value, reference, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_a_skipped_first_step_leaves_no_trace(name):
+    """The gradient scaler skips steps with infinite gradients, in float16 often the first ones."""
+    weights = []
+    for gradients in ([1.0], [float("inf"), 1.0]):
+        net = model()
+        optimizer = build_optimizer(settings(name, *RATES), net)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+        for value in gradients:
+            scaler.scale(torch.ones(()))
+            for parameter in net.parameters():
+                parameter.grad = torch.full_like(parameter, value * scaler.get_scale())
+            scaler.step(optimizer)
+            scaler.update()
+        weights.append([parameter.detach() for parameter in net.parameters()])
+    assert all(torch.equal(once, skipped) for once, skipped in zip(*weights, strict=True))
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_a_parameter_may_get_its_first_gradient_later(name):
+    nets = [model(), model()]
+    for net, optimizer in (
+        (nets[0], build_optimizer(settings(name, *RATES), nets[0])),
+        (nets[1], plain(name, nets[1])),
+    ):
+        for used in ([net[0].weight], [net[0].weight, net[3].weight]):
+            for parameter in used:
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+    for own, expected in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-7)
+
+
 def test_a_state_of_other_groups_is_left_to_pytorch():
     net = model()
     state = torch.optim.SGD([{"params": [p]} for p in net.parameters()], lr=0.1).state_dict()
