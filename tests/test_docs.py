@@ -14,6 +14,7 @@ from d2_maskrcnn.cli.main import COMMANDS, build_parser
 from d2_maskrcnn.config.keys import get_value
 from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.config.named import named_config
+from tools.mkdocs_hooks import on_page_content
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "datasets" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -105,6 +106,19 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     for block in blocks(ROOT / "README.md", "python"):
         exec(compile(block, "README.md", "exec"), {})
     assert (tmp_path / "annotated.jpg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("html", "shown"),
+    [
+        ("<pre><code>a --long-option\n</code></pre>", "<pre><code>a --long-option\n</code></pre>"),
+        ("<code>a\n--long-option</code>", '<code>a <span class="word">--long-option</span></code>'),
+        ("<code>MODEL.ROI_HEADS.NAME</code>", "<code>MODEL.<wbr>ROI_HEADS.<wbr>NAME</code>"),
+        (":func:<code>~a.b</code>", "<code>a.b</code>"),
+    ],
+)
+def test_code_in_running_text_breaks_where_it_can_be_read(html, shown):
+    assert on_page_content(html) == shown
 
 
 @pytest.mark.skipif(engine_info().name != "embedded", reason="the installed Detectron2 has a zoo of its own")
