@@ -93,10 +93,10 @@ def test_initialization(narrow):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("recorded_parts", ["", ".conv3", ".shortcut"])
-def test_inputs_and_recorded_results_are_not_overwritten(narrow, recorded_parts):
-    model = resnet(narrow, MODEL__RESNETS__STEM_OUT_CHANNELS=16).eval().to(memory_format=torch.channels_last)
-    x = torch.randn(1, 16, 16, 24).to(memory_format=torch.channels_last)
+@pytest.mark.parametrize(("channels", "part", "number"), [(16, "", 3), (16, ".conv3", 3), (8, ".shortcut", 1)])
+def test_inputs_and_recorded_results_are_not_overwritten(narrow, channels, part, number):
+    model = resnet(narrow, MODEL__RESNETS__STEM_OUT_CHANNELS=channels).eval().to(memory_format=torch.channels_last)
+    x = torch.randn(1, channels, 16, 24).to(memory_format=torch.channels_last)
     recorded, copies = [], []
 
     def record(module, args, output):
@@ -105,10 +105,10 @@ def test_inputs_and_recorded_results_are_not_overwritten(narrow, recorded_parts)
 
     expected, kept = model.res2(x), x.clone()
     assert torch.equal(x, kept)
-    parts = [part for name, part in model.res2.named_modules() if name in {f"{i}{recorded_parts}" for i in range(3)}]
-    hooks = [part.register_forward_hook(record) for part in parts]
+    names = {f"{index}{part}" for index in range(3)}
+    hooks = [module.register_forward_hook(record) for name, module in model.res2.named_modules() if name in names]
     torch.testing.assert_close(model.res2(x), expected)
-    assert len(recorded) == (1 if recorded_parts == ".shortcut" else 3) and all(map(torch.equal, recorded, copies))
+    assert len(recorded) == number and all(map(torch.equal, recorded, copies))
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(torch.nn.Sequential(*model.res2)(x), expected)
@@ -119,8 +119,11 @@ def test_inputs_and_recorded_results_are_not_overwritten(narrow, recorded_parts)
 def test_inputs_recorded_before_a_block_are_not_overwritten(narrow):
     model = resnet(narrow).eval().to(memory_format=torch.channels_last)
     recorded, copies = [], []
-    model.res4[3].register_forward_pre_hook(
-        lambda module, args: (recorded.append(args[0]), copies.append(args[0].clone()))
-    )
+
+    def record(module, args):
+        recorded.append(args[0])
+        copies.append(args[0].clone())
+
+    model.res4[3].register_forward_pre_hook(record)
     model(torch.randn(1, 3, 64, 64))
     assert len(recorded) == 1 and torch.equal(recorded[0], copies[0])
