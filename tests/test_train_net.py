@@ -118,9 +118,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(repo_dir, tiny_opts, tmp_path):
     process.send_signal(signal.SIGINT)
     log, _ = process.communicate(timeout=60)
     assert process.returncode == 130, log[-2000:]
-    iteration = int(re.search(r"Stopped after iteration (\d+)", log).group(1))
+    iteration, name = re.search(r"Stopped after iteration (\d+); saved as (\S+\.pth)", log).groups()
     assert "--resume" in log and "Traceback" not in log
-    assert (out / "last_checkpoint").read_text().strip() == f"model_{iteration:07d}.pth"
+    assert (out / "last_checkpoint").read_text().strip() == name == f"model_{int(iteration) - 1:07d}.pth"
 
 
 @pytest.mark.parametrize("how", ["--num-gpus", "torchrun"])

@@ -1,8 +1,8 @@
 """Evaluate a model with the COCO metrics.
 
 examples:
-  {program} --weights output/balloon/model_best.pth
-  {program} --weights output/balloon/model_best.pth --data other_dataset --output evaluation
+  {program} output/balloon/model_best.pth
+  {program} output/balloon/model_best.pth --data other_dataset --output evaluation
   {program} --config-file mrcnn_R101.yaml MODEL.WEIGHTS model_final.pth
   {program} --config-file mrcnn_R101.yaml --resume
 
@@ -11,10 +11,10 @@ override the config. --resume evaluates the last checkpoint of OUTPUT_DIR.
 """
 
 import argparse
+from collections.abc import Sequence
 
 from d2_maskrcnn.cli import train
-from d2_maskrcnn.cli.predict import WEIGHT_SUFFIXES
-from d2_maskrcnn.errors import UserError
+from d2_maskrcnn.cli.predict import split_weights
 
 IMPORTS = train.IMPORTS
 
@@ -28,12 +28,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_job_arguments(parser)
 
 
+def with_option_names(words: Sequence[str]) -> list[str]:
+    """Insert ``--weights`` before a first word that is a weight file.
+
+    >>> with_option_names(["model_best.pth", "--data", "balloon"])
+    ['--weights', 'model_best.pth', '--data', 'balloon']
+    """
+    weights, rest = split_weights(words)
+    return ["--weights", weights, *rest] if weights else rest
+
+
 def run(args: argparse.Namespace) -> None:
     """Run the evaluation.
 
     Raises:
         UserError: bad input.
     """
-    if not args.weights and args.opts and args.opts[0].lower().endswith(WEIGHT_SUFFIXES):
-        raise UserError(f"{args.opts[0]}: name the model with --weights {args.opts[0]}, before KEY VALUE pairs.")
     train.run(argparse.Namespace(**vars(args), eval_only=True))

@@ -4,7 +4,8 @@ Each command is a module of this package with ``add_arguments(parser)`` and ``ru
 the command runs. The modules import nothing heavy, so that ``--help`` is fast; ``run`` imports what it needs. What
 needs PyTorch at the top is in a second module, such as ``train_job.py``. A module may name such imports in
 ``IMPORTS``: they are done before ``run``, where Ctrl-C ends the program at once; before them, ``check_arguments(args)``
-refuses what can be refused without them.
+refuses what can be refused without them. ``with_option_names(words)`` inserts the name of an option that may be left
+out where :mod:`argparse` cannot.
 """
 
 import argparse
@@ -84,7 +85,7 @@ def _run(words: list[str]) -> None:
 def _main_parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:{width}}  {command.help}" for name, command in COMMANDS.items()]
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM,
         usage=f"{PROGRAM} COMMAND ...",
         description="Mask R-CNN for instance segmentation.",
@@ -99,6 +100,7 @@ def _main_parser() -> argparse.ArgumentParser:
 def _run_module(name: str, words: list[str], program: str) -> None:
     with interrupt_ends_program():
         module = importlib.import_module(name)
+        words = getattr(module, "with_option_names", list)(words)
         args = _parse(build_parser(module, program), words)
         _expand_paths(args)
         getattr(module, "check_arguments", bool)(args)
@@ -113,9 +115,14 @@ def _run_module(name: str, words: list[str], program: str) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that suggests the option that was meant."""
+    """A parser that reports a mistake in one line, without the usage, and suggests the option that was meant."""
 
     def error(self, message: str) -> NoReturn:
+        """Report a mistake.
+
+        Raises:
+            UserError: always.
+        """
         unknown = message.partition("unrecognized arguments: ")[2].split()
         word = next((word for word in unknown if word.startswith("--") and word != "--"), "")
         options = [option for action in self._actions for option in action.option_strings]
@@ -123,7 +130,8 @@ class _Parser(argparse.ArgumentParser):
         names |= {option.strip("-"): option for option in options}
         for nearest in difflib.get_close_matches(word.partition("=")[0].strip("-"), names, n=1) if word else ():
             message += f"; did you mean {names[nearest]}?"
-        super().error(message)
+        end = "" if message.endswith("?") else "."
+        raise UserError(f"{self.prog}: {message}{end} {self.prog} --help lists the options.")
 
 
 def _parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:

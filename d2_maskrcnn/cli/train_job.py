@@ -79,7 +79,7 @@ def _refuse_overwriting(folder: str, resume: bool) -> None:
     if existing and not resume:
         raise UserError(
             f"OUTPUT_DIR {folder} already contains a training ({existing}): add --resume to continue it, or choose "
-            "another OUTPUT_DIR."
+            "another folder with --output."
         )
 
 

@@ -123,7 +123,8 @@ def printing_to_log() -> Iterator[None]:
 
 def show_platform() -> None:
     """Show versions, engine and hardware in one line."""
-    hardware = f"CPU with {torch.get_num_threads()} threads (no GPU found)"
+    threads = torch.get_num_threads()
+    hardware = f"CPU with {threads} thread{'' if threads == 1 else 's'} (no GPU found)"
     if torch.cuda.is_available():
         hardware = torch.cuda.get_device_name()
     engine = engine_info()

@@ -149,8 +149,9 @@ class Trainer(DefaultTrainer):
         results |= with_average(self.average, lambda: {**test_average(), **self._validation()})
         self.checkpointer.metrics = finite_numbers(results)
         if is_active():
-            epochs = (self.iter + 1) * self.cfg.SOLVER.IMS_PER_BATCH / self.images_in_epoch
-            show_results(results, f"Evaluation after epoch {epochs:.1f} (iteration {self.iter + 1})")
+            done = min(self.iter + 1, self.max_iter)  # a resumed training may have nothing left to do
+            epochs = done * self.cfg.SOLVER.IMS_PER_BATCH / self.images_in_epoch
+            show_results(results, f"Evaluation after epoch {epochs:.1f} (iteration {done})")
         return results
 
     def _evaluate_augmented(self) -> dict[str, Any]:
@@ -270,7 +271,7 @@ class Trainer(DefaultTrainer):
         self.iter -= 1  # checkpoints are named after the last iteration that was finished
         self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
         comm.synchronize()
-        logger.info("Stopped after iteration %d and saved a checkpoint; resume to continue from there.", self.iter)
+        logger.info("Stopped after iteration %d; saved as model_%07d.pth.", self.iter + 1, self.iter)
         raise SystemExit(EXIT_INTERRUPTED)
 
     @functools.cached_property

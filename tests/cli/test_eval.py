@@ -21,7 +21,7 @@ def test_a_checkpoint_and_a_dataset(tiny_shapes, tmp_path, capfd):
     [
         (["--data", "shapes"], "needs a model: add --weights FILE"),
         (["--config-file", "quickstart"], "add --weights FILE or MODEL.WEIGHTS FILE, or --resume"),
-        (["out/model.pth"], "name the model with --weights out/model.pth, before"),
+        (["out/model.pth"], "out/model.pth: file not found"),
         (["--weights", "nowhere.pth"], "nowhere.pth: file not found"),
     ],
 )

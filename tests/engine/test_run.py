@@ -166,3 +166,4 @@ def test_a_finished_training_that_is_resumed_names_no_iterations(trained, tmp_pa
     text = capsys.readouterr()
     printed = text.out + text.err
     assert "This training is finished" in printed and "Training from" not in printed
+    assert "Evaluation after epoch 1.0 (iteration 6)" in printed

@@ -50,7 +50,7 @@ class BestCheckpoint(MetricHook):
         if not self.is_better(value):
             return
         self.best, self.best_iter = value, self.trainer.iter
-        logger.info("Best %s so far: %.5g, saved as %s.pth", self.metric, value, BEST_NAME)
+        logger.info("%s: %.4g, the best so far; saved as %s.pth", self.metric, value, BEST_NAME)
         save_average(self.trainer, BEST_NAME, self.best_iter)
         self.trainer.checkpointer.save(
             BEST_NAME, iteration=self.best_iter, best_metric={"name": self.metric, "value": value}

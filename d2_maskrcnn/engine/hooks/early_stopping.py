@@ -71,8 +71,12 @@ class EarlyStopping(MetricHook):
             self.best, self.best_iter, self.bad_evaluations = value, self.trainer.iter, 0
             return
         self.bad_evaluations += 1
-        reason = "not finite" if self.best is None else f"not better than {self.best:.5g} by {self.min_delta:g}"
-        logger.info("%s is %.5g, %s (%d of %d)", self.metric, value, reason, self.bad_evaluations, self.patience)
+        best = "none" if self.best is None else f"{self.best:.4g}"
+        needed = f" by more than {self.min_delta:g}" if self.min_delta else ""
+        logger.info(
+            "%s: %.4g, best %s. Evaluations in a row without a better one%s: %d; the training stops at %d.",
+            self.metric, value, best, needed, self.bad_evaluations, self.patience,
+        )  # fmt: skip
         if self.is_exhausted():
             logger.info(
                 "Stopping early after iteration %d; the best iteration was %d", self.trainer.iter, self.best_iter
