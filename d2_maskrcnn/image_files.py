@@ -37,6 +37,7 @@ CONTENT = "the image data"  # in messages, for an image that is not read from a 
 FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF or HEIC"
 MAX_PIXELS = 178_000_000  # Pillow's own default limit is 179 million; decoded to RGB these are 534 MB
 MAX_TILED_PIXELS = 357_000_000  # for images that are processed by tiles; Pillow decodes no more
+HEIC_SUFFIXES = (".heic", ".heif")
 STRIP_PIXELS = 4_000_000  # converted at a time, so that a large image needs little more than its own memory
 
 _UPRIGHT = {
@@ -94,6 +95,8 @@ def decoding(name: str, advice: str = "") -> Iterator[None]:
     except (UserError, Image.DecompressionBombError):
         raise
     except Image.UnidentifiedImageError as error:
+        if name.lower().endswith(HEIC_SUFFIXES) and "HEIF" not in Image.OPEN:
+            raise UserError(f"{name}: HEIC needs a package: pip install pillow-heif") from error
         raise UserError(f"{name}: not a readable image; expected {FORMAT_NAMES}") from error
     except MemoryError as error:
         raise UserError(f"{name}: not enough memory to decode it") from error

@@ -43,7 +43,9 @@ def commands(page: Path) -> list[tuple[str, list[str]]]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_have_valid_options_and_configs(page):
     for module, words in commands(page):
-        args = build_parser(importlib.import_module(module), module).parse_args(words)
+        command = importlib.import_module(module)
+        words = getattr(command, "with_option_names", list)(words)
+        args = build_parser(command, module).parse_args(words)
         config = getattr(args, "config_file", "") or ""
         assert not config or "/" in config or named_config(config), f"{config} is no config of the package"
 

@@ -58,13 +58,16 @@ def run(args: argparse.Namespace) -> None:
         if path.is_file() and not _is_report(path):
             raise UserError(f"{path}: is not a report of an earlier check, so it is not replaced; name another file")
     print(report)
-    print(", ".join(f"{report.count(each)} kinds of {each}s" for each in SEVERITIES))
+    counts = {f"{each}s": report.count(each) for each in SEVERITIES}
+    print(", ".join(f"{count} kind{'' if count == 1 else 's'} of {name}" for name, count in counts.items()))
     if args.json is not None:
         write_json(report, args.json)
     if args.html is not None:
         from d2_maskrcnn.inspection.flaws_page import write_flaws_page
 
         write_flaws_page(report, args.html)
+    for path in outputs:
+        print(f"Wrote {path}")
     if args.fix is not None:
         for each in fix(report, args.fix, args.overwrite):
             print(each)

@@ -15,6 +15,7 @@ import argparse
 from pathlib import Path
 
 IMPORTS = ("d2_maskrcnn.data.conversion",)
+DEFAULT_CATEGORY = "object"
 FORMATS = ("coco", "yolo", "labelme", "voc", "cvat", "label-studio")
 
 
@@ -26,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "annotations in these tools")  # fmt: skip
     add("--output", type=Path, required=True, metavar="FOLDER", help="folder to write; files of SOURCE stay unchanged")
     add("--images", type=Path, metavar="FOLDER", help="folder of the images (default: searched near the annotations)")
-    add("--category", default="object", metavar="NAME", help="category of objects that have none, such as those of PNG "
-        "masks (default: object)")  # fmt: skip
+    add("--category", metavar="NAME", help="category of objects that have none, such as those of PNG masks (default: "
+        "object)")  # fmt: skip
     add("--category-attribute", metavar="NAME", help="VIA: the region attribute that contains the category")
     add("--copy-images", action="store_true", help="copy the images; by default, symbolic links refer to them")
     add("--overwrite", action="store_true", help="replace existing files in the output folder")
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         args.to,
         args.output,
         images=args.images,
-        category=args.category,
+        category=args.category or DEFAULT_CATEGORY,
         category_attribute=args.category_attribute,
         copy_images=args.copy_images,
         overwrite=args.overwrite,
@@ -56,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
     print(done.table())
     print(f"\nWrote {len(done.files)} annotation files and {done.images} images "
           f"({'copied' if args.copy_images else 'as links'}) to {done.output}")  # fmt: skip
+    if done.categories == [DEFAULT_CATEGORY] and not args.category:
+        print(f"The only class is called {DEFAULT_CATEGORY}, as without a class in SOURCE; --category NAME names it.")
     if done.dropped:
         raise UserError(
             f"{len(done.dropped)} entries of {args.source} were dropped, see the table; the others were converted"

@@ -22,7 +22,6 @@ from d2_maskrcnn.inspection.report import PARTS, Report, write_report
 from d2_maskrcnn.inspection.weights import initial_weights, inspect_weights, read_state
 from d2_maskrcnn.model_loading import load_model, open_checkpoint
 from detectron2.config import CfgNode
-from detectron2.utils.logger import setup_logger
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +37,8 @@ def run(args: argparse.Namespace) -> Path:
     Raises:
         UserError: an argument, a config value or a file is invalid.
     """
-    for name in ("d2_maskrcnn", "detectron2", "fvcore"):
-        setup_logger(name=name)
-    logging.getLogger("detectron2.data").setLevel(logging.WARNING)  # it logs the augmentations for every image
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logger.setLevel(logging.INFO)
     if not 0 <= args.score_threshold <= 1:
         raise UserError(f"--score-threshold {args.score_threshold}: expected a number from 0 to 1")
     for part in args.parts or ():

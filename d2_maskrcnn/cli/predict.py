@@ -148,8 +148,9 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("selection")
-    threshold = {"type": _number(float, 0, 1), "default": 0.5, "metavar": "P"}
-    group.add_argument("--confidence-threshold", "--threshold", **threshold, help="minimum score (0.5)")
+    share = _number(float, 0, 1)
+    names = ("--confidence-threshold", "--threshold")
+    group.add_argument(*names, type=share, default=0.5, metavar="P", help="minimum score (0.5)")
     group.add_argument("--classes", nargs="+", metavar="NAME", help="only these classes: names or numbers")
     group.add_argument("--no-tracking", action="store_true", help="videos: don't track objects from frame to frame")
     group.add_argument("--start", metavar="T", help="videos: first frame: a number, or a time such as 12.5s or 1:02")

@@ -10,7 +10,7 @@ from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.engine import launch, under_torchrun
 from d2_maskrcnn.engine.launch import check_processes
 from d2_maskrcnn.engine.plan_file import SCRATCH, TrainingOptions
-from d2_maskrcnn.engine.run import evaluate, evaluate_config, train_config, train_planned
+from d2_maskrcnn.engine.run import Training, evaluate, evaluate_config, train_config, train_planned
 from d2_maskrcnn.engine.setup import prepared
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.inspection.training import inspection_hooks
@@ -59,7 +59,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.data:
         options = _options(args)
         _refuse_overwriting(options.output_dir(), args.resume)
-        train_planned(options, args.resume, inspection_hooks)
+        _show_next_steps(train_planned(options, args.resume, inspection_hooks))
         return
     given = [name for name in PLANNED if getattr(args, name) is not None]
     if given:
@@ -71,7 +71,13 @@ def _train(args: argparse.Namespace) -> None:
     keys += [] if args.output is None else ["OUTPUT_DIR", args.output]
     cfg = load_config(args.config_file, [*keys, *args.opts])
     _refuse_overwriting(cfg.OUTPUT_DIR, args.resume)
-    train_config(cfg, args.resume, inspection_hooks)
+    _show_next_steps(train_config(cfg, args.resume, inspection_hooks))
+
+
+def _show_next_steps(training: Training) -> None:
+    if comm.is_main_process():
+        commands = [f"d2-maskrcnn {name} {training.best} IMAGE" for name in ("predict", "inspect")]
+        print("Next:", *commands, sep="\n  ", flush=True)
 
 
 def _refuse_overwriting(folder: str, resume: bool) -> None:

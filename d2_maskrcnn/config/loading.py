@@ -97,8 +97,8 @@ def parse_config(text: str, where: str, opts: Sequence[str] = ()) -> CfgNode:
 def _with_options(cfg: CfgNode, opts: Sequence[str]) -> CfgNode:
     if len(opts) % 2:
         raise UserError(
-            f"Command line: {len(opts)} words after the options ({' '.join(opts):.200}); expected pairs KEY VALUE, "
-            "such as SOLVER.BASE_LR 0.001."
+            f"Config keys: got {len(opts)} {'word' if len(opts) == 1 else 'words'} ({' '.join(map(str, opts)):.200}); "
+            "expected pairs KEY VALUE, such as SOLVER.BASE_LR 0.001."
         )
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         _set(cfg, key, value, where="command line")

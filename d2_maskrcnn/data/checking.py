@@ -113,7 +113,7 @@ def _describe(part: CheckedPart) -> list[str]:
     data = part.content.data
     lines = [
         f"{part.name}: {len(data['images']):,} images, {len(data['annotations']):,} annotations, "
-        f"{len(data['categories']):,} categories"
+        f"{len(data['categories']):,} {'category' if len(data['categories']) == 1 else 'categories'}"
     ]
     lines += [f"  {each.severity}: {each} [{each.kind}]" for each in part.flaws] or ["  no flaws"]
     return [printable(line) for line in lines]

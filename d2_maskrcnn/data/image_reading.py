@@ -16,7 +16,16 @@ from PIL.TiffImagePlugin import TiffImageFile
 from d2_maskrcnn.data.raw_images import RAW, is_unknown_tiff, read_raw, read_stored, to_rgb
 from d2_maskrcnn.data.tiff_files import tiff_size
 from d2_maskrcnn.errors import UserError
-from d2_maskrcnn.image_files import FORMATS, QUARTER_TURNS, Source, load_upright, open_image, orientation, to_pixels
+from d2_maskrcnn.image_files import (
+    FORMATS,
+    HEIC_SUFFIXES,
+    QUARTER_TURNS,
+    Source,
+    load_upright,
+    open_image,
+    orientation,
+    to_pixels,
+)
 
 COLOR = 2**32  # added to the numbers of colors, to distinguish them from gray values
 
@@ -216,5 +225,9 @@ def size_mismatch(name: str, actual: tuple[int, int], expected: tuple[int, ...])
 
 
 def is_image_name(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file name has the suffix of one of ``FORMATS``."""
-    return Image.registered_extensions().get(Path(path).suffix.lower()) in FORMATS
+    """Return whether a file name has the suffix of one of ``FORMATS``.
+
+    HEIC counts even if the package that decodes it is missing, so that such images are reported and not left out.
+    """
+    suffix = Path(path).suffix.lower()
+    return suffix in HEIC_SUFFIXES or Image.registered_extensions().get(suffix) in FORMATS

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +95,24 @@ def write_plan(options: TrainingOptions, path: Path) -> None:
     for line in (f"{'weights':12}{cfg.MODEL.WEIGHTS or 'random'}", *plan.lines):
         console.info("  %s", line)
     atomic_write_text(path, f"# Training on {options.data}, planned by d2_maskrcnn {__version__}.\n" + _changes(cfg))
+
+
+def warn_of_changed_options(options: TrainingOptions, cfg: CfgNode, images: int) -> None:
+    """Warn of options that differ from the plan of a training that is resumed, which keeps its plan.
+
+    Args:
+        options: those of the resumed run.
+        cfg: the config in use.
+        images: number of training images.
+    """
+    wanted = {"SOLVER.IMS_PER_BATCH": options.batch_size, "INPUT.MIN_SIZE_TEST": options.image_size}
+    if options.epochs is not None and 0 < options.epochs < math.inf:
+        iterations = math.ceil(options.epochs * images / cfg.SOLVER.IMS_PER_BATCH)
+        wanted["SOLVER.MAX_ITER"] = max(iterations, 1)
+    for key, value in wanted.items():
+        planned = get_value(cfg, key)
+        if value is not None and value != planned and key not in options.overrides[::2]:
+            console.warning("A resumed training keeps its plan: %s is %s; set %s %s.", key, planned, key, value)
 
 
 def _base_config(options: TrainingOptions) -> tuple[CfgNode, set[str], bool]:

@@ -13,13 +13,14 @@ from d2_maskrcnn.config.loading import load_config
 from d2_maskrcnn.data import build_checked_test_loader, dataset_records
 from d2_maskrcnn.data.coco.reader import read_coco_json
 from d2_maskrcnn.data.discovery import find_test_data
+from d2_maskrcnn.data.own_data import find_path
 from d2_maskrcnn.distributed import run_together
 from d2_maskrcnn.engine.console import console, duration, logging_to, show_platform, show_results
 from d2_maskrcnn.engine.data_summary import describe_data, summarize
 from d2_maskrcnn.engine.hooks.best_checkpoint import BEST_NAME
 from d2_maskrcnn.engine.hooks.early_stopping import FINAL_NAME
 from d2_maskrcnn.engine.output_dir import check_output_dir, locked_output_dir, refuse_overwriting
-from d2_maskrcnn.engine.plan_file import SCRATCH, TrainingOptions, write_plan
+from d2_maskrcnn.engine.plan_file import SCRATCH, TrainingOptions, warn_of_changed_options, write_plan
 from d2_maskrcnn.engine.setup import prepared
 from d2_maskrcnn.engine.trainer import Trainer
 from d2_maskrcnn.errors import UserError, warn_on_failure
@@ -121,11 +122,11 @@ def train_planned(options: TrainingOptions, resume: bool = False, report_hooks: 
         else:
             run_together(lambda: write_plan(options, plan) if comm.is_main_process() else None)
         overrides = [*map(str, options.overrides), "OUTPUT_DIR", folder]
-        return train_config(load_config(str(plan), overrides), resume, report_hooks, is_planned=True)
+        return train_config(load_config(str(plan), overrides), resume, report_hooks, plan=options)
 
 
 def train_config(
-    cfg: CfgNode, resume: bool = False, report_hooks: Hooks | None = None, *, is_planned: bool = False
+    cfg: CfgNode, resume: bool = False, report_hooks: Hooks | None = None, *, plan: TrainingOptions | None = None
 ) -> Training:
     """Train the model of a config; every process of a job must call this.
 
@@ -133,7 +134,7 @@ def train_config(
         cfg: the config; it is frozen.
         resume: continue from the last checkpoint of ``OUTPUT_DIR``, if there is one.
         report_hooks: see :func:`train`.
-        is_planned: whether data and plan have been shown.
+        plan: options of the plan, if data and plan have been shown.
 
     Raises:
         UserError: see :func:`train`.
@@ -143,12 +144,14 @@ def train_config(
         cfg.D2_MASKRCNN.INSPECT.ENABLED = False
     begin = time.monotonic()
     with prepared(cfg, train=True):
-        if not is_planned:
+        if plan is None:
             show_platform()
         trainer = Trainer(cfg, report_hooks=report_hooks(cfg) if report_hooks else ())
         trainer.resume_or_load(resume=resume)
-        if not is_planned and comm.is_main_process():
+        if plan is None and comm.is_main_process():
             _show_run(trainer)
+        if resume and plan is not None:
+            warn_of_changed_options(plan, cfg, trainer.images_in_epoch)
         trainer.train()
         result = _result(trainer)
         console.info("Finished after %s. Everything is in %s:", duration(time.monotonic() - begin), cfg.OUTPUT_DIR)
@@ -217,10 +220,22 @@ def evaluate(
     cfg.OUTPUT_DIR = str(output or beside / "evaluation")
     if data is not None:
         _use_test_data(cfg, data, stored_class_names(checkpoint))
+    elif cfg.D2_MASKRCNN.DATA.VAL_JSON:
+        _use_own_data(cfg, weights)
     del checkpoint
     with prepared(cfg, train=False):
         show_platform()
         return {name: float(value) for name, value in flatten_results_dict(evaluate_config(cfg)).items()}
+
+
+def _use_own_data(cfg: CfgNode, weights: str | Path) -> None:
+    node = cfg.D2_MASKRCNN.DATA
+    node.TRAIN_JSON, node.TRAIN_IMAGES = "", ""  # not needed, and maybe not on this machine
+    try:
+        find_path(node.VAL_JSON, "D2_MASKRCNN.DATA.VAL_JSON")
+    except UserError as error:
+        problem = f"its validation data {node.VAL_JSON} is not there; name the data to evaluate on"
+        raise UserError(f"{weights}: {problem}.") from error
 
 
 def _use_test_data(cfg: CfgNode, data: str | Path, names: list[str]) -> None:

@@ -28,7 +28,9 @@ def test_errors_end_with_2_and_are_gone_after_the_repair(tiny_shapes, tmp_path, 
     with pytest.raises(SystemExit, match="2"):
         main(["check", str(source), *options])
     shown = capsys.readouterr().out
-    assert "error: 1 box without area" in shown and "missing images dropped: 1" in shown
+    assert (
+        f"Wrote {outputs[1]}" in shown and "error: 1 box without area" in shown and "missing images dropped: 1" in shown
+    )
     flaws = json.loads(outputs[0].read_text())["parts"][0]["flaws"]
     assert next(each for each in flaws if each["kind"] == "box-no-area")["ids"] == [data["annotations"][0]["id"]]
     assert "box-no-area" in outputs[1].read_text()

@@ -182,10 +182,10 @@ def test_bad_input(demo_args, make_video, tiny_weights, images, tmp_path, args, 
         ("--timeout", "0", "at least"),
     ],
 )
-def test_numbers_out_of_range(option, value, expected, capsys):
-    with pytest.raises(SystemExit):
+def test_numbers_out_of_range(option, value, expected):
+    with pytest.raises(UserError) as caught:
         build_parser(demo, "demo.py").parse_args(["--input", "a.jpg", option, value])
-    message = capsys.readouterr().err.splitlines()[-1]
+    message = str(caught.value)
     assert option in message and value in message and expected in message
 
 

@@ -229,6 +229,7 @@ def test_the_command(tmp_path, capsys):
     assert "classes    2: cat, dog" in printed
     assert main(arguments) == 2
     assert "exists (2 of 2 files do)" in capsys.readouterr().err
+    assert "--category" not in printed
     (source / "b.json").write_text("{")
     assert main([*arguments, "--overwrite"]) == 2
     printed = capsys.readouterr()
@@ -239,3 +240,15 @@ def test_the_command(tmp_path, capsys):
     (source / "a.png").unlink()
     assert main([*arguments, "--overwrite"]) == 2
     assert "no image that can be used" in capsys.readouterr().err
+
+
+def test_the_command_names_the_option_for_objects_without_a_class(tmp_path, capsys):
+    save_image(tmp_path / "a.png")
+    shape = {"name": "rect", "x": 1, "y": 1, "width": 8, "height": 6}
+    region = {"shape_attributes": shape, "region_attributes": {}}
+    (tmp_path / "via.json").write_text(json.dumps({"a": {"filename": "a.png", "size": 1, "regions": [region]}}))
+    arguments = ["convert", str(tmp_path / "via.json"), "--to", "coco", "--output", str(tmp_path / "out")]
+    main(arguments)
+    assert "called object, as without a class in SOURCE; --category NAME names it" in capsys.readouterr().out
+    main([*arguments, "--overwrite", "--category", "balloon"])
+    assert "--category" not in capsys.readouterr().out

@@ -206,6 +206,15 @@ def test_postscript_is_not_decoded_under_any_name(tmp_path, suffix):
     assert not is_image_name("a.eps") and is_image_name("a.JPG") and not is_image_name("a.txt")
 
 
+def test_heic_without_its_package_is_reported(tmp_path, monkeypatch):
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    path = tmp_path / "phone.HEIC"
+    path.write_bytes(bytes(4) + b"ftypheic" + bytes(20))
+    assert is_image_name(path)
+    with pytest.raises(UserError, match=r"phone\.HEIC: HEIC needs a package: pip install pillow-heif"):
+        read_image(path)
+
+
 @pytest.mark.parametrize("read", [read_image, image_size])
 def test_only_regular_files_are_opened(tmp_path, read):
     os.mkfifo(tmp_path / "fifo.png")

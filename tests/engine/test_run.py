@@ -167,3 +167,22 @@ def test_a_finished_training_that_is_resumed_names_no_iterations(trained, tmp_pa
     printed = text.out + text.err
     assert "This training is finished" in printed and "Training from" not in printed
     assert "Evaluation after epoch 1.0 (iteration 6)" in printed
+    assert f"predict {output / 'model_best.pth'}" in printed
+
+
+def test_a_resumed_training_names_options_that_its_plan_lacks(trained, tiny_shapes, tmp_path, capsys):
+    output = shutil.copytree(trained[0].output, tmp_path / "out")
+    options = {"weights": "scratch", "output": output, "overrides": SMALL, "resume": True}
+    d2_maskrcnn.train(tiny_shapes, **options, epochs=2, image_size=64)
+    assert "keeps its plan: SOLVER.MAX_ITER is 6; set SOLVER.MAX_ITER 12." in capsys.readouterr().out
+    d2_maskrcnn.train(tiny_shapes, **options, epochs=1, image_size=64)
+    assert "keeps its plan" not in capsys.readouterr().out
+
+
+def test_evaluating_without_the_data_of_the_training(trained, tiny_shapes, tmp_path):
+    overrides = ["D2_MASKRCNN.DATA.TRAIN_JSON", "nowhere.json", "D2_MASKRCNN.DATA.VAL_JSON"]
+    with pytest.raises(UserError, match=r"validation data gone\.json is not there; name the data to evaluate on"):
+        d2_maskrcnn.evaluate(trained[0].best, output=tmp_path, overrides=[*overrides, "gone.json"])
+    val = str(tiny_shapes / "annotations" / "instances_val.json")
+    metrics = d2_maskrcnn.evaluate(trained[0].best, output=tmp_path, overrides=[*overrides, val])
+    assert metrics["segm/AP"] == pytest.approx(trained[0].metrics["segm/AP"])
