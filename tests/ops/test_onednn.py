@@ -21,6 +21,14 @@ def test_does_not_apply_to_an_empty_batch():
     assert not onednn.is_supported(torch.zeros(0, 8, 5, 5), layer.weight.detach())
 
 
+def test_the_check_at_first_use_draws_no_random_numbers():
+    x, weight = torch.ones(1, 8, 5, 5), torch.ones(8, 8, 1, 1)
+    onednn._works.cache_clear()
+    before = torch.get_rng_state()
+    onednn.is_supported(x, weight)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @needs_onednn
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
