@@ -1,3 +1,4 @@
+import json
 import random
 import signal
 
@@ -116,6 +117,9 @@ def test_a_finished_training_that_is_resumed(trainer_of, tmp_path, caplog):
         assert f"SOLVER.MAX_ITER {max_iter} is reached. Raise SOLVER.MAX_ITER" in caplog.text
         assert "Training iterations" not in caplog.text
         assert (tmp_path / "out" / "model_final.pth").read_bytes() == before
+        assert [iteration for _, iteration in again.storage.history("validation/total_loss").values()] == [2]
+    records = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
+    assert [record["iteration"] for record in records] == [2, 2, 2] and "segm/AP" in records[-1]
 
 
 def test_the_config_in_force_is_written(trainer_of, tmp_path):

@@ -38,10 +38,3 @@ def test_mirrored_image_has_mirrored_detections(tiny_cfg):
     assert torch.allclose(first.scores, second.scores, atol=1e-4)
     assert torch.allclose(first.pred_boxes.tensor, mirrored, atol=0.05)
     assert (first.pred_masks != second.pred_masks.flip(2)).float().mean() < 2e-3
-
-
-def test_evaluation(trainer_of):
-    trainer = trainer_of(*AUG)
-    results = trainer.test_with_augmentation(trainer.cfg, trainer.model)
-    assert "AP" in results["segm"]
-    assert trainer.model.training

@@ -1,5 +1,3 @@
-import json
-
 import pytest
 import torch
 
@@ -47,22 +45,6 @@ def test_names_with_several_datasets(trainer_of):
     cfg.DATASETS.TEST = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
     losses = validation_losses(cfg, trainer.model)
     assert set(losses) == {f"{name}/{loss}" for name in cfg.DATASETS.TEST for loss in LOSSES | {"total_loss"}}
-
-
-def test_every_period_and_once_at_the_end(trainer_of, tmp_path):
-    trainer = trainer_of("TEST.EVAL_PERIOD", 2, "SOLVER.MAX_ITER", 4)
-    trainer.train()
-    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.json").read_text().splitlines()]
-    assert "validation/total_loss" in lines[-1] and "segm/AP" in lines[-1]
-    history = trainer.storage.history("validation/total_loss").values()
-    assert [iteration for _, iteration in history] == [1, 3]
-
-
-def test_a_finished_training_is_evaluated_again(trainer_of):
-    trainer_of("SOLVER.MAX_ITER", 2).train()
-    again = trainer_of("SOLVER.MAX_ITER", 2, resume=True)
-    assert "segm" in again.train()
-    assert again.storage.history("validation/total_loss").values()[0][1] == 1  # the last iteration
 
 
 def test_images_without_objects_are_used_but_not_datasets_without_annotations(trainer_of, caplog):

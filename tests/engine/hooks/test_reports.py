@@ -79,7 +79,8 @@ def test_a_failing_writer_leaves_the_others_alone(tiny_cfg, caplog, tmp_path):
 
 def test_every_evaluation_is_written(trainer_of, tmp_path):
     trainer_of("SOLVER.MAX_ITER", 6, "TEST.EVAL_PERIOD", 2).train()  # LOG_PERIOD is 20
-    assert [record["iteration"] for record in records(tmp_path / "out") if "segm/AP" in record] == [1, 3, 5]
+    for name in ("segm/AP", "validation/total_loss"):
+        assert [record["iteration"] for record in records(tmp_path / "out") if name in record] == [1, 3, 5]
 
 
 @pytest.mark.parametrize("period", [1, 2, 20])
@@ -98,10 +99,3 @@ def test_a_stopped_training_ends_with_the_record_of_its_last_iteration(trainer_o
     iterations = [record["iteration"] for record in records(tmp_path / "out")]
     assert iterations == {1: [0, 1, 2, 3, 4], 2: [1, 3, 4], 20: [4]}[period]
     assert all("total_loss" in record for record in records(tmp_path / "out"))
-
-
-def test_evaluating_a_finished_training_again_uses_its_last_iteration(trainer_of, tmp_path):
-    trainer_of("SOLVER.MAX_ITER", 2).train()
-    trainer_of("SOLVER.MAX_ITER", 2, resume=True).train()
-    assert [record["iteration"] for record in records(tmp_path / "out")] == [1, 1]
-    assert "segm/AP" in records(tmp_path / "out")[-1]
