@@ -111,3 +111,13 @@ def test_naive_repetition_would_update_the_statistics_twice(narrow):
     block = plain.res2[0]
     checkpoint(block, torch.randn(1, 8, 16, 16, requires_grad=True), use_reentrant=False).sum().backward()
     assert int(block.conv1.norm.num_batches_tracked) == 2
+
+
+@pytest.mark.parametrize(("freeze_at", "saves"), [(2, False), (1, True)])
+def test_frozen_stages_save_nothing_for_the_backward_pass(narrow, freeze_at, saves):
+    overrides = {"MODEL__RESNETS__OUT_FEATURES": ["res2"], "MODEL__BACKBONE__FREEZE_AT": freeze_at}
+    model = build_resnet(narrow.cfg(**overrides), ShapeSpec(channels=3)).train()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(saved.append, lambda tensor: tensor):
+        output = model(torch.randn(1, 3, 64, 64))["res2"]
+    assert bool(saved) == output.requires_grad == saves
