@@ -15,6 +15,7 @@ import contextlib
 import io
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -35,8 +36,8 @@ Source = str | os.PathLike[str] | bytes
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "HEIF")
 CONTENT = "the image data"  # in messages, for an image that is not read from a file
 FORMAT_NAMES = "JPEG, PNG, WebP, TIFF, BMP, GIF, PPM, JPEG 2000, AVIF or HEIC"
-MAX_PIXELS = 178_000_000  # Pillow's own default limit is 179 million; decoded to RGB these are 534 MB
-MAX_TILED_PIXELS = 357_000_000  # for images that are processed by tiles; Pillow decodes no more
+MAX_PIXELS = 178_000_000  # decoded to RGB these are 534 MB
+MAX_TILED_PIXELS = 357_000_000  # for images that are processed by tiles
 HEIC_SUFFIXES = (".heic", ".heif")
 STRIP_PIXELS = 4_000_000  # converted at a time, so that a large image needs little more than its own memory
 
@@ -50,6 +51,34 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 QUARTER_TURNS = (5, 6, 7, 8)
+
+
+class _PillowLimit:
+    """Let Pillow open ``MAX_TILED_PIXELS`` inside a ``with`` block, in any number of threads.
+
+    Its own limit, of the whole process, is 179 million pixels.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._users:
+                self._before = Image.MAX_IMAGE_PIXELS
+                Image.MAX_IMAGE_PIXELS = MAX_TILED_PIXELS // 2
+            self._users += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                Image.MAX_IMAGE_PIXELS = self._before
+
+
+_pillow_limit = _PillowLimit()  # Pillow refuses images of more than twice MAX_IMAGE_PIXELS
 
 
 @contextlib.contextmanager
@@ -70,7 +99,7 @@ def open_image(source: Source, max_pixels: int | None = None) -> Iterator[Image.
     Image.init()
     formats = [each for each in FORMATS if each in Image.OPEN]
     try:
-        with decoding(name, file_advice(source, "; copy it again")), warnings.catch_warnings():
+        with decoding(name, file_advice(source, "; copy it again")), _pillow_limit, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow about large images and odd metadata
             with Image.open(file, formats=formats) as image:
                 _check_pixels(source, image, limit)

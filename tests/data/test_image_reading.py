@@ -187,12 +187,31 @@ def test_too_many_pixels(tmp_path, monkeypatch, recwarn):
             read(tmp_path / "largest.png")
 
 
-def test_a_small_file_that_claims_a_huge_image_is_refused_from_its_header(tmp_path):
-    Image.new("1", (6, 6)).save(tmp_path / "bomb.png")
-    content = bytearray((tmp_path / "bomb.png").read_bytes())
-    content[16:24] = (60_000).to_bytes(4, "big") * 2  # width and height in the IHDR chunk
+def write_header(path, width: int, height: int) -> None:
+    """Write a PNG of a few pixels whose header claims another size."""
+    Image.new("1", (6, 6)).save(path)
+    content = bytearray(path.read_bytes())
+    content[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")  # in the IHDR chunk
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
-    (tmp_path / "bomb.png").write_bytes(content)
+    path.write_bytes(content)
+
+
+def test_limits_of_whole_images(tmp_path):
+    """Pillow's own limit lies between that of an image and that of one that is predicted by tiles."""
+    before = Image.MAX_IMAGE_PIXELS
+    for width, hint in ((20_000, "scale it down, or predict by tiles"), (40_000, "save it as a TIFF file of tiles")):
+        path = tmp_path / f"{width}.png"
+        write_header(path, width, 10_000)
+        with pytest.raises(UserError, match=f"more than the limit of 178 megapixels.*{hint}"):
+            image_size(path)
+    assert image_size(tmp_path / "20000.png", image_files.MAX_TILED_PIXELS) == (20_000, 10_000)
+    with pytest.raises(UserError, match="more than the limit of 357 megapixels"):
+        image_size(tmp_path / "40000.png", image_files.MAX_TILED_PIXELS)
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_small_file_that_claims_a_huge_image_is_refused_from_its_header(tmp_path):
+    write_header(tmp_path / "bomb.png", 60_000, 60_000)
     with pytest.raises(UserError, match=r"(60000x60000 pixels, )?more than the limit of 178 megapixels"):
         read_image(tmp_path / "bomb.png")
 
