@@ -42,8 +42,8 @@ from d2_maskrcnn.image_files import (
 from d2_maskrcnn.structures.windows import Window
 
 BLOCK_PIXELS = 2**18  # pixels of strips or tiles that are decoded at a time
-CACHE_BYTES = 2**27  # of decoded blocks, or more if a single window needs more
-BAND_PIXELS = 2**24  # pixels of the rows that are resized at a time
+CACHE_BYTES = 2**26  # of decoded blocks, or more if a single window needs more
+BAND_PIXELS = 2**23  # pixels of the rows that are resized at a time
 DRAWN_SIDE = 8192  # pixels of the longer side of an image that is reduced to be shown
 # The smallest factor to 0..255, by Pillow's mode, of images whose largest value decides on the factor.
 SMALLEST_SCALES = {"I": 1 / 257, "F": 1.0}

@@ -175,7 +175,7 @@ def test_a_gigapixel_image_needs_little_memory(tmp_path, monkeypatch):
     assert (image[side - 600 :, side - 600 :] == 7).all()
     for x in range(0, side, 1000):
         assert not image[20_000:21_000, x : x + 1000].any()
-    assert tracemalloc.get_traced_memory()[1] < 1.3 * windowed_images.CACHE_BYTES
+    assert tracemalloc.get_traced_memory()[1] < 1.5 * windowed_images.CACHE_BYTES
     tracemalloc.stop()
 
 
