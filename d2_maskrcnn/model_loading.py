@@ -11,6 +11,7 @@ from torch import nn
 
 from d2_maskrcnn.checkpoint import MaskRCNNCheckpointer
 from d2_maskrcnn.config.loading import check_components, load_config, parse_config
+from d2_maskrcnn.config.named import named_config
 from d2_maskrcnn.config.validation import check_each_value, usable_device
 from d2_maskrcnn.errors import UserError, did_you_mean
 from d2_maskrcnn.modeling.precision import set_precision
@@ -43,6 +44,10 @@ def open_checkpoint(
     """
     options = [str(each) for each in overrides]
     cfg = None if config is None else load_config(str(config), options)
+    if named_config(weights) and not Path(weights).exists():
+        raise UserError(
+            f"{weights} is a config, not a weight file: expected the weights, and the config apart from them."
+        )
     if is_exported(weights):
         info = read_info(weights)
         content: dict[str, Any] = {"metadata": {"config": info.config, "thing_classes": info.class_names}}

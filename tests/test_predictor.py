@@ -158,6 +158,12 @@ def test_bad_arguments(weights, arguments, message):
         Predictor(weights, **arguments)
 
 
+def test_the_name_of_a_config_in_place_of_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="mrcnn_R101 is a config, not a weight file"):
+        Predictor("mrcnn_R101")
+
+
 @pytest.mark.parametrize("model", ["", b"abc", None])
 def test_no_model(model):
     with pytest.raises(UserError, match="expected a checkpoint, an exported file, or a config"):

@@ -196,7 +196,10 @@ def run_images(source: ImageSource, work: Work, sinks: Sinks) -> int:
     done = _run(source, work, sinks, total=len(source), unit="image", live=False)
     problems = [*source.broken, *work.problems]
     if problems:
-        raise UserError(f"{len(problems)} of {len(source)} images could not be processed, the first: {problems[0]}")
+        rest = "; the others are done" if len(problems) < len(source) else ""
+        raise UserError(
+            f"{len(problems)} of {len(source)} images could not be processed, the first: {problems[0]}{rest}"
+        )
     if sinks.image_files is not None and (problems := sinks.image_files.problems):
         raise UserError(f"{len(problems)} of {len(source)} drawn images could not be written, the first: {problems[0]}")
     return done
