@@ -34,6 +34,10 @@ SWITCH_INTERVAL = 0.0005
 STOP_SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
+class ProcessDied(UserError):
+    """Raised if a process of the model has ended."""
+
+
 class VideoLike(Protocol):
     """A video file, a stream or a camera."""
 
@@ -137,7 +141,7 @@ class Work:
         try:
             return future.result()[number]
         except BrokenExecutor as error:
-            raise UserError("A model process died (out of memory?): use fewer of them.") from error
+            raise ProcessDied("A model process died (out of memory?): use fewer of them.") from error
         except (MemoryError, RuntimeError) as error:
             if self.batch_size == 1 or not _is_out_of_memory(error):
                 raise
@@ -236,7 +240,7 @@ def _run(source: Any, work: Work, sinks: Sinks, *, total: int | None, unit: str,
         stack.callback(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(SWITCH_INTERVAL)
         bar = stack.enter_context(tqdm(total=total, unit=unit, dynamic_ncols=True, mininterval=0.5))
-        for frame in pipeline:
+        for frame in _until_interrupted(pipeline, interrupted):
             if not sinks.write(frame):  # what the model has processed is still written, but no longer shown
                 pipeline.interrupt()
                 sinks.close_window()
@@ -254,6 +258,15 @@ def _run(source: Any, work: Work, sinks: Sinks, *, total: int | None, unit: str,
     if interrupted:
         raise KeyboardInterrupt
     return done
+
+
+def _until_interrupted(pipeline: Pipeline, received: Sequence[int]) -> Iterator[Frame]:
+    """Yield the frames of a pipeline; a signal that ends the run may end the processes of the model first."""
+    try:
+        yield from pipeline
+    except ProcessDied:
+        if not received:
+            raise
 
 
 @contextmanager

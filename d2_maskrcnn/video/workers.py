@@ -1,9 +1,10 @@
 """Run the model in this process or in several: one per GPU, or a few on the CPU."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
@@ -59,17 +60,33 @@ class WorkerPool:
         threads = max(1, (os.cpu_count() or 1) // count)
         self._pool = ProcessPoolExecutor(count, context, _start, (cfg.dump(), dict(options), devices, threads))
         try:
-            self.class_names, self.category_ids = self._pool.submit(_classes).result()
+            with _interrupts_blocked():
+                classes = self._pool.submit(_classes)
+            self.class_names, self.category_ids = classes.result()
         except BrokenProcessPool as error:
             raise UserError("A model process died while it started; see its message above.") from error
 
     def submit(self, inputs: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> "Future[list[Detections]]":
         """Send a batch to a free process. See :meth:`Predictor.predict`."""
-        return self._pool.submit(_predict, list(inputs), list(sizes))
+        with _interrupts_blocked():
+            return self._pool.submit(_predict, list(inputs), list(sizes))
 
     def close(self) -> None:
         """Terminate the processes; batches that haven't started are canceled."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Let processes that are started in the block be born with Ctrl-C blocked, which reaches all processes."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def default_count() -> int:
