@@ -82,8 +82,11 @@ def test_two_processes_equal_one_with_two_micro_batches(run, tmp_path):
         "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 100000, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100000,
     ]  # fmt: skip
     histories = []
-    for processes, accumulate in ((1, 2), (2, 1)):  # the same two micro-batches
-        result, out = run(processes, *opts, "D2_MASKRCNN.SOLVER.ACCUMULATE", accumulate)
+    # The same two micro-batches; that the two processes compute activations again must not change anything either.
+    for processes, accumulate, checkpointing in ((1, 2, False), (2, 1, True)):
+        switches = ["D2_MASKRCNN.SOLVER.ACCUMULATE", accumulate]
+        switches += ["D2_MASKRCNN.SOLVER.ACTIVATION_CHECKPOINTING", checkpointing]
+        result, out = run(processes, *opts, *switches)
         assert result.returncode == 0, result.stderr[-3000:]
         histories.append(json.loads(out.read_text()))
     one, two = histories
