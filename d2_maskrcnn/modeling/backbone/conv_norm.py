@@ -142,6 +142,11 @@ class ConvNorm(nn.Conv2d):
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         return self.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
 
+    def maps_pixels_in_place(self) -> bool:
+        """Return whether each pixel's output has its input's size and depends on nothing else."""
+        same = self.kernel_size == self.stride == (1, 1) and self.in_channels == self.out_channels
+        return same and (self.norm is None or _is_fixed_affine(self.norm))
+
     def fold_norm(self) -> None:
         """Replace weight and bias by those with the norm folded in, and remove the norm, if it is constant.
 

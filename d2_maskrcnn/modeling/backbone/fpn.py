@@ -13,12 +13,14 @@ from torch import nn
 from d2_maskrcnn.config.validation import require, require_norm
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
-from d2_maskrcnn.modeling.backbone.resnet import build_resnet
+from d2_maskrcnn.modeling.backbone.resnet import ResNet, build_resnet
+from d2_maskrcnn.modeling.backbone.stage import has_forward_hooks
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 
 FUSE_TYPES = ("sum", "avg")
+BAND_ROWS = 8  # coarser rows at a time, of a fusion in place
 
 
 class LastLevelMaxPool(nn.Module):
@@ -120,7 +122,13 @@ class FPN(Backbone):
         outputs: dict[str, torch.Tensor] = {}
         top_down: torch.Tensor | None = None
         for level, name in zip(reversed(self.levels), reversed(self.in_features), strict=True):
-            top_down = self._fuse(self.get_submodule(f"fpn_lateral{level}")(bottom_up.pop(name)), top_down)
+            lateral: Any = self.get_submodule(f"fpn_lateral{level}")
+            feature = bottom_up.pop(name)
+            if top_down is not None and self._can_overwrite(name, lateral):
+                top_down = self._fuse_in_place(lateral, feature, top_down)
+            else:
+                top_down = self._fuse(lateral(feature), top_down)
+            del feature  # frees the memory before the output convolution
             outputs[f"p{level}"] = self.get_submodule(f"fpn_output{level}")(top_down)
         features = {f"p{level}": outputs[f"p{level}"] for level in self.levels}
         if self.top_block is not None:
@@ -135,10 +143,32 @@ class FPN(Backbone):
             lateral = F.interpolate(coarser, scale_factor=2.0, mode="nearest").add_(lateral)
         else:
             # The same in one pass, by broadcasting over the 2 x 2 cells under each coarser cell; its gradient is slow.
-            height, width = coarser.shape[-2:]
-            cells = lateral.unflatten(3, (width, 2)).unflatten(2, (height, 2))  # (N, C, h, 2, w, 2)
+            cells = _cells(lateral)
             cells += coarser[:, :, :, None, :, None]
         return lateral / 2 if self.fuse_type == "avg" else lateral
+
+    def _can_overwrite(self, name: str, lateral: ConvNorm) -> bool:
+        """Return whether the result of a lateral convolution may be stored in its input, which nothing else reads."""
+        if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return False
+        if type(self.bottom_up) is not ResNet or name == getattr(self.top_block, "in_feature", None):
+            return False
+        return lateral.maps_pixels_in_place() and not any(map(has_forward_hooks, (self.bottom_up, lateral)))
+
+    def _fuse_in_place(self, conv: ConvNorm, x: torch.Tensor, coarser: torch.Tensor) -> torch.Tensor:
+        """Store ``_fuse(conv(x), coarser)`` in ``x``, in bands of rows whose values stay in the processor's caches."""
+        for image in range(len(x)):
+            for row in range(0, coarser.shape[2], BAND_ROWS):
+                rows = slice(2 * row, 2 * (row + BAND_ROWS))
+                band = x[image : image + 1, :, rows]
+                added = coarser[image : image + 1, :, row : row + BAND_ROWS, None, :, None]
+                torch.add(_cells(conv(band)), added, out=_cells(band))
+        return x.div_(2) if self.fuse_type == "avg" else x
+
+
+def _cells(x: torch.Tensor) -> torch.Tensor:
+    """View (N, C, 2h, 2w) as the 2 x 2 cells under each coarser cell: (N, C, h, 2, w, 2)."""
+    return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
 
 
 def _check_strides(names: Sequence[str], strides: list[int]) -> None:

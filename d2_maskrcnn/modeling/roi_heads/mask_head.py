@@ -23,7 +23,7 @@ from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import Instances
 from detectron2.utils.events import has_event_storage
 
-REGIONS_AT_A_TIME = 32  # that are upsampled together on a CPU, without gradients
+REGIONS_AT_A_TIME = 16  # that are upsampled together on a CPU, without gradients
 
 
 class BaseMaskHead(nn.Module):
@@ -120,7 +120,17 @@ class MaskRCNNMaskHead(BaseMaskHead):
         if x.device.type != "cpu" or torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
             return self._upsample(x)
         # Part by part: the upsampled features of all regions would be the peak of the model's memory.
-        return torch.cat([self._upsample(part) for part in x.split(REGIONS_AT_A_TIME)])
+        first, *others = x.split(REGIONS_AT_A_TIME)
+        upsampled = self._upsample(first)
+        if not others:
+            return upsampled
+        shape, channels_last = (len(x), *upsampled.shape[1:]), torch.channels_last
+        order = channels_last if upsampled.is_contiguous(memory_format=channels_last) else torch.contiguous_format
+        logits = torch.empty(shape, dtype=upsampled.dtype, memory_format=order)  # torch.cat would need twice its memory
+        logits[: len(first)] = upsampled
+        for index, part in enumerate(others, start=1):
+            logits[index * REGIONS_AT_A_TIME :][: len(part)] = self._upsample(part)
+        return logits
 
     def _upsample(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.predictor(F.relu_(self.deconv(x)))

@@ -47,6 +47,40 @@ def test_against_the_formula(fuse, channels_last, grad):
         torch.testing.assert_close(feature, expected[name], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("norm", ["", "BN", "GN"])
+@pytest.mark.parametrize("fuse", ["sum", "avg"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_fusion_in_place_changes_no_result(narrow, norm, fuse, channels_last):
+    torch.manual_seed(0)
+    options = {"MODEL__FPN__OUT_CHANNELS": 32, "MODEL__RESNETS__RES2_OUT_CHANNELS": 32}
+    backbone = build_backbone(narrow.cfg(MODEL__FPN__NORM=norm, MODEL__FPN__FUSE_TYPE=fuse, **options)).eval()
+    assert backbone._can_overwrite("res2", backbone.fpn_lateral2) is False  # gradients are on
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    backbone.double().to(memory_format=memory_format)
+    x = torch.randn(2, 3, 96, 64, dtype=torch.float64).to(memory_format=memory_format)
+    expected = {name: level.detach() for name, level in backbone(x).items()}
+    with torch.no_grad():
+        assert backbone._can_overwrite("res2", backbone.fpn_lateral2) == (norm != "GN")
+        actual = backbone(x)
+        recorded, copies = [], []
+        for part in (backbone.bottom_up.res2, backbone.bottom_up, backbone.fpn_lateral2):
+            recorded.clear()
+            copies.clear()
+
+            def record(module, args, output):
+                output = output["res2"] if isinstance(output, dict) else output
+                recorded.append(output)
+                copies.append(output.clone())
+
+            hook = part.register_forward_hook(record)
+            backbone(x)
+            hook.remove()
+            assert recorded[0].shape[2:] == (24, 16)
+            assert part is backbone.fpn_lateral2 or torch.equal(recorded[0], copies[0])
+    for name, level in expected.items():
+        torch.testing.assert_close(actual[name], level, rtol=1e-9, atol=1e-9)
+
+
 def test_every_parameter_gets_a_gradient():
     fpn = FPN(Pyramid((2, 3, 4)), ["res2", "res3", "res4"], 4).double()
     x = torch.randn(1, 3, 16, 16, dtype=torch.float64, requires_grad=True)

@@ -95,6 +95,7 @@ def test_initialization(narrow):
 @torch.no_grad()
 @pytest.mark.parametrize(("channels", "part", "number"), [(16, "", 3), (16, ".conv3", 3), (8, ".shortcut", 1)])
 def test_inputs_and_recorded_results_are_not_overwritten(narrow, channels, part, number):
+    torch.manual_seed(0)
     model = resnet(narrow, MODEL__RESNETS__STEM_OUT_CHANNELS=channels).eval().to(memory_format=torch.channels_last)
     x = torch.randn(1, channels, 16, 24).to(memory_format=torch.channels_last)
     recorded, copies = [], []
@@ -107,11 +108,11 @@ def test_inputs_and_recorded_results_are_not_overwritten(narrow, channels, part,
     assert torch.equal(x, kept)
     names = {f"{index}{part}" for index in range(3)}
     hooks = [module.register_forward_hook(record) for name, module in model.res2.named_modules() if name in names]
-    torch.testing.assert_close(model.res2(x), expected)
+    torch.testing.assert_close(model.res2(x), expected, rtol=1e-4, atol=1e-4)
     assert len(recorded) == number and all(map(torch.equal, recorded, copies))
     for hook in hooks:
         hook.remove()
-    torch.testing.assert_close(torch.nn.Sequential(*model.res2)(x), expected)
+    torch.testing.assert_close(torch.nn.Sequential(*model.res2)(x), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(x, kept)
 
 
