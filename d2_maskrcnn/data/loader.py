@@ -8,6 +8,7 @@ import contextlib
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -160,7 +161,7 @@ class ResumableTrainLoader:
             batch_sampler=self.index_batches(),
             num_workers=self.num_workers,
             collate_fn=_as_list,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_outlive_signals,
             generator=torch.Generator(),  # DataLoader advances its generator; the default one belongs to the model
         )
         yield from map(raise_failures, loader)
@@ -208,9 +209,17 @@ def _as_list(samples: list[Any]) -> list[Any]:
     return samples
 
 
-def _ignore_interrupts(_worker: int) -> None:
-    """Ignore Ctrl-C in workers: the main process still needs the batch of the iteration that it finishes."""
+def _outlive_signals(_worker: int) -> None:
+    """Let workers outlive Ctrl-C and a first SIGTERM: the main process needs them for the iteration that it finishes.
+
+    Terminals, and many batch systems, send these signals to all processes of a program.
+    """
+
+    def end_at_the_next(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, end_at_the_next)
 
 
 def build_resumable_train_loader(

@@ -88,14 +88,20 @@ def test_nothing_starts_before_the_first_batch(cfg):
     assert_same([batch], take(build_resumable_train_loader(cfg, seed=3), 5, 1))
 
 
-def test_workers_go_on_after_ctrl_c(cfg):
-    """Ctrl-C signals the workers too, while the training still finishes its iteration."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_go_on_after_a_signal_to_all_processes(cfg, number):
+    """The training still finishes its iteration, and ends the workers itself."""
     cfg.DATALOADER.NUM_WORKERS = 2
     iterator = iter(build_resumable_train_loader(cfg, seed=3))
     batches = [next(iterator), next(iterator)]  # one from each worker: both ignore the signal by now
     for worker in multiprocessing.active_children():
-        os.kill(worker.pid, signal.SIGINT)
+        os.kill(worker.pid, number)
     batches += islice(iterator, 4)
+    workers = multiprocessing.active_children()
+    del iterator
+    for worker in workers:
+        worker.join(60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
     cfg.DATALOADER.NUM_WORKERS = 0
     assert_same(batches, take(build_resumable_train_loader(cfg, seed=3), 0, 6))
 

@@ -124,7 +124,8 @@ class FPN(Backbone):
         for level, name in zip(reversed(self.levels), reversed(self.in_features), strict=True):
             lateral: Any = self.get_submodule(f"fpn_lateral{level}")
             feature = bottom_up.pop(name)
-            if top_down is not None and self._can_overwrite(name, lateral):
+            in_place = feature.device.type == "cpu" and self._can_overwrite(name, lateral)  # bands are slow on a GPU
+            if top_down is not None and in_place:
                 top_down = self._fuse_in_place(lateral, feature, top_down)
             else:
                 top_down = self._fuse(lateral(feature), top_down)
