@@ -20,12 +20,12 @@ def is_supported(x: torch.Tensor, weight: torch.Tensor, *others: torch.Tensor | 
     Args:
         x: (N, C, H, W). weight: (D, C / groups, k, k). others: bias and residual.
     """
+    if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return False  # first: the sizes of exported graphs are not known
     tensors = [x, weight, *(other for other in others if other is not None)]
     if any(t.device.type != "cpu" or t.dtype != x.dtype for t in tensors) or x.dtype not in _TYPES or x.numel() == 0:
         return False
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return False
-    if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
     if not all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors if t.dim() == 4):
         return False
