@@ -128,6 +128,10 @@ class Predictor:
         self._budget = CPU_BATCH_PIXELS if self.device.type == "cpu" else MAX_BATCH_PIXELS
         self._lock = threading.Lock()
 
+    def __repr__(self) -> str:
+        names = ", ".join(self.class_names) or f"{self.cfg.MODEL.ROI_HEADS.NUM_CLASSES} classes"
+        return f"{type(self).__name__}({names:.200}; {self.device}, {str(self.dtype).removeprefix('torch.')})"
+
     def __call__(self, source: Any, *, bgr: bool = False, batch_size: int | None = None) -> Any:
         """Detect objects in one image or several.
 

@@ -43,6 +43,10 @@ def predictor(weights) -> Predictor:
     return Predictor(weights, threshold=0.1, device="cpu")
 
 
+def test_repr_names_classes_device_and_type(predictor):
+    assert repr(predictor) == f"Predictor({', '.join(CLASS_NAMES)}; cpu, float32)"
+
+
 @pytest.fixture(scope="module")
 def image() -> np.ndarray:
     return frame_image(3, (100, 140))

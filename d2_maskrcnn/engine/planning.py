@@ -172,15 +172,15 @@ class _Planner:
 
     def _say_schedule(self, total: int, per_epoch: float) -> None:
         batch, period = self.get("SOLVER.IMS_PER_BATCH"), self.get("TEST.EVAL_PERIOD")
-        is_stepped = self.get("SOLVER.LR_SCHEDULER_NAME") == "WarmupMultiStepLR"
         steps = ", ".join(f"{step:,}" for step in self.get("SOLVER.STEPS"))
+        schedules = {"WarmupMultiStepLR": f"lower after {steps}", "WarmupCosineLR": "then lower along a cosine"}
         name, patience = self.get("D2_MASKRCNN.BEST_CHECKPOINT.METRIC"), self.get("D2_MASKRCNN.EARLY_STOPPING.PATIENCE")
         self.say("epochs", f"{_short(total / per_epoch)} ({total:,} iterations with batches of {batch})")
         self.say(
             "rate",
             f"{self.get('SOLVER.BASE_LR'):.3g} ({self.get('D2_MASKRCNN.SOLVER.OPTIMIZER')}), warm-up over "
             f"{self.get('SOLVER.WARMUP_ITERS'):,} iterations, "
-            + (f"lower after {steps}" if is_stepped else f"then {self.get('SOLVER.LR_SCHEDULER_NAME')}"),
+            + schedules.get(self.get("SOLVER.LR_SCHEDULER_NAME"), f"then {self.get('SOLVER.LR_SCHEDULER_NAME')}"),
         )
         epochs = _short(period / per_epoch)
         every = "every epoch" if epochs == "1" else f"every {epochs} epochs"

@@ -155,20 +155,16 @@ def train_config(
         trainer.train()
         result = _result(trainer)
         console.info("Finished after %s. Everything is in %s:", duration(time.monotonic() - begin), cfg.OUTPUT_DIR)
-        console.info(
-            "  %s (best), %s (last), log.txt, metrics.json, TensorBoard files", result.best.name, result.last.name
-        )
-        console.info(
-            "  predictions/ and inference/: images with predictions, figures and detections of the validation data"
-        )
+        names = result.best.name, result.last.name
+        console.info("  %s (best), %s (last), log.txt, metrics.json, TensorBoard files", *names)
+        console.info("  predictions/ and inference/: validation images with predictions, figures and detections")
         return result
 
 
 def _show_run(trainer: Trainer) -> None:
     cfg = trainer.cfg
-    for line in describe_data(
-        {name: summarize(dataset_records(name)) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)}
-    ):
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+    for line in describe_data({name: summarize(dataset_records(name)) for name in names}):
         console.info("%s", line)
     if trainer.start_iter >= trainer.max_iter:
         return  # finished, which the trainer reports
@@ -296,9 +292,8 @@ def evaluate_config(cfg: CfgNode, resume: bool = False) -> dict[str, Any]:
     if comm.is_main_process():
         path = Path(cfg.OUTPUT_DIR) / "inference" / "results.json"
         write_results(results, path)
-        show_results(
-            results, f"Evaluation of {cfg.MODEL.WEIGHTS or 'the last checkpoint'} on {', '.join(cfg.DATASETS.TEST)}"
-        )
+        weights, names = cfg.MODEL.WEIGHTS or "the last checkpoint", ", ".join(cfg.DATASETS.TEST)
+        show_results(results, f"Evaluation of {weights} on {names}")
         console.info("Results are in %s", path)
         with warn_on_failure("drawing predictions"):
             draw_test_sets(cfg, tested)

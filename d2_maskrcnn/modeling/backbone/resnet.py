@@ -13,7 +13,7 @@ from d2_maskrcnn.config.keys import plugin_node
 from d2_maskrcnn.config.validation import require, require_norm
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
-from d2_maskrcnn.modeling.backbone.stage import Stage, has_forward_hooks
+from d2_maskrcnn.modeling.backbone.stage import Stage, is_free
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import Backbone
@@ -54,7 +54,7 @@ class BasicBlock(CNNBlockBase):
             overwrite: whether the result may be stored in ``x`` where no gradients are needed.
         """
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return self.conv2(self.conv1(x), residual=shortcut, overwrite_residual=overwrite or _is_free(self.shortcut))
+        return self.conv2(self.conv1(x), residual=shortcut, overwrite_residual=overwrite or is_free(self.shortcut))
 
 
 class Bottleneck(CNNBlockBase):
@@ -98,12 +98,7 @@ class Bottleneck(CNNBlockBase):
         """
         shortcut = x if self.shortcut is None else self.shortcut(x)
         x = self.conv2(self.conv1(x))
-        return self.conv3(x, residual=shortcut, overwrite_residual=overwrite or _is_free(self.shortcut))
-
-
-def _is_free(shortcut: ConvNorm | None) -> bool:
-    """Return whether only the block itself uses the result of its shortcut's convolution."""
-    return shortcut is not None and not has_forward_hooks(shortcut)
+        return self.conv3(x, residual=shortcut, overwrite_residual=overwrite or is_free(self.shortcut))
 
 
 def _initialize(*convs: ConvNorm | None) -> None:

@@ -54,6 +54,11 @@ def has_forward_hooks(module: nn.Module) -> bool:
     return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
+def is_free(shortcut: nn.Module | None) -> bool:
+    """Return whether there is a shortcut's convolution, and only its block uses the result."""
+    return shortcut is not None and not has_forward_hooks(shortcut)
+
+
 @functools.cache
 def _can_overwrite(forward: Callable[..., Any]) -> bool:
     return "overwrite" in inspect.signature(forward).parameters
