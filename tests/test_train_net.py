@@ -48,7 +48,11 @@ def test_train_then_evaluate(repo_dir, tiny_opts, tmp_path):
     assert any(line.split()[:2] == ["masks", str(round(scalars(out)[-1]["segm/AP"], 1))] for line in lines), lines
     assert len(lines) < 30, lines
     log = (out / "log.txt").read_text()
-    assert "Environment:" in log and "copypaste" in log and all(line in log for line in lines)
+    assert "Environment:" in log and "copypaste" in log
+    advice = lines.index("Next:")  # printed after the log is closed
+    assert all(line in log for line in lines[:advice])
+    commands = [f"  d2-maskrcnn {name} {out / 'model_best.pth'} IMAGE" for name in ("predict", "inspect")]
+    assert lines[advice + 1 :] == commands
     assert sorted(p.name for p in out.glob("model_*.pth"))[-1] == "model_final.pth"
     assert (out / "last_checkpoint").read_text().strip() == "model_final.pth"
     assert (out / "config.yaml").is_file() and list(out.glob("events.out.tfevents.*"))
