@@ -12,6 +12,7 @@ from d2_maskrcnn.config.validation import refuse_unsupported
 from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm
 from d2_maskrcnn.modeling.roi_heads.inference import postprocess
+from d2_maskrcnn.ops import free_unused_buffers
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
@@ -162,6 +163,7 @@ class MaskRCNN(nn.Module):
             ``pred_masks`` (n, 1, 28, 28) are probabilities inside each box.
         """
         images = self.preprocess_image(batched_inputs)
+        free_unused_buffers()  # the backbone, which needs the most memory, cannot use them
         features = self.backbone(images.tensor)
         if detected_instances is None:
             proposals, _ = self.proposal_generator(images, features, None)

@@ -41,8 +41,18 @@ class Store:
             while sum(kept.nbytes for kept in self._unused.values()) > MAX_KEPT_BYTES:
                 del self._unused[next(iter(self._unused))]
 
+    def clear(self) -> None:
+        """Free all unused memory."""
+        with self._lock:
+            self._unused.clear()
+
 
 _store = Store()
+
+
+def free_unused_buffers() -> None:
+    """Free the memory that is kept for the next buffers, before work that needs memory of its own."""
+    _store.clear()
 
 
 def empty_buffer(shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:

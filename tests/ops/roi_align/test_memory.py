@@ -77,6 +77,16 @@ def test_threads_never_share_a_buffer():
     assert len(wrong) == 80 and not any(wrong)
 
 
+def test_unused_memory_is_freed_and_buffers_in_use_stay():
+    memory.free_unused_buffers()
+    used, unused = (memory.empty_buffer((40, WIDTH), LIKE).fill_(1.0) for _ in range(2))
+    del unused
+    assert memory._store._unused
+    memory.free_unused_buffers()
+    assert not memory._store._unused
+    assert used.sum(dtype=torch.float32) == 40 * WIDTH
+
+
 def test_gradients_flow_through_buffers_and_free_them():
     weight = torch.ones(WIDTH, requires_grad=True)
     buffer = memory.empty_buffer((16, WIDTH), torch.zeros(1)).fill_(1.0)
