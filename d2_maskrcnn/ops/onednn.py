@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from d2_maskrcnn.ops.tracing import is_recorded
+
 _TYPES = (torch.float32, torch.bfloat16)
 
 
@@ -20,7 +22,7 @@ def is_supported(x: torch.Tensor, weight: torch.Tensor, *others: torch.Tensor | 
     Args:
         x: (N, C, H, W). weight: (D, C / groups, k, k). others: bias and residual.
     """
-    if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch.is_autocast_enabled("cpu") or is_recorded():
         return False  # first: the sizes of exported graphs are not known
     tensors = [x, weight, *(other for other in others if other is not None)]
     if any(t.device.type != "cpu" or t.dtype != x.dtype for t in tensors) or x.dtype not in _TYPES or x.numel() == 0:

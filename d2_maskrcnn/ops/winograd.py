@@ -15,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from d2_maskrcnn.ops.tracing import is_recorded
+
 TILE, WINDOW = 4, 6  # outputs and inputs of a tile, in each direction
 MIN_CHANNELS = 128  # below, the transforms cost more than they save
 MIN_TILES = 200  # below, transforming the weights does
@@ -53,7 +55,7 @@ def is_faster(x: torch.Tensor, weight: torch.Tensor) -> bool:
         return False
     if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in (x, weight)):
         return False
-    if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch.is_autocast_enabled("cpu") or is_recorded():
         return False
     tiles = x.shape[0] * _tiles(x.shape[2]) * _tiles(x.shape[3])
     return tiles >= MIN_TILES and x.is_contiguous(memory_format=torch.channels_last)

@@ -15,6 +15,7 @@ from d2_maskrcnn.errors import UserError
 from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
 from d2_maskrcnn.modeling.backbone.resnet import ResNet, build_resnet
 from d2_maskrcnn.modeling.backbone.stage import has_forward_hooks
+from d2_maskrcnn.ops.tracing import is_recorded
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
@@ -150,7 +151,7 @@ class FPN(Backbone):
 
     def _can_overwrite(self, name: str, lateral: ConvNorm) -> bool:
         """Return whether the result of a lateral convolution may be stored in its input, which nothing else reads."""
-        if torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or is_recorded():
             return False
         if type(self.bottom_up) is not ResNet or name == getattr(self.top_block, "in_feature", None):
             return False

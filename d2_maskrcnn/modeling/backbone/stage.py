@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from d2_maskrcnn.ops.tracing import is_recorded
+
 
 class Stage(nn.Sequential):
     """Apply blocks one after the other.
@@ -30,7 +32,7 @@ class Stage(nn.Sequential):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (N, in, H, W) to (N, out, H/stride, W/stride)."""
         if not (self.activation_checkpointing and self.training and self._keeps_activations(x)):
-            is_free = not torch.compiler.is_compiling() and not has_forward_hooks(self)
+            is_free = not is_recorded() and not has_forward_hooks(self)
             for index, block in enumerate(self):
                 overwrite = index > 0 and is_free and _can_overwrite(type(block).forward)
                 x = block(x, overwrite=True) if overwrite else block(x)

@@ -17,6 +17,7 @@ from d2_maskrcnn.modeling.backbone.conv_norm import ConvNorm, channels_of
 from d2_maskrcnn.modeling.box_coding import at_least_float32
 from d2_maskrcnn.modeling.losses import mask_accuracy, mask_loss, put_scalars
 from d2_maskrcnn.modeling.roi_heads.targets import mask_targets
+from d2_maskrcnn.ops.tracing import is_recorded
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
@@ -117,7 +118,7 @@ class MaskRCNNMaskHead(BaseMaskHead):
         """Map pooled features (M, C, P, P) to logits (M, K or 1, S, S)."""
         for name in self.convs:
             x = self.get_submodule(name)(x)
-        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if x.device.type != "cpu" or torch.is_grad_enabled() or is_recorded():
             return self._upsample(x)
         # Part by part: the upsampled features of all regions would be the peak of the model's memory.
         first, *others = x.split(REGIONS_AT_A_TIME)
